@@ -1,0 +1,528 @@
+"""The ConvNeXt U-Net conditioned by a label channel.
+
+The file stands alone: it imports nothing of this package, so that a Hub repository can carry it as it is.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import AttentionMixin
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+
+CLASS_ENCODINGS = ("integer", "scaled", "bits")
+MID_ATTENTION_TYPES = ("linear", "softmax")
+
+# Own module path -> path in the article's network. Applied in this order, each wherever it matches.
+_ANNOTATED_NAMES = (
+    (r"^conv_in$", "init_conv"),
+    (r"^time_proj$", "time_mlp.0"),
+    (r"^time_embedding\.linear_1$", "time_mlp.1"),
+    (r"^time_embedding\.act$", "time_mlp.2"),
+    (r"^time_embedding\.linear_2$", "time_mlp.3"),
+    (r"^time_embedding$", "time_mlp"),
+    (r"^resnet_out", "final_conv.0"),
+    (r"^conv_out$", "final_conv.1"),
+    (r"^mid_block\.resnets\.0", "mid_block1"),
+    (r"^mid_block\.attentions\.0", "mid_attn"),
+    (r"^mid_block\.resnets\.1", "mid_block2"),
+    (r"^down_blocks\.", "downs."),
+    (r"^up_blocks\.", "ups."),
+    (r"\.resnets\.(\d+)", r".\1"),
+    (r"\.attentions\.0", ".2"),
+    (r"\.(down|up)samplers\.0$", ".3"),
+    (r"\.attn\.group_norm$", ".fn.norm"),
+    (r"\.attn\.to_", ".fn.fn.to_"),
+    (r"\.attn$", ".fn"),
+    (r"\.time_emb_proj$", ".mlp.1"),
+    (r"\.depthwise_conv$", ".ds_conv"),
+    (r"\.conv_shortcut$", ".res_conv"),
+)
+
+
+class LabelChannels(nn.Module):
+    """Writes a label into constant image channels (thesis section 4.2.2, listing C.2).
+
+    | `encoding`  | channels | value of label `y`                          | value of the null label |
+    |-------------|----------|---------------------------------------------|-------------------------|
+    | `"integer"` | 1        | `y`                                         | -1                      |
+    | `"scaled"`  | 1        | `y / (num_classes - 1)`                     | -1                      |
+    | `"bits"`    | n        | the bits of `y` as -1/+1, most significant first | 0                  |
+    """
+
+    def __init__(self, num_classes: int, encoding: str, null_label: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.encoding = encoding
+        self.null_label = null_label
+        self.num_channels = (num_classes - 1).bit_length() if encoding == "bits" else 1
+
+    def forward(self, class_labels: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """`class_labels` (B,) integers -> (B, num_channels, height, width) of `dtype`."""
+        is_null = (class_labels == self.null_label)[:, None]
+        if self.encoding == "bits":
+            shifts = torch.arange(self.num_channels - 1, -1, -1, device=class_labels.device)
+            values = (2 * ((class_labels[:, None] >> shifts) & 1) - 1).to(dtype).masked_fill(is_null, 0.0)
+        else:
+            values = class_labels[:, None].to(dtype)
+            if self.encoding == "scaled":
+                values = values / (self.num_classes - 1)
+            values = values.masked_fill(is_null, -1.0)
+        return values[:, :, None, None].expand(-1, -1, height, width)
+
+
+class LinearAttnProcessor:
+    """Linear attention: softmax of q over the head dimension and of k over the positions, then (k v^T) q."""
+
+    def __call__(self, attn: "ConvNextAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        query, key, value = attn.project_qkv(hidden_states)
+        query = query.softmax(dim=-2) * attn.scale
+        context = key.softmax(dim=-1) @ value.transpose(-1, -2)
+        return attn.project_out(context.transpose(-1, -2) @ query, hidden_states)
+
+
+class SoftmaxAttnProcessor:
+    """Scaled dot-product attention over all pairs of positions."""
+
+    def __call__(self, attn: "ConvNextAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        query, key, value = (t.transpose(-1, -2) for t in attn.project_qkv(hidden_states))
+        out = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        return attn.project_out(out.transpose(-1, -2), hidden_states)
+
+
+class ConvNextAttention(nn.Module):
+    """Multi-head self-attention over pixels, with its norm in front and without the residual sum."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, linear: bool, norm_eps: float):
+        super().__init__()
+        self.heads = heads
+        self.head_dim = head_dim
+        self.scale = head_dim**-0.5
+        inner = heads * head_dim
+        self.group_norm = nn.GroupNorm(1, channels, eps=norm_eps)
+        self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
+        conv = nn.Conv2d(inner, channels, 1)
+        self.to_out = nn.Sequential(conv, nn.GroupNorm(1, channels, eps=norm_eps)) if linear else conv
+        self.processor = LinearAttnProcessor() if linear else SoftmaxAttnProcessor()
+
+    def get_processor(self):
+        return self.processor
+
+    def set_processor(self, processor) -> None:
+        self.processor = processor
+
+    def project_qkv(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, C, H, W) -> query, key, value, each (B, heads, head_dim, H * W)."""
+        qkv = self.to_qkv(self.group_norm(hidden_states))
+        return qkv.reshape(qkv.shape[0], 3, self.heads, self.head_dim, -1).unbind(1)
+
+    def project_out(self, heads_out: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, heads, head_dim, H * W) -> (B, C, H, W), the shape of `hidden_states`."""
+        batch, _, height, width = hidden_states.shape
+        return self.to_out(heads_out.reshape(batch, -1, height, width))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.processor(self, hidden_states)
+
+
+class AttentionResidual(nn.Module):
+    """`x + attn(x)`; `attn`'s own output is the thesis's layer "fn"."""
+
+    def __init__(self, channels: int, heads: int, head_dim: int, linear: bool, norm_eps: float):
+        super().__init__()
+        self.attn = ConvNextAttention(channels, heads, head_dim, linear, norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.attn(hidden_states)
+
+
+class ConvNextBlock2D(nn.Module):
+    """Depthwise 7x7, time shift, GroupNorm, two 3x3 convs with GELU between, and a residual connection."""
+
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None, norm_eps: float):
+        super().__init__()
+        self.time_emb_proj = nn.Linear(temb_channels, in_channels) if temb_channels else None
+        self.depthwise_conv = nn.Conv2d(in_channels, in_channels, 7, padding=3, groups=in_channels)
+        self.net = nn.Sequential(
+            nn.GroupNorm(1, in_channels, eps=norm_eps),
+            nn.Conv2d(in_channels, 2 * out_channels, 3, padding=1),
+            nn.GELU(),
+            nn.GroupNorm(1, 2 * out_channels, eps=norm_eps),
+            nn.Conv2d(2 * out_channels, out_channels, 3, padding=1),
+        )
+        same_width = in_channels == out_channels
+        self.conv_shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
+        inner = self.depthwise_conv(hidden_states)
+        if self.time_emb_proj is not None:
+            inner = inner + self.time_emb_proj(F.gelu(temb))[:, :, None, None]
+        return self.net(inner) + self.conv_shortcut(hidden_states)
+
+
+class _ConvNextStage(nn.Module):
+    """Two ConvNeXt blocks and an attention residual, the content of every block of the U-Net."""
+
+    gradient_checkpointing = False
+
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict):
+        super().__init__()
+        eps = attention["norm_eps"]
+        self.resnets = nn.ModuleList(
+            [
+                ConvNextBlock2D(in_channels, out_channels, temb_channels, eps),
+                ConvNextBlock2D(out_channels, out_channels, temb_channels, eps),
+            ]
+        )
+        self.attentions = nn.ModuleList([AttentionResidual(out_channels, **attention)])
+
+    def _run(self, module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(module, *args)
+        return module(*args)
+
+
+class ConvNextDownBlock2D(_ConvNextStage):
+    """Returns `(hidden_states, skips)`; where the block does not down-sample, `hidden_states is skips[-1]`."""
+
+    def __init__(self, in_channels, out_channels, temb_channels, attention, add_downsample: bool):
+        super().__init__(in_channels, out_channels, temb_channels, attention)
+        downsampler = nn.Conv2d(out_channels, out_channels, 4, stride=2, padding=1) if add_downsample else nn.Identity()
+        self.downsamplers = nn.ModuleList([downsampler])
+
+    def forward(
+        self, hidden_states: torch.Tensor, temb: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        for resnet in self.resnets:
+            hidden_states = self._run(resnet, hidden_states, temb)
+        skip = self._run(self.attentions[0], hidden_states)
+        return self.downsamplers[0](skip), (skip,)
+
+
+class ConvNextMidBlock2D(_ConvNextStage):
+    def __init__(self, channels, temb_channels, attention):
+        super().__init__(channels, channels, temb_channels, attention)
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        hidden_states = self._run(self.resnets[0], hidden_states, temb)
+        hidden_states = self._run(self.attentions[0], hidden_states)
+        return self._run(self.resnets[1], hidden_states, temb)
+
+
+class ConvNextUpBlock2D(_ConvNextStage):
+    def __init__(self, in_channels, out_channels, temb_channels, attention):
+        super().__init__(2 * in_channels, out_channels, temb_channels, attention)
+        self.upsamplers = nn.ModuleList([nn.ConvTranspose2d(out_channels, out_channels, 4, stride=2, padding=1)])
+
+    def forward(
+        self, hidden_states: torch.Tensor, res_hidden_states_tuple: tuple[torch.Tensor, ...], temb: torch.Tensor
+    ) -> torch.Tensor:
+        hidden_states = torch.cat([hidden_states, res_hidden_states_tuple[-1]], dim=1)
+        for resnet in self.resnets:
+            hidden_states = self._run(resnet, hidden_states, temb)
+        return self.upsamplers[0](self._run(self.attentions[0], hidden_states))
+
+
+class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
+    r"""
+    A 2D U-Net of ConvNeXt blocks with linear attention at every resolution, conditioned by label channels.
+
+    It takes a noisy sample, a timestep and labels and returns a sample-shaped output, with the forward signature of
+    [`~diffusers.UNet2DModel`]. Layers can be named by their own module path or by the path of *The Annotated Diffusion
+    Model* that the thesis uses (`layer_aliases`).
+
+    Source: thesis sections 3.2 and 4.2; Rogge and Rasul, *The Annotated Diffusion Model*, 2022.
+
+    Parameters:
+        sample_size (`int` or `tuple[int, int]`, *optional*, defaults to 64):
+            Height and width of the samples to generate. Any height and width divisible by
+            `2 ** (len(block_out_channels) - 1)` can be passed to `forward`.
+        in_channels (`int`, *optional*, defaults to 3): Channels of the sample, label channels not counted.
+        out_channels (`int`, *optional*, defaults to 3): Channels of the output.
+        block_out_channels (`tuple[int]`, *optional*, defaults to `(64, 128, 256, 512)`):
+            Width at each resolution. The first is the article's `dim`.
+        conv_in_channels (`int`, *optional*): Width of the first convolution; `block_out_channels[0]` if `None`. The
+            article has `dim // 3 * 2`.
+        time_proj_dim (`int`, *optional*): Size of the sinusoidal embedding; `block_out_channels[0]` if `None`.
+        time_embedding_dim (`int`, *optional*): Size of the time embedding; `4 * block_out_channels[0]` if `None`.
+        num_attention_heads (`int`, *optional*, defaults to 4): Heads of every attention layer.
+        attention_head_dim (`int`, *optional*, defaults to 32): Width of a head.
+        mid_attention_type (`str`, *optional*, defaults to `"linear"`): Attention of the bottleneck: `"linear"` (the
+            thesis's code) or `"softmax"` (the article).
+        norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the group norms.
+        num_class_embeds (`int`, *optional*, defaults to 16): Number of labels; `None` for an unconditional network.
+        class_encoding (`str`, *optional*, defaults to `"integer"`): How a label fills its channels, see
+            [`LabelChannels`]: `"integer"` (thesis), `"scaled"` or `"bits"` (`num_class_embeds` must be a power of 2).
+        null_class_label (`int`, *optional*, defaults to -1): The reserved label that means "no label", for
+            classifier-free guidance (thesis eq. 3.4.3). It lies outside `0 .. num_class_embeds - 1`.
+        class_attributes (`tuple[str]`, *optional*, defaults to CelebA's four): Names of the label's bits, most
+            significant first; `None` where a label is not made of attributes.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 64,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (64, 128, 256, 512),
+        conv_in_channels: int | None = None,
+        time_proj_dim: int | None = None,
+        time_embedding_dim: int | None = None,
+        num_attention_heads: int = 4,
+        attention_head_dim: int = 32,
+        mid_attention_type: str = "linear",
+        norm_eps: float = 1e-5,
+        num_class_embeds: int | None = 16,
+        class_encoding: str = "integer",
+        null_class_label: int = -1,
+        class_attributes: tuple[str, ...] | None = ("Bangs", "Male", "Smiling", "Wearing_Lipstick"),
+    ):
+        super().__init__()
+        _check_config(mid_attention_type, num_class_embeds, class_encoding, null_class_label, class_attributes)
+        self.sample_size = sample_size
+        widths = (conv_in_channels or block_out_channels[0], *block_out_channels)
+        time_proj_dim = time_proj_dim or block_out_channels[0]
+        temb_channels = time_embedding_dim or 4 * block_out_channels[0]
+        attention = {
+            "heads": num_attention_heads,
+            "head_dim": attention_head_dim,
+            "linear": True,
+            "norm_eps": norm_eps,
+        }
+
+        self.class_embedding = None
+        label_channels = 0
+        if num_class_embeds is not None:
+            self.class_embedding = LabelChannels(num_class_embeds, class_encoding, null_class_label)
+            label_channels = self.class_embedding.num_channels
+        self.conv_in = nn.Conv2d(in_channels + label_channels, widths[0], 7, padding=3)
+        self.time_proj = Timesteps(time_proj_dim, flip_sin_to_cos=False, downscale_freq_shift=1)
+        self.time_embedding = TimestepEmbedding(time_proj_dim, temb_channels, act_fn="gelu")
+
+        last = len(block_out_channels) - 1
+        self.down_blocks = nn.ModuleList(
+            [
+                ConvNextDownBlock2D(widths[i], widths[i + 1], temb_channels, attention, add_downsample=i < last)
+                for i in range(len(block_out_channels))
+            ]
+        )
+        self.mid_block = ConvNextMidBlock2D(
+            widths[-1], temb_channels, {**attention, "linear": mid_attention_type == "linear"}
+        )
+        self.up_blocks = nn.ModuleList(
+            [
+                ConvNextUpBlock2D(block_out_channels[i], block_out_channels[i - 1], temb_channels, attention)
+                for i in range(last, 0, -1)
+            ]
+        )
+        self.resnet_out = ConvNextBlock2D(block_out_channels[0], block_out_channels[0], None, norm_eps)
+        self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, 1)
+
+    @property
+    def total_stride(self) -> int:
+        """The factor by which the bottleneck is smaller than the sample."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def layer_aliases(self) -> dict[str, str]:
+        """Article-style layer names (`downs.1.3`, `mid_attn.fn`) -> module paths of this network."""
+        aliases = {}
+        for path, module in self.named_modules():
+            if isinstance(module, nn.ModuleList):
+                continue
+            name = path
+            for pattern, replacement in _ANNOTATED_NAMES:
+                name = re.sub(pattern, replacement, name)
+            if name != path:
+                aliases[name] = path
+        for name, path in list(aliases.items()):
+            if name.endswith(".fn"):
+                aliases[name + ".fn"] = path
+            elif name.endswith(".mlp.1"):
+                aliases[name.removesuffix(".1")] = path
+        aliases["final_conv"] = "conv_out"
+        return aliases
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        r"""
+        Args:
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, height, width)`):
+                The noisy sample; height and width divisible by `total_stride`.
+            timestep (`torch.Tensor` or `float` or `int`): The timestep, one for all or one per sample.
+            class_labels (`torch.Tensor` of shape `(batch_size,)`, integer dtype, *optional*):
+                Labels in `0 .. num_class_embeds - 1`, or `null_class_label`. Required by a conditional network.
+            return_dict (`bool`, *optional*, defaults to `True`): Return a `UNet2DOutput` instead of a tuple.
+
+        Returns:
+            [`~diffusers.models.unets.unet_2d.UNet2DOutput`] or `tuple`: the output of shape `(batch_size,
+            out_channels, height, width)`, first element of the tuple.
+
+        Raises:
+            ValueError: for a sample of the wrong shape, or labels that are missing, out of range or of the wrong
+                shape or dtype.
+        """
+        self._check_inputs(sample, class_labels)
+        if self.class_embedding is not None:
+            labels = class_labels.to(sample.device)
+            channels = self.class_embedding(labels, sample.shape[-2], sample.shape[-1], sample.dtype)
+            sample = torch.cat([sample, channels], dim=1)
+
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(sample.shape[0])
+        temb = self.time_embedding(self.time_proj(timesteps).to(self.dtype))
+
+        hidden_states = self.conv_in(sample)
+        skips: tuple[torch.Tensor, ...] = ()
+        for block in self.down_blocks:
+            hidden_states, block_skips = block(hidden_states, temb)
+            skips += block_skips
+        hidden_states = self.mid_block(hidden_states, temb)
+        for block in self.up_blocks:
+            hidden_states = block(hidden_states, skips[-1:], temb)
+            skips = skips[:-1]
+        output = self.conv_out(self.resnet_out(hidden_states))
+
+        if not return_dict:
+            return (output,)
+        return UNet2DOutput(sample=output)
+
+    def _check_inputs(self, sample: torch.Tensor, class_labels: torch.Tensor | None) -> None:
+        channels = self.config.in_channels
+        if sample.ndim != 4 or sample.shape[1] != channels:
+            raise ValueError(
+                f"Expected `sample` of shape (batch, {channels}, height, width), got {tuple(sample.shape)}. Label"
+                " channels are added by the model from `class_labels`."
+            )
+        if sample.shape[-2] % self.total_stride or sample.shape[-1] % self.total_stride:
+            raise ValueError(
+                f"Expected `sample` height and width divisible by the total stride {self.total_stride}, got"
+                f" {tuple(sample.shape[-2:])}."
+            )
+        if self.class_embedding is None:
+            if class_labels is not None:
+                raise ValueError("This network is unconditional (`num_class_embeds=None`): `class_labels` must be None.")
+            return
+        count, null = self.class_embedding.num_classes, self.class_embedding.null_label
+        expected = (
+            f"Expected `class_labels` as an integer tensor of shape ({sample.shape[0]},) with values 0..{count - 1}"
+            f" or the null label {null}"
+        )
+        if class_labels is None:
+            raise ValueError(f"{expected}, got None.")
+        if class_labels.shape != (sample.shape[0],) or class_labels.is_floating_point() or class_labels.is_complex():
+            raise ValueError(f"{expected}, got shape {tuple(class_labels.shape)} and {class_labels.dtype}.")
+        if torch.compiler.is_compiling():  # a check of values would break the graph
+            return
+        invalid = ((class_labels < 0) | (class_labels >= count)) & (class_labels != null)
+        if invalid.any():
+            raise ValueError(f"{expected}, got {class_labels[invalid].tolist()}.")
+
+    @classmethod
+    def from_annotated(
+        cls, state_dict: dict[str, torch.Tensor], sample_size: int | tuple[int, int] = 64, **config
+    ) -> "ConvNextUNet2DModel":
+        """Builds the network from weights under the names of *The Annotated Diffusion Model*.
+
+        Widths, label channels and the bottleneck's kind of attention are inferred from the tensors. What tensors do
+        not show keeps its default and can be passed as `**config`: `num_attention_heads` (4), `class_encoding`
+        (`"integer"` for one label channel, `"bits"` for several), `class_attributes`, `norm_eps`.
+
+        Args:
+            state_dict (`dict[str, torch.Tensor]`): `init_conv.weight`, `downs.0.0.ds_conv.weight`, ...
+            sample_size (`int` or `tuple[int, int]`): Height and width that the network was trained on.
+
+        Raises:
+            ValueError: for a state dict that is not such a network's, with the missing and unexpected names.
+        """
+        model = cls(sample_size=sample_size, **{**_infer_annotated_config(state_dict), **config})
+        aliases = model.layer_aliases
+        converted, unexpected = {}, []
+        for key, tensor in state_dict.items():
+            module, _, parameter = key.rpartition(".")
+            if module in aliases:
+                converted[f"{aliases[module]}.{parameter}"] = tensor
+            else:
+                unexpected.append(key)
+        missing = [key for key in model.state_dict() if key not in converted]
+        if missing or unexpected:
+            raise ValueError(
+                "`state_dict` does not hold an article-style network: expected every parameter of"
+                f" {tuple(model.config.block_out_channels)} widths, missing {missing[:5]}, unexpected {unexpected[:5]}."
+            )
+        try:
+            model.load_state_dict(converted)
+        except RuntimeError as error:
+            raise ValueError(f"`state_dict` does not fit the widths inferred from it: {error}") from error
+        return model
+
+
+def _check_config(mid_attention_type, num_class_embeds, class_encoding, null_class_label, class_attributes) -> None:
+    if mid_attention_type not in MID_ATTENTION_TYPES:
+        raise ValueError(f"Expected `mid_attention_type` in {MID_ATTENTION_TYPES}, got {mid_attention_type!r}.")
+    if class_encoding not in CLASS_ENCODINGS:
+        raise ValueError(f"Expected `class_encoding` in {CLASS_ENCODINGS}, got {class_encoding!r}.")
+    if num_class_embeds is None:
+        return
+    if num_class_embeds < 2:
+        raise ValueError(f"Expected `num_class_embeds` of at least 2, or None, got {num_class_embeds}.")
+    if 0 <= null_class_label < num_class_embeds:
+        raise ValueError(
+            f"Expected `null_class_label` outside 0..{num_class_embeds - 1}, where the labels are, got"
+            f" {null_class_label}."
+        )
+    if class_encoding == "bits" and num_class_embeds != 2 ** int(math.log2(num_class_embeds)):
+        raise ValueError(f"`class_encoding='bits'` needs `num_class_embeds` a power of 2, got {num_class_embeds}.")
+    if class_attributes is not None and 2 ** len(class_attributes) != num_class_embeds:
+        raise ValueError(
+            f"Expected one name per bit of the label in `class_attributes`: {len(class_attributes)} names make"
+            f" {2 ** len(class_attributes)} labels, got `num_class_embeds={num_class_embeds}`."
+        )
+
+
+def _infer_annotated_config(state_dict: dict[str, torch.Tensor]) -> dict:
+    def shape(name: str) -> Sequence[int]:
+        if name not in state_dict:
+            raise ValueError(
+                f"`state_dict` does not hold an article-style network: {name!r} is missing, got"
+                f" {sorted(state_dict)[:5]} …"
+            )
+        return state_dict[name].shape
+
+    levels = len({key.split(".")[1] for key in state_dict if key.startswith("downs.")})
+    out_channels = shape("final_conv.1.weight")[0]
+    first_width, conv_in = shape("init_conv.weight")[:2]
+    label_channels = conv_in - out_channels
+    num_heads = 4
+    num_classes = {0: None, 1: 16}.get(label_channels, 2**label_channels)
+    config = {
+        "in_channels": out_channels,
+        "out_channels": out_channels,
+        "block_out_channels": tuple(shape(f"downs.{i}.0.net.4.weight")[0] for i in range(levels)),
+        "conv_in_channels": first_width,
+        "time_embedding_dim": shape("time_mlp.1.weight")[0],
+        "time_proj_dim": shape("time_mlp.1.weight")[1],
+        "num_attention_heads": num_heads,
+        "attention_head_dim": shape("mid_attn.fn.fn.to_qkv.weight")[0] // (3 * num_heads),
+        "mid_attention_type": "softmax" if "mid_attn.fn.fn.to_out.weight" in state_dict else "linear",
+        "num_class_embeds": num_classes,
+        "class_encoding": "bits" if label_channels > 1 else "integer",
+    }
+    if num_classes != 16:
+        config["class_attributes"] = None
+    return config
