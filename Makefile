@@ -1,0 +1,30 @@
+.PHONY: style quality test test-slow test-gpu bench
+
+# The environment of the README's commands, or else what is on the PATH.
+BIN ?= $(if $(wildcard .venv/bin),.venv/bin/)
+CODE := $(wildcard diffusers_xai spaces tests training)
+
+# Mends what a tool can mend.
+style:
+	$(BIN)ruff check --fix $(CODE)
+	$(BIN)ruff format $(CODE)
+
+# What .ci/run checks beside the tests.
+quality:
+	$(BIN)ruff check $(CODE)
+	$(BIN)ruff format --check $(CODE)
+	$(BIN)mypy
+	$(BIN)lint-imports --no-logo
+
+test:
+	$(BIN)python -m pytest
+
+test-slow:
+	$(BIN)python -m pytest -m "slow and not gpu"
+
+test-gpu:
+	$(BIN)python -m pytest -m gpu
+
+# Each benchmark prints its own table, with the machine's facts.
+bench:
+	@set -e; for script in $(wildcard tests/benchmarks/bench_*.py); do $(BIN)python $$script; done

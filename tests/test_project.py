@@ -1,0 +1,171 @@
+"""The project's frame: what is packaged, what is pinned, and what README.md and model_card.md promise."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import diffusers_xai
+
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def readme_command(name: str) -> str:
+    """The code block of README.md that follows a marker."""
+    (block,) = re.findall(rf"<!-- command: {name} -->\n```bash\n(.*?)```", README, flags=re.DOTALL)
+    return block.rstrip("\n")
+
+
+def readme_python() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, check=True, capture_output=True
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", ["run", "test"])
+def test_readme_command_is_one_line_in_its_own_environment(name):
+    command = readme_command(name)
+    assert "\n" not in command
+    assert command.startswith("python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e ")
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    (extraction,) = re.findall(r"^command=\$\((awk .*)\)$", script, flags=re.MULTILINE)
+    printed = subprocess.run(["bash", "-c", extraction], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert printed == readme_command("test") + "\n"
+    assert 'bash -c "$command"' in script
+    assert "-e '.[test]'" in printed
+    assert printed.endswith("/python -m pytest\n")
+
+
+def test_readme_imports_exist():
+    for block in readme_python():
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module == "diffusers_xai":
+                missing = {alias.name for alias in node.names} - set(dir(diffusers_xai))
+                assert not missing
+
+
+def test_readme_links_to_existing_files():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert "docs/data-flow.svg" in links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.slow
+def test_readme_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(readme_python()[0], "README.md", "exec"), {})
+    assert (tmp_path / "face.png").exists()
+    profile = diffusers_xai.DiffusionProfile.from_pretrained("face-profile")
+    assert {"samples", "x0", "attention_map"} <= set(profile)
+    assert "activations/downs.1.2.fn" in profile
+
+
+def test_installed_metadata():
+    assert importlib.metadata.version("diffusers-xai") == PROJECT["version"]
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="diffusers-xai")
+    assert callable(script.load())
+
+
+def test_every_dependency_is_pinned_within_its_range():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pins[canonicalize_name(name)] = version
+    extras = PROJECT["optional-dependencies"].values()
+    requirements = [Requirement(text) for texts in [PROJECT["dependencies"], *extras] for text in texts]
+    for requirement in requirements:
+        name = canonicalize_name(requirement.name)
+        if name != PROJECT["name"]:
+            assert requirement.specifier.contains(pins[name]), f"{requirement} against {name}=={pins[name]}"
+    assert "torchvision" not in pins, "a torchvision beside a CPU build of torch breaks `import diffusers`"
+
+
+def test_distributions_carry_the_checkpoints_and_no_tests(distributions):
+    package = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "diffusers_xai").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "diffusers_xai/py.typed" in package
+    checkpoint = "diffusers_xai/checkpoints/lfw-32"
+    assert {f"{checkpoint}/README.md", f"{checkpoint}/model_index.json"} <= package
+    assert any(name.startswith(checkpoint) and name.endswith(".safetensors") for name in package)
+    (wheel,), (sdist,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == package
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames()}
+    assert names == package | {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"}
+
+
+def test_model_card_renders_from_its_template():
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        license="other",
+        license_name="research-only",
+        tags=["diffusers-xai"],
+        datasets=["user/faces"],
+        model_name="faces-32",
+        eval_results=[
+            EvalResult(
+                task_type="unconditional-image-generation",
+                dataset_type="user/faces",
+                dataset_name="Faces",
+                metric_type="l1",
+                metric_value=0.125,
+            )
+        ],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(ROOT / "model_card.md"),
+        model_name="faces-32",
+        repo_id="user/faces-32",
+        image_size=32,
+        parameters=2_200_000,
+        attributes=["Smiling", "Bangs"],
+        label_counts=[("00", "neither", 7), ("01", "Bangs", 5)],
+        training={"steps": 1000},
+        metrics=[("L1", 0.125, "validation")],
+        limitations=["Blurred."],
+        carries_code=True,
+    )
+    assert card.data.library_name == "diffusers"
+    assert card.data.eval_results[0].metric_value == 0.125
+    assert "{{" not in card.text
+    for expected in (
+        "# faces-32\n",
+        "2,200,000 parameters",
+        "| `01` | Bangs | 5 |\n",
+        "| steps | 1000 |\n",
+        "| L1 | 0.125 | validation |\n",
+        "- Blurred.\n",
+        'XAIPipeline.from_pretrained("user/faces-32")',
+        'DiffusionPipeline.from_pretrained("user/faces-32", trust_remote_code=True)',
+    ):
+        assert expected in card.text
