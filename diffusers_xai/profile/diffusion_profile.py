@@ -1,0 +1,369 @@
+"""The diffusion profile: what a run of a diffusion model left behind, as labelled arrays."""
+
+import os
+from collections.abc import Iterator, KeysView, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from diffusers_xai.measures import MEASURES, Measure, max_channel
+from diffusers_xai.profile.names import describe, resolve_name, to_json, unknown_name, validate_array
+from diffusers_xai.profile.repr import to_html, to_text
+from diffusers_xai.profile.selection import pick_branch, pick_sample, pick_step, to_tensor
+from diffusers_xai.profile.storage import StoredArray, read_profile, write_profile
+
+
+class DiffusionProfile(Mapping[str, xr.DataArray]):
+    """Labelled arrays of one run of a diffusion model, and how the run was made.
+
+    A read-only mapping from names to `xarray.DataArray`s:
+
+    | name                  | what                                    | dims                                           |
+    |-----------------------|-----------------------------------------|------------------------------------------------|
+    | `samples`             | x_t, the denoiser's input at the step   | step, sample, channel, height, width           |
+    | `x0`                  | the clean sample predicted at the step  | step, sample, channel, height, width           |
+    | `final_sample`        | the scheduler's state after the run     | sample, channel, height, width                 |
+    | `activations/<layer>` | the layer's output                      | step, sample, [branch,] channel, height, width |
+    | `attention_map`       | A_t, all attention layers in one map    | step, sample, height, width                    |
+    | `measures/<name>`     | the step's input against its result     | step, sample                                   |
+
+    Every dim comes from one vocabulary, in this order: step, sample, branch, head, channel, height, width, token,
+    pixel. `step` is the 0-based index of the denoiser call; `timestep` (the scheduler's t, which may repeat) and
+    `sigma` are coordinates on it. `branch` ("uncond", "cond") exists where guidance ran. `<layer>` is the layer's
+    module path; wherever a layer is named, its alias in `provenance["layer_aliases"]` is understood too.
+
+    Arrays of a loaded profile are read when they are first asked for.
+
+    Source: thesis section 4.1.
+
+    Args:
+        arrays (`Mapping[str, xarray.DataArray]`):
+            The arrays by name. Dtypes: bool, integers, float16, float32, float64.
+        provenance (`Mapping[str, Any]`, *optional*):
+            How the run was made, as JSON values: versions, model, scheduler, seeds, labels, what was recorded ….
+
+    Raises:
+        TypeError: If an array is no `DataArray`, or the provenance has no JSON form.
+        ValueError: If an array's name, dims, dtype or coordinates do not fit.
+    """
+
+    def __init__(self, arrays: Mapping[str, xr.DataArray], provenance: Mapping[str, Any] | None = None):
+        self.provenance: dict[str, Any] = to_json(provenance or {})
+        self._arrays: dict[str, xr.DataArray | StoredArray] = {
+            name: validate_array(name, array) for name, array in arrays.items()
+        }
+
+    # Mapping
+
+    def __getitem__(self, name: str) -> xr.DataArray:
+        stored_name = resolve_name(name, self._arrays, self._aliases)
+        if stored_name is None:
+            raise unknown_name(name, self._arrays, self._aliases)
+        array = self._arrays[stored_name]
+        if isinstance(array, StoredArray):
+            array = self._arrays[stored_name] = array.load()
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and resolve_name(name, self._arrays, self._aliases) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def keys(self) -> KeysView[str]:
+        """Names of the arrays, layers by their module paths."""
+        return self._arrays.keys()
+
+    # Two profiles compare by identity: arrays have no single truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def _aliases(self) -> Mapping[str, str]:
+        return self.provenance.get("layer_aliases") or {}
+
+    # Selection
+
+    def sel(self, name: str, *, step: int | None = None, timestep: float | None = None) -> xr.DataArray:
+        """An array at one recorded step.
+
+        Args:
+            name (`str`): Name of the array; its layer may be given by an alias.
+            step (`int`, *optional*): Index of the denoiser call; must be recorded.
+            timestep (`float`, *optional*): The scheduler's t; the nearest recorded one is taken, the first of equals.
+
+        Returns:
+            `xarray.DataArray`: The array without its `step` dim; `step`, `timestep` and `sigma` stay as scalars.
+
+        Raises:
+            KeyError: If there is no such array, or `step` is not recorded.
+            ValueError: If not exactly one of `step` and `timestep` is given, or the array has no steps.
+        """
+        return pick_step(self[name], step, timestep)
+
+    def max_channel(
+        self,
+        layer: str,
+        *,
+        step: int | None = None,
+        timestep: float | None = None,
+        mask: ArrayLike | torch.Tensor | None = None,
+        absolute: bool = False,
+        sample: int = 0,
+        branch: str = "cond",
+    ) -> int:
+        """The layer's channel c* with the largest sum over the image, at one step.
+
+        Source: thesis eq. 4.1.4.
+
+        Args:
+            layer (`str`): Module path or alias of a layer with recorded activations, or the full name of another array
+                with channels, such as `"gradient_maps/<layer>"`.
+            step (`int`, *optional*): Index of the denoiser call; must be recorded.
+            timestep (`float`, *optional*): The scheduler's t; the nearest recorded one is taken, the first of equals.
+            mask (array of shape `(height, width)` of the samples, bool, *optional*): True where pixels count; resized to
+                the layer bilinearly and multiplied first.
+            absolute (`bool`, defaults to `False`): Sums absolute values, so that they do not cancel.
+            sample (`int`, defaults to 0): Position of the sample.
+            branch (`str`, defaults to `"cond"`): Guidance branch.
+
+        Returns:
+            `int`: The channel's index.
+
+        Raises:
+            KeyError: If the layer or the step is not recorded.
+            ValueError: If the mask is empty, not bool or of another size than the samples, or there is no such sample,
+                branch or timestep.
+        """
+        record = pick_sample(pick_step(self._layer_record(layer, branch), step, timestep), sample)
+        return int(max_channel(to_tensor(record), mask=self._checked_mask(mask), absolute=absolute))
+
+    def max_channels(
+        self,
+        layer: str,
+        *,
+        mask: ArrayLike | torch.Tensor | None = None,
+        absolute: bool = False,
+        branch: str = "cond",
+    ) -> xr.DataArray:
+        """The layer's channel c* at every recorded step, of every sample.
+
+        Source: thesis eq. 4.1.4.
+
+        Args:
+            layer (`str`): As in [`max_channel`].
+            mask (array of shape `(height, width)` of the samples, bool, *optional*): As in [`max_channel`].
+            absolute (`bool`, defaults to `False`): As in [`max_channel`].
+            branch (`str`, defaults to `"cond"`): Guidance branch.
+
+        Returns:
+            `xarray.DataArray` of dims (step, sample) and dtype int64: channel indices.
+
+        Raises:
+            KeyError: If the layer is not recorded.
+            ValueError: If the mask is empty, not bool or of another size than the samples, or there is no such branch.
+        """
+        records = self._layer_record(layer, branch)
+        mask = self._checked_mask(mask)
+        channels = [
+            max_channel(to_tensor(record), mask=mask, absolute=absolute).numpy()
+            for record in records.transpose("step", ...)
+        ]
+        return _over_steps(np.stack(channels), records, "max_channel", layer)
+
+    # Measures
+
+    def trajectory(
+        self, measure: str = "ssim", *, layer: str | None = None, branch: str = "cond", **options: Any
+    ) -> xr.DataArray:
+        """A measure along the run: each recorded step compared with the next recorded one.
+
+        `"ssim"` compares the samples, the last one with `final_sample` where that is recorded. Where
+        `measures/<measure>` is stored, which the recorder computes at every step, that is returned. `"distance"`
+        compares the activations of `layer`.
+
+        Source: thesis eq. 4.1.8, 4.1.10, fig. 5.6, 5.7.
+
+        Args:
+            measure (`str`, defaults to `"ssim"`): A name in `MEASURES`, or of a stored measure.
+            layer (`str`, *optional*): Module path or alias; for measures of activations.
+            branch (`str`, defaults to `"cond"`): Guidance branch of the activations.
+            options: Passed to the measure's function, as in `trajectory("distance", layer=…, normalize="minmax")`; a
+                stored measure is then computed anew.
+
+        Returns:
+            `xarray.DataArray` of dims (step, sample): the value at a step belongs to it and the one recorded after it.
+
+        Raises:
+            KeyError: If the measure is unknown, or what it compares is not recorded.
+            ValueError: If `layer` is missing or given in vain, or fewer than two states are recorded.
+        """
+        if layer is None and not options and f"measures/{measure}" in self:
+            return self[f"measures/{measure}"]
+        chosen = _find_measure(measure)
+        records = self._compared_record(chosen, layer, branch)
+        states = list(records.transpose("step", ...))
+        if chosen.of == "samples" and "final_sample" in self:
+            states.append(self["final_sample"])
+        if len(states) < 2:
+            raise ValueError(f"{records.name}: expected at least two recorded states to compare, got {len(states)}")
+        values = [chosen.function(to_tensor(a), to_tensor(b), **options).numpy() for a, b in pairwise(states)]
+        return _over_steps(np.stack(values), records.isel(step=slice(len(values))), measure, layer)
+
+    def compare(
+        self,
+        other: "DiffusionProfile",
+        *,
+        measure: str = "ssim",
+        layer: str | None = None,
+        branch: str = "cond",
+        **options: Any,
+    ) -> xr.DataArray:
+        """A measure between two runs, at the steps that both have recorded.
+
+        Source: thesis eq. 4.1.8, 4.1.10, fig. 5.14, 5.15.
+
+        Args:
+            other (`DiffusionProfile`): The other run, with as many samples.
+            measure (`str`, defaults to `"ssim"`): A name in `MEASURES`; `"ssim"` compares the samples x_t, `"distance"`
+                the activations of `layer`.
+            layer (`str`, *optional*): Module path or alias; for measures of activations.
+            branch (`str`, defaults to `"cond"`): Guidance branch of the activations.
+            options: Passed to the measure's function.
+
+        Returns:
+            `xarray.DataArray` of dims (step, sample).
+
+        Raises:
+            KeyError: If the measure is unknown, or what it compares is not recorded in both.
+            ValueError: If the two have no recorded step in common, other timesteps at a common step or other shapes.
+        """
+        chosen = _find_measure(measure)
+        mine, theirs = (profile._compared_record(chosen, layer, branch) for profile in (self, other))
+        steps = np.intersect1d(mine["step"], theirs["step"])
+        if not steps.size:
+            raise ValueError(
+                f"{mine.name}: the two profiles have no recorded step in common: "
+                f"{describe(mine['step'].values.tolist())} and {describe(theirs['step'].values.tolist())}"
+            )
+        mine, theirs = mine.sel(step=steps), theirs.sel(step=steps)
+        _check_comparable(mine, theirs)
+        values = [
+            chosen.function(to_tensor(a), to_tensor(b), **options).numpy()
+            for a, b in zip(mine.transpose("step", ...), theirs.transpose("step", ...), strict=True)
+        ]
+        return _over_steps(np.stack(values), mine, measure, layer)
+
+    # Disk
+
+    def save_pretrained(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes the profile into a new folder: `profile.json` and one safetensors file per array.
+
+        The folder appears when it is complete. If writing fails or is interrupted, nothing half-written stays, and a
+        profile that was there before stays as it was.
+
+        Args:
+            path (`str` or `os.PathLike`): The folder; missing parents are made.
+            overwrite (`bool`, defaults to `False`): Replaces a profile at `path`, with everything else in its folder.
+
+        Raises:
+            FileExistsError: If `path` exists and `overwrite` is false, or what is there is not a profile.
+            OSError: If writing fails, for example on a full disk.
+            TypeError: If the provenance has no JSON form.
+        """
+        write_profile(Path(path), self, to_json(self.provenance), overwrite)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike) -> "DiffusionProfile":
+        """Opens a profile written by [`save_pretrained`]; each array is read when it is first asked for.
+
+        Args:
+            path (`str` or `os.PathLike`): The profile's folder.
+
+        Raises:
+            FileNotFoundError: If there is no profile; on access, if the array's file is missing.
+            ValueError: If the index, or on access the array's file, is damaged, or the format version is unknown.
+        """
+        provenance, arrays = read_profile(Path(path))
+        profile = cls({}, provenance)
+        profile._arrays.update(arrays)
+        return profile
+
+    # Display
+
+    def __repr__(self) -> str:
+        return to_text(self._arrays, self.provenance)
+
+    def _repr_html_(self) -> str:
+        return to_html(self, self._arrays, self.provenance)
+
+    # Behind the above
+
+    def _layer_record(self, layer: str, branch: str) -> xr.DataArray:
+        array = pick_branch(self[layer if "/" in layer else f"activations/{layer}"], branch)
+        if array.dims != ("step", "sample", "channel", "height", "width"):
+            raise ValueError(f"{array.name}: expected dims step, sample, channel, height, width, got {array.dims}")
+        return array
+
+    def _compared_record(self, measure: Measure, layer: str | None, branch: str) -> xr.DataArray:
+        if measure.of == "samples":
+            if layer is not None:
+                raise ValueError(f"measure {measure.name!r} compares samples: it takes no layer=, got {layer!r}")
+            return self["samples"]
+        if layer is None:
+            layers = [name.removeprefix("activations/") for name in self if name.startswith("activations/")]
+            raise ValueError(f"measure {measure.name!r} needs layer=; recorded layers: {describe(layers)}")
+        return pick_branch(self[layer if "/" in layer else f"activations/{layer}"], branch)
+
+    def _checked_mask(self, mask: ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
+        """The mask as a tensor, if it has the samples' size (where a recorded array tells that)."""
+        if mask is None:
+            return None
+        mask = mask.cpu() if isinstance(mask, torch.Tensor) else to_tensor(np.asarray(mask))
+        for name in ("samples", "x0", "final_sample", "attention_map"):
+            if name in self._arrays and self._arrays[name].dims[-2:] == ("height", "width"):
+                expected = self._arrays[name].shape[-2:]
+                if tuple(mask.shape) != expected:
+                    raise ValueError(
+                        f"expected a mask of the samples' size (height, width) = {expected}, got {tuple(mask.shape)}"
+                    )
+                break
+        return mask
+
+
+def _find_measure(name: str) -> Measure:
+    if name not in MEASURES:
+        raise KeyError(f"no measure {name!r}; available: {', '.join(MEASURES)}")
+    return MEASURES[name]
+
+
+def _check_comparable(mine: xr.DataArray, theirs: xr.DataArray) -> None:
+    if mine.shape != theirs.shape:
+        raise ValueError(
+            f"{mine.name}: expected equal shapes at the common steps, got {mine.shape} and {theirs.shape}"
+        )
+    if "timestep" in mine.coords and "timestep" in theirs.coords:
+        t_mine, t_theirs = mine["timestep"].values, theirs["timestep"].values
+        if (t_mine != t_theirs).any():
+            where = int(np.flatnonzero(t_mine != t_theirs)[0])
+            raise ValueError(
+                f"{mine.name}: expected equal timesteps at the common steps, got t={t_mine[where]:g} and "
+                f"t={t_theirs[where]:g} at step {mine['step'].values[where]}: the runs used other schedules"
+            )
+
+
+def _over_steps(values: np.ndarray, records: xr.DataArray, name: str, layer: str | None) -> xr.DataArray:
+    """`values` (step, sample) with those coordinates of `records` that lie on steps and samples."""
+    coords = {
+        key: coord for key, coord in records.coords.items() if set(coord.dims) <= {"step", "sample"} and coord.dims
+    }
+    attrs = {} if layer is None else {"layer": layer}
+    return xr.DataArray(values, dims=("step", "sample"), coords=coords, name=name, attrs=attrs)
