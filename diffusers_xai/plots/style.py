@@ -1,0 +1,109 @@
+"""What every figure shares: template, colours, the time axis, and how layers and steps are named."""
+
+import html
+
+import numpy as np
+import plotly.graph_objects as go
+import xarray as xr
+
+from diffusers_xai.profile import DiffusionProfile
+
+
+FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+TEXT_COLOR = "#1f2933"
+MUTED_COLOR = "#52606d"
+GRID_COLOR = "#e4e7eb"
+
+# Okabe and Ito's colours, without the yellow that is too faint on white; they differ for every kind of colour vision.
+LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DASHES = ("solid", "dash", "dot", "dashdot")
+SEQUENTIAL = "Viridis"
+DIVERGING = "RdBu_r"
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT_FAMILY, "size": 13, "color": TEXT_COLOR},
+        "colorway": LINE_COLORS,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "margin": {"l": 64, "r": 16, "t": 24, "b": 48},
+        "hoverlabel": {"font": {"family": FONT_FAMILY}},
+        "xaxis": {"gridcolor": GRID_COLOR, "zeroline": False, "linecolor": MUTED_COLOR, "ticks": "outside"},
+        "yaxis": {"gridcolor": GRID_COLOR, "zeroline": False, "linecolor": MUTED_COLOR, "ticks": "outside"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    }
+)
+
+
+def line_style(index: int, *, width: float = 2) -> dict:
+    """The `index`-th line: a colour, and a dash that tells it apart where colours repeat or are not seen."""
+    return {"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": DASHES[index % len(DASHES)], "width": width}
+
+
+def curves_over_time(array: xr.DataArray, y_title: str) -> go.Figure:
+    """An empty figure for curves over the timesteps of `array`, drawn from T to 0 as the process runs."""
+    timesteps = array["timestep"].values
+    figure = go.Figure()
+    figure.update_layout(
+        template=TEMPLATE,
+        height=360,
+        hovermode="x unified",
+        xaxis={"title": "timestep t (the process runs from left to right)", "range": [timesteps.max(), 0]},
+        yaxis={"title": y_title},
+    )
+    return figure
+
+
+def time_label(array: xr.DataArray, step: int) -> str:
+    """`"t = 899"` for the recorded `step` of `array`."""
+    return f"t = {float(array['timestep'].sel(step=step)):.4g}"
+
+
+def record_at(array: xr.DataArray, step: int, sample: int) -> np.ndarray:
+    """What `array` holds of one sample at a step; under guidance, of the branch with the label."""
+    record = array.sel(step=step).isel(sample=sample)
+    return (record.sel(branch="cond") if "branch" in record.dims else record).values
+
+
+def layer_path(profile: DiffusionProfile, layer: str) -> str:
+    """The module path of `layer`, which may be an article-style alias."""
+    return profile.provenance.get("layer_aliases", {}).get(layer, layer)
+
+
+def layer_label(profile: DiffusionProfile, layer: str, *, sep: str | None = None) -> str:
+    """The name to print for a layer: its article-style alias where it has one, escaped for plotly's markup.
+
+    With `sep`, the size of its maps follows: `"downs.0.2.fn 32×32"`.
+    """
+    path = layer_path(profile, layer)
+    aliases = [alias for alias, target in profile.provenance.get("layer_aliases", {}).items() if target == path]
+    label = html.escape(min(aliases, key=len, default=path))
+    sizes = profile[f"activations/{path}"].sizes
+    return label if sep is None or "height" not in sizes else f"{label}{sep}{sizes['height']}×{sizes['width']}"
+
+
+def recorded_layers(profile: DiffusionProfile) -> dict[str, xr.DataArray]:
+    """Module path -> activations of every recorded layer, in the order of the profile."""
+    prefix = "activations/"
+    return {name.removeprefix(prefix): profile[name] for name in profile if name.startswith(prefix)}
+
+
+def layers_over_time(profile: DiffusionProfile) -> list[str]:
+    """The recorded attention layers, or all layers where none of them is one, that have at least two steps."""
+    layers = [path for path, array in recorded_layers(profile).items() if array.sizes["step"] > 1]
+    return [path for path in layers if "attn" in path or "attention" in path] or layers
+
+
+def layers_with_maps(profile: DiffusionProfile) -> list[str]:
+    """The recorded layers whose channels are maps."""
+    return [path for path, array in recorded_layers(profile).items() if "height" in array.dims]
+
+
+def evenly_spaced_steps(array: xr.DataArray, count: int) -> list[int]:
+    """At most `count` recorded steps: the beginnings of `count` equal parts of the record.
+
+    Source: thesis fig. 5.3 (x_t every 100 of 1000 steps).
+    """
+    steps = [int(step) for step in array["step"].values]
+    count = min(count, len(steps))
+    return [steps[i * len(steps) // count] for i in range(count)]

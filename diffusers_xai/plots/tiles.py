@@ -1,0 +1,161 @@
+"""Rows and columns of small pixelated images in one figure."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+from PIL import Image
+
+from diffusers_xai.plots.style import DIVERGING, SEQUENTIAL, TEMPLATE
+
+
+_GAP = 0.06
+_CAPTION = 0.24
+_WIDTH = 1080
+_LEFT, _TOP, _BOTTOM = 16, 36, 12
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a grid.
+
+    Args:
+        values (`np.ndarray`): `(H, W, 3)` uint8 colours, or an `(H, W)` float map that is drawn by a colour scale.
+        name (`str`): What the pointer shows.
+        caption (`str`): Text under the image.
+    """
+
+    values: np.ndarray
+    name: str
+    caption: str = ""
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """A `(C, H, W)` image in [-1, 1] -> `(H, W, 3)` uint8; values outside the range are clipped.
+
+    One channel becomes grey. Latents (any other number of channels) show their first three, each stretched to its own
+    range.
+    """
+    image = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    if len(image) == 1:
+        image = np.repeat(image, 3, axis=0)
+    elif len(image) != 3:
+        image = np.concatenate([image, image[-1:]])[:3]
+        low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
+        image = 2 * (image - low) / np.maximum(high - low, 1e-12) - 1
+    return ((image.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def png_data_uri(rgb: np.ndarray) -> str:
+    """`(H, W, 3)` uint8 -> `"data:image/png;base64,…"`."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def tile_grid(
+    tiles: Sequence[Sequence[Tile | None]],
+    column_labels: Sequence[str],
+    row_labels: Sequence[str],
+    *,
+    signed: bool = False,
+    shared_scale: bool = False,
+    scale_title: str = "",
+) -> go.Figure:
+    """Draws `tiles[row][column]` on one pair of axes; every tile is one unit high, whatever its resolution.
+
+    Args:
+        tiles (`Sequence[Sequence[Tile | None]]`): Rows of tiles; `None` leaves a place empty.
+        column_labels (`Sequence[str]`): Texts above the columns.
+        row_labels (`Sequence[str]`): Texts left of the rows.
+        signed (`bool`): Draw maps in diverging colours with white at 0, otherwise in sequential ones.
+        shared_scale (`bool`): One colour range for all maps instead of one for each.
+        scale_title (`str`): Title of the colour bar, drawn where there are maps.
+    """
+    cells = [(i, j, tile) for i, row in enumerate(tiles) for j, tile in enumerate(row) if tile is not None]
+    aspect = max(tile.values.shape[1] / tile.values.shape[0] for _, _, tile in cells)
+    pitch_x = aspect + _GAP
+    pitch_y = 1 + _GAP + (_CAPTION if any(tile.caption for _, _, tile in cells) else 0)
+    maps = [tile.values for _, _, tile in cells if tile.values.ndim == 2]
+    common = _color_range(np.concatenate([m.ravel() for m in maps]), signed) if shared_scale and maps else None
+
+    figure = go.Figure()
+    bar_drawn = False
+    for i, j, tile in cells:
+        height, width = tile.values.shape[:2]
+        dx, dy = aspect / width, 1 / height
+        place = {"x0": j * pitch_x + dx / 2, "dx": dx, "y0": i * pitch_y + dy / 2, "dy": dy}
+        if tile.values.ndim == 3:
+            figure.add_trace(
+                go.Image(source=png_data_uri(tile.values), hovertemplate=f"{tile.name}<extra></extra>", **place)
+            )
+        else:
+            low, high = common or _color_range(tile.values, signed)
+            figure.add_trace(
+                go.Heatmap(
+                    z=tile.values,
+                    zmin=low,
+                    zmax=high,
+                    colorscale=DIVERGING if signed else SEQUENTIAL,
+                    hovertemplate=f"{tile.name}<br>value %{{z:.4g}}<extra></extra>",
+                    showscale=not bar_drawn,
+                    colorbar=_color_bar(low, high, signed, shared_scale, scale_title),
+                    **place,
+                )
+            )
+            bar_drawn = True
+        if tile.caption:
+            figure.add_annotation(
+                x=j * pitch_x + aspect / 2, y=i * pitch_y + 1, text=tile.caption, showarrow=False, yanchor="top"
+            )
+
+    columns, rows = len(column_labels), len(row_labels)
+    left = _LEFT + 7 * max(len(html.unescape(line)) for label in row_labels for line in label.split("<br>"))
+    right = 96 if maps else 16
+    unit = (_WIDTH - left - right) / (columns * pitch_x - _GAP)
+    bare = {"showgrid": False, "zeroline": False, "ticks": "", "showline": False, "fixedrange": True}
+    figure.update_layout(
+        template=TEMPLATE,
+        height=round(unit * (rows * pitch_y - _GAP)) + _TOP + _BOTTOM,
+        margin={"l": left, "r": right, "t": _TOP, "b": _BOTTOM},
+        xaxis={
+            **bare,
+            "side": "top",
+            "range": [0, columns * pitch_x - _GAP],
+            "tickvals": [j * pitch_x + aspect / 2 for j in range(columns)],
+            "ticktext": list(column_labels),
+            "tickangle": 0,
+            "constrain": "domain",
+        },
+        yaxis={
+            **bare,
+            "range": [rows * pitch_y - _GAP, 0],
+            "tickvals": [i * pitch_y + 0.5 for i in range(rows)],
+            "ticktext": list(row_labels),
+            "scaleanchor": "x",
+            "constrain": "domain",
+        },
+        dragmode=False,
+    )
+    return figure
+
+
+def _color_range(values: np.ndarray, signed: bool) -> tuple[float, float]:
+    if signed:
+        bound = float(np.abs(values).max()) or 1.0
+        return -bound, bound
+    low, high = float(values.min()), float(values.max())
+    return low, high if high > low else low + 1.0
+
+
+def _color_bar(low: float, high: float, signed: bool, shared_scale: bool, title: str) -> dict:
+    bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "len": 0.9, "outlinewidth": 0, "x": 1.01}
+    if shared_scale:
+        return bar
+    if signed:
+        return {**bar, "tickvals": [low, 0, high], "ticktext": ["−max", "0", "+max"]}
+    return {**bar, "tickvals": [low, high], "ticktext": ["min", "max"]}

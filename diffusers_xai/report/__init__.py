@@ -1,0 +1,53 @@
+"""A profile as one self-contained HTML page."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.report.hero import hero
+from diffusers_xai.report.origin import origin
+from diffusers_xai.report.page import page
+from diffusers_xai.report.sections import sections
+from diffusers_xai.report.words import headline
+
+
+def write_report(
+    profile: DiffusionProfile,
+    path: str | os.PathLike,
+    *,
+    mask: np.ndarray | None = None,
+    command: Sequence[str] | None = None,
+) -> None:
+    """Writes what `profile` holds as one HTML page that needs no network.
+
+    A section is left out where its arrays are not recorded. The file appears at `path` when it is complete; until
+    then, and after an error, `path` stays as it was.
+
+    Args:
+        profile (`DiffusionProfile`): What to show.
+        path (`str` or `os.PathLike`): The HTML file.
+        mask (`np.ndarray` of shape `(H, W)`, *optional*): Boolean mask that weights the choice of max channels.
+        command (`Sequence[str]`, *optional*): The command line that made the profile, printed on the page.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    body = [hero(profile, mask), *sections(profile, mask), origin(profile, command)]
+    text = page(headline(profile), body)
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+__all__ = ["write_report"]

@@ -1,0 +1,99 @@
+"""The top of the page: the result, its label, and the process as a film."""
+
+import html
+
+import numpy as np
+
+from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
+from diffusers_xai.plots.tiles import png_data_uri, to_rgb
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.report.words import class_attributes, headline, label_bits, label_words
+
+
+_FILM_FRAMES = 120
+
+
+def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
+    """Headline, facts, and for each sample the enlarged result beside a film of the process."""
+    provenance = profile.provenance
+    facts = []
+    if provenance.get("class_labels"):
+        facts.append(("Label", "; ".join(_label(profile, label) for label in provenance["class_labels"])))
+    if any(seed is not None for seed in provenance.get("seeds") or []):
+        facts.append(("Seed", ", ".join(str(seed) for seed in provenance["seeds"])))
+    if provenance.get("num_inference_steps"):
+        scheduler = provenance.get("scheduler", {}).get("class", "")
+        facts.append(("Steps", f"{provenance['num_inference_steps']} {scheduler}".strip()))
+    rows = "".join(f"<div><dt>{term}</dt><dd>{html.escape(text)}</dd></div>" for term, text in facts)
+    warning = ""
+    if provenance.get("complete") is False:
+        warning = '<p class="warning">The run was interrupted: this page shows the steps that were recorded.</p>'
+    pictures = []
+    if "final_sample" in profile:
+        result = profile["final_sample"]
+        for sample in range(result.sizes["sample"]):
+            uri = png_data_uri(to_rgb(result.isel(sample=sample).values))
+            alt = html.escape(f"The generated image{_of_label(profile, sample)}, enlarged")
+            pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', "Result"))
+    if mask is not None:
+        uri = png_data_uri(np.repeat(255 * mask.astype(np.uint8)[:, :, None], 3, axis=2))
+        pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="The mask, white where it holds">', "Mask"))
+    film, control = _film(profile)
+    return (
+        f"<header><h1>{html.escape(headline(profile))}</h1><dl class='facts'>{rows}</dl>{warning}"
+        f'<div class="pictures">{"".join(pictures)}{film}</div>{control}</header>'
+    )
+
+
+def _label(profile: DiffusionProfile, label: int | None) -> str:
+    attributes = class_attributes(profile)
+    if label is None:
+        return "none"
+    words = label_words(label, attributes)
+    return f"{label_bits(label, attributes)} = {words}" if attributes and label >= 0 else words
+
+
+def _of_label(profile: DiffusionProfile, sample: int) -> str:
+    labels = profile.provenance.get("class_labels") or []
+    if sample >= len(labels) or labels[sample] is None:
+        return ""
+    return f" ({label_words(labels[sample], class_attributes(profile))})"
+
+
+def _film(profile: DiffusionProfile) -> tuple[str, str]:
+    """The first sample's x_t and x̂_0 as films, with one slider for both."""
+    names = [name for name in ("samples", "x0") if name in profile]
+    if not names:
+        return "", ""
+    steps = evenly_spaced_steps(profile[names[0]], _FILM_FRAMES)
+    labels = [time_label(profile[names[0]], step) for step in steps]
+    titles = {
+        "samples": ("x<sub>t</sub>: what the network sees", "The noisy state of the process at the chosen step"),
+        "x0": ("x̂<sub>0</sub>: what it predicts", "The image that the network predicts at the chosen step"),
+    }
+    pictures = []
+    for name in names:
+        frames = [to_rgb(record_at(profile[name], step, 0)) for step in steps]
+        if "final_sample" in profile:
+            frames.append(to_rgb(profile["final_sample"].isel(sample=0).values))
+        height, width = frames[0].shape[:2]
+        title, alt = titles[name]
+        style = (
+            f"background-image:url({png_data_uri(np.concatenate(frames))});aspect-ratio:{width}/{height};"
+            f"background-size:100% {100 * len(frames)}%;background-position:0 100%"
+        )
+        image = f'<div class="pixels film" role="img" aria-label="{alt}" style="{style}"></div>'
+        pictures.append(_picture(image, title))
+    if "final_sample" in profile:
+        labels.append("result")
+    last = len(labels) - 1
+    control = (
+        f'<div class="player" data-labels="{html.escape("|".join(labels))}"><button type="button">Play</button>'
+        f'<input type="range" min="0" max="{last}" value="{last}" aria-label="Step of the process"'
+        f' aria-valuetext="{html.escape(labels[-1])}"><output>{html.escape(labels[-1])}</output></div>'
+    )
+    return "".join(pictures), control
+
+
+def _picture(image: str, caption: str) -> str:
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

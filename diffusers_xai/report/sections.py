@@ -1,0 +1,141 @@
+"""The figures of the page, each with the sentences that teach how to read it."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from diffusers_xai import plots
+from diffusers_xai.plots.style import layers_over_time, layers_with_maps
+from diffusers_xai.profile import DiffusionProfile
+
+
+_CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtons": [["toImage"]]}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure and its words.
+
+    Args:
+        title (`str`): Heading.
+        text (`str`): How to read the figure, HTML.
+        alt (`str`): What the figure shows, for those who do not see it.
+        source (`str`): Where the method is defined.
+        draw (`Callable[[], go.Figure]`): Makes the figure.
+        width (`int`): Least width in CSS pixels; on narrower screens the figure scrolls sideways.
+    """
+
+    title: str
+    text: str
+    alt: str
+    source: str
+    draw: Callable[[], go.Figure]
+    width: int = 320
+
+
+def sections(profile: DiffusionProfile, mask: np.ndarray | None) -> list[str]:
+    """HTML of a section for everything that the profile holds."""
+    return [_render(section) for section in _available(profile, mask)]
+
+
+def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Section]:
+    found = []
+    if "samples" in profile:
+        found.append(
+            Section(
+                "From noise to image",
+                "The process begins with pure noise and takes a little of it away at every step. Each picture is the"
+                " state x<sub>t</sub> that the network receives at time t, which runs from T down to 0.",
+                "A row of images at equal distances in time, from noise on the left to the result on the right.",
+                "Thesis fig. 5.3.",
+                lambda: plots.process_strip(profile),
+                900,
+            )
+        )
+    if "x0" in profile:
+        found.append(
+            Section(
+                "What the network predicts on the way",
+                "At every step the network's output implies a guess of the finished image, x̂<sub>0</sub>. The first"
+                " guesses are blurred averages of all that is still possible; large shapes and colours are decided"
+                " early, details late.",
+                "A row of predicted images at the same times, from a blur on the left to the result on the right.",
+                "x̂<sub>0</sub> is computed from x<sub>t</sub> and the network's output by the scheduler.",
+                lambda: plots.process_strip(profile, "x0"),
+                900,
+            )
+        )
+    if "measures/ssim" in profile or "samples" in profile:
+        found.append(
+            Section(
+                "How much the image changes",
+                "SSIM compares each state with the next: 1 means that nothing visible changed, 0 that they have no"
+                " structure in common. Where the curve rises, structure is settling; where it dips, the image is"
+                " being reworked.",
+                "A line of the structural similarity of neighbouring states over time.",
+                "Thesis eq. 4.1.8, fig. 5.6.",
+                lambda: plots.ssim_trajectory(profile),
+            )
+        )
+    layers = layers_over_time(profile)
+    if layers:
+        stride = _stride(profile, layers[0])
+        found.append(
+            Section(
+                "When the layers change",
+                "LayerDist is the distance between a layer's activations at one recorded step and the next"
+                f" ({stride}). A peak marks a time at which the layer begins to respond to something else. Compare"
+                " a curve's shape with the others, not its height: large layers have large distances. A click on a"
+                " name hides or shows its curve.",
+                "One line per attention layer: the distance of its activations between recorded steps, over time.",
+                "Thesis eq. 4.1.10, fig. 5.7. Layers are named as in the thesis: downs contract the image, mid_attn is"
+                " the bottleneck, ups expand it again.",
+                lambda: plots.layer_distances(profile),
+            )
+        )
+    if "attention_map" in profile:
+        found.append(
+            Section(
+                "Where attention works",
+                "A<sub>t</sub> adds the outputs of all attention layers, enlarged to the size of the image, at the"
+                " same times as above. Bright places are those that attention adds most to. Each map has its own"
+                " colour range, so compare places within a map, not brightness between maps.",
+                "A row of attention maps at the times of the first strip, and the result.",
+                "Thesis section 4.3, fig. 4.4.",
+                lambda: plots.attention_strip(profile),
+                900,
+            )
+        )
+    if layers_with_maps(profile):
+        chosen = " It is chosen within the mask shown at the top." if mask is not None else ""
+        found.append(
+            Section(
+                "What single channels see",
+                "Of the many channels of a layer, c* is the one with the greatest total activation at that step."
+                f"{chosen} Its map shows what the layer responds to: red is positive, blue negative, each map in"
+                " its own range. Coarse maps come from layers deep inside the network.",
+                "A grid of channel maps: one row per layer, one column per time.",
+                "Thesis eq. 4.1.4, fig. 5.5.",
+                lambda: plots.max_channel_maps(profile, mask=mask),
+                640,
+            )
+        )
+    return found
+
+
+def _stride(profile: DiffusionProfile, layer: str) -> str:
+    steps = profile[f"activations/{layer}"]["step"].values
+    distances = set(np.diff(steps).tolist())
+    return f"{distances.pop()} steps apart" if len(distances) == 1 else "not equally spaced"
+
+
+def _render(section: Section) -> str:
+    figure = section.draw().to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
+    return (
+        f"<section><h2>{section.title}</h2><p>{section.text}</p>"
+        f'<div class="scroll" style="--width:{section.width}px" role="img" aria-label="{html.escape(section.alt)}"'
+        f' tabindex="0">{figure}</div><p class="source">{section.source}</p></section>'
+    )

@@ -1,0 +1,263 @@
+import errno
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from PIL import Image
+
+from diffusers_xai import ConvNextUNet2DModel, DiffusionProfile, XAIPipeline, cli
+from diffusers_xai.measures import channel_sums
+
+
+SIZE, STEPS = 16, 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    unet = ConvNextUNet2DModel(
+        sample_size=SIZE, block_out_channels=(8, 16), num_attention_heads=2, attention_head_dim=4
+    )
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    XAIPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def profile(checkpoint, capsys):
+    """Runs `diffusers-xai profile …`: exit code, stdout, the last line of stderr."""
+
+    def run(*args):
+        code = cli.main(["profile", "--checkpoint", str(checkpoint), "--steps", str(STEPS), *map(str, args)])
+        out, err = capsys.readouterr()
+        return code, out, re.split(r"[\r\n]+", err.strip())
+
+    return run
+
+
+def write_mask(path, size=SIZE, value=255):
+    pixels = np.zeros((size, size), dtype=np.uint8)
+    pixels[4:12, 4:12] = value
+    Image.fromarray(pixels).save(path)
+    return pixels > 127
+
+
+@pytest.fixture
+def no_sampling(monkeypatch):
+    """Fails the test if more than the rehearsal's one step is sampled."""
+    call = XAIPipeline.__call__
+
+    def guarded(self, *args, num_inference_steps, **kwargs):
+        assert num_inference_steps == 1, "sampling began"
+        return call(self, *args, num_inference_steps=num_inference_steps, **kwargs)
+
+    monkeypatch.setattr(XAIPipeline, "__call__", guarded)
+
+
+def test_a_profile_with_its_report(profile, place, checkpoint):
+    code, out, _ = profile("--out", "a/b")
+    assert code == 0
+    assert "a/b/report.html" in out
+    assert [path.name for path in place.iterdir()] == ["a"]
+    assert [path.name for path in (place / "a").iterdir()] == ["b"]
+    made = DiffusionProfile.from_pretrained("a/b")
+    assert made.provenance["class_labels"] == [3]
+    assert made.provenance["seeds"] == [321]
+    assert made["samples"].sizes["step"] == made["measures/ssim"].sizes["step"] == STEPS
+    layers = {alias for alias, path in made.provenance["layer_aliases"].items() if f"activations/{path}" in made}
+    assert {"downs.0.2.fn", "downs.1.2.fn", "mid_attn.fn", "ups.0.2.fn"} <= layers
+    assert {"downs.0.3", "downs.1.3", "mid_block2", "ups.0.3"} <= layers
+
+    pipe = XAIPipeline.from_pretrained(checkpoint)
+    generator = [torch.Generator().manual_seed(321)]
+    image = pipe(class_labels=[3], num_inference_steps=STEPS, generator=generator, output_type="pt").images
+    np.testing.assert_array_equal((made["final_sample"].values / 2 + 0.5).clip(0, 1), image.numpy())
+
+
+def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
+    assert profile("--label", "Bangs,Smiling", "--seed", 5, "--scheduler", "ddim", "--layers", "downs.*.2.fn")[0] == 0
+    page = (place / "profile" / "report.html").read_text()
+    command = re.search(r"<code>diffusers-xai (profile.*?)</code>", page).group(1).replace("&#x27;", "").split()
+    command[-1] = "again"
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    first, second = (DiffusionProfile.from_pretrained(name) for name in ("profile", "again"))
+    assert first.provenance["class_labels"] == [0b1010]
+    assert first.provenance["scheduler"]["class"] == "DDIMScheduler"
+    assert list(first) == list(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("0011", 3), ("1111", 15), ("3", 3), ("11", 11), ("011", 11), ("Smiling,Wearing_Lipstick", 3), ("Male", 4)],
+)
+def test_labels(text, label):
+    config = {"num_class_embeds": 16, "class_attributes": ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]}
+    assert cli.parse_label(text, config) == label
+
+
+@pytest.mark.parametrize(
+    ("args", "texts"),
+    [
+        (["--label", 17], ["17", "0..15"]),
+        (["--label", "-3"], ["-3"]),
+        (["--label", "Smilling"], ["Smilling", "'Smiling'", "Wearing_Lipstick"]),
+        (["--layers", "downs.7.*"], ["downs.7.*", "nearest"]),
+        (["--seed", "1.5"], ["--seed", "1.5"]),
+        (["--every", 0], ["--every", "at least 1"]),
+        (["--steps", "many"], ["--steps", "many"]),
+        (["--steps", 5000], ["5000", "1000"]),
+        (["--scheduler", "none"], ["--scheduler", "ddpm"]),
+        (["--device", "cuda:99"], ["--device cuda:99"]),
+        (["--device", "nonsense"], ["--device nonsense"]),
+        (["--checkpoint", "no/such/folder"], ["no checkpoint at no/such/folder"]),
+        (["--checkpoint", "."], ["cannot load the checkpoint ."]),
+        (["--mask", "nowhere.png"], ["--mask nowhere.png"]),
+        (["--mask", "notes.txt"], ["--mask notes.txt", "image"]),
+        (["--mask", "black.png"], ["--mask black.png", "empty"]),
+        (["--mask", "large.png"], ["16", "20"]),
+        (["--out", "notes.txt/sub"], ["notes.txt"]),
+        (["--out", "there"], ["there exists", "--overwrite"]),
+        (["--out", "there", "--overwrite"], ["there is not a profile"]),
+        (["--nonsense"], ["--nonsense"]),
+    ],
+)
+def test_bad_input_is_one_line_before_sampling(profile, place, no_sampling, args, texts):
+    (place / "notes.txt").write_text("text")
+    (place / "there").mkdir()
+    (place / "there" / "mine.txt").write_text("mine")
+    write_mask(place / "black.png", value=0)
+    write_mask(place / "large.png", size=20)
+    before = sorted(place.rglob("*"))
+    code, out, err = profile(*args)
+    assert code == 2
+    assert out == ""
+    assert err[-1].startswith("diffusers-xai: error: ")
+    assert sum("error" in line for line in err) == 1
+    assert all(text in err[-1] for text in texts), err[-1]
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_command_is_required(capsys):
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(profile, place):
+    with pytest.raises(cli.CommandError):
+        profile("--label", 17, "--debug")
+
+
+def test_overwrite_replaces_a_profile_when_the_new_one_is_complete(profile, place, monkeypatch):
+    assert profile("--seed", 1)[0] == 0
+    (place / "profile" / "left.txt").write_text("old")
+    monkeypatch.setattr(cli, "write_report", raise_full_disk)
+    assert profile("--seed", 2, "--overwrite")[0] == 2
+    assert DiffusionProfile.from_pretrained("profile").provenance["seeds"] == [1]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert profile("--seed", 2, "--overwrite")[0] == 0
+    assert DiffusionProfile.from_pretrained("profile").provenance["seeds"] == [2]
+    assert [path.name for path in place.iterdir()] == ["profile"]
+    assert not (place / "profile" / "left.txt").exists()
+
+
+def raise_full_disk(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("where", ["save", "report"])
+def test_a_full_disk_leaves_nothing(profile, place, monkeypatch, where):
+    if where == "save":
+        monkeypatch.setattr(DiffusionProfile, "save_pretrained", raise_full_disk)
+    else:
+        monkeypatch.setattr(cli, "write_report", raise_full_disk)
+    code, _, err = profile("--out", "a/b")
+    assert code == 2
+    assert "No space left on device" in err[-1]
+    assert list(place.iterdir()) == []
+
+
+def test_too_little_space_is_seen_before_sampling(profile, place, monkeypatch, no_sampling):
+    usage = shutil.disk_usage(place)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    code, _, err = profile()
+    assert code == 2
+    assert "MB free" in err[-1]
+
+
+@pytest.mark.parametrize("where", ["sampling", "report"])
+def test_an_interruption_leaves_nothing(profile, place, monkeypatch, where):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if where == "sampling":
+        monkeypatch.setattr(DDPMScheduler, "step", interrupt)
+    else:
+        monkeypatch.setattr(cli, "write_report", interrupt)
+    code, _, err = profile()
+    assert code == 130
+    assert "interrupted" in err[-1]
+    assert list(place.iterdir()) == []
+
+
+def test_a_mask_chooses_the_max_channels(profile, place):
+    mask = write_mask(place / "mask.png")
+    assert profile("--mask", "mask.png", "--layers", "downs.0.2.fn")[0] == 0
+    made = DiffusionProfile.from_pretrained("profile")
+    stored = np.asarray(Image.open("profile/mask.png"))
+    np.testing.assert_array_equal(stored, mask)
+    page = (place / "profile" / "report.html").read_text()
+    shown = [int(channel) for channel in re.findall(r'"c\*=(\d+)"', page)]
+    activation = torch.from_numpy(made["activations/downs.0.2.fn"].values[:, 0].copy())
+    assert shown == channel_sums(activation, torch.from_numpy(mask)).argmax(1).tolist()
+
+
+def test_every_keeps_a_stride(profile, place):
+    assert profile("--every", 3)[0] == 0
+    made = DiffusionProfile.from_pretrained("profile")
+    assert made["samples"]["step"].values.tolist() == [0, 3]
+    assert made["measures/ssim"].sizes["step"] == STEPS
+
+
+def test_a_large_profile_gets_a_larger_stride(profile, place, monkeypatch):
+    monkeypatch.setattr(cli, "_PROFILE_BYTES", 1)
+    assert profile()[0] == 0
+    assert DiffusionProfile.from_pretrained("profile")["samples"].sizes["step"] == 1
+
+
+def test_an_unconditional_model_of_diffusers(place, capsys):
+    unet = UNet2DModel(
+        sample_size=SIZE,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=4,
+    )
+    XAIPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained("plain")
+    assert cli.main(["profile", "--checkpoint", "plain", "--steps", "2"]) == 0
+    made = DiffusionProfile.from_pretrained("profile")
+    assert "attention_map" in made
+    assert any(name.startswith("activations/") for name in made)
+    assert cli.main(["profile", "--checkpoint", "plain", "--label", "3", "--out", "b"]) == 2
+    assert "takes no labels" in capsys.readouterr().err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert re.fullmatch(r"diffusers-xai \d.*\n", capsys.readouterr().out)
