@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from diffusers_xai.measures.precision import to_float64
+
 
 def layer_distance(a: torch.Tensor, b: torch.Tensor, *, normalize: Literal["minmax"] | None = None) -> torch.Tensor:
     """Frobenius norm of the difference of each pair of activations (LayerDist).
@@ -27,7 +29,7 @@ def layer_distance(a: torch.Tensor, b: torch.Tensor, *, normalize: Literal["minm
     """
     if a.shape != b.shape or a.ndim < 2:
         raise ValueError(f"expected two tensors of one shape (batch, ...), got {tuple(a.shape)} and {tuple(b.shape)}")
-    a, b = a.double().flatten(1), b.double().flatten(1)
+    a, b = to_float64(a).flatten(1), to_float64(b).flatten(1)
     if normalize == "minmax":
         a, b = _scale_to_unit(a), _scale_to_unit(b)
     elif normalize is not None:

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
+from diffusers_xai.measures.precision import to_float64
+
 
 def resize_mask(mask: torch.Tensor | ArrayLike, height: int, width: int) -> torch.Tensor:
     """A mask of image pixels as weights at a layer's size, by bilinear interpolation (`align_corners=False`).
@@ -65,12 +67,13 @@ def channel_sums(
         raise ValueError(
             f"expected an activation (batch, channel, height, width), got shape {tuple(activation.shape)}"
         )
+    activation = to_float64(activation)
     if absolute:
         activation = activation.abs()
     if mask is None:
-        return activation.sum(dim=(2, 3), dtype=torch.float64)
-    weights = resize_mask(mask, *activation.shape[2:]).to(activation.device, torch.float64)
-    return torch.einsum("bchw,hw->bc", activation.double(), weights)
+        return activation.sum(dim=(2, 3))
+    weights = resize_mask(mask, *activation.shape[2:]).to(activation)
+    return (activation * weights).sum(dim=(2, 3))
 
 
 def max_channel(

@@ -2,6 +2,8 @@
 
 import torch
 
+from diffusers_xai.measures.precision import to_float64
+
 
 def structural_similarity(
     x: torch.Tensor, y: torch.Tensor, *, data_range: float = 2.0, win_size: int = 7
@@ -46,7 +48,7 @@ def structural_similarity(
     if not data_range > 0:
         raise ValueError(f"expected a positive data_range, got {data_range}")
 
-    x, y = x.double(), y.double()
+    x, y = to_float64(x), to_float64(y)
     moments = _window_means(torch.stack([x, y, x * x, y * y, x * y]), win_size)
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = moments.unbind()
     to_sample_covariance = win_size**2 / (win_size**2 - 1)

@@ -1,7 +1,8 @@
 """The diffusion profile: labelled arrays and JSON that know nothing of modules, weights or hooks."""
 
 from diffusers_xai.profile.diffusion_profile import DiffusionProfile
-from diffusers_xai.profile.names import BRANCHES, DIMS, DTYPES, to_json
+from diffusers_xai.profile.jsonable import to_json
+from diffusers_xai.profile.names import BRANCHES, DIMS, DTYPES
 from diffusers_xai.profile.storage import FORMAT_VERSION
 
 

@@ -11,8 +11,10 @@ import torch
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from diffusers_xai.measures import MEASURES, Measure, max_channel
-from diffusers_xai.profile.names import describe, resolve_name, to_json, unknown_name, validate_array
+from diffusers_xai.measures import Measure, max_channel
+from diffusers_xai.profile.comparison import common_steps, find_measure, measure_pairs, over_steps
+from diffusers_xai.profile.jsonable import to_json
+from diffusers_xai.profile.names import describe, resolve_name, unknown_name, validate_array
 from diffusers_xai.profile.repr import to_html, to_text
 from diffusers_xai.profile.selection import pick_branch, pick_sample, pick_step, to_tensor
 from diffusers_xai.profile.storage import StoredArray, read_profile, write_profile
@@ -23,14 +25,14 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
 
     A read-only mapping from names to `xarray.DataArray`s:
 
-    | name                  | what                                    | dims                                           |
-    |-----------------------|-----------------------------------------|------------------------------------------------|
-    | `samples`             | x_t, the denoiser's input at the step   | step, sample, channel, height, width           |
-    | `x0`                  | the clean sample predicted at the step  | step, sample, channel, height, width           |
-    | `final_sample`        | the scheduler's state after the run     | sample, channel, height, width                 |
-    | `activations/<layer>` | the layer's output                      | step, sample, [branch,] channel, height, width |
-    | `attention_map`       | A_t, all attention layers in one map    | step, sample, height, width                    |
-    | `measures/<name>`     | the step's input against its result     | step, sample                                   |
+    | name                  | what                                   | dims                                           |
+    |-----------------------|----------------------------------------|------------------------------------------------|
+    | `samples`             | x_t, the denoiser's input at the step  | step, sample, channel, height, width           |
+    | `x0`                  | the clean sample predicted at the step | step, sample, channel, height, width           |
+    | `final_sample`        | the scheduler's state after the run    | sample, channel, height, width                 |
+    | `activations/<layer>` | the layer's output                     | step, sample, [branch,] channel, height, width |
+    | `attention_map`       | A_t, all attention layers in one map   | step, sample, height, width                    |
+    | `measures/<name>`     | the step's input against its result    | step, sample                                   |
 
     Every dim comes from one vocabulary, in this order: step, sample, branch, head, channel, height, width, token,
     pixel. `step` is the 0-based index of the denoiser call; `timestep` (the scheduler's t, which may repeat) and
@@ -66,7 +68,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             raise unknown_name(name, self._arrays, self._aliases)
         array = self._arrays[stored_name]
         if isinstance(array, StoredArray):
-            array = self._arrays[stored_name] = array.load()
+            array = self._arrays[stored_name] = array.read()
         return array
 
     def __contains__(self, name: object) -> bool:
@@ -129,8 +131,8 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
                 with channels, such as `"gradient_maps/<layer>"`.
             step (`int`, *optional*): Index of the denoiser call; must be recorded.
             timestep (`float`, *optional*): The scheduler's t; the nearest recorded one is taken, the first of equals.
-            mask (array of shape `(height, width)` of the samples, bool, *optional*): True where pixels count; resized to
-                the layer bilinearly and multiplied first.
+            mask (array of shape `(height, width)` of the samples, bool, *optional*): True where pixels count; resized
+                to the layer bilinearly and multiplied first.
             absolute (`bool`, defaults to `False`): Sums absolute values, so that they do not cancel.
             sample (`int`, defaults to 0): Position of the sample.
             branch (`str`, defaults to `"cond"`): Guidance branch.
@@ -173,11 +175,8 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         """
         records = self._layer_record(layer, branch)
         mask = self._checked_mask(mask)
-        channels = [
-            max_channel(to_tensor(record), mask=mask, absolute=absolute).numpy()
-            for record in records.transpose("step", ...)
-        ]
-        return _over_steps(np.stack(channels), records, "max_channel", layer)
+        channels = [max_channel(to_tensor(record), mask=mask, absolute=absolute).numpy() for record in records]
+        return over_steps(np.stack(channels), records, records["step"].values, "max_channel")
 
     # Measures
 
@@ -208,15 +207,15 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         """
         if layer is None and not options and f"measures/{measure}" in self:
             return self[f"measures/{measure}"]
-        chosen = _find_measure(measure)
+        chosen = find_measure(measure)
         records = self._compared_record(chosen, layer, branch)
-        states = list(records.transpose("step", ...))
+        states = list(records)
         if chosen.of == "samples" and "final_sample" in self:
             states.append(self["final_sample"])
         if len(states) < 2:
             raise ValueError(f"{records.name}: expected at least two recorded states to compare, got {len(states)}")
-        values = [chosen.function(to_tensor(a), to_tensor(b), **options).numpy() for a, b in pairwise(states)]
-        return _over_steps(np.stack(values), records.isel(step=slice(len(values))), measure, layer)
+        values = measure_pairs(chosen, pairwise(states), options)
+        return over_steps(values, records, records["step"].values[: len(values)], measure)
 
     def compare(
         self,
@@ -233,8 +232,8 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
 
         Args:
             other (`DiffusionProfile`): The other run, with as many samples.
-            measure (`str`, defaults to `"ssim"`): A name in `MEASURES`; `"ssim"` compares the samples x_t, `"distance"`
-                the activations of `layer`.
+            measure (`str`, defaults to `"ssim"`): A name in `MEASURES`; `"ssim"` compares the samples x_t,
+                `"distance"` the activations of `layer`.
             layer (`str`, *optional*): Module path or alias; for measures of activations.
             branch (`str`, defaults to `"cond"`): Guidance branch of the activations.
             options: Passed to the measure's function.
@@ -246,21 +245,11 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             KeyError: If the measure is unknown, or what it compares is not recorded in both.
             ValueError: If the two have no recorded step in common, other timesteps at a common step or other shapes.
         """
-        chosen = _find_measure(measure)
+        chosen = find_measure(measure)
         mine, theirs = (profile._compared_record(chosen, layer, branch) for profile in (self, other))
-        steps = np.intersect1d(mine["step"], theirs["step"])
-        if not steps.size:
-            raise ValueError(
-                f"{mine.name}: the two profiles have no recorded step in common: "
-                f"{describe(mine['step'].values.tolist())} and {describe(theirs['step'].values.tolist())}"
-            )
-        mine, theirs = mine.sel(step=steps), theirs.sel(step=steps)
-        _check_comparable(mine, theirs)
-        values = [
-            chosen.function(to_tensor(a), to_tensor(b), **options).numpy()
-            for a, b in zip(mine.transpose("step", ...), theirs.transpose("step", ...), strict=True)
-        ]
-        return _over_steps(np.stack(values), mine, measure, layer)
+        steps = common_steps(mine, theirs)
+        pairs = ((mine.sel(step=step), theirs.sel(step=step)) for step in steps)
+        return over_steps(measure_pairs(chosen, pairs, options), mine, steps, measure)
 
     # Disk
 
@@ -300,12 +289,19 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
     # Display
 
     def __repr__(self) -> str:
-        return to_text(self._arrays, self.provenance)
+        return to_text(self._headers, self.provenance)
 
     def _repr_html_(self) -> str:
-        return to_html(self, self._arrays, self.provenance)
+        return to_html(self, self._headers, self.provenance)
 
     # Behind the above
+
+    @property
+    def _headers(self) -> dict[str, xr.DataArray]:
+        """Dims, shape, dtype and coordinates of every array, none of them read for it."""
+        return {
+            name: array.header if isinstance(array, StoredArray) else array for name, array in self._arrays.items()
+        }
 
     def _layer_record(self, layer: str, branch: str) -> xr.DataArray:
         array = pick_branch(self[layer if "/" in layer else f"activations/{layer}"], branch)
@@ -329,41 +325,12 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             return None
         mask = mask.cpu() if isinstance(mask, torch.Tensor) else to_tensor(np.asarray(mask))
         for name in ("samples", "x0", "final_sample", "attention_map"):
-            if name in self._arrays and self._arrays[name].dims[-2:] == ("height", "width"):
-                expected = self._arrays[name].shape[-2:]
-                if tuple(mask.shape) != expected:
+            header = self._headers.get(name)
+            if header is not None and header.dims[-2:] == ("height", "width"):
+                if mask.shape != header.shape[-2:]:
                     raise ValueError(
-                        f"expected a mask of the samples' size (height, width) = {expected}, got {tuple(mask.shape)}"
+                        f"expected a mask of the samples' size (height, width) = {header.shape[-2:]}, "
+                        f"got {tuple(mask.shape)}"
                     )
                 break
         return mask
-
-
-def _find_measure(name: str) -> Measure:
-    if name not in MEASURES:
-        raise KeyError(f"no measure {name!r}; available: {', '.join(MEASURES)}")
-    return MEASURES[name]
-
-
-def _check_comparable(mine: xr.DataArray, theirs: xr.DataArray) -> None:
-    if mine.shape != theirs.shape:
-        raise ValueError(
-            f"{mine.name}: expected equal shapes at the common steps, got {mine.shape} and {theirs.shape}"
-        )
-    if "timestep" in mine.coords and "timestep" in theirs.coords:
-        t_mine, t_theirs = mine["timestep"].values, theirs["timestep"].values
-        if (t_mine != t_theirs).any():
-            where = int(np.flatnonzero(t_mine != t_theirs)[0])
-            raise ValueError(
-                f"{mine.name}: expected equal timesteps at the common steps, got t={t_mine[where]:g} and "
-                f"t={t_theirs[where]:g} at step {mine['step'].values[where]}: the runs used other schedules"
-            )
-
-
-def _over_steps(values: np.ndarray, records: xr.DataArray, name: str, layer: str | None) -> xr.DataArray:
-    """`values` (step, sample) with those coordinates of `records` that lie on steps and samples."""
-    coords = {
-        key: coord for key, coord in records.coords.items() if set(coord.dims) <= {"step", "sample"} and coord.dims
-    }
-    attrs = {} if layer is None else {"layer": layer}
-    return xr.DataArray(values, dims=("step", "sample"), coords=coords, name=name, attrs=attrs)

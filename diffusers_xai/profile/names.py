@@ -2,11 +2,13 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from diffusers_xai.profile.jsonable import to_json
 
 
 DIMS = ("step", "sample", "branch", "head", "channel", "height", "width", "token", "pixel")
@@ -27,7 +29,7 @@ def validate_array(name: str, array: xr.DataArray) -> xr.DataArray:
 
     Returns:
         `xarray.DataArray`: The same values under the name `name`, with attributes as JSON values and text coordinates
-        in numpy's fixed-width form.
+        in numpy's fixed-width form. The argument stays as it is.
 
     Raises:
         TypeError: If `array` is no DataArray, or an attribute cannot be written as JSON.
@@ -48,68 +50,57 @@ def validate_array(name: str, array: xr.DataArray) -> xr.DataArray:
     array = array.copy(deep=False)
     array.name = name
     array.attrs = to_json(array.attrs, f"attrs of {name}")
-    for coord_name, coord in array.coords.items():
-        if coord.dtype.kind not in "biuf":
-            texts = coord.values.tolist()
-            if not all(isinstance(text, str) for text in np.ravel(np.array(texts, dtype=object))):
-                raise ValueError(
-                    f"{name}: expected coordinate {coord_name!r} to hold numbers or text, got {coord.dtype}"
-                )
-            array = array.assign_coords({coord_name: (coord.dims, np.array(texts, dtype=str))})
-    _validate_coords(name, array)
+    for key, coord in list(array.coords.items()):
+        attrs = to_json(coord.attrs, f"attrs of {name}'s coordinate {key}")
+        if str(coord.dtype) in DTYPES:
+            coord.attrs = attrs
+        else:
+            array = array.assign_coords(
+                {key: (coord.dims, _fixed_width_text(f"{name}: coordinate {key!r}", coord), attrs)}
+            )
+    _validate_steps(name, array)
+    _validate_branches(name, array)
     return array
 
 
-def _validate_coords(name: str, array: xr.DataArray) -> None:
-    if "step" in array.dims:
-        steps = array.coords["step"].values if "step" in array.coords else None
-        if steps is None or steps.dtype.kind not in "iu" or steps.min() < 0 or (np.diff(steps.astype(int)) <= 0).any():
-            got = "none" if steps is None else f"{steps.dtype} {describe(steps.tolist())}"
-            raise ValueError(f"{name}: expected increasing integer coordinates 'step' from 0 on, got {got}")
-        for clock in ("timestep", "sigma"):
-            if clock in array.coords:
-                coord = array.coords[clock]
-                if coord.dims != ("step",) or coord.dtype.kind != "f":
-                    raise ValueError(
-                        f"{name}: expected {clock!r} to be a float coordinate on ('step',), "
-                        f"got {coord.dtype} on {coord.dims}"
-                    )
-    if "branch" in array.dims:
-        branches = array.coords["branch"].values.tolist() if "branch" in array.coords else []
-        if not branches or len(set(branches)) < len(branches) or not set(branches) <= set(BRANCHES):
-            raise ValueError(f"{name}: expected coordinates 'branch' from {BRANCHES}, got {branches or 'none'}")
+def _fixed_width_text(name: str, coord: xr.DataArray) -> np.ndarray:
+    texts = coord.values.astype(object)
+    if not all(isinstance(text, str) for text in texts.ravel()):
+        raise ValueError(f"{name}: expected text or numbers of the dtypes {', '.join(DTYPES)}, got {coord.dtype}")
+    return texts.astype(str)
 
 
-def to_json(value: Any, where: str = "provenance") -> Any:
-    """A copy of `value` made of JSON types only: numpy scalars become Python's, tuples lists, keys text.
-
-    Args:
-        value (`Any`): Nested mappings, lists and tuples of text, numbers, booleans and `None`.
-        where (`str`): How the error calls the value.
-
-    Returns:
-        `Any`: What writing `value` to a profile and reading it again gives.
-
-    Raises:
-        TypeError: If something in it has no JSON form; the text says where.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise TypeError(f"{where}: expected text, numbers, lists and dicts, got {type(value).__name__}: {value!r:.80}")
+def _validate_steps(name: str, array: xr.DataArray) -> None:
+    if "step" not in array.dims:
+        return
+    steps = array.coords["step"].values if "step" in array.coords else None
+    if steps is None or steps.dtype.kind not in "iu" or steps[0] < 0 or (np.diff(steps.astype(np.int64)) <= 0).any():
+        got = "none" if steps is None else f"{steps.dtype} {describe(steps.tolist())}"
+        raise ValueError(f"{name}: expected increasing integer coordinates 'step' from 0 on, got {got}")
+    for clock in ("timestep", "sigma"):
+        if clock in array.coords:
+            coord = array.coords[clock]
+            if coord.dims != ("step",) or coord.dtype.kind != "f":
+                raise ValueError(
+                    f"{name}: expected {clock!r} to be a float coordinate on ('step',), "
+                    f"got {coord.dtype} on {coord.dims}"
+                )
 
 
-def resolve_name(name: str, names: Iterable[str], aliases: Mapping[str, str]) -> str | None:
+def _validate_branches(name: str, array: xr.DataArray) -> None:
+    if "branch" not in array.dims:
+        return
+    branches = array.coords["branch"].values.tolist() if "branch" in array.coords else []
+    if not branches or len(set(branches)) < len(branches) or not set(branches) <= set(BRANCHES):
+        raise ValueError(f"{name}: expected coordinates 'branch' from {BRANCHES}, got {branches or 'none'}")
+
+
+def resolve_name(name: str, names: Collection[str], aliases: Mapping[str, str]) -> str | None:
     """The stored one of `names` that `name` means, either directly or with its layer given by an alias.
 
     Args:
         name (`str`): `"samples"`, `"activations/<module path>"` or `"activations/<alias>"`.
-        names (`Iterable[str]`): Names of the stored arrays.
+        names (`Collection[str]`): Names of the stored arrays.
         aliases (`Mapping[str, str]`): Alias of a layer -> its module path.
 
     Returns:
@@ -122,19 +113,21 @@ def resolve_name(name: str, names: Iterable[str], aliases: Mapping[str, str]) ->
     return resolved if resolved in names else None
 
 
-def unknown_name(name: str, names: Iterable[str], aliases: Mapping[str, str]) -> KeyError:
-    """The error for a name that is not in the profile; it lists the nearest names, aliases included."""
-    names = list(names)
+def unknown_name(name: str, names: Collection[str], aliases: Mapping[str, str]) -> KeyError:
+    """The error for a name that is not in the profile; it lists the nearest names, aliases included.
+
+    Args:
+        name (`str`): The name that was asked for.
+        names (`Collection[str]`): Names of the stored arrays.
+        aliases (`Mapping[str, str]`): Alias of a layer -> its module path.
+    """
+    groups = {stored.split("/", 1)[0] for stored in names if "/" in stored}
     by_alias = [
-        f"{group}/{alias}"
-        for group, layer in (stored.split("/", 1) for stored in names if "/" in stored)
-        for alias, path in aliases.items()
-        if path == layer
+        f"{group}/{alias}" for group in groups for alias, path in aliases.items() if f"{group}/{path}" in names
     ]
     nearest = difflib.get_close_matches(name, [*names, *by_alias], n=5, cutoff=0.5)
-    if nearest:
-        return KeyError(f"no array {name!r} in this profile; nearest: {', '.join(nearest)}")
-    return KeyError(f"no array {name!r} in this profile; it holds: {describe(names)}")
+    found = f"nearest: {', '.join(nearest)}" if nearest else f"it holds: {describe(names)}"
+    return KeyError(f"no array {name!r} in this profile; {found}")
 
 
 def describe(values: Iterable[Any]) -> str:

@@ -11,20 +11,18 @@ import xarray as xr
 from PIL import Image
 
 from diffusers_xai.profile.names import describe
-from diffusers_xai.profile.storage import StoredArray
 
 
 MAX_THUMBNAILS = 11
 THUMBNAIL_HEIGHT = 64
-
-Arrays = Mapping[str, xr.DataArray | StoredArray]
+Arrays = Mapping[str, xr.DataArray]
 
 
 def to_text(arrays: Arrays, provenance: Mapping[str, Any]) -> str:
     """One line on the run and one per array. Reads no array.
 
     Args:
-        arrays (`Mapping[str, xarray.DataArray | StoredArray]`): The arrays by name.
+        arrays (`Mapping[str, xarray.DataArray]`): The arrays or their headers, by name.
         provenance (`Mapping[str, Any]`): How the run was made.
 
     Returns:
@@ -43,7 +41,7 @@ def to_html(profile: Mapping[str, xr.DataArray], arrays: Arrays, provenance: Map
 
     Args:
         profile (`Mapping[str, xarray.DataArray]`): Gives the samples.
-        arrays (`Mapping[str, xarray.DataArray | StoredArray]`): The arrays by name.
+        arrays (`Mapping[str, xarray.DataArray]`): The arrays or their headers, by name.
         provenance (`Mapping[str, Any]`): How the run was made.
 
     Returns:
@@ -70,8 +68,9 @@ def _headline(arrays: Arrays, provenance: Mapping[str, Any]) -> str:
         if isinstance(provenance.get(part), Mapping) and provenance[part].get("class"):
             facts.append(str(provenance[part]["class"]))
     for title, key in (("labels", "class_labels"), ("seeds", "seeds")):
-        if provenance.get(key):
-            facts.append(f"{title} {describe(provenance[key])}")
+        values = provenance.get(key)
+        if isinstance(values, list) and any(value is not None for value in values):
+            facts.append(f"{title} {describe(values)}")
     facts.append(f"{len(arrays)} arrays, {_size(sum(array.nbytes for array in arrays.values()))}")
     if provenance.get("complete") is False:
         facts.append("incomplete")

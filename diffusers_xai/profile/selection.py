@@ -26,18 +26,17 @@ def pick_step(array: xr.DataArray, step: int | None, timestep: float | None) -> 
         raise ValueError(f"expected either step= or timestep=, got step={step!r} and timestep={timestep!r}")
     if "step" not in array.dims:
         raise ValueError(f"{array.name} has no steps: its dims are {array.dims}")
-    if step is not None:
+    if timestep is None:
         steps = array.coords["step"].values
         if step not in steps:
             raise KeyError(f"{array.name}: step {step} is not recorded; recorded steps: {describe(steps.tolist())}")
-        return array.isel(step=int(np.flatnonzero(steps == step)[0]))
+        return array.isel(step=int((steps == step).argmax()))
     if "timestep" not in array.coords:
         raise ValueError(f"{array.name} has no timesteps: choose by step=")
     timesteps = array.coords["timestep"].values
-    if not math.isfinite(timestep):  # type: ignore[arg-type]
-        raise ValueError(
-            f"expected a finite timestep, got {timestep}; recorded timesteps: {describe(timesteps.tolist())}"
-        )
+    if not math.isfinite(timestep):
+        recorded = describe(timesteps.tolist())
+        raise ValueError(f"{array.name}: expected a finite timestep, got {timestep}; recorded timesteps: {recorded}")
     return array.isel(step=int(np.abs(timesteps - timestep).argmin()))
 
 

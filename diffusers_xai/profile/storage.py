@@ -1,4 +1,4 @@
-"""How a profile lies on disk: `profile.json` and safetensors files, in a folder that appears whole or not at all.
+"""How a profile lies on disk: an index and safetensors files, in a folder that appears whole or not at all.
 
     profile.json
         format_version  1
@@ -9,11 +9,9 @@
     activations/<layer>.safetensors
 
 `files` lists an array's shards, concatenated along its first dim; each holds one tensor under the array's name.
-Floats that JSON lacks (NaN, infinities) are written as {"__float__": "nan"}.
 """
 
-import json
-import math
+import glob
 import os
 import re
 import shutil
@@ -29,60 +27,56 @@ import safetensors
 import safetensors.numpy
 import xarray as xr
 
-from diffusers_xai.profile.names import DTYPES, to_json, validate_array
+from diffusers_xai.profile.jsonable import dump, load, to_json
+from diffusers_xai.profile.names import DTYPES, validate_array
 
 
 FORMAT_VERSION = 1
 INDEX_NAME = "profile.json"
 
+_SAFETENSORS_DTYPES = {
+    name: "BOOL" if name == "bool" else f"{np.dtype(name).kind.upper()}{8 * np.dtype(name).itemsize}"
+    for name in DTYPES
+}
+
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a folder, described by the index and not read yet.
+    """An array in a folder that has not been read yet.
 
-    Answers `dims`, `shape`, `dtype`, `nbytes` and `coords` as the `xarray.DataArray` does that [`load`] returns.
+    Attributes:
+        header (`xarray.DataArray`): The array as the index describes it, over placeholders without memory.
+        files (`tuple[Path, ...]`): The shards, to be concatenated along the first dim.
+        profile_id (`str`): The id that the files must carry.
     """
 
-    name: str
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    coords: dict[str, xr.Variable]
-    attrs: dict[str, Any]
+    header: xr.DataArray
     files: tuple[Path, ...]
     profile_id: str
 
-    @property
-    def nbytes(self) -> int:
-        """Size in memory, in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def load(self) -> xr.DataArray:
+    def read(self) -> xr.DataArray:
         """Opens the array's files, and no other.
 
-        A single file is mapped into memory, copy on write: the system reads the parts that are used.
+        A single file is mapped into memory, copy on write: the system reads those parts that are used.
 
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged, belongs to another profile or holds something else than the index says.
         """
-        parts = [_map_tensor(file, self.name, self.dtype, self.profile_id) for file in self.files]
-        rows = sum(part.shape[0] for part in parts)
-        if any(part.shape[1:] != self.shape[1:] for part in parts) or rows != self.shape[0]:
-            raise ValueError(
-                f"{self.name}: {INDEX_NAME} says shape {self.shape}, the files hold {[part.shape for part in parts]}"
-            )
+        name, shape = str(self.header.name), self.header.shape
+        parts = [_map_tensor(file, name, str(self.header.dtype), self.profile_id) for file in self.files]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        array = xr.DataArray(values, dims=self.dims, coords=self.coords, name=self.name, attrs=self.attrs)
-        return validate_array(self.name, array)
+        if values.shape != shape:
+            raise ValueError(f"{name}: {INDEX_NAME} says shape {shape}, its files hold {values.shape}")
+        return self.header.copy(data=values)
 
 
-def write_profile(path: Path, arrays: Mapping[str, xr.DataArray], provenance: dict, overwrite: bool) -> None:
+def write_profile(path: Path, arrays: Mapping[str, xr.DataArray], provenance: dict[str, Any], overwrite: bool) -> None:
     """Writes a profile beside `path` and moves it there once it is complete.
 
     Args:
         path (`Path`): The folder to make; missing parents are made too.
-        arrays (`Mapping[str, xarray.DataArray]`): The arrays by name; each is taken once, one after the other.
+        arrays (`Mapping[str, xarray.DataArray]`): The arrays by name; they are taken one after the other.
         provenance (`dict`): How the profile was made, JSON-able.
         overwrite (`bool`): Whether a profile at `path` may be replaced, with everything in its folder.
 
@@ -99,10 +93,7 @@ def write_profile(path: Path, arrays: Mapping[str, xr.DataArray], provenance: di
         new.mkdir()
         _write_folder(new, arrays, provenance)
         _check_target(path, overwrite)
-        if path.exists():
-            _replace(path, new)
-        else:
-            os.rename(new, path)
+        _move(new, path)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -117,7 +108,10 @@ def _check_target(path: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{path} exists and is not a profile: overwrite=True replaces profiles only")
 
 
-def _replace(path: Path, new: Path) -> None:
+def _move(new: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(new, path)
+        return
     old = new.with_suffix(".old")
     os.rename(path, old)
     try:
@@ -128,23 +122,23 @@ def _replace(path: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_folder(folder: Path, arrays: Mapping[str, xr.DataArray], provenance: dict) -> None:
+def _write_folder(folder: Path, arrays: Mapping[str, xr.DataArray], provenance: dict[str, Any]) -> None:
     profile_id = uuid.uuid4().hex
-    entries: dict[str, dict] = {}
+    entries: dict[str, dict[str, Any]] = {}
     taken: set[str] = set()
     for name, array in arrays.items():
         stem = quote(name, safe="/")
-        # Two names may differ in case only; file systems exist that do not tell them apart.
+        # Two names may differ in case only, and some file systems do not tell such files apart.
         while stem.casefold() in taken:
             stem += "_"
         taken.add(stem.casefold())
         file = folder / f"{stem}.safetensors"
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Whoever writes for safetensors must hand over plain C order: it copies the buffer as it lies.
+            # In C order, because safetensors writes the buffer as it lies in memory.
             safetensors.numpy.save_file({name: np.asarray(array.values, order="C")}, file, metadata={"id": profile_id})
         except safetensors.SafetensorError as error:
-            raise OSError(f"could not write {name!r} to {file.parent}: {error}") from error
+            raise OSError(f"could not write {name!r} to {folder.parent}: {error}") from error
         entries[name] = {
             "dims": array.dims,
             "shape": array.shape,
@@ -154,16 +148,16 @@ def _write_folder(folder: Path, arrays: Mapping[str, xr.DataArray], provenance: 
             "files": [f"{stem}.safetensors"],
         }
     index = {"format_version": FORMAT_VERSION, "id": profile_id, "provenance": provenance, "arrays": entries}
-    with open(folder / INDEX_NAME, "w", encoding="utf-8") as stream:
-        stream.write(_layout(_encode_floats(to_json(index, INDEX_NAME))) + "\n")
+    index_file = folder / INDEX_NAME
+    index_file.write_text(dump(to_json(index, INDEX_NAME)), encoding="utf-8")
     for file in folder.rglob("*.safetensors"):
-        shutil.copymode(folder / INDEX_NAME, file)  # safetensors makes files that only their owner can read
-    for file in folder.rglob("*.*"):
-        if file.is_file():
-            _flush_to_disk(file)
+        shutil.copymode(index_file, file)  # safetensors makes files that only their owner can read
+        _flush(file)
+    _flush(index_file)
 
 
-def _flush_to_disk(file: Path) -> None:
+def _flush(file: Path) -> None:
+    """Waits until the file is on the disk: a full one may show only now."""
     descriptor = os.open(file, os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -171,7 +165,7 @@ def _flush_to_disk(file: Path) -> None:
         os.close(descriptor)
 
 
-def read_profile(path: Path) -> tuple[dict, dict[str, StoredArray]]:
+def read_profile(path: Path) -> tuple[dict[str, Any], dict[str, StoredArray]]:
     """Reads a profile's index, and no array.
 
     Args:
@@ -187,59 +181,55 @@ def read_profile(path: Path) -> tuple[dict, dict[str, StoredArray]]:
     folder = path.expanduser().resolve()
     index_file = folder / INDEX_NAME
     if not index_file.is_file():
-        hint = "" if folder.is_dir() else _interrupted_saves(folder)
-        raise FileNotFoundError(f"no profile at {path}: expected a folder with {INDEX_NAME}{hint}")
+        raise FileNotFoundError(
+            f"no profile at {path}: expected a folder with {INDEX_NAME}{_interrupted_saves(folder)}"
+        )
     try:
-        index = json.loads(index_file.read_text(encoding="utf-8"), object_hook=_decode_float)
-    except ValueError as error:
+        index = load(index_file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{index_file} is damaged: {error}") from error
     if not isinstance(index, dict) or "format_version" not in index:
         raise ValueError(f"{index_file} is no profile index: it has no format_version")
     if index["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{index_file} has format_version {index['format_version']!r}, this version of diffusers_xai reads "
-            f"{FORMAT_VERSION}: a newer one may read it"
+            f"{index_file}: expected format_version {FORMAT_VERSION}, got {index['format_version']!r}: "
+            "another version of diffusers_xai wrote it"
         )
     try:
         arrays = {name: _parse_entry(folder, name, entry, index["id"]) for name, entry in index["arrays"].items()}
         return dict(index["provenance"]), arrays
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{index_file} is damaged: {type(error).__name__}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{index_file} is damaged: it lacks {error}") from error
+    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{index_file} is damaged: {error}") from error
 
 
 def _interrupted_saves(path: Path) -> str:
-    """A save that was killed between its two renames has left the profile beside its place: says so."""
-    left = [file.parent.name for file in path.parent.glob(f".{path.name}.*/{INDEX_NAME}")]
-    return f"; an interrupted save left {' and '.join(sorted(left))} beside it, which can be renamed" if left else ""
+    """A save killed between its two renames has left the old and the new profile beside the path: says so."""
+    left = sorted(index.parent.name for index in path.parent.glob(f".{glob.escape(path.name)}.*/{INDEX_NAME}"))
+    return f"; an interrupted save left {' and '.join(left)} beside it, to be renamed by hand" if left else ""
 
 
-def _parse_entry(folder: Path, name: str, entry: dict, profile_id: str) -> StoredArray:
+def _parse_entry(folder: Path, name: str, entry: dict[str, Any], profile_id: str) -> StoredArray:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name}: unknown dtype {entry['dtype']!r}")
-    coords = {key: _coord_from_json(coord) for key, coord in entry["coords"].items()}
-    files = tuple(folder / _checked_file_name(file) for file in entry["files"])
+        raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {entry['dtype']!r}")
+    files = tuple(folder / _checked_file_name(name, file) for file in entry["files"])
     if not files:
-        raise ValueError(f"{name}: no files")
-    return StoredArray(
-        name=name,
-        dims=tuple(entry["dims"]),
-        shape=tuple(int(size) for size in entry["shape"]),
-        dtype=np.dtype(entry["dtype"]),
-        coords=coords,
-        attrs=dict(entry["attrs"]),
-        files=files,
-        profile_id=profile_id,
-    )
+        raise ValueError(f"{name}: expected at least one file, got none")
+    placeholder = np.broadcast_to(np.zeros((), entry["dtype"]), tuple(entry["shape"]))
+    coords = {key: _coord_from_json(name, coord) for key, coord in entry["coords"].items()}
+    header = xr.DataArray(placeholder, dims=tuple(entry["dims"]), coords=coords, attrs=entry["attrs"])
+    return StoredArray(validate_array(name, header), files, profile_id)
 
 
-def _checked_file_name(file: str) -> str:
+def _checked_file_name(name: str, file: str) -> str:
     parts = PurePosixPath(file).parts
-    if not file.endswith(".safetensors") or re.search(r"[\\:\0]", file) or not parts or {"/", ".."} & set(parts):
-        raise ValueError(f"expected the name of a safetensors file inside the profile's folder, got {file!r}")
+    if not file.endswith(".safetensors") or re.search(r"[\\:\0]", file) or {"/", "//", ".."} & set(parts):
+        raise ValueError(f"{name}: expected the name of a safetensors file inside the profile's folder, got {file!r}")
     return file
 
 
-def _map_tensor(file: Path, name: str, dtype: np.dtype, profile_id: str) -> np.ndarray:
+def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarray:
     try:
         with safetensors.safe_open(file, framework="numpy") as tensors:
             metadata, names = tensors.metadata() or {}, list(tensors.keys())
@@ -252,49 +242,20 @@ def _map_tensor(file: Path, name: str, dtype: np.dtype, profile_id: str) -> np.n
         raise ValueError(f"{name}: its file {file} is damaged: {error}") from error
     if metadata.get("id") != profile_id:
         raise ValueError(f"{name}: {file} belongs to another profile; was the folder overwritten? Open it again")
-    if stored_dtype != _SAFETENSORS_DTYPES[str(dtype)]:
-        raise ValueError(f"{name}: {INDEX_NAME} says {dtype}, its file {file} holds {stored_dtype}")
+    if stored_dtype != _SAFETENSORS_DTYPES[dtype]:
+        raise ValueError(f"{name}: {INDEX_NAME} says dtype {dtype}, its file {file} holds {stored_dtype}")
     with open(file, "rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
     # The file's one tensor begins where its header ends.
     return np.asarray(np.memmap(file, dtype=dtype, mode="c", offset=8 + header_size, shape=tuple(shape)))
 
 
-_SAFETENSORS_DTYPES = {
-    name: "BOOL" if name == "bool" else f"{np.dtype(name).kind.upper()}{8 * np.dtype(name).itemsize}"
-    for name in DTYPES
-}
-
-
-def _coord_to_json(coord: xr.DataArray) -> dict:
+def _coord_to_json(coord: xr.DataArray) -> dict[str, Any]:
     dtype = "str" if coord.dtype.kind == "U" else str(coord.dtype)
-    return {"dims": coord.dims, "dtype": dtype, "values": coord.values.tolist()}
+    return {"dims": coord.dims, "dtype": dtype, "values": coord.values.tolist(), "attrs": coord.attrs}
 
 
-def _coord_from_json(entry: dict) -> xr.Variable:
+def _coord_from_json(name: str, entry: dict[str, Any]) -> xr.Variable:
     if entry["dtype"] not in (*DTYPES, "str"):
-        raise ValueError(f"unknown dtype {entry['dtype']!r} of a coordinate")
-    return xr.Variable(tuple(entry["dims"]), np.array(entry["values"], dtype=entry["dtype"]))
-
-
-def _encode_floats(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"__float__": str(value)}
-    if isinstance(value, dict):
-        return {key: _encode_floats(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_encode_floats(item) for item in value]
-    return value
-
-
-def _decode_float(value: dict) -> Any:
-    return float(value["__float__"]) if value.keys() == {"__float__"} else value
-
-
-def _layout(value: Any, indent: str = "") -> str:
-    """JSON with dicts over several lines and lists on one: readable, and not one line per number."""
-    if not isinstance(value, dict) or not value:
-        return json.dumps(value, allow_nan=False)
-    inner = indent + "  "
-    items = ",\n".join(f"{inner}{json.dumps(key)}: {_layout(item, inner)}" for key, item in value.items())
-    return f"{{\n{items}\n{indent}}}"
+        raise ValueError(f"{name}: expected a coordinate of text or numbers, got dtype {entry['dtype']!r}")
+    return xr.Variable(tuple(entry["dims"]), np.array(entry["values"], dtype=entry["dtype"]), entry["attrs"])
