@@ -1,0 +1,156 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusers_xai import XAIPipeline
+from tests.training.conftest import write_parquet
+from training.checkpoint import list_checkpoints
+from training.config import load_config
+from training.train import main
+
+
+def run(config_file, data, output, *more):
+    return main(["--config", config_file, "--data", data, "--output", str(output), *more])
+
+
+def all_tensors(run_folder):
+    last = list_checkpoints(run_folder)[-1]
+    return last.name, {f"{f.stem}/{k}": t for f in sorted(last.glob("*.safetensors")) for k, t in load_file(f).items()}
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "gradient_accumulation_steps": 2}])
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, settings, data_folder, changes):
+    config_file = tmp_path / "config.json"
+    config_file.write_text(json.dumps({**settings, **changes, "warmup_steps": 3}))
+    assert run(str(config_file), data_folder, tmp_path / "whole") == 0
+    # The first half ends without a decay or a checkpoint of its own at the end: it is the same run, cut off.
+    assert run(str(config_file), data_folder, tmp_path / "parts", "--set", "max_steps=2") == 0
+    assert run(str(config_file), data_folder, tmp_path / "parts", "--resume") == 0
+
+    (name, whole), (resumed_name, parts) = all_tensors(tmp_path / "whole"), all_tensors(tmp_path / "parts")
+    assert name == resumed_name == "checkpoint-00000004"
+    assert whole.keys() == parts.keys()
+    assert any(key.startswith("optimizer/") for key in whole)
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, parts[key]), key
+    logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in ("whole", "parts")]
+    losses = [{r["step"]: r["loss"] for r in map(json.loads, log) if "loss" in r} for log in logs]
+    assert losses[0] == losses[1]
+
+
+def test_training_changes_the_weights_and_the_mean_follows(tmp_path, config_file, data_folder):
+    run(config_file, data_folder, tmp_path / "run")
+    first, last = (load_file(c / "model.safetensors") for c in list_checkpoints(tmp_path / "run"))
+    mean = load_file(list_checkpoints(tmp_path / "run")[-1] / "ema.safetensors")
+    assert all(not torch.equal(first[k], last[k]) for k in last if "class_embedding" not in k)
+    assert all(torch.isfinite(t).all() for t in (*last.values(), *mean.values()))
+
+
+def test_the_run_leaves_its_log_samples_and_last_checkpoints(tmp_path, config_file, data_folder):
+    run(config_file, data_folder, tmp_path / "run", "--set", "checkpoint_every=1", "--set", "keep_checkpoints=2")
+    assert [c.name for c in list_checkpoints(tmp_path / "run")] == ["checkpoint-00000003", "checkpoint-00000004"]
+    assert Image.open(tmp_path / "run" / "samples-00000004.png").size == (2 * 16, 2 * 16)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    measured = next(r for r in records if "ssim" in r)
+    assert {"l1", "psnr", "noise_mse/100", "noise_mse/800"} <= measured.keys()
+    assert measured["images"] == 4 * 3
+    files = {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    assert files == {".json", ".jsonl", ".safetensors", ".png"}
+
+
+def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, data_folder, settings):
+    run(config_file, data_folder, tmp_path / "run")
+    assert main(["--config", config_file, "--output", str(tmp_path / "run"), "--export", str(tmp_path / "pipe")]) == 0
+    mean = load_file(list_checkpoints(tmp_path / "run")[-1] / "ema.safetensors")
+    stored = load_file(tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert stored.keys() == mean.keys()
+    assert all(torch.equal(stored[k], mean[k].half()) for k in mean)
+
+    pipe = XAIPipeline.from_pretrained(str(tmp_path / "pipe"))
+    assert pipe.unet.dtype == torch.float32
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.scheduler.config.beta_schedule == "linear"
+    loaded = pipe.unet.state_dict()
+    assert all(torch.equal(loaded[k], mean[k].half().float()) for k in mean)
+    images = pipe([3], num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 16, 16, 3)
+    assert np.isfinite(images).all()
+
+
+def test_learning_rate_rises_stays_and_falls(settings, tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({**settings, "max_steps": 100, "warmup_steps": 4, "decay_steps": 20}))
+    config = load_config(str(path))
+    factors = [config.learning_rate_factor(step) for step in (0, 1, 3, 4, 79, 80, 90, 99)]
+    assert factors == pytest.approx([0.25, 0.5, 1, 1, 1, 1, 0.5, 0.05])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss=\"huber\"", "expected loss in ('l1', 'l2'), got 'huber'"),
+        ("learning_rat=1", "unknown setting 'learning_rat' in the configuration; available: learning_rate"),
+        ("batch_size=0", "expected batch_size at least 1, got 0"),
+        ("label_dropout=1.5", "expected label_dropout in 0..1, got 1.5"),
+        ('scheduler={"prediction_type": "flow"}', "expected scheduler.prediction_type in"),
+        ('model={"class_encoding": "one-hot"}', "class_encoding"),
+        ('model={"widths": [4]}', "widths"),
+        ("max_values={\"sharpness\": 1}", "the data lacks the columns ['sharpness']; available:"),
+        ("batch_size=two", "expected --set NAME=VALUE with a JSON value"),
+        ("validation_timesteps=[1000]", "validation_timesteps"),
+    ],
+)  # fmt: skip
+def test_bad_settings_give_one_clear_line_before_training(
+    tmp_path, config_file, data_folder, capsys, override, message
+):
+    assert run(config_file, data_folder, tmp_path / "run", "--set", override) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert errors[-1].startswith("error: ")
+    assert message in errors[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_runs_give_one_clear_line(tmp_path, config_file, data_folder, settings, capsys):
+    def last_error(*arguments):
+        assert main(["--config", config_file, *map(str, arguments)]) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "no checkpoint" in last_error("--data", data_folder, "--output", tmp_path / "run", "--resume")
+    assert "no checkpoint" in last_error("--output", tmp_path / "none", "--export", tmp_path / "pipe")
+    assert last_error("--data", tmp_path / "none.parquet", "--output", tmp_path / "run").startswith(
+        "error: no data file"
+    )
+    write_parquet(tmp_path / "few.parquet", 4)
+    assert "expected more than" in last_error("--data", tmp_path / "few.parquet", "--output", tmp_path / "run")
+
+    run(config_file, data_folder, tmp_path / "run")
+    assert "add --resume" in last_error("--data", data_folder, "--output", tmp_path / "run")
+    wider = ["--set", 'model={"sample_size": 16, "block_out_channels": [8, 8]}']
+    assert "another network" in last_error("--output", tmp_path / "run", "--export", tmp_path / "pipe", *wider)
+    again = ["--data", data_folder, "--output", tmp_path / "run", "--resume"]
+    assert "optimizers" in last_error(*again, "--set", 'optimizer="muon"')
+    damaged = list_checkpoints(tmp_path / "run")[-1] / "ema.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert "damaged" in last_error(*again)
+    assert not (tmp_path / "pipe").exists()
+
+
+def test_the_configurations_in_the_repository_are_valid():
+    for name in ("lfw-32", "celeba-64", "celeba-128"):
+        load_config(f"training/configs/{name}.json")
+    thesis = load_config("training/configs/celeba-64.json")
+    assert (thesis.loss, thesis.optimizer, thesis.learning_rate, thesis.prediction_type) == (
+        "l1",
+        "adam",
+        2e-4,
+        "epsilon",
+    )
+    assert (thesis.batch_size, thesis.max_steps, thesis.center_crop, thesis.max_images) == (32, 94_000, 178, 60_000)
+    large = load_config("training/configs/celeba-128.json")
+    assert (large.batch_size, large.max_steps, large.model["sample_size"]) == (16, 120_000, 128)
+    assert large.model["block_out_channels"] == [64, 128, 256, 512]
+    assert large.model["class_encoding"] == "integer"

@@ -1,0 +1,1 @@
+"""Trains the label-conditioned ConvNeXt U-Net; `train.py` is the command."""

@@ -1,0 +1,186 @@
+"""What a training run is made of: one JSON file."""
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+OPTIMIZERS = ("adam", "adamw", "muon")
+LOSSES = ("l1", "l2")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MIXED_PRECISION = ("no", "fp16", "bf16")
+
+
+@dataclass
+class TrainingConfig:
+    """The settings of a run; the JSON file holds the fields by name.
+
+    Args:
+        model (`dict`): Arguments of `ConvNextUNet2DModel`; `sample_size` is the side length of the training images.
+        scheduler (`dict`): Arguments of `DDPMScheduler`; `prediction_type` is what the network learns to predict.
+        center_crop (`int`, *optional*): Side of the centred square that is cut out and resized; `None`: the largest.
+        max_images (`int`, *optional*): Use only the first images of the training split.
+        max_values (`dict[str, float]`): Leave out rows whose value in this column is greater.
+        horizontal_flip (`bool`): Mirror half of the images.
+        class_balance (`float`): Each of a label's n images is drawn with weight n ** -class_balance: 0 draws every
+            image alike, 1 every label alike.
+        class_balance_floor (`int`): Labels with fewer images than this are weighted as if they had so many.
+        label_dropout (`float`): Probability of the null label, for classifier-free guidance.
+        loss (`str`): `"l1"` or `"l2"`, taken on the prediction.
+        min_snr_gamma (`float`, *optional*): Weight timesteps by min(SNR, gamma) (on the scale of the x_0 loss).
+        stratified_timesteps (`bool`): Spread the timesteps of a batch evenly over the schedule.
+        optimizer (`str`): `"adam"`, `"adamw"`, or `"muon"` for the inner convolution kernels with AdamW for the rest.
+        learning_rate (`float`), betas (`tuple[float, float]`): Of Adam.
+        muon_learning_rate (`float`): Of Muon.
+        weight_decay (`float`): Of both.
+        batch_size (`int`): Images per process and forward pass.
+        gradient_accumulation_steps (`int`): Forward passes per step.
+        max_steps (`int`): Optimizer steps of the whole run.
+        warmup_steps (`int`): The learning rate rises linearly over the first steps,
+        decay_steps (`int`): and falls linearly to zero over the last ones.
+        max_grad_norm (`float`): Gradients are scaled down to this norm.
+        ema_decay (`float`): Decay of the running mean of the weights, which validation, samples and the export use.
+        mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
+        channels_last (`bool`): Memory format of the network; on the CPU the faster one for small widths.
+        zero_init_output (`bool`): Start with a prediction of zero.
+        seed (`int`): Fixes the initial weights, the order of the images and all noise.
+        log_every, validate_every, sample_every, checkpoint_every (`int`): In steps.
+        keep_checkpoints (`int`): Older ones are deleted.
+        validation_images (`int`): Images of the validation split that are measured.
+        validation_timesteps (`list[int]`): Timesteps at which they are measured.
+        sample_labels (`list[int]`): Rows of the sample grid.
+        samples_per_label (`int`): Columns of the sample grid.
+        sample_steps (`int`): DDIM steps of the sample grid.
+        guidance_scale (`float`): Of the sample grid; 1 is no guidance.
+    """
+
+    model: dict
+    scheduler: dict
+    center_crop: int | None = None
+    max_images: int | None = None
+    max_values: dict[str, float] = field(default_factory=dict)
+    horizontal_flip: bool = True
+    class_balance: float = 0.0
+    class_balance_floor: int = 20
+    label_dropout: float = 0.1
+    loss: str = "l1"
+    min_snr_gamma: float | None = None
+    stratified_timesteps: bool = False
+    optimizer: str = "adam"
+    learning_rate: float = 2e-4
+    muon_learning_rate: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    max_steps: int = 94_000
+    warmup_steps: int = 0
+    decay_steps: int = 0
+    max_grad_norm: float = 1.0
+    ema_decay: float = 0.999
+    mixed_precision: str = "no"
+    channels_last: bool = False
+    zero_init_output: bool = False
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 1000
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    validation_images: int = 512
+    validation_timesteps: list[int] = field(default_factory=lambda: [50, 150, 300, 500, 700, 900])
+    sample_labels: list[int] = field(default_factory=lambda: list(range(16)))
+    samples_per_label: int = 4
+    sample_steps: int = 50
+    guidance_scale: float = 1.0
+
+    def __post_init__(self):
+        self._check_choice("loss", LOSSES)
+        self._check_choice("optimizer", OPTIMIZERS)
+        self._check_choice("mixed_precision", MIXED_PRECISION)
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"expected scheduler.prediction_type in {PREDICTION_TYPES}, got {self.prediction_type!r}")
+        for name in (
+            "batch_size", "gradient_accumulation_steps", "max_steps", "log_every", "validate_every", "sample_every",
+            "checkpoint_every", "keep_checkpoints", "validation_images", "samples_per_label", "sample_steps",
+        ):  # fmt: skip
+            self._check_range(name, 1)
+        for name in ("warmup_steps", "decay_steps", "weight_decay", "class_balance_floor"):
+            self._check_range(name, 0)
+        for name in ("label_dropout", "class_balance", "ema_decay"):
+            self._check_range(name, 0, 1)
+        for name in ("learning_rate", "muon_learning_rate", "max_grad_norm", "min_snr_gamma"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"expected {name} above 0, got {value!r}")
+        if self.optimizer == "muon" and self.mixed_precision == "fp16":
+            raise ValueError("optimizer 'muon' needs mixed_precision 'no' or 'bf16', got 'fp16'")
+        if self.model.get("num_class_embeds", 16) is None and self.label_dropout > 0:
+            raise ValueError("an unconditional network (model.num_class_embeds null) needs label_dropout 0")
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ValueError(f"expected {name} in {choices}, got {getattr(self, name)!r}")
+
+    def _check_range(self, name: str, low: float, high: float = float("inf")) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            bounds = f"at least {low}" if high == float("inf") else f"in {low}..{high}"
+            raise ValueError(f"expected {name} {bounds}, got {value!r}")
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts: `"epsilon"`, `"v_prediction"` or `"sample"`."""
+        return self.scheduler.get("prediction_type", "epsilon")
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Factor of the learning rates at the 0-based `step`: linear warm-up, 1, linear decay over the last steps."""
+        factor = 1.0
+        if self.warmup_steps:
+            factor = min(factor, (step + 1) / self.warmup_steps)
+        if self.decay_steps:
+            factor = min(factor, (self.max_steps - step) / self.decay_steps)
+        return factor
+
+    def to_dict(self) -> dict:
+        """The fields as JSON-able values."""
+        return dataclasses.asdict(self)
+
+
+def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig:
+    """Reads a run's settings.
+
+    Args:
+        path (`str`): JSON file.
+        overrides (`list[str]`, *optional*): `"name=value"`, the value in JSON, put over the file's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is no JSON object, a field is unknown or missing, or a value is out of range.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no configuration file at {path!r}")
+    try:
+        values = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a JSON object in {path}, got {type(values).__name__}")
+    for override in overrides or []:
+        name, _, value = override.partition("=")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected --set NAME=VALUE with a JSON value, got {override!r}") from error
+
+    names = [f.name for f in dataclasses.fields(TrainingConfig)]
+    for name in values:
+        if name not in names:
+            nearest = difflib.get_close_matches(name, names, n=3) or names
+            raise ValueError(f"unknown setting {name!r} in the configuration; available: {', '.join(nearest)}")
+    for name in ("model", "scheduler"):
+        if not isinstance(values.get(name), dict):
+            raise ValueError(f"expected an object {name!r} in the configuration, got {values.get(name)!r}")
+    return TrainingConfig(**values)

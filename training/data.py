@@ -1,0 +1,217 @@
+"""Face images with attribute columns, and the order in which a run sees them."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from training.config import TrainingConfig
+from training.objective import draw_timesteps
+
+
+@dataclass
+class FaceImages:
+    """A split in memory: 60 000 images of 128 px take 3 GB.
+
+    Args:
+        images (`torch.Tensor` of shape `(row, 3, height, width)`): uint8.
+        labels (`torch.Tensor` of shape `(row,)`): int64, bits of the attributes; -1 throughout where there are none.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass
+class Batch:
+    """One forward pass: images in [-1, 1], labels with some dropped, 0-based timesteps, and the noise to add."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    timesteps: torch.Tensor
+    noise: torch.Tensor
+
+
+def load_splits(
+    data: str, subset: str | None, config: TrainingConfig, attributes: Sequence[str] | None
+) -> tuple[FaceImages, FaceImages]:
+    """Reads the training and the validation images.
+
+    Where the data has no split named validation, valid or test, the last `config.validation_images` training rows are
+    held out.
+
+    Args:
+        data (`str`): A parquet file, a folder that `datasets` understands, or a data set's Hub id.
+        subset (`str`, *optional*): The Hub data set's configuration, `"img_align+identity+attr"` for CelebA.
+        config (`TrainingConfig`): Image size, crop, filters and numbers of images.
+        attributes (`Sequence[str]`, *optional*): Boolean columns that make up the label, most significant bit first.
+
+    Raises:
+        ValueError: If the data has no usable rows, no image column, or lacks an attribute.
+        OSError: If there is no such data.
+    """
+    if data.endswith(".parquet"):
+        if not Path(data).is_file():
+            raise FileNotFoundError(f"no data file at {data!r}")
+        splits = datasets.load_dataset("parquet", data_files=data)
+    else:
+        splits = datasets.load_dataset(data, subset)
+    if "train" not in splits:
+        raise ValueError(f"expected a split 'train' in {data!r}, got {sorted(splits)}")
+    for split in splits.values():
+        _check_columns(split.column_names, attributes, config)
+
+    train = splits["train"]
+    held_out = next((splits[name] for name in ("validation", "valid", "test") if name in splits), None)
+    if held_out is None:
+        if len(train) <= config.validation_images:
+            raise ValueError(
+                f"{data!r} has no validation split and only {len(train)} rows: expected more than validation_images"
+                f" ({config.validation_images})"
+            )
+        start = len(train) - config.validation_images
+        held_out, train = train.select(range(start, len(train))), train.select(range(start))
+    if config.max_images is not None:
+        train = train.select(range(min(config.max_images, len(train))))
+    return _decode(train, config, attributes), _decode(held_out, config, attributes)
+
+
+def _check_columns(columns: list[str], attributes: Sequence[str] | None, config: TrainingConfig) -> None:
+    needed = ["image", *(attributes or ()), *config.max_values]
+    missing = [name for name in needed if name not in columns]
+    if missing:
+        raise ValueError(f"the data lacks the columns {missing}; available: {columns}")
+
+
+def _decode(split: datasets.Dataset, config: TrainingConfig, attributes: Sequence[str] | None) -> FaceImages:
+    keep = np.ones(len(split), dtype=bool)
+    for column, limit in config.max_values.items():
+        keep &= np.asarray(split[column][:]) <= limit
+    split = split.select(np.flatnonzero(keep)).cast_column("image", datasets.Image(decode=False))
+    size = config.model.get("sample_size", 64)
+
+    def read(row: int) -> np.ndarray | None:
+        cell = split[row]["image"]
+        try:
+            with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]) as image:
+                return _crop_and_resize(image.convert("RGB"), config.center_crop, size)
+        except (OSError, SyntaxError, TypeError):  # what PIL raises for truncated and alien files
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        arrays = list(tqdm(pool.map(read, range(len(split))), total=len(split), desc="images", leave=False))
+    readable = [row for row, array in enumerate(arrays) if array is not None]
+    if not readable:
+        raise ValueError(f"none of {len(split)} rows holds a readable image")
+    if len(readable) < len(arrays):
+        print(f"left out {len(arrays) - len(readable)} unreadable images of {len(arrays)}")
+    images = np.stack([arrays[row] for row in readable])
+    labels = labels_from_attributes(split.select(readable), attributes)
+    return FaceImages(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+
+
+def _crop_and_resize(image: Image.Image, center_crop: int | None, size: int) -> np.ndarray:
+    side = min(center_crop or min(image.size), *image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))  # `resize(box=…)` would look over the edge
+    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def labels_from_attributes(split: datasets.Dataset, attributes: Sequence[str] | None) -> torch.Tensor:
+    """Attribute columns (bool, 0/1, or CelebA's -1/1) as bits, most significant first: int64 of shape (row,)."""
+    if attributes is None:
+        return torch.full((len(split),), -1)
+    labels = torch.zeros(len(split), dtype=torch.int64)
+    for name in attributes:
+        labels = 2 * labels + torch.as_tensor(np.asarray(split[name][:]) > 0).long()
+    return labels
+
+
+def sampling_weights(labels: torch.Tensor, balance: float, floor: int) -> torch.Tensor:
+    """How often each row is drawn: n ** -balance with n = max(images of its label, floor); float64, sums to 1."""
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    weights = counts.clamp(min=max(floor, 1)).double()[inverse] ** -balance
+    return weights / weights.sum()
+
+
+def step_generator(seed: int, *position: int) -> torch.Generator:
+    """A generator that depends on the seed and the position alone, so that a resumed run needs no stored state."""
+    state = np.random.SeedSequence([seed, *position]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
+class BatchStream:
+    """The batches of a run as a function of their number: batch 1000 is the same whether or not 999 was drawn before.
+
+    Args:
+        data (`FaceImages`): The training split.
+        config (`TrainingConfig`): Batch size, balance, flips, label dropout, timesteps and seed.
+        null_label (`int`): The label that stands for "no label".
+        num_train_timesteps (`int`): Length of the noise schedule.
+        process (`int`): This process and
+        num_processes (`int`): how many share the batches.
+    """
+
+    def __init__(
+        self,
+        data: FaceImages,
+        config: TrainingConfig,
+        null_label: int,
+        num_train_timesteps: int,
+        process: int = 0,
+        num_processes: int = 1,
+    ):
+        self.data = data
+        self.config = config
+        self.null_label = null_label
+        self.num_train_timesteps = num_train_timesteps
+        self.process = process
+        self.num_processes = num_processes
+        self.weights = sampling_weights(data.labels, config.class_balance, config.class_balance_floor)
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def epoch_order(self, epoch: int) -> torch.Tensor:
+        """Rows of an epoch: each `len(data) * weight` times, rounded down or up at random, in random order.
+
+        With equal weights every row comes once.
+        """
+        generator = step_generator(self.config.seed, 0, epoch)
+        count = len(self.data)
+        points = (torch.arange(count) + torch.rand(1, generator=generator, dtype=torch.float64)) / count
+        rows = torch.searchsorted(self.weights.cumsum(0), points).clamp(max=count - 1)
+        return rows[torch.randperm(count, generator=generator)]
+
+    def rows(self, number: int) -> torch.Tensor:
+        """Row numbers of this process's part of the batch `number`."""
+        size = self.config.batch_size
+        first = (number * self.num_processes + self.process) * size
+        chosen = []
+        for position in range(first, first + size):
+            epoch, offset = divmod(position, len(self.data))
+            if epoch != self._epoch:
+                self._epoch, self._order = epoch, self.epoch_order(epoch)
+            chosen.append(self._order[offset])
+        return torch.stack(chosen)
+
+    def batch(self, number: int) -> Batch:
+        """This process's part of the 0-based batch `number`."""
+        config, rows = self.config, self.rows(number)
+        generator = step_generator(config.seed, 1, number, self.process)
+        images = self.data.images[rows].float() / 127.5 - 1
+        if config.horizontal_flip:
+            mirrored = torch.rand(len(rows), generator=generator) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        dropped = torch.rand(len(rows), generator=generator) < config.label_dropout
+        labels = self.data.labels[rows].masked_fill(dropped, self.null_label)
+        timesteps = draw_timesteps(len(rows), self.num_train_timesteps, config.stratified_timesteps, generator)
+        return Batch(images, labels, timesteps, torch.randn(images.shape, generator=generator))
