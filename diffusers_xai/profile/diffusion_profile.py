@@ -51,11 +51,13 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
 
     Raises:
         TypeError: If an array is no `DataArray`, or the provenance has no JSON form.
-        ValueError: If an array's name, dims, dtype or coordinates do not fit.
+        ValueError: If an array's name, dims, dtype or coordinates do not fit, or `layer_aliases` is no mapping.
     """
 
     def __init__(self, arrays: Mapping[str, xr.DataArray], provenance: Mapping[str, Any] | None = None):
         self.provenance: dict[str, Any] = to_json(provenance or {})
+        if not isinstance(self._aliases, dict):
+            raise ValueError(f"expected layer_aliases to map aliases to module paths, got {self._aliases!r}")
         self._arrays: dict[str, xr.DataArray | StoredArray] = {
             name: validate_array(name, array) for name, array in arrays.items()
         }
