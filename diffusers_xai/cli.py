@@ -40,7 +40,8 @@ SCHEDULERS = {
     "heun": "HeunDiscreteScheduler",
 }
 _DEFAULT_LABEL = "0011"
-_BLOCK_OUTPUTS = ("downs.*.3", "mid_block2", "ups.*.3")
+# Attention layers and block outputs, by their article-style names.
+_LAYERS = ("downs.*.2.fn", "downs.*.3", "mid_attn.fn", "mid_block2", "ups.*.2.fn", "ups.*.3")
 _RECORDED_STEPS = 100
 _PROFILE_BYTES = 48e6
 
@@ -115,7 +116,7 @@ def _add_profile(commands) -> None:
         nargs="+",
         metavar="GLOB",
         help="layers to record, as module paths or article-style names (downs.*.2.fn). Default: all attention layers"
-        " and the output of every block",
+        " and, where they have such names, the outputs of the blocks",
     )
     add(
         "--every",
@@ -227,7 +228,7 @@ def parse_label(text: str, config: Mapping[str, Any]) -> int:
 
 
 def _default_layers(backbone: Backbone) -> list[str]:
-    return [*backbone.attention_outputs(), *(_BLOCK_OUTPUTS if backbone.aliases else ())]
+    return list(_LAYERS if backbone.aliases else backbone.attention_outputs())
 
 
 def _specs(pipe: XAIPipeline, layers: Sequence[str], every: int) -> list[RecordSpec]:

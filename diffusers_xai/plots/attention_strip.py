@@ -21,5 +21,5 @@ def attention_strip(profile: DiffusionProfile, count: int = 11, *, shared_scale:
     Source: thesis section 4.3, fig. 4.4.
     """
     symbol = "A<sub>t</sub>"
-    scale_title = symbol if shared_scale else f"{symbol}, each map"
+    scale_title = symbol if shared_scale else f"{symbol}, in each map"
     return strip(profile, "attention_map", symbol, count, shared_scale=shared_scale, scale_title=scale_title)

@@ -32,8 +32,8 @@ def max_channel_maps(
     Args:
         profile (`DiffusionProfile`): A profile that holds activations.
         layers (`Sequence[str]`, *optional*): Module paths or aliases; every layer with maps by default.
-        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; five equal parts of the
-            process by default.
+        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; those of the
+            other strips by default.
         mask (`np.ndarray` of shape `(H, W)`, *optional*): Boolean mask that weights the choice of c*.
         sample (`int`): Index of the sample.
         shared_scale (`bool`): One colour range for all maps instead of one for each.
@@ -49,7 +49,7 @@ def max_channel_maps(
         raise ValueError("Expected activations with a height and a width, got none; record `Activations(layers=…)`.")
     first = profile[f"activations/{paths[0]}"]
     if timesteps is None:
-        timesteps = [float(first["timestep"].sel(step=step)) for step in evenly_spaced_steps(first, 5)]
+        timesteps = [float(first["timestep"].sel(step=step)) for step in evenly_spaced_steps(first, 10)]
     rows, row_labels = [], []
     for path in paths:
         row_labels.append(layer_label(profile, path, sep="<br>"))
@@ -59,9 +59,8 @@ def max_channel_maps(
         rows,
         column_labels,
         row_labels,
-        signed=True,
         shared_scale=shared_scale,
-        scale_title="activation" if shared_scale else "activation, each map",
+        scale_title="activation" if shared_scale else "activation, in each map",
     )
 
 

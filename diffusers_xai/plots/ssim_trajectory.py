@@ -24,7 +24,7 @@ def ssim_trajectory(profile: DiffusionProfile) -> go.Figure:
             y = values.isel(sample=sample).values
             figure.add_scatter(x=timesteps, y=y, name=f"sample {sample}", line=line, opacity=0.4, showlegend=False)
     name = "SSIM" if count == 1 else f"mean of {count} samples"
-    line = {"color": LINE_COLORS[0], "width": 3}
+    line = {"color": LINE_COLORS[0], "width": 1.5 if count == 1 else 3}
     figure.add_scatter(x=timesteps, y=values.mean("sample").values, name=name, line=line, showlegend=count > 1)
     figure.update_traces(mode="lines", hovertemplate="%{y:.4f}")
     return figure

@@ -17,8 +17,7 @@ GRID_COLOR = "#e4e7eb"
 # Okabe and Ito's colours, without the yellow that is too faint on white; they differ for every kind of colour vision.
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot")
-SEQUENTIAL = "Viridis"
-DIVERGING = "RdBu_r"
+COLOR_SCALE = "Viridis"
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -27,7 +26,7 @@ TEMPLATE = go.layout.Template(
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "margin": {"l": 64, "r": 16, "t": 24, "b": 48},
-        "hoverlabel": {"font": {"family": FONT_FAMILY}},
+        "hoverlabel": {"bgcolor": "white", "font": {"family": FONT_FAMILY, "color": TEXT_COLOR}},
         "xaxis": {"gridcolor": GRID_COLOR, "zeroline": False, "linecolor": MUTED_COLOR, "ticks": "outside"},
         "yaxis": {"gridcolor": GRID_COLOR, "zeroline": False, "linecolor": MUTED_COLOR, "ticks": "outside"},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
@@ -48,7 +47,7 @@ def curves_over_time(array: xr.DataArray, y_title: str) -> go.Figure:
         template=TEMPLATE,
         height=360,
         hovermode="x unified",
-        xaxis={"title": "timestep t (the process runs from left to right)", "range": [timesteps.max(), 0]},
+        xaxis={"title": "timestep t", "range": [timesteps.max(), 0]},
         yaxis={"title": y_title},
     )
     return figure

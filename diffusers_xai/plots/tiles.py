@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,14 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from diffusers_xai.plots.style import DIVERGING, SEQUENTIAL, TEMPLATE
+from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
 
 
 _GAP = 0.06
-_CAPTION = 0.24
+# In CSS pixels; the height of a figure is right at this width, and a wider or narrower one keeps the tiles' shape.
 _WIDTH = 1080
-_LEFT, _TOP, _BOTTOM = 16, 36, 12
+_CAPTION_HEIGHT, _CHARACTER_WIDTH = 18, 7
+_MARGIN, _TOP, _COLOR_BAR = 12, 32, 56
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,6 @@ def tile_grid(
     column_labels: Sequence[str],
     row_labels: Sequence[str],
     *,
-    signed: bool = False,
     shared_scale: bool = False,
     scale_title: str = "",
 ) -> go.Figure:
@@ -72,16 +73,19 @@ def tile_grid(
         tiles (`Sequence[Sequence[Tile | None]]`): Rows of tiles; `None` leaves a place empty.
         column_labels (`Sequence[str]`): Texts above the columns.
         row_labels (`Sequence[str]`): Texts left of the rows.
-        signed (`bool`): Draw maps in diverging colours with white at 0, otherwise in sequential ones.
         shared_scale (`bool`): One colour range for all maps instead of one for each.
         scale_title (`str`): Title of the colour bar, drawn where there are maps.
     """
     cells = [(i, j, tile) for i, row in enumerate(tiles) for j, tile in enumerate(row) if tile is not None]
+    rows, columns = len(row_labels), len(column_labels)
     aspect = max(tile.values.shape[1] / tile.values.shape[0] for _, _, tile in cells)
+    lines = [html.unescape(re.sub("<.*?>", "", line)) for label in row_labels for line in label.split("<br>")]
+    left = _MARGIN + _CHARACTER_WIDTH * max(4, *map(len, lines))
     pitch_x = aspect + _GAP
-    pitch_y = 1 + _GAP + (_CAPTION if any(tile.caption for _, _, tile in cells) else 0)
+    unit = (_WIDTH - left - _MARGIN) / (columns * pitch_x - _GAP)
+    pitch_y = 1 + _GAP + (_CAPTION_HEIGHT / unit if any(tile.caption for _, _, tile in cells) else 0)
     maps = [tile.values for _, _, tile in cells if tile.values.ndim == 2]
-    common = _color_range(np.concatenate([m.ravel() for m in maps]), signed) if shared_scale and maps else None
+    common = _color_range(np.concatenate([m.ravel() for m in maps])) if shared_scale and maps else None
 
     figure = go.Figure()
     bar_drawn = False
@@ -94,16 +98,16 @@ def tile_grid(
                 go.Image(source=png_data_uri(tile.values), hovertemplate=f"{tile.name}<extra></extra>", **place)
             )
         else:
-            low, high = common or _color_range(tile.values, signed)
+            low, high = common or _color_range(tile.values)
             figure.add_trace(
                 go.Heatmap(
                     z=tile.values,
                     zmin=low,
                     zmax=high,
-                    colorscale=DIVERGING if signed else SEQUENTIAL,
+                    colorscale=COLOR_SCALE,
                     hovertemplate=f"{tile.name}<br>value %{{z:.4g}}<extra></extra>",
                     showscale=not bar_drawn,
-                    colorbar=_color_bar(low, high, signed, shared_scale, scale_title),
+                    colorbar=_color_bar(low, high, shared_scale, scale_title),
                     **place,
                 )
             )
@@ -113,15 +117,19 @@ def tile_grid(
                 x=j * pitch_x + aspect / 2, y=i * pitch_y + 1, text=tile.caption, showarrow=False, yanchor="top"
             )
 
-    columns, rows = len(column_labels), len(row_labels)
-    left = _LEFT + 7 * max(len(html.unescape(line)) for label in row_labels for line in label.split("<br>"))
-    right = 96 if maps else 16
-    unit = (_WIDTH - left - right) / (columns * pitch_x - _GAP)
-    bare = {"showgrid": False, "zeroline": False, "ticks": "", "showline": False, "fixedrange": True}
+    bottom = _COLOR_BAR if maps else _MARGIN
+    bare = {
+        "ticklabelstandoff": 4,
+        "showgrid": False,
+        "zeroline": False,
+        "ticks": "",
+        "showline": False,
+        "fixedrange": True,
+    }
     figure.update_layout(
         template=TEMPLATE,
-        height=round(unit * (rows * pitch_y - _GAP)) + _TOP + _BOTTOM,
-        margin={"l": left, "r": right, "t": _TOP, "b": _BOTTOM},
+        height=round(unit * (rows * pitch_y - _GAP)) + _TOP + bottom,
+        margin={"l": left, "r": _MARGIN, "t": _TOP, "b": bottom},
         xaxis={
             **bare,
             "side": "top",
@@ -138,24 +146,31 @@ def tile_grid(
             "ticktext": list(row_labels),
             "scaleanchor": "x",
             "constrain": "domain",
+            "constraintoward": "top",
         },
         dragmode=False,
     )
     return figure
 
 
-def _color_range(values: np.ndarray, signed: bool) -> tuple[float, float]:
-    if signed:
-        bound = float(np.abs(values).max()) or 1.0
-        return -bound, bound
+def _color_range(values: np.ndarray) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return low, high if high > low else low + 1.0
 
 
-def _color_bar(low: float, high: float, signed: bool, shared_scale: bool, title: str) -> dict:
-    bar = {"title": {"text": title, "side": "right"}, "thickness": 12, "len": 0.9, "outlinewidth": 0, "x": 1.01}
-    if shared_scale:
-        return bar
-    if signed:
-        return {**bar, "tickvals": [low, 0, high], "ticktext": ["−max", "0", "+max"]}
-    return {**bar, "tickvals": [low, high], "ticktext": ["min", "max"]}
+def _color_bar(low: float, high: float, shared_scale: bool, title: str) -> dict:
+    bar = {
+        "title": {"text": title, "side": "bottom", "font": {"size": 13}},
+        "orientation": "h",
+        "thickness": 10,
+        "len": 240,
+        "lenmode": "pixels",
+        "outlinewidth": 0,
+        "x": 0,
+        "xanchor": "left",
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "ypad": 0,
+    }
+    return bar if shared_scale else {**bar, "tickvals": [low, high], "ticktext": ["low", "high"]}

@@ -11,6 +11,7 @@ from diffusers_xai.report.words import class_attributes, headline, label_bits, l
 
 
 _FILM_FRAMES = 120
+_FILM_START = 0.7  # of the process: where both films and the result still differ
 
 
 def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
@@ -22,8 +23,8 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
     if any(seed is not None for seed in provenance.get("seeds") or []):
         facts.append(("Seed", ", ".join(str(seed) for seed in provenance["seeds"])))
     if provenance.get("num_inference_steps"):
-        scheduler = provenance.get("scheduler", {}).get("class", "")
-        facts.append(("Steps", f"{provenance['num_inference_steps']} {scheduler}".strip()))
+        scheduler = provenance.get("scheduler", {}).get("class", "unknown scheduler")
+        facts.append(("Steps", f"{provenance['num_inference_steps']} ({scheduler})"))
     rows = "".join(f"<div><dt>{term}</dt><dd>{html.escape(text)}</dd></div>" for term, text in facts)
     warning = ""
     if provenance.get("complete") is False:
@@ -67,8 +68,12 @@ def _film(profile: DiffusionProfile) -> tuple[str, str]:
         return "", ""
     steps = evenly_spaced_steps(profile[names[0]], _FILM_FRAMES)
     labels = [time_label(profile[names[0]], step) for step in steps]
+    if "final_sample" in profile:
+        labels.append("result")
+    last = len(labels) - 1
+    start = round(_FILM_START * last)
     titles = {
-        "samples": ("x<sub>t</sub>: what the network sees", "The noisy state of the process at the chosen step"),
+        "samples": ("x<sub>t</sub>: what the network receives", "The noisy state of the process at the chosen step"),
         "x0": ("x̂<sub>0</sub>: what it predicts", "The image that the network predicts at the chosen step"),
     }
     pictures = []
@@ -80,17 +85,15 @@ def _film(profile: DiffusionProfile) -> tuple[str, str]:
         title, alt = titles[name]
         style = (
             f"background-image:url({png_data_uri(np.concatenate(frames))});aspect-ratio:{width}/{height};"
-            f"background-size:100% {100 * len(frames)}%;background-position:0 100%"
+            f"background-size:100% {100 * len(frames)}%;background-position:0 {100 * start / max(last, 1):.4f}%"
         )
         image = f'<div class="pixels film" role="img" aria-label="{alt}" style="{style}"></div>'
         pictures.append(_picture(image, title))
-    if "final_sample" in profile:
-        labels.append("result")
-    last = len(labels) - 1
+    label = html.escape(labels[start])
     control = (
         f'<div class="player" data-labels="{html.escape("|".join(labels))}"><button type="button">Play</button>'
-        f'<input type="range" min="0" max="{last}" value="{last}" aria-label="Step of the process"'
-        f' aria-valuetext="{html.escape(labels[-1])}"><output>{html.escape(labels[-1])}</output></div>'
+        f'<input type="range" min="0" max="{last}" value="{start}" aria-label="Step of the process"'
+        f' aria-valuetext="{label}"><output>{label}</output></div>'
     )
     return "".join(pictures), control
 

@@ -70,7 +70,7 @@ def python_code(provenance: dict) -> str | None:
 
 def _facts(provenance: dict) -> list[tuple[str, str]]:
     pipeline, model, scheduler = (provenance.get(name, {}) for name in ("pipeline", "model", "scheduler"))
-    checkpoint = pipeline.get("name_or_path")
+    checkpoint, versions = pipeline.get("name_or_path"), provenance.get("versions", {})
     prediction = scheduler.get("config", {}).get("prediction_type")
     seeds = [seed for seed in provenance.get("seeds") or [] if seed is not None]
     return [
@@ -85,7 +85,7 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
         ("Edits", "; ".join(_call(spec) for spec in provenance.get("edits", []))),
         ("Recorded", "; ".join(_call(spec) for spec in provenance.get("record", []))),
         ("Created", str(provenance.get("created", ""))),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in provenance.get("versions", {}).items())),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
     ]
 
 

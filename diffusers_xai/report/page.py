@@ -26,18 +26,19 @@ section > p {{ max-width: 76ch; margin: 0 0 12px; }}
 .facts {{ display: flex; flex-wrap: wrap; gap: 6px 32px; margin: 0 0 20px; }}
 .facts dt {{ color: {MUTED_COLOR}; font-size: .875rem; }}
 .facts dd {{ margin: 0; font-weight: 600; }}
-.pictures {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 260px)); gap: 16px; }}
+.pictures {{ display: flex; flex-wrap: wrap; gap: 16px; }}
+.pictures figure {{ flex: 1 1 140px; max-width: 340px; }}
 figure {{ margin: 0; }}
 figcaption {{ color: {MUTED_COLOR}; font-size: .875rem; margin-top: 4px; }}
 .pixels {{ display: block; width: 100%; image-rendering: pixelated; border-radius: 6px; }}
-.player {{ display: flex; align-items: center; gap: 12px; margin-top: 16px; max-width: 812px; }}
+.player {{ display: flex; align-items: center; gap: 12px; margin-top: 16px; max-width: 1052px; }}
 .player input {{ flex: 1; min-width: 0; accent-color: #0072b2; height: 28px; }}
 .player output {{ min-width: 5em; font-variant-numeric: tabular-nums; }}
 button {{ font: inherit; padding: 4px 16px; border: 1px solid #0072b2; border-radius: 6px; background: #0072b2;
   color: white; cursor: pointer; }}
 :focus-visible {{ outline: 3px solid #e69f00; outline-offset: 2px; }}
-.scroll {{ overflow-x: auto; }}
-.scroll > * {{ min-width: var(--width); }}
+.figure {{ overflow-x: auto; }}
+.wide > * {{ min-width: 1040px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .9375rem; }}
 th, td {{ text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-bottom: 1px solid #e4e7eb; }}
 th {{ color: {MUTED_COLOR}; font-weight: 500; width: 12em; }}
@@ -46,11 +47,14 @@ h3 {{ font-size: 1rem; margin: 18px 0 6px; }}
 pre {{ background: #f3f5f8; border-radius: 6px; padding: 12px 14px; overflow-x: auto; font-size: .875rem; margin: 0; }}
 details {{ margin-top: 14px; }}
 summary {{ cursor: pointer; }}
+@media (max-width: 1120px) {{
+  .wide::before {{ content: "Scroll sideways to see all →"; color: {MUTED_COLOR}; font-size: .875rem; }}
+}}
 @media (max-width: 600px) {{
   main {{ padding: 10px 8px 32px; }}
   header, section {{ padding: 18px 14px; }}
   h1 {{ font-size: 1.6rem; }}
-  .pictures {{ grid-template-columns: repeat(2, 1fr); }}
+  .pictures figure:first-child:nth-last-child(odd) {{ flex-basis: 100%; }}
   th {{ width: 7em; }}
 }}
 @media print {{ body {{ background: white; }} section, header {{ break-inside: avoid; }} }}

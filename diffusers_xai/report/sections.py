@@ -25,7 +25,7 @@ class Section:
         alt (`str`): What the figure shows, for those who do not see it.
         source (`str`): Where the method is defined.
         draw (`Callable[[], go.Figure]`): Makes the figure.
-        width (`int`): Least width in CSS pixels; on narrower screens the figure scrolls sideways.
+        wide (`bool`): Whether the figure scrolls sideways on narrow screens instead of shrinking.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Section:
     alt: str
     source: str
     draw: Callable[[], go.Figure]
-    width: int = 320
+    wide: bool = False
 
 
 def sections(profile: DiffusionProfile, mask: np.ndarray | None) -> list[str]:
@@ -52,7 +52,7 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
                 "A row of images at equal distances in time, from noise on the left to the result on the right.",
                 "Thesis fig. 5.3.",
                 lambda: plots.process_strip(profile),
-                900,
+                wide=True,
             )
         )
     if "x0" in profile:
@@ -65,7 +65,7 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
                 "A row of predicted images at the same times, from a blur on the left to the result on the right.",
                 "x̂<sub>0</sub> is computed from x<sub>t</sub> and the network's output by the scheduler.",
                 lambda: plots.process_strip(profile, "x0"),
-                900,
+                wide=True,
             )
         )
     if "measures/ssim" in profile or "samples" in profile:
@@ -87,9 +87,9 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
             Section(
                 "When the layers change",
                 "LayerDist is the distance between a layer's activations at one recorded step and the next"
-                f" ({stride}). A peak marks a time at which the layer begins to respond to something else. Compare"
-                " a curve's shape with the others, not its height: large layers have large distances. A click on a"
-                " name hides or shows its curve.",
+                f" ({stride}). A peak marks a time at which the layer begins to respond to something else. The axis"
+                " is logarithmic: compare the shapes of the curves, not their heights, which depend on the size of the"
+                " layer. A click on a name hides or shows its curve.",
                 "One line per attention layer: the distance of its activations between recorded steps, over time.",
                 "Thesis eq. 4.1.10, fig. 5.7. Layers are named as in the thesis: downs contract the image, mid_attn is"
                 " the bottleneck, ups expand it again.",
@@ -106,7 +106,7 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
                 "A row of attention maps at the times of the first strip, and the result.",
                 "Thesis section 4.3, fig. 4.4.",
                 lambda: plots.attention_strip(profile),
-                900,
+                wide=True,
             )
         )
     if layers_with_maps(profile):
@@ -115,12 +115,12 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
             Section(
                 "What single channels see",
                 "Of the many channels of a layer, c* is the one with the greatest total activation at that step."
-                f"{chosen} Its map shows what the layer responds to: red is positive, blue negative, each map in"
-                " its own range. Coarse maps come from layers deep inside the network.",
+                f"{chosen} Its map shows where the layer responds, each map in its own colour range. From top to"
+                " bottom the rows follow the network; coarse maps come from deep inside it.",
                 "A grid of channel maps: one row per layer, one column per time.",
                 "Thesis eq. 4.1.4, fig. 5.5.",
                 lambda: plots.max_channel_maps(profile, mask=mask),
-                640,
+                wide=True,
             )
         )
     return found
@@ -136,6 +136,6 @@ def _render(section: Section) -> str:
     figure = section.draw().to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
     return (
         f"<section><h2>{section.title}</h2><p>{section.text}</p>"
-        f'<div class="scroll" style="--width:{section.width}px" role="img" aria-label="{html.escape(section.alt)}"'
+        f'<div class="figure{" wide" * section.wide}" role="img" aria-label="{html.escape(section.alt)}"'
         f' tabindex="0">{figure}</div><p class="source">{section.source}</p></section>'
     )
