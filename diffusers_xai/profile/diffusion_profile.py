@@ -147,7 +147,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             ValueError: If the mask is empty, not bool or of another size than the samples, or there is no such sample,
                 branch or timestep.
         """
-        record = pick_sample(pick_step(self._layer_record(layer, branch), step, timestep), sample)
+        record = pick_sample(pick_step(self._image_record(layer, branch), step, timestep), sample)
         return int(max_channel(to_tensor(record), mask=self._checked_mask(mask), absolute=absolute))
 
     def max_channels(
@@ -175,7 +175,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             KeyError: If the layer is not recorded.
             ValueError: If the mask is empty, not bool or of another size than the samples, or there is no such branch.
         """
-        records = self._layer_record(layer, branch)
+        records = self._image_record(layer, branch)
         mask = self._checked_mask(mask)
         channels = [max_channel(to_tensor(record), mask=mask, absolute=absolute).numpy() for record in records]
         return over_steps(np.stack(channels), records, records["step"].values, "max_channel")
@@ -306,7 +306,10 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         }
 
     def _layer_record(self, layer: str, branch: str) -> xr.DataArray:
-        array = pick_branch(self[layer if "/" in layer else f"activations/{layer}"], branch)
+        return pick_branch(self[layer if "/" in layer else f"activations/{layer}"], branch)
+
+    def _image_record(self, layer: str, branch: str) -> xr.DataArray:
+        array = self._layer_record(layer, branch)
         if array.dims != ("step", "sample", "channel", "height", "width"):
             raise ValueError(f"{array.name}: expected dims step, sample, channel, height, width, got {array.dims}")
         return array
@@ -319,7 +322,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         if layer is None:
             layers = [name.removeprefix("activations/") for name in self if name.startswith("activations/")]
             raise ValueError(f"measure {measure.name!r} needs layer=; recorded layers: {describe(layers)}")
-        return pick_branch(self[layer if "/" in layer else f"activations/{layer}"], branch)
+        return self._layer_record(layer, branch)
 
     def _checked_mask(self, mask: ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
         """The mask as a tensor, if it has the samples' size (where a recorded array tells that)."""
