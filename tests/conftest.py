@@ -1,6 +1,7 @@
-"""Keeps the tests off the network: the Hub's client reads this when it is first imported."""
+"""Settings that torch and the Hub's client read when they are first imported."""
 
 import os
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks: threads would only wait for each other
