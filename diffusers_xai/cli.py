@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 import numpy as np
@@ -51,7 +51,7 @@ class CommandError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message} (see `{self.prog} --help`)")
 
 
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_profile(commands) -> None:
+def _add_profile(commands: Any) -> None:
     parser = commands.add_parser(
         "profile",
         help="sample one image and write its diffusion profile with a report",
@@ -144,13 +144,14 @@ def _run_profile(args: argparse.Namespace) -> None:
     pipe.scheduler.set_timesteps(args.steps)
 
     def sample(steps: int, every: int) -> DiffusionProfile:
-        return pipe(
+        output: Any = pipe(
             class_labels=labels,
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(args.seed)],
             guidance_scale=args.guidance_scale,
             record=_specs(pipe, layers, every),
-        ).profile
+        )
+        return output.profile
 
     # One step shows what is wrong with the request before the long run, and how much a recorded step takes.
     pipe.set_progress_bar_config(disable=True)

@@ -150,6 +150,15 @@ def test_made_with_code_that_python_can_read():
     assert python_code({"pipeline": {"class": "DDPMPipeline"}}) is None
 
 
+def test_an_unconditional_run_names_no_label(report):
+    page = report(make_profile(samples=2, class_labels=[None, None], model={"class": "UNet2DModel", "config": {}}))
+    assert "Label" not in page.text
+    assert "these 2 images" in page.text
+    code = python_code({"pipeline": {"class": "XAIPipeline", "name_or_path": "a/b"}, "class_labels": [None, None]})
+    assert "class_labels" not in code
+    assert "batch_size=2" in code
+
+
 def test_the_command_is_printed_as_a_shell_reads_it(report):
     page = report(make_profile(), command=["diffusers-xai", "profile", "--layers", "downs.*"])
     assert "diffusers-xai profile --layers 'downs.*'" in page.text
@@ -167,6 +176,16 @@ def test_a_bare_profile_has_a_page(report):
     profile = make_profile()
     page = report(type(profile)({"final_sample": profile["final_sample"]}, {}))
     assert page.headings() == ["How it was made"]
+
+
+def test_too_little_to_compare_is_left_out(report):
+    profile = without(make_profile(), "measures/ssim", "final_sample", f"activations/{CONV}")
+    first = {name: profile[name].isel(step=[0]) for name in profile}
+    headings = report(type(profile)(first, profile.provenance)).headings()
+    assert "From noise to image" in headings
+    assert "What single channels see" in headings
+    assert "How much the image changes" not in headings
+    assert "When the layers change" not in headings
 
 
 def test_a_failed_write_leaves_the_old_page(tmp_path, monkeypatch):

@@ -61,7 +61,8 @@ def time_label(array: xr.DataArray, step: int) -> str:
 def record_at(array: xr.DataArray, step: int, sample: int) -> np.ndarray:
     """What `array` holds of one sample at a step; under guidance, of the branch with the label."""
     record = array.sel(step=step).isel(sample=sample)
-    return (record.sel(branch="cond") if "branch" in record.dims else record).values
+    record = record.sel(branch="cond") if "branch" in record.dims else record
+    return record.values.astype(np.float32)  # plotly has no float16
 
 
 def layer_path(profile: DiffusionProfile, layer: str) -> str:

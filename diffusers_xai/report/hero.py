@@ -18,8 +18,11 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
     """Headline, facts, and for each sample the enlarged result beside a film of the process."""
     provenance = profile.provenance
     facts = []
-    if provenance.get("class_labels"):
-        facts.append(("Label", "; ".join(_label(profile, label) for label in provenance["class_labels"])))
+    labels = dict.fromkeys(
+        _label(profile, label) for label in provenance.get("class_labels") or [] if label is not None
+    )
+    if labels:
+        facts.append(("Label", "; ".join(labels)))
     if any(seed is not None for seed in provenance.get("seeds") or []):
         facts.append(("Seed", ", ".join(str(seed) for seed in provenance["seeds"])))
     if provenance.get("num_inference_steps"):
@@ -35,7 +38,8 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
         for sample in range(result.sizes["sample"]):
             uri = png_data_uri(to_rgb(result.isel(sample=sample).values))
             alt = html.escape(f"The generated image{_of_label(profile, sample)}, enlarged")
-            pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', "Result"))
+            caption = "Result" if result.sizes["sample"] == 1 else f"Result {sample}"
+            pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', caption))
     if mask is not None:
         uri = png_data_uri(np.repeat(255 * mask.astype(np.uint8)[:, :, None], 3, axis=2))
         pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="The mask, white where it holds">', "Mask"))
@@ -46,10 +50,8 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
     )
 
 
-def _label(profile: DiffusionProfile, label: int | None) -> str:
+def _label(profile: DiffusionProfile, label: int) -> str:
     attributes = class_attributes(profile)
-    if label is None:
-        return "none"
     words = label_words(label, attributes)
     return f"{label_bits(label, attributes)} = {words}" if attributes and label >= 0 else words
 

@@ -53,14 +53,19 @@ def python_code(provenance: dict) -> str | None:
     if scheduler:
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
     lines.append("out = pipe(")
-    if provenance.get("class_labels"):
-        lines.append(f"    class_labels={provenance['class_labels']!r},")
+    labels = provenance.get("class_labels") or [None]
+    if None in labels:
+        lines.append(f"    batch_size={len(labels)},")
+    else:
+        lines.append(f"    class_labels={labels!r},")
     lines.append(f"    num_inference_steps={provenance.get('num_inference_steps')!r},")
     seeds = provenance.get("seeds") or []
     if any(seed is not None for seed in seeds):
         generators = ", ".join(f"torch.Generator().manual_seed({seed})" for seed in seeds)
         lines.append(f"    generator=[{generators}],")
     lines.append(f"    guidance_scale={provenance.get('guidance_scale', 1.0)!r},")
+    if provenance.get("eta"):
+        lines.append(f"    eta={provenance['eta']!r},")
     for name, calls in (("record", record), ("edits", edits)):
         if calls:
             lines += [f"    {name}=[", *(f"        {call}," for call in calls), "    ],"]
@@ -72,16 +77,19 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
     pipeline, model, scheduler = (provenance.get(name, {}) for name in ("pipeline", "model", "scheduler"))
     checkpoint, versions = pipeline.get("name_or_path"), provenance.get("versions", {})
     prediction = scheduler.get("config", {}).get("prediction_type")
-    seeds = [seed for seed in provenance.get("seeds") or [] if seed is not None]
+    labels, seeds = (
+        ", ".join(str(value) for value in provenance.get(name) or [] if value is not None)
+        for name in ("class_labels", "seeds")
+    )
     return [
         ("Checkpoint", "the package's own, demo_checkpoint()" if _is_demo(checkpoint) else str(checkpoint or "")),
         ("Pipeline", pipeline.get("class", "")),
         ("Model", model.get("class", "")),
         ("Scheduler", scheduler.get("class", "") + (f", {prediction} prediction" if prediction else "")),
         ("Steps", str(provenance.get("num_inference_steps") or "")),
-        ("Label", ", ".join(str(label) for label in provenance.get("class_labels") or [])),
+        ("Label", labels),
         ("Guidance scale", str(provenance.get("guidance_scale", ""))),
-        ("Seed", ", ".join(str(seed) for seed in seeds)),
+        ("Seed", seeds),
         ("Edits", "; ".join(_call(spec) for spec in provenance.get("edits", []))),
         ("Recorded", "; ".join(_call(spec) for spec in provenance.get("record", []))),
         ("Created", str(provenance.get("created", ""))),

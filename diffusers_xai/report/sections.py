@@ -13,6 +13,9 @@ from diffusers_xai.profile import DiffusionProfile
 
 
 _CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtons": [["toImage"]]}
+_LAYER_NAMES = (
+    " Layers are named as in the thesis: downs contract the image, mid_attn is the bottleneck, ups expand it again."
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
                 wide=True,
             )
         )
-    if "measures/ssim" in profile or "samples" in profile:
+    if "measures/ssim" in profile or _can_compare_samples(profile):
         found.append(
             Section(
                 "How much the image changes",
@@ -90,9 +93,8 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
                 f" ({stride}). A peak marks a time at which the layer begins to respond to something else. The axis"
                 " is logarithmic: compare the shapes of the curves, not their heights, which depend on the size of the"
                 " layer. A click on a name hides or shows its curve.",
-                "One line per attention layer: the distance of its activations between recorded steps, over time.",
-                "Thesis eq. 4.1.10, fig. 5.7. Layers are named as in the thesis: downs contract the image, mid_attn is"
-                " the bottleneck, ups expand it again.",
+                "One line per layer: the distance of its activations between recorded steps, over time.",
+                f"Thesis eq. 4.1.10, fig. 5.7.{_LAYER_NAMES if profile.provenance.get('layer_aliases') else ''}",
                 lambda: plots.layer_distances(profile),
             )
         )
@@ -124,6 +126,14 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
             )
         )
     return found
+
+
+def _can_compare_samples(profile: DiffusionProfile) -> bool:
+    """Whether there are two states of at least the size of SSIM's window."""
+    if "samples" not in profile:
+        return False
+    sizes = profile["samples"].sizes
+    return sizes["step"] + ("final_sample" in profile) > 1 and min(sizes["height"], sizes["width"]) >= 7
 
 
 def _stride(profile: DiffusionProfile, layer: str) -> str:
