@@ -1,0 +1,27 @@
+"""Explain how a diffusion model makes its image: the diffusion profile for diffusers."""
+
+from diffusers import ModelMixin  # diffusers looks it up here when it loads our network
+
+from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.explainers import Activations, AttentionMaps, Samples
+from diffusers_xai.hub import register_with_diffusers
+from diffusers_xai.models import ConvNextUNet2DModel
+from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recorder import record
+
+
+register_with_diffusers(ConvNextUNet2DModel)
+
+__all__ = [
+    "Activations",
+    "AttentionMaps",
+    "ConvNextUNet2DModel",
+    "DiffusionProfile",
+    "ModelMixin",
+    "Samples",
+    "XAIPipeline",
+    "XAIPipelineOutput",
+    "demo_checkpoint",
+    "record",
+]

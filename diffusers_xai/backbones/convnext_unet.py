@@ -1,0 +1,16 @@
+"""The thesis's ConvNeXt U-Net."""
+
+from torch import nn
+
+from diffusers_xai.backbones.base import Backbone
+
+
+class ConvNextUNetBackbone(Backbone):
+    """`ConvNextUNet2DModel`: layers also go by the names of *The Annotated Diffusion Model*."""
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        return self.denoiser.layer_aliases
+
+    def attention_outputs(self) -> dict[str, nn.Module]:
+        return {path: module for path, module in self.layers.items() if path.endswith(".attn")}

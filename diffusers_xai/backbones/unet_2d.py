@@ -1,0 +1,17 @@
+"""diffusers' U-Nets built of `Attention` modules."""
+
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from diffusers_xai.backbones.base import Backbone
+
+
+class UNet2DBackbone(Backbone):
+    """`UNet2DModel`: `Attention` adds its residual inside, so that the output of its last projection is tapped."""
+
+    def attention_outputs(self) -> dict[str, nn.Module]:
+        return {path: module.to_out[-1] for path, module in self.layers.items() if isinstance(module, Attention)}
+
+
+class UNet2DConditionBackbone(UNet2DBackbone):
+    """`UNet2DConditionModel` (Stable Diffusion): self-attention `attn1` and cross-attention `attn2`."""

@@ -1,0 +1,69 @@
+"""Layer activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.taps import tap_output
+
+
+if TYPE_CHECKING:
+    from diffusers_xai.explainers.recording import Recording
+
+_DIMS_BY_RANK = {4: ("channel", "height", "width"), 3: ("channel", "token"), 2: ("channel",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations(RecordSpec):
+    """Records the output a_{l,t} of layers (thesis alg. 5).
+
+    Arrays: `activations/<layer>` of dims (step, sample, channel, height, width), with `branch` after `sample` under
+    guidance. Of a block that returns several tensors the first, its hidden state, is recorded. Tokens that cover the
+    image become a grid; other tokens keep dims (…, channel, token), and vectors (…, channel).
+
+    Args:
+        layers (`str` or list of `str`): Module paths, aliases (`downs.1.3`), or globs of either: `*` stands for one
+            component of a path (`downs.*.2.fn`, `down_blocks.*`), `**` for any number (`**.attn`).
+        steps, timesteps, every: See [`RecordSpec`].
+
+    Raises:
+        KeyError: when recording starts, if a name matches no layer, with the nearest names.
+        TypeError: if `layers` is not a name or several.
+    """
+
+    layers: str | Iterable[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
+        if not all(isinstance(layer, str) for layer in layers):
+            raise TypeError(f"Expected `layers` as a name or several, got {layers}.")
+        object.__setattr__(self, "layers", layers)
+
+    def attach(self, recording: Recording, stack: ExitStack) -> None:
+        """Taps the output of every matching layer."""
+        backbone = recording.run.backbone
+
+        def keep(name: str, output: torch.Tensor) -> None:
+            if not recording.is_selected(self):
+                return
+            grid = backbone.to_grid(output, recording.run.sample_size)
+            if grid.ndim not in _DIMS_BY_RANK:
+                raise RuntimeError(
+                    f"{name}: expected an output of 2 to 4 dimensions, got shape {tuple(output.shape)}."
+                )
+            if grid.ndim == 3:
+                grid = grid.transpose(1, 2)
+            recording.keep(self, name, grid, _DIMS_BY_RANK[grid.ndim])
+
+        for path, module in backbone.resolve_layers(self.layers).items():
+            name = f"activations/{path}"
+            recording.expect(self, [name])
+            stack.enter_context(tap_output(module, partial(keep, name)))

@@ -1,0 +1,156 @@
+"""Collects what the specs tap during a run and makes the profile of it."""
+
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.taps import SchedulerStep
+from diffusers_xai.taps.run import Run
+
+
+_LIBRARIES = ("diffusers-xai", "diffusers", "torch", "numpy", "safetensors", "xarray")
+
+
+class Recording:
+    """What has been recorded of one run.
+
+    Attributes:
+        run: The run that is recorded.
+        profile (`DiffusionProfile` or `None`): The profile, when the recording has ended; of the steps done, marked
+            `complete: false`, when it was interrupted.
+    """
+
+    def __init__(self, run: Run, specs: Sequence[RecordSpec]):
+        self.run = run
+        self.specs = list(specs)
+        self.profile: DiffusionProfile | None = None
+        self._selected: dict[int, frozenset[int]] = {}
+        self._expected: dict[int, set[str]] = {id(spec): set() for spec in self.specs}
+        self._pending: dict[tuple[str, int], list[torch.Tensor]] = {}
+        self._dims: dict[str, tuple[str, ...]] = {}
+        self._kept: dict[str, dict[int, np.ndarray]] = {}
+        self._final: dict[str, xr.DataArray] = {}
+        self._clock: dict[int, tuple[float, float]] = {}
+        self._provenance: dict[str, Any] = {}
+        run.on_start(self._select)
+
+    def describe(self, **provenance: Any) -> None:
+        """Adds JSON-able entries to the profile's provenance, e.g. `class_labels=[3]`."""
+        self._provenance.update(provenance)
+
+    def is_selected(self, spec: RecordSpec) -> bool:
+        """Whether `spec` records the current step."""
+        return self.run.step in self._selected[id(spec)]
+
+    def expect(self, spec: RecordSpec, names: Iterable[str]) -> None:
+        """Makes it an error if `spec` yields none of these arrays at a selected step."""
+        self._expected[id(spec)].update(names)
+
+    def keep(self, spec: RecordSpec, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
+        """Stores a copy of `tensor` (batch, *dims) under `name` for the current step.
+
+        Several tensors in one step are the batches of several denoiser calls, the guidance branches.
+        """
+        self._dims[name] = dims
+        self._pending.setdefault((name, id(spec)), []).append(_to_cpu(tensor))
+
+    def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
+        """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps."""
+        self._final[name] = xr.DataArray(_to_cpu(tensor).numpy(), dims=("sample", *dims))
+
+    def _select(self) -> None:
+        train_timesteps = self.run.scheduler.config.get("num_train_timesteps", 1000)
+        for spec in self.specs:
+            self._selected[id(spec)] = spec.select_steps(self.run.timesteps, train_timesteps)
+
+    def finish_step(self, step: SchedulerStep) -> None:
+        """Moves what the current step yielded into the record, with guidance branches told apart."""
+        index, samples = self.run.step, step.sample.shape[0]
+        for spec in self.specs:
+            missing = [name for name in sorted(self._expected[id(spec)]) if (name, id(spec)) not in self._pending]
+            if missing and self.is_selected(spec):
+                raise RuntimeError(
+                    f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
+                    " run in this network's forward pass. Request a layer that runs."
+                )
+        for (name, _), tensors in self._pending.items():
+            self._kept.setdefault(name, {})[index] = _split_branches(name, torch.cat(tensors), samples).numpy()
+        self._pending.clear()
+        self._clock[index] = (self.run.timestep, self.run.sigma)
+
+    def finish(self, pipeline: Any, edits: Sequence[Any]) -> None:
+        """Builds `profile` from what has been recorded so far."""
+        arrays = {name: self._array(name, steps) for name, steps in self._kept.items()}
+        self._kept = {}
+        self.profile = DiffusionProfile({**arrays, **self._final}, self._describe_run(pipeline, edits))
+
+    def _array(self, name: str, steps: dict[int, np.ndarray]) -> xr.DataArray:
+        indices = sorted(steps)
+        values = np.stack([steps.pop(index) for index in indices])
+        timesteps, sigmas = zip(*(self._clock[index] for index in indices), strict=True)
+        dims = ("step", "sample", *self._dims[name])
+        coords: dict[str, Any] = {
+            "step": np.array(indices),
+            "timestep": ("step", np.array(timesteps)),
+            "sigma": ("step", np.array(sigmas)),
+        }
+        if values.ndim == len(dims) + 1:
+            dims = ("step", "sample", "branch", *self._dims[name])
+            coords["branch"] = list(self.run.backbone.branches)
+        return xr.DataArray(values, dims=dims, coords=coords)
+
+    def _describe_run(self, pipeline: Any, edits: Sequence[Any]) -> dict[str, Any]:
+        run = self.run
+        recorded = {name.split("/", 1)[1] for name in self._dims if "/" in name}
+        return _jsonable(
+            {
+                "versions": {name: _version(name) for name in _LIBRARIES},
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "complete": run.is_complete,
+                "pipeline": {
+                    "class": type(pipeline).__name__,
+                    "name_or_path": pipeline.config.get("_name_or_path"),
+                },
+                "model": {"class": type(run.backbone.denoiser).__name__, "config": dict(run.backbone.denoiser.config)},
+                "scheduler": {"class": type(run.scheduler).__name__, "config": dict(run.scheduler.config)},
+                "record": [spec.to_dict() for spec in self.specs],
+                "edits": [edit.to_dict() for edit in edits],
+                "layer_aliases": {k: path for k, path in run.backbone.aliases.items() if path in recorded},
+                "timesteps": run.timesteps,
+                "num_inference_steps": len(run.timesteps),
+                **self._provenance,
+            }
+        )
+
+
+def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype  # numpy has no bfloat16
+    return tensor.detach().to("cpu", dtype, copy=True)
+
+
+def _split_branches(name: str, batch: torch.Tensor, samples: int) -> torch.Tensor:
+    """(branch · sample, …) -> (sample, branch, …); (sample, …) as it is."""
+    if batch.shape[0] == samples:
+        return batch
+    if batch.shape[0] % samples:
+        raise RuntimeError(f"{name}: expected a batch of {samples} samples or a multiple of it, got {batch.shape[0]}.")
+    return batch.reshape(-1, samples, *batch.shape[1:]).transpose(0, 1).contiguous()
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

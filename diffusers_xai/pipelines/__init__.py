@@ -1,0 +1,4 @@
+from diffusers_xai.pipelines.pipeline_xai import XAIPipeline, XAIPipelineOutput
+
+
+__all__ = ["XAIPipeline", "XAIPipelineOutput"]

@@ -1,0 +1,231 @@
+"""`XAIPipeline`: sampling from a pixel-space U-Net, with recording."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from diffusers_xai.explainers import RecordSpec
+from diffusers_xai.pipelines.labels import encode_labels
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recorder import record as record_run
+
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+
+@dataclass
+class XAIPipelineOutput(BaseOutput):
+    """Output of [`XAIPipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`): The images: a list of pictures, an array
+            (batch, height, width, channel) or a tensor (batch, channel, height, width) with values in [0, 1].
+        profile (`DiffusionProfile` or `None`): What was recorded; `None` without `record`.
+    """
+
+    images: list[Image.Image] | np.ndarray | torch.Tensor
+    profile: DiffusionProfile | None = None
+
+
+class XAIPipeline(DiffusionPipeline):
+    r"""Pipeline for image generation that can record how the image forms.
+
+    It opens repositories of its own and ordinary unconditional or class-conditional `UNet2DModel` ones (DDPM, DDIM),
+    and returns the very pixels of their own pipelines.
+
+    Args:
+        unet ([`ConvNextUNet2DModel`] or [`~diffusers.UNet2DModel`]): The denoiser of pixel-space samples in [-1, 1].
+        scheduler ([`~diffusers.SchedulerMixin`]): Any scheduler of diffusers.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["sample"]
+
+    def __init__(self, unet: Any, scheduler: Any):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: int | Mapping[str, bool] | Sequence[int | Mapping[str, bool]] | torch.Tensor | None = None,
+        batch_size: int | None = None,
+        num_inference_steps: int = 1000,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+        sample: torch.Tensor | None = None,
+        record: Sequence[RecordSpec] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+    ) -> XAIPipelineOutput | tuple:
+        r"""Args:
+            class_labels (`int`, `dict[str, bool]`, a sequence of them or an integer tensor, *optional*):
+                One label per image: integers in `0 .. num_class_embeds - 1`, the model's null label (no condition), or
+                attributes by name such as `{"Smiling": True}`. Required by a conditional model.
+            batch_size (`int`, *optional*):
+                Number of images; the number of labels, or 1, if `None`. A single label is repeated.
+            num_inference_steps (`int`, *optional*, defaults to 1000): Number of denoising steps.
+            generator (`torch.Generator` or a list of them, *optional*):
+                Source of all noise; a list holds one per image, which makes a batch equal its single runs.
+            guidance_scale (`float`, *optional*, defaults to 1.0):
+                Classifier-free guidance; 1 is none. It equals `1 + w` of thesis eq. 3.4.3.
+            eta (`float`, *optional*, defaults to 0.0): η of DDIM; other schedulers ignore it.
+            sample (`torch.Tensor` of shape `(batch, channel, height, width)`, *optional*):
+                Initial noise of unit variance, drawn from `generator` if `None`.
+            record (sequence of `RecordSpec`, *optional*): What to record, e.g. `[Samples(every=100)]`.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
+            return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
+            callback_on_step_end (`Callable`, *optional*):
+                Called as `callback(pipe, step, timestep, {"sample": x})` after every step; may return a dict with a
+                new `"sample"`.
+            callback_on_step_end_tensor_inputs (sequence of `str`, *optional*): What the callback gets: `["sample"]`.
+
+        Returns:
+            [`XAIPipelineOutput`] or `tuple`: images and profile.
+
+        Raises:
+            ValueError, TypeError, KeyError: for inputs that do not fit the model, before sampling starts.
+        """
+        labels = self._check_labels(class_labels, batch_size, guidance_scale)
+        batch_size = len(labels)
+        self._check_inputs(
+            batch_size, num_inference_steps, generator, sample, output_type, callback_on_step_end_tensor_inputs
+        )
+        device = self._execution_device
+        guided = guidance_scale != 1.0
+        label_tensor = self._label_tensor(labels, guided, device)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        if sample is None:
+            sample = randn_tensor(
+                (batch_size, *self._sample_shape), generator=generator, device=device, dtype=self.unet.dtype
+            )
+        # DDPM and DDIM start from unit variance: a multiplication by one leaves their pixels as they are.
+        sample = sample.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        step_kwargs = self._step_kwargs(generator, eta)
+
+        with ExitStack() as stack:
+            recording = None
+            if record is not None:
+                recording = stack.enter_context(record_run(self, record))
+                recording.describe(
+                    class_labels=[None if label is None else int(label) for label in labels],
+                    seeds=_seeds(generator, batch_size),
+                    guidance_scale=guidance_scale,
+                    num_inference_steps=num_inference_steps,
+                    eta=eta,
+                )
+            for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                model_input = torch.cat([sample, sample]) if guided else sample
+                model_input = self.scheduler.scale_model_input(model_input, t)
+                model_output = self.unet(model_input, t, class_labels=label_tensor).sample
+                if guided:
+                    uncond, cond = model_output.chunk(2)
+                    model_output = uncond + guidance_scale * (cond - uncond)
+                sample = self.scheduler.step(model_output, t, sample, **step_kwargs).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
+                    sample = (callback_on_step_end(self, i, t, tensors) or {}).pop("sample", sample)
+
+        images = self._decode(sample, output_type)
+        self.maybe_free_model_hooks()
+        profile = recording.profile if recording is not None else None
+        if not return_dict:
+            return images, profile
+        return XAIPipelineOutput(images=images, profile=profile)
+
+    @property
+    def _sample_shape(self) -> tuple[int, int, int]:
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    def _check_labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> list[int | None]:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"Expected `batch_size` of at least 1, got {batch_size}.")
+        config = self.unet.config
+        num_classes, null_label = config.get("num_class_embeds"), config.get("null_class_label")
+        if guidance_scale != 1.0 and (num_classes is None or null_label is None):
+            raise ValueError(
+                f"`guidance_scale={guidance_scale}` needs a model that was trained with a null label; this"
+                f" {type(self.unet).__name__} has none. Leave it at 1.0."
+            )
+        if num_classes is None:
+            if class_labels is not None:
+                raise ValueError(f"This {type(self.unet).__name__} is unconditional: `class_labels` must be None.")
+            return [None] * (batch_size or 1)
+        attributes = config.get("class_attributes")
+        if class_labels is None:
+            names = f" or dicts of {list(attributes)}" if attributes else ""
+            raise ValueError(f"Expected `class_labels` as integers in 0..{num_classes - 1}{names}, got None.")
+        labels = encode_labels(class_labels, num_classes=num_classes, null_label=null_label, attributes=attributes)
+        if not labels:
+            raise ValueError("Expected at least one label in `class_labels`, got an empty sequence.")
+        if batch_size is not None and len(labels) not in (1, batch_size):
+            raise ValueError(f"Expected 1 or {batch_size} `class_labels` for `batch_size`, got {len(labels)}.")
+        return list(labels) * batch_size if batch_size is not None and len(labels) == 1 else list(labels)
+
+    def _check_inputs(
+        self,
+        batch_size: int,
+        num_inference_steps: int,
+        generator: Any,
+        sample: torch.Tensor | None,
+        output_type: str,
+        callback_inputs: Sequence[str],
+    ) -> None:
+        train_timesteps = self.scheduler.config.get("num_train_timesteps", 1000)
+        if not 1 <= num_inference_steps <= train_timesteps:
+            raise ValueError(
+                f"Expected `num_inference_steps` in 1..{train_timesteps} (the timesteps of training), got"
+                f" {num_inference_steps}."
+            )
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"Expected {batch_size} generators, one per image, got {len(generator)}.")
+        if sample is not None and (sample.ndim != 4 or sample.shape[:2] != (batch_size, self._sample_shape[0])):
+            expected = f"({batch_size}, {self._sample_shape[0]}, height, width)"
+            raise ValueError(f"Expected `sample` of shape {expected}, got {tuple(sample.shape)}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"Expected `output_type` in {OUTPUT_TYPES}, got {output_type!r}.")
+        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"Expected `callback_on_step_end_tensor_inputs` from {self._callback_tensor_inputs}, got"
+                f" {sorted(unknown)}."
+            )
+
+    def _label_tensor(self, labels: list[int | None], guided: bool, device: torch.device) -> torch.Tensor | None:
+        if labels[0] is None:
+            return None
+        if guided:
+            labels = [self.unet.config.null_class_label] * len(labels) + labels
+        return torch.tensor(labels, device=device)
+
+    def _step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        return {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
+
+    def _decode(self, sample: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
+        images = (sample / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return images
+        array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
+
+
+def _seeds(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> list[int | None]:
+    if isinstance(generator, list):
+        return [g.initial_seed() for g in generator]
+    return [None if generator is None else generator.initial_seed()] * batch_size

@@ -1,0 +1,64 @@
+"""record(): attaches explainers and interventions to a pipeline for one run."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from diffusers_xai.backbones import get_backbone
+from diffusers_xai.explainers import Recording, RecordSpec
+from diffusers_xai.taps import force_eager
+from diffusers_xai.taps.run import Run
+
+
+@contextmanager
+def record(pipeline: Any, specs: Sequence[RecordSpec]) -> Iterator[Recording]:
+    """Records the one run of `pipeline` that is made inside the context.
+
+    The images are bit-identical to those of an unrecorded run, and when the context is left, also by an exception,
+    nothing stays attached. After an exception `profile` holds the steps done, marked `complete: false`.
+
+    ```py
+    with record(pipe, [Samples(every=10), AttentionMaps()]) as run:
+        pipe("a red fox")
+    run.profile
+    ```
+
+    Args:
+        pipeline (`DiffusionPipeline`): A pipeline of a known family (see `backbones`), with any scheduler.
+        specs (sequence of `RecordSpec`): What to record.
+
+    Yields:
+        `Recording`: its `profile` is set when the context is left.
+
+    Raises:
+        TypeError: if the pipeline's family is not known, or a spec is not one.
+        KeyError, ValueError: for a request that matches nothing (before the first denoiser call).
+        RuntimeError: if a cache is enabled on the denoiser, if a requested layer does not run, or if the context does
+            not hold exactly one run.
+    """
+    specs = list(specs)
+    for spec in specs:
+        if not isinstance(spec, RecordSpec):
+            raise TypeError(f"Expected what to record, such as `Samples(every=10)`, got {spec!r}.")
+    backbone = get_backbone(pipeline)
+    if getattr(backbone.denoiser, "is_cache_enabled", False):
+        raise RuntimeError(
+            "A cache is enabled on the denoiser: layers of skipped steps would be recorded stale. Call"
+            " `disable_cache()` before recording."
+        )
+    run = Run(backbone, pipeline.scheduler)
+    recording = Recording(run, specs)
+    with ExitStack() as stack:
+        stack.enter_context(force_eager(backbone.pipeline_module))
+        stack.enter_context(run.attached())
+        for spec in specs:
+            spec.attach(recording, stack)
+        run.on_step(recording.finish_step)
+        try:
+            yield recording
+        finally:
+            recording.finish(pipeline, [])
+    if run.step == 0:
+        raise RuntimeError(
+            "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."
+        )

@@ -1,0 +1,108 @@
+"""One sampling run as it happens: the clock that all explainers and interventions read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from diffusers_xai.taps.modules import tap_call
+from diffusers_xai.taps.scheduler import SchedulerStep, noise_level, tap_step
+
+
+class Run:
+    """The live state of one run of a pipeline.
+
+    A step is one denoiser call together with the `scheduler.step` that follows it; a pipeline that calls the denoiser
+    once per guidance branch has several calls in a step.
+
+    Attributes:
+        backbone: The denoiser's adapter.
+        scheduler: The pipeline's scheduler.
+        step (`int`): 0-based index of the current step.
+        timesteps (`list[float]`): All timesteps of the run; empty until the first denoiser call.
+        calls (`list[tuple[tuple, dict]]`): Arguments of the denoiser calls of the current step.
+    """
+
+    def __init__(self, backbone: Any, scheduler: Any):
+        self.backbone = backbone
+        self.scheduler = scheduler
+        self.step = 0
+        self.timesteps: list[float] = []
+        self.calls: list[tuple[tuple, dict]] = []
+        self._on_start: list[Callable[[], None]] = []
+        self._on_call: list[Callable[[tuple, dict], tuple[tuple, dict] | None]] = []
+        self._on_step: list[Callable[[SchedulerStep], None]] = []
+
+    def on_start(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` before the first denoiser call, when the timesteps are known: the place to refuse."""
+        self._on_start.append(callback)
+
+    def on_call(self, callback: Callable[[tuple, dict], tuple[tuple, dict] | None]) -> None:
+        """Calls `callback(args, kwargs)` before every denoiser call; what it returns replaces the arguments."""
+        self._on_call.append(callback)
+
+    def on_step(self, callback: Callable[[SchedulerStep], None]) -> None:
+        """Calls `callback` at the end of every step."""
+        self._on_step.append(callback)
+
+    @property
+    def timestep(self) -> float:
+        """The scheduler's t of the current step."""
+        return self.timesteps[self.step]
+
+    @property
+    def sigma(self) -> float:
+        """The noise level of the current step, see `noise_level`."""
+        return noise_level(self.scheduler, self.timestep)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every step of the schedule has been done."""
+        return bool(self.timesteps) and self.step == len(self.timesteps)
+
+    @property
+    def model_input(self) -> torch.Tensor:
+        """The sample tensor (batch, channel, height, width) that the denoiser last received."""
+        args, kwargs = self.calls[-1]
+        return args[0] if args else next(kwargs[name] for name in ("sample", "hidden_states") if name in kwargs)
+
+    @property
+    def sample_size(self) -> tuple[int, int]:
+        """Height and width of the denoiser's input."""
+        height, width = self.model_input.shape[-2:]
+        return height, width
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Reads the pipeline's denoiser calls and scheduler steps while the context is open."""
+        with ExitStack() as stack:
+            stack.enter_context(tap_call(self.backbone.denoiser, self._before_call))
+            stack.enter_context(tap_step(self.scheduler, self._after_step))
+            yield
+
+    def _before_call(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.is_complete:
+            raise RuntimeError(
+                f"All {len(self.timesteps)} steps of the recorded run are done, and the pipeline was called again:"
+                " one recording holds one run. Open a new `record(…)` for the next."
+            )
+        self.calls.append((args, kwargs))
+        if not self.timesteps:
+            self.timesteps = [float(t) for t in self.scheduler.timesteps]
+            for start in self._on_start:
+                start()
+        for edit in self._on_call:
+            args, kwargs = edit(args, kwargs) or (args, kwargs)
+        self.calls[-1] = (args, kwargs)
+        return args, kwargs
+
+    def _after_step(self, step: SchedulerStep) -> None:
+        if not self.calls:
+            raise RuntimeError(
+                "`scheduler.step` was called without a call of the recorded denoiser: the pipeline uses another network."
+            )
+        for callback in self._on_step:
+            callback(step)
+        self.calls.clear()
+        self.step += 1

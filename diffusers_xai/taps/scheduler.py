@@ -1,0 +1,134 @@
+"""The step clock: a tap on `scheduler.step`, and what a scheduler says of a step."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class SchedulerStep:
+    """One call of `scheduler.step`.
+
+    Attributes:
+        timestep (`float`): The scheduler's t.
+        sample (`torch.Tensor` of shape `(batch, channel, height, width)`): The state x_t before the step.
+        model_output (`torch.Tensor`): What the denoiser predicted, guidance applied.
+        result (`torch.Tensor`): The state after the step.
+        pred_original_sample (`torch.Tensor`, *optional*): The predicted x̂_0, where the scheduler tells it.
+        arguments (`dict`): All arguments of the call by name.
+    """
+
+    timestep: float
+    sample: torch.Tensor
+    model_output: torch.Tensor
+    result: torch.Tensor
+    pred_original_sample: torch.Tensor | None
+    arguments: dict[str, Any]
+
+
+@contextmanager
+def tap_step(scheduler: Any, callback: Callable[[SchedulerStep], None]) -> Iterator[None]:
+    """Calls `callback` after every `scheduler.step`, through an instance attribute that is removed at the end."""
+    original = scheduler.step
+    had_attribute = "step" in vars(scheduler)
+    # The class's own signature: somebody else's tap on the instance may not carry it.
+    signature = inspect.signature(type(scheduler).step.__get__(scheduler))
+
+    @functools.wraps(original)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        arguments = signature.bind(*args, **kwargs).arguments
+        result = output[0] if isinstance(output, tuple) else output.prev_sample
+        if isinstance(output, tuple):
+            x0 = output[1] if len(output) > 1 else None
+        else:
+            x0 = getattr(output, "pred_original_sample", None)
+        callback(
+            SchedulerStep(
+                float(arguments["timestep"]),
+                arguments["sample"],
+                arguments["model_output"],
+                result,
+                x0,
+                dict(arguments),
+            )
+        )
+        return output
+
+    scheduler.step = step
+    try:
+        yield
+    finally:
+        if had_attribute:
+            scheduler.step = original
+        else:
+            del scheduler.step
+
+
+def _alpha_bar(scheduler: Any, timestep: float) -> float:
+    """The cumulative product of alphas at `timestep`, interpolated where the timestep is fractional."""
+    alphas = scheduler.alphas_cumprod
+    low = min(max(int(timestep), 0), len(alphas) - 1)
+    high = min(low + 1, len(alphas) - 1)
+    fraction = timestep - low
+    # Schedulers with fractional timesteps interpolate the log of sigma.
+    log_sigmas = [0.5 * (torch.log1p(-alphas[i].double()) - alphas[i].double().log()) for i in (low, high)]
+    sigma = float(torch.exp((1 - fraction) * log_sigmas[0] + fraction * log_sigmas[1]))
+    return 1 / (1 + sigma**2)
+
+
+def noise_level(scheduler: Any, timestep: float) -> float:
+    """Sigma at `timestep`: the standard deviation of the noise relative to the image, √((1−ᾱ)/ᾱ).
+
+    For flow-matching schedulers it is the share of noise in the sample, in [0, 1]. NaN where the scheduler tells
+    neither.
+    """
+    if hasattr(scheduler, "alphas_cumprod"):
+        alpha_bar = _alpha_bar(scheduler, timestep)
+        return float(((1 - alpha_bar) / alpha_bar) ** 0.5)
+    if "shift" in scheduler.config:
+        return timestep / scheduler.config.num_train_timesteps
+    return float("nan")
+
+
+def predicted_x0(scheduler: Any, step: SchedulerStep, model_input: torch.Tensor) -> torch.Tensor:
+    """The image x̂_0 that a step's prediction implies, unclipped unless the scheduler itself reports a clipped one.
+
+    Args:
+        scheduler: The scheduler of the run.
+        step (`SchedulerStep`): The step.
+        model_input (`torch.Tensor` of shape `(batch, channel, height, width)`): The denoiser's input at the step (the
+            state after `scheduler.scale_model_input`).
+
+    Returns:
+        `torch.Tensor` of the sample's shape.
+
+    Raises:
+        ValueError: if the scheduler's kind of prediction is not known.
+
+    Source: Ho et al. 2020, eq. 15; Salimans and Ho 2022, appendix D (v-prediction).
+    """
+    if step.pred_original_sample is not None:
+        return step.pred_original_sample
+    output = step.model_output
+    kind = scheduler.config.get("prediction_type", None)
+    if hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample"):
+        alpha_bar = _alpha_bar(scheduler, step.timestep)
+        scale, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        if kind == "epsilon":
+            return (model_input - noise * output) / scale
+        if kind == "v_prediction":
+            return scale * model_input - noise * output
+        return output
+    if "shift" in scheduler.config:
+        return step.sample - noise_level(scheduler, step.timestep) * output
+    raise ValueError(
+        f"The predicted x0 of {type(scheduler).__name__} with prediction_type={kind!r} is not known: expected a"
+        " scheduler with `alphas_cumprod` and one of 'epsilon', 'v_prediction', 'sample', or a flow-matching one."
+        " Record `Samples(x0=False)` with it."
+    )
