@@ -6,15 +6,16 @@ from typing import Any
 
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.explainers import Recording, RecordSpec
+from diffusers_xai.interventions import Edits, edits_with_samples
 from diffusers_xai.taps import force_eager
 from diffusers_xai.taps.run import Run
 
 
 @contextmanager
-def record(pipeline: Any, specs: Sequence[RecordSpec]) -> Iterator[Recording]:
-    """Records the one run of `pipeline` that is made inside the context.
+def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -> Iterator[Recording]:
+    """Records, and changes, the one run of `pipeline` that is made inside the context.
 
-    The images are bit-identical to those of an unrecorded run, and when the context is left, also by an exception,
+    Without `edits` the images are bit-identical to those of an unrecorded run, and when the context is left, also by an exception,
     nothing stays attached. After an exception `profile` holds the steps done, marked `complete: false`.
 
     ```py
@@ -25,7 +26,9 @@ def record(pipeline: Any, specs: Sequence[RecordSpec]) -> Iterator[Recording]:
 
     Args:
         pipeline (`DiffusionPipeline`): A pipeline of a known family (see `backbones`), with any scheduler.
-        specs (sequence of `RecordSpec`): What to record.
+        specs (sequence of `RecordSpec`): What to record; what is recorded has the edits in it.
+        edits (sequence of `EditSpec`, or one sequence of them per image): What to change: in all images, or in each
+            image of the batch something else.
 
     Yields:
         `Recording`: its `profile` is set when the context is left.
@@ -40,6 +43,7 @@ def record(pipeline: Any, specs: Sequence[RecordSpec]) -> Iterator[Recording]:
     for spec in specs:
         if not isinstance(spec, RecordSpec):
             raise TypeError(f"Expected what to record, such as `Samples(every=10)`, got {spec!r}.")
+    edits_of_samples = edits_with_samples(edits)
     backbone = get_backbone(pipeline)
     if getattr(backbone.denoiser, "is_cache_enabled", False):
         raise RuntimeError(
@@ -51,13 +55,15 @@ def record(pipeline: Any, specs: Sequence[RecordSpec]) -> Iterator[Recording]:
     with ExitStack() as stack:
         stack.enter_context(force_eager(backbone.pipeline_module))
         stack.enter_context(run.attached())
+        for edit, samples in edits_of_samples:  # first, so that what is recorded has the edits in it
+            edit.attach(run, stack, samples)
         for spec in specs:
             spec.attach(recording, stack)
         run.on_step(recording.finish_step)
         try:
             yield recording
         finally:
-            recording.finish(pipeline, [])
+            recording.finish(pipeline, edits)
     if run.step == 0:
         raise RuntimeError(
             "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."

@@ -1,5 +1,7 @@
 """The thesis's ConvNeXt U-Net."""
 
+from typing import cast
+
 from torch import nn
 
 from diffusers_xai.backbones.base import Backbone
@@ -10,7 +12,9 @@ class ConvNextUNetBackbone(Backbone):
 
     @property
     def aliases(self) -> dict[str, str]:
-        return self.denoiser.layer_aliases
+        """Article paths (`downs.1.2.fn`) -> module paths."""
+        return cast(dict[str, str], self.denoiser.layer_aliases)
 
     def attention_outputs(self) -> dict[str, nn.Module]:
+        """The layers "fn": attention with its norm, before the residual sum."""
         return {path: module for path, module in self.layers.items() if path.endswith(".attn")}

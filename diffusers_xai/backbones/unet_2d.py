@@ -10,6 +10,7 @@ class UNet2DBackbone(Backbone):
     """`UNet2DModel`: `Attention` adds its residual inside, so that the output of its last projection is tapped."""
 
     def attention_outputs(self) -> dict[str, nn.Module]:
+        """Every `Attention` module, read at its last projection."""
         return {path: module.to_out[-1] for path, module in self.layers.items() if isinstance(module, Attention)}
 
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class AttentionMaps(RecordSpec):
     """Records A_t: all attention layers' outputs, summed over channels, up-sampled and added into one map.
 
-    Outputs are taken before any residual sum (the thesis's layers "fn") and up-sampled bilinearly to the sample's size.
-    These are not softmax attention weights. Array: `attention_map` of dims (step, sample, height, width), with `branch`
-    after `sample` under guidance; unbounded, signed.
+    Outputs are taken before any residual sum (the thesis's layers "fn") and up-sampled bilinearly to the sample's
+    size. These are not softmax attention weights. Array: `attention_map` of dims (step, sample, height, width), with
+    `branch` after `sample` under guidance; unbounded, signed.
 
     Args:
         steps, timesteps, every: See [`RecordSpec`].

@@ -122,7 +122,12 @@ class Recording:
                 "model": {"class": type(run.backbone.denoiser).__name__, "config": dict(run.backbone.denoiser.config)},
                 "scheduler": {"class": type(run.scheduler).__name__, "config": dict(run.scheduler.config)},
                 "record": [spec.to_dict() for spec in self.specs],
-                "edits": [edit.to_dict() for edit in edits],
+                "edits": [
+                    [edit.to_dict() for edit in edit_or_row]
+                    if isinstance(edit_or_row, Sequence)
+                    else edit_or_row.to_dict()
+                    for edit_or_row in edits
+                ],
                 "layer_aliases": {k: path for k, path in run.backbone.aliases.items() if path in recorded},
                 "timesteps": run.timesteps,
                 "num_inference_steps": len(run.timesteps),

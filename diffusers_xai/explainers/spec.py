@@ -1,11 +1,12 @@
-"""The base of everything that can be recorded: at which steps."""
+"""The base of everything that can be recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffusers_xai.taps.steps import StepSpec
 
 
 if TYPE_CHECKING:
@@ -13,74 +14,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordSpec:
-    """What to record and at which steps; every step unless one of the three is given.
-
-    Args:
-        steps (`int` or sequence of `int`, *optional*): 0-based indices of denoiser calls; negative ones count from the
-            end.
-        timesteps (`float` or sequence of `float`, *optional*): Values of the scheduler's t; each selects the step whose
-            t is nearest (the first of several with the same t).
-        every (`int`, *optional*): A stride: steps 0, `every`, 2 · `every`, …
-
-    Raises:
-        ValueError: if more than one of the three is given, or a value is not possible.
-    """
-
-    steps: int | Sequence[int] | None = None
-    timesteps: float | Sequence[float] | None = None
-    every: int | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("steps", "timesteps", "every") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"Expected one of `steps`, `timesteps` and `every`, got {' and '.join(given)}.")
-        if self.every is not None and (not isinstance(self.every, int) or self.every < 1):
-            raise ValueError(f"Expected `every` as an integer of at least 1, got {self.every!r}.")
-        for name in ("steps", "timesteps"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            values = tuple(value) if isinstance(value, Iterable) else (value,)
-            if not values:
-                raise ValueError(f"Expected at least one value in `{name}`, got none.")
-            if name == "steps" and any(int(step) != step for step in values):
-                raise ValueError(f"Expected whole step indices in `steps`, got {values}.")
-            object.__setattr__(self, name, values)
-
-    def select_steps(self, timesteps: Sequence[float], num_train_timesteps: int = 1000) -> frozenset[int]:
-        """The step indices that this spec records.
-
-        Args:
-            timesteps (sequence of `float`): The scheduler's t at every step of the run.
-            num_train_timesteps (`int`): Timesteps lie in `0 .. num_train_timesteps`.
-
-        Raises:
-            ValueError: if a requested step or timestep does not exist in the run.
-        """
-        count = len(timesteps)
-        if self.steps is not None:
-            outside = [step for step in self.steps if not -count <= step < count]
-            if outside:
-                raise ValueError(
-                    f"{type(self).__name__}: expected `steps` within 0..{count - 1} (or negative, from the end), got"
-                    f" {outside}; the run has {count} steps."
-                )
-            return frozenset(int(step) % count for step in self.steps)
-        if self.timesteps is not None:
-            outside = [t for t in self.timesteps if not 0 <= t <= num_train_timesteps]
-            if outside:
-                raise ValueError(
-                    f"{type(self).__name__}: expected `timesteps` within 0..{num_train_timesteps}, got {outside}; the"
-                    f" run goes from t={timesteps[0]:g} to t={timesteps[-1]:g}."
-                )
-            return frozenset(min(range(count), key=lambda i: abs(timesteps[i] - t)) for t in self.timesteps)
-        return frozenset(range(0, count, self.every or 1))
+class RecordSpec(StepSpec):
+    """What to record, and at which steps (see [`StepSpec`])."""
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Enters on `stack` the taps that feed `recording`. Refuses here what cannot be recorded."""
         raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON-able data, with its class name under `"type"`."""
-        return {"type": type(self).__name__, **{field.name: getattr(self, field.name) for field in fields(self)}}

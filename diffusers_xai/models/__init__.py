@@ -1,3 +1,5 @@
+"""The thesis's network."""
+
 from diffusers_xai.models.unet_convnext_2d import ConvNextUNet2DModel
 
 

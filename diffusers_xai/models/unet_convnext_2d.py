@@ -5,7 +5,8 @@ The file stands alone: it imports nothing of this package, so that a Hub reposit
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,7 @@ class LinearAttnProcessor:
     """Linear attention: softmax of q over the head dimension and of k over the positions, then (k v^T) q."""
 
     def __call__(self, attn: "ConvNextAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         query, key, value = attn.project_qkv(hidden_states)
         query = query.softmax(dim=-2) * attn.scale
         context = key.softmax(dim=-1) @ value.transpose(-1, -2)
@@ -92,6 +94,7 @@ class SoftmaxAttnProcessor:
     """Scaled dot-product attention over all pairs of positions."""
 
     def __call__(self, attn: "ConvNextAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         query, key, value = (t.transpose(-1, -2) for t in attn.project_qkv(hidden_states))
         out = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
         return attn.project_out(out.transpose(-1, -2), hidden_states)
@@ -110,12 +113,14 @@ class ConvNextAttention(nn.Module):
         self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
         conv = nn.Conv2d(inner, channels, 1)
         self.to_out = nn.Sequential(conv, nn.GroupNorm(1, channels, eps=norm_eps)) if linear else conv
-        self.processor = LinearAttnProcessor() if linear else SoftmaxAttnProcessor()
+        self.processor: Callable = LinearAttnProcessor() if linear else SoftmaxAttnProcessor()
 
-    def get_processor(self):
+    def get_processor(self) -> Callable:
+        """The attention processor in use."""
         return self.processor
 
-    def set_processor(self, processor) -> None:
+    def set_processor(self, processor: Callable) -> None:
+        """Uses `processor(attn, hidden_states)` from now on."""
         self.processor = processor
 
     def project_qkv(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,6 +134,7 @@ class ConvNextAttention(nn.Module):
         return self.to_out(heads_out.reshape(batch, -1, height, width))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         return self.processor(self, hidden_states)
 
 
@@ -140,6 +146,7 @@ class AttentionResidual(nn.Module):
         self.attn = ConvNextAttention(channels, heads, head_dim, linear, norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         return hidden_states + self.attn(hidden_states)
 
 
@@ -161,8 +168,9 @@ class ConvNextBlock2D(nn.Module):
         self.conv_shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, in_channels, H, W) and the time embedding (B, temb_channels) -> (B, out_channels, H, W)."""
         inner = self.depthwise_conv(hidden_states)
-        if self.time_emb_proj is not None:
+        if self.time_emb_proj is not None and temb is not None:
             inner = inner + self.time_emb_proj(F.gelu(temb))[:, :, None, None]
         return self.net(inner) + self.conv_shortcut(hidden_states)
 
@@ -171,6 +179,7 @@ class _ConvNextStage(nn.Module):
     """Two ConvNeXt blocks and an attention residual, the content of every block of the U-Net."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable  # set by `enable_gradient_checkpointing`
 
     def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict):
         super().__init__()
@@ -192,7 +201,7 @@ class _ConvNextStage(nn.Module):
 class ConvNextDownBlock2D(_ConvNextStage):
     """Returns `(hidden_states, skips)`; where the block does not down-sample, `hidden_states is skips[-1]`."""
 
-    def __init__(self, in_channels, out_channels, temb_channels, attention, add_downsample: bool):
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict, add_downsample: bool):
         super().__init__(in_channels, out_channels, temb_channels, attention)
         downsampler = (
             nn.Conv2d(out_channels, out_channels, 4, stride=2, padding=1) if add_downsample else nn.Identity()
@@ -202,6 +211,7 @@ class ConvNextDownBlock2D(_ConvNextStage):
     def forward(
         self, hidden_states: torch.Tensor, temb: torch.Tensor
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """(B, in_channels, H, W) -> (B, out_channels, H / 2, W / 2) and one skip (B, out_channels, H, W)."""
         for resnet in self.resnets:
             hidden_states = self._run(resnet, hidden_states, temb)
         skip = self._run(self.attentions[0], hidden_states)
@@ -209,23 +219,29 @@ class ConvNextDownBlock2D(_ConvNextStage):
 
 
 class ConvNextMidBlock2D(_ConvNextStage):
-    def __init__(self, channels, temb_channels, attention):
+    """The bottleneck: ConvNeXt block, attention residual, ConvNeXt block."""
+
+    def __init__(self, channels: int, temb_channels: int, attention: dict):
         super().__init__(channels, channels, temb_channels, attention)
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
         hidden_states = self._run(self.resnets[0], hidden_states, temb)
         hidden_states = self._run(self.attentions[0], hidden_states)
         return self._run(self.resnets[1], hidden_states, temb)
 
 
 class ConvNextUpBlock2D(_ConvNextStage):
-    def __init__(self, in_channels, out_channels, temb_channels, attention):
+    """Takes the skip of its resolution beside the hidden states, and up-samples."""
+
+    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict):
         super().__init__(2 * in_channels, out_channels, temb_channels, attention)
         self.upsamplers = nn.ModuleList([nn.ConvTranspose2d(out_channels, out_channels, 4, stride=2, padding=1)])
 
     def forward(
         self, hidden_states: torch.Tensor, res_hidden_states_tuple: tuple[torch.Tensor, ...], temb: torch.Tensor
     ) -> torch.Tensor:
+        """(B, in_channels, H, W) and skips of that shape -> (B, out_channels, 2 · H, 2 · W)."""
         hidden_states = torch.cat([hidden_states, res_hidden_states_tuple[-1]], dim=1)
         for resnet in self.resnets:
             hidden_states = self._run(resnet, hidden_states, temb)
@@ -331,7 +347,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, 1)
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """See [`~diffusers.ModelMixin.from_pretrained`]. Outputs are bit-identical to those of the saved network."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True` a tuple
@@ -372,7 +388,9 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         class_labels: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        r"""Args:
+        r"""Predicts the output for a noisy sample.
+
+        Args:
             sample (`torch.Tensor` of shape `(batch_size, in_channels, height, width)`):
                 The noisy sample; height and width divisible by `total_stride`.
             timestep (`torch.Tensor` or `float` or `int`): The timestep, one for all or one per sample.
@@ -389,7 +407,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 shape or dtype.
         """
         self._check_inputs(sample, class_labels)
-        if self.class_embedding is not None:
+        if self.class_embedding is not None and class_labels is not None:
             labels = class_labels.to(sample.device)
             channels = self.class_embedding(labels, sample.shape[-2], sample.shape[-1], sample.dtype)
             sample = torch.cat([sample, channels], dim=1)
@@ -447,17 +465,18 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     @classmethod
     def from_annotated(
-        cls, state_dict: dict[str, torch.Tensor], sample_size: int | tuple[int, int] = 64, **config
+        cls, state_dict: dict[str, torch.Tensor], sample_size: int | tuple[int, int] = 64, **config: Any
     ) -> "ConvNextUNet2DModel":
         """Builds the network from weights under the names of *The Annotated Diffusion Model*.
 
         Widths, label channels and the bottleneck's kind of attention are inferred from the tensors. What tensors do
-        not show keeps its default and can be passed as `**config`: `num_attention_heads` (4), `class_encoding`
-        (`"integer"` for one label channel, `"bits"` for several), `class_attributes`, `norm_eps`.
+        not show keeps its default and can be passed in `config`.
 
         Args:
             state_dict (`dict[str, torch.Tensor]`): `init_conv.weight`, `downs.0.0.ds_conv.weight`, ...
             sample_size (`int` or `tuple[int, int]`): Height and width that the network was trained on.
+            **config: `num_attention_heads` (4), `class_encoding` (`"integer"` for one label channel, `"bits"` for
+                several), `class_attributes`, `norm_eps`.
 
         Raises:
             ValueError: for a state dict that is not such a network's, with the missing and unexpected names.
@@ -474,8 +493,8 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         missing = [key for key in model.state_dict() if key not in converted]
         if missing or unexpected:
             raise ValueError(
-                "`state_dict` does not hold an article-style network: expected every parameter of"
-                f" {tuple(model.config.block_out_channels)} widths, missing {missing[:5]}, unexpected {unexpected[:5]}."
+                "`state_dict` does not hold an article-style network of widths"
+                f" {tuple(model.config.block_out_channels)}: missing {missing[:5]}, unexpected {unexpected[:5]}."
             )
         try:
             model.load_state_dict(converted)
@@ -484,7 +503,13 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         return model
 
 
-def _check_config(mid_attention_type, num_class_embeds, class_encoding, null_class_label, class_attributes) -> None:
+def _check_config(
+    mid_attention_type: str,
+    num_class_embeds: int | None,
+    class_encoding: str,
+    null_class_label: int,
+    class_attributes: Sequence[str] | None,
+) -> None:
     if mid_attention_type not in MID_ATTENTION_TYPES:
         raise ValueError(f"Expected `mid_attention_type` in {MID_ATTENTION_TYPES}, got {mid_attention_type!r}.")
     if class_encoding not in CLASS_ENCODINGS:

@@ -1,3 +1,5 @@
+"""Sampling with recording."""
+
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline, XAIPipelineOutput
 
 

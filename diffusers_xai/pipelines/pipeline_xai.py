@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from diffusers_xai.explainers import RecordSpec
+from diffusers_xai.interventions import Edits
 from diffusers_xai.pipelines.labels import encode_labels
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recorder import record as record_run
@@ -65,12 +66,15 @@ class XAIPipeline(DiffusionPipeline):
         eta: float = 0.0,
         sample: torch.Tensor | None = None,
         record: Sequence[RecordSpec] | None = None,
+        edits: Edits = (),
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> XAIPipelineOutput | tuple:
-        r"""Args:
+        r"""Samples images.
+
+        Args:
             class_labels (`int`, `dict[str, bool]`, a sequence of them or an integer tensor, *optional*):
                 One label per image: integers in `0 .. num_class_embeds - 1`, the model's null label (no condition), or
                 attributes by name such as `{"Smiling": True}`. Required by a conditional model.
@@ -85,6 +89,8 @@ class XAIPipeline(DiffusionPipeline):
             sample (`torch.Tensor` of shape `(batch, channel, height, width)`, *optional*):
                 Initial noise of unit variance, drawn from `generator` if `None`.
             record (sequence of `RecordSpec`, *optional*): What to record, e.g. `[Samples(every=100)]`.
+            edits (sequence of `EditSpec`, or one sequence of them per image, *optional*):
+                What to change while sampling, e.g. `[LabelSwitch(at=500, to=3)]`.
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
@@ -118,8 +124,8 @@ class XAIPipeline(DiffusionPipeline):
 
         with ExitStack() as stack:
             recording = None
-            if record is not None:
-                recording = stack.enter_context(record_run(self, record))
+            if record is not None or edits:
+                recording = stack.enter_context(record_run(self, record or (), edits))
                 recording.describe(
                     class_labels=[None if label is None else int(label) for label in labels],
                     seeds=_seeds(generator, batch_size),
@@ -141,7 +147,7 @@ class XAIPipeline(DiffusionPipeline):
 
         images = self._decode(sample, output_type)
         self.maybe_free_model_hooks()
-        profile = recording.profile if recording is not None else None
+        profile = recording.profile if recording is not None and record is not None else None
         if not return_dict:
             return images, profile
         return XAIPipelineOutput(images=images, profile=profile)
@@ -152,7 +158,7 @@ class XAIPipeline(DiffusionPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
-    def _check_labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> list[int | None]:
+    def _check_labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Sequence[int | None]:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"Expected `batch_size` of at least 1, got {batch_size}.")
         config = self.unet.config
@@ -175,7 +181,7 @@ class XAIPipeline(DiffusionPipeline):
             raise ValueError("Expected at least one label in `class_labels`, got an empty sequence.")
         if batch_size is not None and len(labels) not in (1, batch_size):
             raise ValueError(f"Expected 1 or {batch_size} `class_labels` for `batch_size`, got {len(labels)}.")
-        return list(labels) * batch_size if batch_size is not None and len(labels) == 1 else list(labels)
+        return labels * batch_size if batch_size is not None and len(labels) == 1 else labels
 
     def _check_inputs(
         self,
@@ -206,11 +212,11 @@ class XAIPipeline(DiffusionPipeline):
                 f" {sorted(unknown)}."
             )
 
-    def _label_tensor(self, labels: list[int | None], guided: bool, device: torch.device) -> torch.Tensor | None:
+    def _label_tensor(self, labels: Sequence[int | None], guided: bool, device: torch.device) -> torch.Tensor | None:
         if labels[0] is None:
             return None
         if guided:
-            labels = [self.unet.config.null_class_label] * len(labels) + labels
+            labels = [self.unet.config.null_class_label] * len(labels) + list(labels)
         return torch.tensor(labels, device=device)
 
     def _step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Run:
     def _after_step(self, step: SchedulerStep) -> None:
         if not self.calls:
             raise RuntimeError(
-                "`scheduler.step` was called without a call of the recorded denoiser: the pipeline uses another network."
+                "`scheduler.step` was called without a call of the recorded denoiser: the pipeline uses another one."
             )
         for callback in self._on_step:
             callback(step)
