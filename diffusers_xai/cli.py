@@ -314,7 +314,7 @@ def _command(args: argparse.Namespace, labels: list[int] | None, every: int) -> 
             command += [f"--{name.replace('_', '-')}", str(values[name])]
     if args.layers:
         command += ["--layers", *args.layers]
-    return [*command, "--out", str(args.out)]
+    return [*command, "--out", args.out.name]
 
 
 def _version() -> str:
@@ -336,17 +336,19 @@ def _positive(text: str) -> int:
 
 @contextmanager
 def _quiet(unless: bool) -> Iterator[None]:
-    """Silences the warnings of libraries."""
+    """Silences the warnings of libraries, and diffusers' bar over the parts of a pipeline."""
     logging = diffusers.utils.logging
     level = logging.get_verbosity()
     with warnings.catch_warnings():
         if not unless:
             warnings.simplefilter("ignore")
             logging.set_verbosity_error()
+            logging.disable_progress_bar()
         try:
             yield
         finally:
             logging.set_verbosity(level)
+            logging.enable_progress_bar()
 
 
 if __name__ == "__main__":
