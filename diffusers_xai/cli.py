@@ -131,6 +131,12 @@ def _add_profile(commands: Any) -> None:
         help="choose the max channels within the bright part of this image, which is of the samples' size",
     )
     add("--device", default="cpu", help="where to compute, such as cuda or mps. Default: cpu")
+    add(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="CPU threads. Default: 1 for the model inside the package, which is too small for more, else all cores",
+    )
     add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
 
 
@@ -143,14 +149,18 @@ def _run_profile(args: argparse.Namespace) -> None:
     layers = args.layers or _default_layers(get_backbone(pipe))
     pipe.scheduler.set_timesteps(args.steps)
 
+    # Threads that wait for each other take longer than one alone when the network is small and the cores are shared.
+    threads = args.threads or (torch.get_num_threads() if args.checkpoint else 1)
+
     def sample(steps: int, every: int) -> DiffusionProfile:
-        output: Any = pipe(
-            class_labels=labels,
-            num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(args.seed)],
-            guidance_scale=args.guidance_scale,
-            record=_specs(pipe, layers, every),
-        )
+        with _num_threads(threads):
+            output: Any = pipe(
+                class_labels=labels,
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(args.seed)],
+                guidance_scale=args.guidance_scale,
+                record=_specs(pipe, layers, every),
+            )
         return output.profile
 
     # One step shows what is wrong with the request before the long run, and how much a recorded step takes.
@@ -162,7 +172,7 @@ def _run_profile(args: argparse.Namespace) -> None:
     every = args.every or stride
     _check_disk(args.out, step_bytes * -(-args.steps // every))
 
-    _say(f"Sampling {args.steps} steps, recording every {every}" if every > 1 else f"Sampling {args.steps} steps")
+    _say(f"Sampling {args.steps} steps" + (f", recording every {every}th" if every > 1 else ""))
     pipe.set_progress_bar_config(disable=False)
     profile = sample(args.steps, every)
     _say("Writing the profile and its report")
@@ -332,6 +342,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
     return int(text)
+
+
+@contextmanager
+def _num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -238,6 +238,16 @@ def test_a_large_profile_gets_a_larger_stride(profile, place, monkeypatch):
     assert DiffusionProfile.from_pretrained("profile")["samples"].sizes["step"] == 1
 
 
+def test_threads_are_set_for_the_run_only(profile, place, monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(
+        DDPMScheduler, "scale_model_input", lambda self, x, t: seen.append(torch.get_num_threads()) or x
+    )
+    assert profile("--threads", before + 1)[0] == 0
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+
+
 def test_an_unconditional_model_of_diffusers(place, capsys):
     unet = UNet2DModel(
         sample_size=SIZE,
