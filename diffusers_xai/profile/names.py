@@ -11,7 +11,7 @@ import xarray as xr
 from diffusers_xai.profile.jsonable import to_json
 
 
-DIMS = ("step", "sample", "branch", "head", "channel", "height", "width", "token", "pixel")
+DIMS = ("step", "sample", "branch", "head", "pixel", "channel", "height", "width", "token")
 BRANCHES = ("uncond", "cond")
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
