@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffusers_xai.explainers.planned import PlanContext, PlannedArray
 from diffusers_xai.explainers.spec import RecordSpec
 from diffusers_xai.taps import tap_output
 
@@ -67,3 +68,12 @@ class Activations(RecordSpec):
             name = f"activations/{path}"
             recording.expect(self, [name])
             stack.enter_context(tap_output(module, partial(keep, name)))
+
+    def plan(self, context: PlanContext) -> list[PlannedArray]:
+        """The output of every matching layer that runs."""
+        steps, arrays = context.steps(self), []
+        for path in context.backbone.resolve_layers(self.layers):
+            if path in context.outputs:
+                output = context.backbone.to_grid(context.outputs[path], context.sample_shape[1:])
+                arrays.append(context.array(f"activations/{path}", steps, output.shape[1:], output.dtype))
+        return arrays

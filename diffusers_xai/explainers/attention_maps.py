@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from diffusers_xai.explainers.planned import PlanContext, PlannedArray
 from diffusers_xai.explainers.spec import RecordSpec
 from diffusers_xai.taps import SchedulerStep, tap_output
 
@@ -63,3 +64,7 @@ class AttentionMaps(RecordSpec):
         run.on_step(keep)
         for path, module in attention_outputs.items():
             stack.enter_context(tap_output(module, partial(add, path)))
+
+    def plan(self, context: PlanContext) -> list[PlannedArray]:
+        """One map of the sample's size."""
+        return [context.array("attention_map", context.steps(self), context.sample_shape[1:], torch.float32)]

@@ -7,9 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from diffusers_xai.explainers.planned import PlanContext, PlannedArray
 from diffusers_xai.explainers.spec import RecordSpec
 from diffusers_xai.measures import structural_similarity
-from diffusers_xai.taps import SchedulerStep, predicted_x0
+from diffusers_xai.taps import SchedulerStep, predicted_x0_and_noise
 
 
 if TYPE_CHECKING:
@@ -62,8 +65,11 @@ class Samples(RecordSpec):
             if recording.is_selected(self):
                 recording.keep(self, "samples", step.sample, _IMAGE)
                 if self.x0:
-                    model_input = run.model_input[: step.sample.shape[0]]
-                    recording.keep(self, "x0", predicted_x0(run.scheduler, step, model_input), _IMAGE)
+                    x0 = step.pred_original_sample
+                    if x0 is None:
+                        model_input = run.model_input[: step.sample.shape[0]]
+                        x0, _ = predicted_x0_and_noise(run.scheduler, step.timestep, step.model_output, model_input)
+                    recording.keep(self, "x0", x0, _IMAGE)
             if "ssim" in self.measures:
                 recording.keep(self, "measures/ssim", structural_similarity(step.sample, step.result), ())
             if run.step == len(run.timesteps) - 1:
@@ -71,3 +77,16 @@ class Samples(RecordSpec):
 
         run.on_start(check_size)
         run.on_step(keep)
+
+    def plan(self, context: PlanContext) -> list[PlannedArray]:
+        """x_t, x̂_0 and the last state, and a number per step."""
+        steps, every_step = context.steps(self), frozenset(range(len(context.timesteps)))
+
+        def array(name: str, steps: frozenset[int] | None, shape: Sequence[int], dtype: torch.dtype) -> PlannedArray:
+            return context.array(name, steps, shape, dtype, per_branch=False)
+
+        arrays = [array("samples", steps, context.sample_shape, context.dtype)]
+        if self.x0:
+            arrays.append(array("x0", steps, context.sample_shape, context.dtype))
+        arrays += [array(f"measures/{name}", every_step, (), torch.float64) for name in self.measures]
+        return [*arrays, array("final_sample", None, context.sample_shape, context.dtype)]

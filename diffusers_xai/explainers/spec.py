@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from diffusers_xai.explainers.planned import PlanContext, PlannedArray
 from diffusers_xai.taps.steps import StepSpec
 
 
@@ -19,4 +20,8 @@ class RecordSpec(StepSpec):
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Enters on `stack` the taps that feed `recording`. Refuses here what cannot be recorded."""
+        raise NotImplementedError
+
+    def plan(self, context: PlanContext) -> list[PlannedArray]:
+        """The arrays that this spec would record of the run in `context`, of the very size they would have."""
         raise NotImplementedError
