@@ -36,6 +36,7 @@ class Recording:
         self._expected: dict[int, set[str]] = {id(spec): set() for spec in self.specs}
         self._pending: dict[tuple[str, int], list[torch.Tensor]] = {}
         self._dims: dict[str, tuple[str, ...]] = {}
+        self._coords: dict[str, dict[str, Any]] = {}
         self._kept: dict[str, dict[int, np.ndarray]] = {}
         self._final: dict[str, xr.DataArray] = {}
         self._clock: dict[int, tuple[float, float]] = {}
@@ -47,19 +48,27 @@ class Recording:
         self._provenance.update(provenance)
 
     def is_selected(self, spec: RecordSpec) -> bool:
-        """Whether `spec` records the current step."""
-        return self.run.step in self._selected[id(spec)]
+        """Whether `spec` records what happens now."""
+        return not self.run.is_replaying and self.run.step in self._selected[id(spec)]
 
     def expect(self, spec: RecordSpec, names: Iterable[str]) -> None:
         """Makes it an error if `spec` yields none of these arrays at a selected step."""
         self._expected[id(spec)].update(names)
 
-    def keep(self, spec: RecordSpec, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
-        """Stores a copy of `tensor` (batch, *dims) under `name` for the current step.
+    def keep(
+        self,
+        spec: RecordSpec,
+        name: str,
+        tensor: torch.Tensor,
+        dims: tuple[str, ...],
+        coords: dict[str, Any] | None = None,
+    ) -> None:
+        """Stores a copy of `tensor` (batch, *dims) under `name` for the current step, with coordinates on its dims.
 
         Several tensors in one step are the batches of several denoiser calls, the guidance branches.
         """
         self._dims[name] = dims
+        self._coords[name] = coords or {}
         self._pending.setdefault((name, id(spec)), []).append(_to_cpu(tensor))
 
     def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
@@ -98,6 +107,7 @@ class Recording:
         timesteps, sigmas = zip(*(self._clock[index] for index in indices), strict=True)
         dims = ("step", "sample", *self._dims[name])
         coords: dict[str, Any] = {
+            **self._coords[name],
             "step": np.array(indices),
             "timestep": ("step", np.array(timesteps)),
             "sigma": ("step", np.array(sigmas)),

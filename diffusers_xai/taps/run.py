@@ -22,6 +22,7 @@ class Run:
         step (`int`): 0-based index of the current step.
         timesteps (`list[float]`): All timesteps of the run; empty until the first denoiser call.
         calls (`list[tuple[tuple, dict]]`): Arguments of the denoiser calls of the current step.
+        is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """
 
     def __init__(self, backbone: Any, scheduler: Any):
@@ -30,6 +31,7 @@ class Run:
         self.step = 0
         self.timesteps: list[float] = []
         self.calls: list[tuple[tuple, dict]] = []
+        self.is_replaying = False
         self._on_start: list[Callable[[], None]] = []
         self._on_call: list[Callable[[tuple, dict], tuple[tuple, dict] | None]] = []
         self._on_step: list[Callable[[SchedulerStep], None]] = []
@@ -81,7 +83,18 @@ class Run:
             stack.enter_context(tap_step(self.scheduler, self._after_step))
             yield
 
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Denoiser calls inside the context are no part of the run: nothing is recorded of them."""
+        self.is_replaying = True
+        try:
+            yield
+        finally:
+            self.is_replaying = False
+
     def _before_call(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.is_replaying:
+            return None
         if self.is_complete:
             raise RuntimeError(
                 f"All {len(self.timesteps)} steps of the recorded run are done, and the pipeline was called again:"

@@ -1,5 +1,6 @@
 """The step clock: a tap on `scheduler.step`, and what a scheduler says of a step."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -96,39 +97,47 @@ def noise_level(scheduler: Any, timestep: float) -> float:
     return float("nan")
 
 
-def predicted_x0(scheduler: Any, step: SchedulerStep, model_input: torch.Tensor) -> torch.Tensor:
-    """The image x̂_0 that a step's prediction implies, unclipped unless the scheduler itself reports a clipped one.
+def predicted_x0_and_noise(
+    scheduler: Any, timestep: float, model_output: torch.Tensor, model_input: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image x̂_0 and the noise ε that a denoiser's output implies, for every kind of prediction.
 
     Args:
         scheduler: The scheduler of the run.
-        step (`SchedulerStep`): The step.
-        model_input (`torch.Tensor` of shape `(batch, channel, height, width)`): The denoiser's input at the step (the
-            state after `scheduler.scale_model_input`).
+        timestep (`float`): The scheduler's t.
+        model_output (`torch.Tensor`): What the denoiser predicted.
+        model_input (`torch.Tensor` of the same shape): What it predicted it from (the state after
+            `scheduler.scale_model_input`).
 
     Returns:
-        `torch.Tensor` of the sample's shape.
+        `tuple[torch.Tensor, torch.Tensor]`: x̂_0 and ε of the same shape, neither clipped.
 
     Raises:
         ValueError: if the scheduler's kind of prediction is not known.
 
     Source: Ho et al. 2020, eq. 15; Salimans and Ho 2022, appendix D (v-prediction).
     """
-    if step.pred_original_sample is not None:
-        return step.pred_original_sample
-    output = step.model_output
     kind = scheduler.config.get("prediction_type", None)
     if hasattr(scheduler, "alphas_cumprod") and kind in ("epsilon", "v_prediction", "sample"):
-        alpha_bar = _alpha_bar(scheduler, step.timestep)
-        scale, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+        alpha_bar = _alpha_bar(scheduler, timestep)
+        signal, noise = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         if kind == "epsilon":
-            return (model_input - noise * output) / scale
+            return (model_input - noise * model_output) / signal, model_output
         if kind == "v_prediction":
-            return scale * model_input - noise * output
-        return output
+            return signal * model_input - noise * model_output, signal * model_output + noise * model_input
+        return model_output, (model_input - signal * model_output) / noise
     if "shift" in scheduler.config:
-        return step.sample - noise_level(scheduler, step.timestep) * output
+        noise = noise_level(scheduler, timestep)
+        return model_input - noise * model_output, model_input + (1 - noise) * model_output
     raise ValueError(
-        f"The predicted x0 of {type(scheduler).__name__} with prediction_type={kind!r} is not known: expected a"
-        " scheduler with `alphas_cumprod` and one of 'epsilon', 'v_prediction', 'sample', or a flow-matching one."
-        " Record `Samples(x0=False)` with it."
+        f"What {type(scheduler).__name__} with prediction_type={kind!r} predicts is not known: expected a scheduler"
+        " with `alphas_cumprod` and one of 'epsilon', 'v_prediction', 'sample', or a flow-matching one. Record"
+        " `Samples(x0=False)` and gradients `of='step'` with it."
     )
+
+
+def copy_scheduler(scheduler: Any) -> Any:
+    """A scheduler of the same state that is not tapped and can be stepped without moving the original."""
+    copied = copy.deepcopy(scheduler)
+    vars(copied).pop("step", None)  # a tap's attribute stays bound to the original
+    return copied
