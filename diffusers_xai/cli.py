@@ -6,6 +6,7 @@ library that says what is wrong with the request, becomes one line on stderr and
 
 import argparse
 import importlib.metadata
+import math
 import os
 import shutil
 import sys
@@ -148,6 +149,7 @@ def _run_profile(args: argparse.Namespace) -> None:
     labels = _class_labels(args.label, pipe.unet.config)
     layers = args.layers or _default_layers(get_backbone(pipe))
     pipe.scheduler.set_timesteps(args.steps)
+    calls = len(pipe.scheduler.timesteps)  # some schedulers call the network twice in a step
 
     # Threads that wait for each other take longer than one alone when the network is small and the cores are shared.
     threads = args.threads or (torch.get_num_threads() if args.checkpoint else 1)
@@ -168,9 +170,8 @@ def _run_profile(args: argparse.Namespace) -> None:
     rehearsal = sample(steps=1, every=1)
     _check_mask(mask, rehearsal)
     step_bytes = sum(array.nbytes for array in rehearsal.values())
-    stride = max(args.steps // _RECORDED_STEPS, round(args.steps * step_bytes / _PROFILE_BYTES), 1)
-    every = args.every or stride
-    _check_disk(args.out, step_bytes * -(-args.steps // every))
+    every = args.every or max(calls // _RECORDED_STEPS, math.ceil(calls * step_bytes / _PROFILE_BYTES))
+    _check_disk(args.out, step_bytes * math.ceil(calls / every))
 
     _say(f"Sampling {args.steps} steps" + (f", recording every {every}th" if every > 1 else ""))
     pipe.set_progress_bar_config(disable=False)

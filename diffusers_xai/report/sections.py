@@ -139,7 +139,10 @@ def _can_compare_samples(profile: DiffusionProfile) -> bool:
 def _stride(profile: DiffusionProfile, layer: str) -> str:
     steps = profile[f"activations/{layer}"]["step"].values
     distances = set(np.diff(steps).tolist())
-    return f"{distances.pop()} steps apart" if len(distances) == 1 else "not equally spaced"
+    if len(distances) > 1:
+        return "not equally spaced"
+    distance = distances.pop()
+    return "one step apart" if distance == 1 else f"{distance} steps apart"
 
 
 def _render(section: Section) -> str:
