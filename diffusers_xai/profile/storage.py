@@ -20,19 +20,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 import xarray as xr
 
-from diffusers_xai.profile.jsonable import dump, load, to_json
+from diffusers_xai.profile.jsonable import load
 from diffusers_xai.profile.names import DTYPES, validate_array
+from diffusers_xai.profile.writer import FORMAT_VERSION, INDEX_NAME, ProfileWriter
 
-
-FORMAT_VERSION = 1
-INDEX_NAME = "profile.json"
 
 _SAFETENSORS_DTYPES = {
     name: "BOOL" if name == "bool" else f"{np.dtype(name).kind.upper()}{8 * np.dtype(name).itemsize}"
@@ -123,46 +119,7 @@ def _move(new: Path, path: Path) -> None:
 
 
 def _write_folder(folder: Path, arrays: Mapping[str, xr.DataArray], provenance: dict[str, Any]) -> None:
-    profile_id = uuid.uuid4().hex
-    entries: dict[str, dict[str, Any]] = {}
-    taken: set[str] = set()
-    for name, array in arrays.items():
-        stem = quote(name, safe="/")
-        # Two names may differ in case only, and some file systems do not tell such files apart.
-        while stem.casefold() in taken:
-            stem += "_"
-        taken.add(stem.casefold())
-        file = folder / f"{stem}.safetensors"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            # In C order, because safetensors writes the buffer as it lies in memory.
-            safetensors.numpy.save_file({name: np.asarray(array.values, order="C")}, file, metadata={"id": profile_id})
-        except safetensors.SafetensorError as error:
-            raise OSError(f"could not write {name!r} to {folder.parent}: {error}") from error
-        entries[name] = {
-            "dims": array.dims,
-            "shape": array.shape,
-            "dtype": str(array.dtype),
-            "coords": {str(key): _coord_to_json(coord) for key, coord in array.coords.items()},
-            "attrs": array.attrs,
-            "files": [f"{stem}.safetensors"],
-        }
-    index = {"format_version": FORMAT_VERSION, "id": profile_id, "provenance": provenance, "arrays": entries}
-    index_file = folder / INDEX_NAME
-    index_file.write_text(dump(to_json(index, INDEX_NAME)), encoding="utf-8")
-    for file in folder.rglob("*.safetensors"):
-        shutil.copymode(index_file, file)  # safetensors makes files that only their owner can read
-        _flush(file)
-    _flush(index_file)
-
-
-def _flush(file: Path) -> None:
-    """Waits until the file is on the disk: a full one may show only now."""
-    descriptor = os.open(file, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    ProfileWriter(folder).append(arrays.items(), provenance)
 
 
 def read_profile(path: Path) -> tuple[dict[str, Any], dict[str, StoredArray]]:
@@ -248,11 +205,6 @@ def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarra
         header_size = int.from_bytes(stream.read(8), "little")
     # The file's one tensor begins where its header ends.
     return np.asarray(np.memmap(file, dtype=dtype, mode="c", offset=8 + header_size, shape=tuple(shape)))
-
-
-def _coord_to_json(coord: xr.DataArray) -> dict[str, Any]:
-    dtype = "str" if coord.dtype.kind == "U" else str(coord.dtype)
-    return {"dims": coord.dims, "dtype": dtype, "values": coord.values.tolist(), "attrs": coord.attrs}
 
 
 def _coord_from_json(name: str, entry: dict[str, Any]) -> xr.Variable:
