@@ -3,7 +3,7 @@
 from diffusers import ModelMixin  # diffusers looks it up here when it loads our network
 
 from diffusers_xai.checkpoints import demo_checkpoint
-from diffusers_xai.explainers import Activations, AttentionMaps, Samples
+from diffusers_xai.explainers import Activations, AttentionMaps, GradientMaps, GradientVolume, Samples
 from diffusers_xai.hub import register_with_diffusers
 from diffusers_xai.models import ConvNextUNet2DModel
 from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput
@@ -18,6 +18,8 @@ __all__ = [
     "AttentionMaps",
     "ConvNextUNet2DModel",
     "DiffusionProfile",
+    "GradientMaps",
+    "GradientVolume",
     "ModelMixin",
     "Samples",
     "XAIPipeline",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diffusers_xai.backbones.base import Backbone
+from diffusers_xai.backbones.base import Backbone, stated_channels
 from diffusers_xai.backbones.convnext_unet import ConvNextUNetBackbone
 from diffusers_xai.backbones.unet_2d import UNet2DBackbone, UNet2DConditionBackbone
 
@@ -46,4 +46,5 @@ __all__ = [
     "UNet2DBackbone",
     "UNet2DConditionBackbone",
     "get_backbone",
+    "stated_channels",
 ]

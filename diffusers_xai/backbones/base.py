@@ -37,6 +37,11 @@ class Backbone:
         """Other names of layers -> module paths."""
         return {}
 
+    @property
+    def has_label_conditioning(self) -> bool:
+        """Whether the denoiser has a `class_embedding` that a label goes through."""
+        return getattr(self.denoiser, "class_embedding", None) is not None
+
     def attention_outputs(self) -> dict[str, nn.Module]:
         """Attention layer path -> the module whose output is the layer's output before any residual sum."""
         raise NotImplementedError
@@ -88,6 +93,17 @@ class Backbone:
 def _glob(pattern: str) -> re.Pattern[str]:
     parts = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     return re.compile("".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*|\*|\?)", pattern)))
+
+
+def stated_channels(module: nn.Module) -> int | None:
+    """The number of channels that a module says its output has; `None` where only a call tells."""
+    if isinstance(module, nn.Sequential) and len(module):
+        return stated_channels(module[-1])
+    for name in ("out_channels", "out_features", "num_channels"):
+        channels = getattr(module, name, None)
+        if isinstance(channels, int):
+            return channels
+    return None
 
 
 def token_grid(tokens: int, sample_size: tuple[int, int]) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffusers_xai.explainers.layers import layer_names, with_dims
 from diffusers_xai.explainers.planned import PlanContext, PlannedArray
 from diffusers_xai.explainers.spec import RecordSpec
 from diffusers_xai.taps import tap_output
@@ -17,8 +18,6 @@ from diffusers_xai.taps import tap_output
 
 if TYPE_CHECKING:
     from diffusers_xai.explainers.recording import Recording
-
-_DIMS_BY_RANK = {4: ("channel", "height", "width"), 3: ("channel", "token"), 2: ("channel",)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,37 +42,26 @@ class Activations(RecordSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        layers = (self.layers,) if isinstance(self.layers, str) else tuple(self.layers)
-        if not all(isinstance(layer, str) for layer in layers):
-            raise TypeError(f"Expected `layers` as a name or several, got {layers}.")
-        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "layers", layer_names(self.layers))
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps the output of every matching layer."""
-        backbone = recording.run.backbone
+        run = recording.run
 
-        def keep(name: str, output: torch.Tensor) -> None:
-            if not recording.is_selected(self):
-                return
-            grid = backbone.to_grid(output, recording.run.sample_size)
-            if grid.ndim not in _DIMS_BY_RANK:
-                raise RuntimeError(
-                    f"{name}: expected an output of 2 to 4 dimensions, got shape {tuple(output.shape)}."
-                )
-            if grid.ndim == 3:
-                grid = grid.transpose(1, 2)
-            recording.keep(self, name, grid, _DIMS_BY_RANK[grid.ndim])
+        def keep(path: str, output: torch.Tensor) -> None:
+            if recording.is_selected(self):
+                values, dims = with_dims(path, output, run.backbone, run.sample_size)
+                recording.keep(self, f"activations/{path}", values, dims)
 
-        for path, module in backbone.resolve_layers(self.layers).items():
-            name = f"activations/{path}"
-            recording.expect(self, [name])
-            stack.enter_context(tap_output(module, partial(keep, name)))
+        for path, module in run.backbone.resolve_layers(self.layers).items():
+            recording.expect(self, [f"activations/{path}"])
+            stack.enter_context(tap_output(module, partial(keep, path)))
 
     def plan(self, context: PlanContext) -> list[PlannedArray]:
         """The output of every matching layer that runs."""
         steps, arrays = context.steps(self), []
         for path in context.backbone.resolve_layers(self.layers):
             if path in context.outputs:
-                output = context.backbone.to_grid(context.outputs[path], context.sample_shape[1:])
+                output, _ = with_dims(path, context.outputs[path], context.backbone, context.sample_shape[1:])
                 arrays.append(context.array(f"activations/{path}", steps, output.shape[1:], output.dtype))
         return arrays

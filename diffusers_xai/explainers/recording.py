@@ -51,8 +51,23 @@ class Recording:
         """Whether `spec` records what happens now."""
         return not self.run.is_replaying and self.run.step in self._selected[id(spec)]
 
-    def expect(self, spec: RecordSpec, names: Iterable[str]) -> None:
-        """Makes it an error if `spec` yields none of these arrays at a selected step."""
+    @property
+    def guidance_scale(self) -> float | None:
+        """How the pipeline combines guidance branches, if it said so."""
+        return self._provenance.get("guidance_scale")
+
+    def expect(self, spec: RecordSpec, names: Iterable[str], *, exclusive: bool = False) -> None:
+        """Makes it an error if `spec` yields none of these arrays at a selected step.
+
+        Raises:
+            ValueError: if `exclusive` and another spec records one of them too, maybe from another mask.
+        """
+        names = set(names)
+        taken = names & set().union(*self._expected.values())
+        if exclusive and taken:
+            raise ValueError(
+                f"Two {type(spec).__name__} specs would record {', '.join(sorted(taken))}: expected one per profile."
+            )
         self._expected[id(spec)].update(names)
 
     def keep(

@@ -56,6 +56,7 @@ class StepReplay:
         self._of = of
         self._guidance_scale = guidance_scale
         self.samples = step.sample.shape[0]
+        self.device = step.sample.device
 
     @contextmanager
     def graph(

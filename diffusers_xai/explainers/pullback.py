@@ -1,0 +1,100 @@
+"""Vector-Jacobian products of one step, as many in one backward pass as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from diffusers_xai.explainers.replay import StepReplay
+
+
+# (first row, gradients w.r.t. the sample, gradients w.r.t. the label conditioning): both (row, branch, sample, …).
+StoreRows = Callable[[int, torch.Tensor, torch.Tensor | None], None]
+
+
+def pull_back(
+    replay: StepReplay,
+    weights: Callable[[int, int], torch.Tensor],
+    rows: int,
+    store: StoreRows,
+    *,
+    chunk_size: int | str = "auto",
+    labels: bool = False,
+) -> None:
+    """Computes Σ_k w_k · ∂y_k/∂x for many weight maps w over the output's pixels.
+
+    The step is evaluated forward once with the batch repeated `chunk_size` times, and every backward pass through that
+    graph gives `chunk_size` products. When memory runs out the chunk is halved, and what is done stays done.
+
+    Args:
+        replay (`StepReplay`): The step.
+        weights (`Callable`): `weights(start, stop)` -> (stop - start, height, width), the weight maps of these rows.
+        rows (`int`): Number of weight maps.
+        store (`Callable`): Receives the rows as they come.
+        chunk_size (`int` or `"auto"`): Weight maps per backward pass. `"auto"` is 1 on a CPU, where more is slower,
+            and what free memory holds on a GPU.
+        labels (`bool`): Whether to differentiate w.r.t. the label conditioning too.
+
+    Raises:
+        torch.OutOfMemoryError: if not even one product at a time fits.
+    """
+    done = 0
+    chunk = _auto_chunk(replay, labels) if chunk_size == "auto" else int(chunk_size)
+    while done < rows:
+        try:
+            done = _pull_back_from(replay, weights, done, rows, store, min(chunk, rows - done), labels)
+        except _OutOfMemory as error:
+            if error.chunk == 1:
+                raise error.cause from None
+            done, chunk = error.done, error.chunk // 2
+            torch.cuda.empty_cache()
+
+
+class _OutOfMemory(Exception):
+    """Memory ran out after `done` rows."""
+
+    def __init__(self, done: int, chunk: int, cause: torch.OutOfMemoryError):
+        super().__init__(str(cause))
+        self.done, self.chunk, self.cause = done, chunk, cause
+
+
+def _pull_back_from(
+    replay: StepReplay,
+    weights: Callable[[int, int], torch.Tensor],
+    done: int,
+    rows: int,
+    store: StoreRows,
+    chunk: int,
+    labels: bool,
+) -> int:
+    try:
+        with replay.graph(copies=chunk, labels=labels) as graph:
+            leaves = [graph.sample] if graph.labels is None else [graph.sample, graph.labels]
+            target = graph.target.unflatten(0, (-1, chunk, replay.samples))
+            while done < rows:
+                stop = min(done + chunk, rows)
+                maps = weights(done, stop).to(target)
+                if len(maps) < chunk:
+                    maps = torch.cat([maps, maps.new_zeros(chunk - len(maps), *maps.shape[1:])])
+                cotangent = maps[None, :, None].expand_as(target).reshape_as(graph.target)
+                grads = torch.autograd.grad(graph.target, leaves, cotangent, retain_graph=stop < rows)
+                split = [grad.unflatten(0, (-1, chunk, replay.samples)).transpose(0, 1) for grad in grads]
+                store(done, split[0][: stop - done], split[1][: stop - done] if len(split) > 1 else None)
+                done = stop
+    except torch.OutOfMemoryError as error:
+        raise _OutOfMemory(done, chunk, error) from error
+    return done
+
+
+def _auto_chunk(replay: StepReplay, labels: bool) -> int:
+    device = replay.device
+    if device.type != "cuda":
+        return 1
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with replay.graph(labels=labels) as graph:
+        torch.autograd.grad(graph.target.sum(), graph.sample)
+    one = max(torch.cuda.max_memory_allocated(device) - before, 1)
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, int(0.8 * free / one))

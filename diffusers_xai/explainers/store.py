@@ -1,0 +1,137 @@
+"""Where the arrays of a run wait until they are a profile: in memory, or in a folder that grows step by step."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.writer import ProfileWriter
+
+
+# A shard is written when this much waits in memory, or when the oldest has waited this long.
+SHARD_BYTES = 32 * 2**20
+SHARD_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class StepArray:
+    """What one step adds to an array: values, and the dims and coordinates they have, all without `step`."""
+
+    values: np.ndarray
+    dims: tuple[str, ...]
+    coords: Mapping[str, Any] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """Keeps what was recorded in memory."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, dict[int, StepArray]] = {}
+        self._clock: dict[int, tuple[float, float]] = {}
+        self._final: dict[str, xr.DataArray] = {}
+
+    def add_final(self, name: str, array: xr.DataArray) -> None:
+        """Adds an array that has no steps."""
+        self._final[name] = array
+
+    def add_step(
+        self, step: int, timestep: float, sigma: float, arrays: Mapping[str, StepArray], describe: Callable[[], dict]
+    ) -> None:
+        """Adds what one step yielded.
+
+        Args:
+            step (`int`): Index of the denoiser call, larger than that before.
+            timestep, sigma (`float`): The scheduler's t and the noise level there.
+            arrays (mapping from `str` to `StepArray`): By name.
+            describe (`Callable`): Gives the run's provenance, as far as it is known.
+        """
+        self._clock[step] = (timestep, sigma)
+        for name, array in arrays.items():
+            self._steps.setdefault(name, {})[step] = array
+
+    def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
+        """The profile of all steps added."""
+        arrays = {name: self._stack(self._steps.pop(name)) for name in list(self._steps)}
+        return DiffusionProfile({**arrays, **self._final}, provenance)
+
+    def _stack(self, steps: Mapping[int, StepArray]) -> xr.DataArray:
+        timesteps, sigmas = zip(*(self._clock[step] for step in steps), strict=True)
+        first = next(iter(steps.values()))
+        coords = {
+            **first.coords,
+            "step": np.array(list(steps)),
+            "timestep": ("step", np.array(timesteps)),
+            "sigma": ("step", np.array(sigmas)),
+        }
+        values = np.stack([array.values for array in steps.values()])
+        return xr.DataArray(values, dims=("step", *first.dims), coords=coords)
+
+
+class DiskStore(MemoryStore):
+    """Writes what was recorded into a profile's folder while the run goes on.
+
+    The folder is a profile at any time after the first step, marked `complete: false` until the run has ended; it lacks
+    at most what waits in memory for the next shard.
+
+    Args:
+        folder (`str` or `os.PathLike`): A folder that does not exist or is empty.
+
+    Raises:
+        FileExistsError: If there is something already.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        super().__init__()
+        self._writer = ProfileWriter(Path(folder).expanduser().resolve())
+        self._steps_written = 0
+        self._flushed_at = -SHARD_SECONDS  # the first step is written at once: a bad folder shows early
+        self._failed = False
+
+    def add_step(
+        self, step: int, timestep: float, sigma: float, arrays: Mapping[str, StepArray], describe: Callable[[], dict]
+    ) -> None:
+        """Adds what one step yielded, and writes a shard when it is time.
+
+        Raises:
+            OSError: If writing fails, for example on a full disk; the folder holds the steps written before.
+        """
+        super().add_step(step, timestep, sigma, arrays, describe)
+        waiting = sum(array.values.nbytes for steps in self._steps.values() for array in steps.values())
+        if waiting >= SHARD_BYTES or time.monotonic() - self._flushed_at >= SHARD_SECONDS:
+            self._flush(describe())
+
+    def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
+        """Writes what is left and opens the profile; its arrays are read when they are asked for.
+
+        Raises:
+            OSError: If writing fails.
+        """
+        if not self._failed and (self._steps_written or self._clock):
+            self._flush(provenance)
+        if not self._steps_written:
+            return DiffusionProfile({}, provenance)
+        return DiffusionProfile.from_pretrained(self._writer.folder)
+
+    def _flush(self, provenance: dict[str, Any]) -> None:
+        try:
+            self._writer.append(self._waiting(), provenance)
+        except OSError as error:
+            self._failed = True
+            raise OSError(
+                f"The profile could not be written: {error}. {self._writer.folder} holds the first"
+                f" {self._steps_written} steps, marked incomplete."
+            ) from error
+        self._steps_written += len(self._clock)
+        self._flushed_at = time.monotonic()
+        self._steps, self._clock, self._final = {}, {}, {}
+
+    def _waiting(self) -> Iterator[tuple[str, xr.DataArray]]:
+        for name, steps in self._steps.items():
+            yield name, self._stack(steps)
+        yield from self._final.items()
