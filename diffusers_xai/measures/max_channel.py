@@ -1,13 +1,19 @@
-"""The channel of a layer that is most active, in the whole image or inside a mask."""
+"""The channels of a layer that are most active, in the whole image or inside a mask."""
+
+import os
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 
+from diffusers_xai.measures.masks import as_mask
 from diffusers_xai.measures.precision import to_float64
 
 
-def resize_mask(mask: torch.Tensor | ArrayLike, height: int, width: int) -> torch.Tensor:
+Mask = torch.Tensor | ArrayLike | os.PathLike  # whatever `as_mask` takes
+
+
+def resize_mask(mask: Mask, height: int, width: int) -> torch.Tensor:
     """A mask of image pixels as weights at a layer's size, by bilinear interpolation (`align_corners=False`).
 
     Source: thesis section 4.1.
@@ -21,30 +27,22 @@ def resize_mask(mask: torch.Tensor | ArrayLike, height: int, width: int) -> torc
             Width of the layer, in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(height, width)`, dtype float32, on the mask's device: weights in [0, 1].
+        `torch.Tensor` of shape `(height, width)`, dtype float32, on the CPU: weights in [0, 1].
 
     Raises:
         ValueError: If the mask is not bool, not 2-D, has no True pixel, or falls between the layer's pixels.
     """
-    mask = torch.as_tensor(mask)
-    if mask.dtype != torch.bool or mask.ndim != 2:
-        raise ValueError(
-            f"expected a mask of shape (height, width) and dtype bool, got shape {tuple(mask.shape)} and {mask.dtype}"
-        )
-    if not mask.any():
-        raise ValueError(f"expected a mask with at least one True pixel, got an empty one of {_size(mask)}")
-    weights = F.interpolate(mask[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    pixels = torch.tensor(as_mask(mask), dtype=torch.float32)
+    weights = F.interpolate(pixels[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     if not weights.any():
         raise ValueError(
-            f"the mask's {int(mask.sum())} pixels of {_size(mask)} vanish at the layer's size {height}x{width}: "
-            "use a larger mask or a layer of higher resolution"
+            f"the mask's {int(pixels.sum())} pixels of {tuple(pixels.shape)} vanish at the layer's size"
+            f" {(height, width)}: use a larger mask or a layer of higher resolution"
         )
     return weights
 
 
-def channel_sums(
-    activation: torch.Tensor, mask: torch.Tensor | ArrayLike | None = None, absolute: bool = False
-) -> torch.Tensor:
+def channel_sums(activation: torch.Tensor, mask: Mask | None = None, absolute: bool = False) -> torch.Tensor:
     """Sum of every channel over the image, weighted by a mask.
 
     Source: thesis eq. 4.1.4.
@@ -76,9 +74,7 @@ def channel_sums(
     return (activation * weights).sum(dim=(2, 3))
 
 
-def max_channel(
-    activation: torch.Tensor, *, mask: torch.Tensor | ArrayLike | None = None, absolute: bool = False
-) -> torch.Tensor:
+def max_channel(activation: torch.Tensor, *, mask: Mask | None = None, absolute: bool = False) -> torch.Tensor:
     """Index c* of the channel with the largest sum over the image.
 
     Source: thesis eq. 4.1.4.
@@ -98,11 +94,35 @@ def max_channel(
         ValueError: If the activation is not 4-D or contains NaN, or the mask is not a bool (H, W) array with a True
             pixel.
     """
+    return top_channels(activation, 1, mask=mask, absolute=absolute)[:, 0]
+
+
+def top_channels(
+    activation: torch.Tensor, k: int, *, mask: Mask | None = None, absolute: bool = False
+) -> torch.Tensor:
+    """Indices of the k channels with the largest sums over the image, the largest first.
+
+    Source: thesis eq. 4.1.4, for more than one channel.
+
+    Args:
+        activation (`torch.Tensor` of shape `(batch, channel, height, width)`):
+            A layer's output, or a gradient of its shape, of any real dtype.
+        k (`int`):
+            How many, from 1 to the number of channels.
+        mask (`torch.Tensor` or array of shape `(H, W)`, bool, *optional*):
+            As in [`max_channel`].
+        absolute (`bool`, defaults to `False`):
+            As in [`max_channel`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, k)` and dtype int64: channel indices; of equals the lower index first.
+
+    Raises:
+        ValueError: As in [`max_channel`], and if there are not `k` channels.
+    """
     sums = channel_sums(activation, mask, absolute)
+    if not 1 <= k <= sums.shape[1]:
+        raise ValueError(f"expected k in 1..{sums.shape[1]}, the number of channels, got {k}")
     if sums.isnan().any():
         raise ValueError("the activation contains NaN: it has no largest channel")
-    return sums.argmax(dim=1)
-
-
-def _size(mask: torch.Tensor) -> str:
-    return "x".join(map(str, mask.shape))
+    return sums.sort(dim=1, descending=True, stable=True).indices[:, :k]

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
-from numpy.typing import ArrayLike
 
-from diffusers_xai.measures import Measure, max_channel
+from diffusers_xai.measures import Mask, Measure, as_mask, max_channel, top_channels
 from diffusers_xai.profile.comparison import common_steps, find_measure, measure_pairs, over_steps
 from diffusers_xai.profile.jsonable import to_json
 from diffusers_xai.profile.names import describe, resolve_name, unknown_name, validate_array
@@ -119,7 +117,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         *,
         step: int | None = None,
         timestep: float | None = None,
-        mask: ArrayLike | torch.Tensor | None = None,
+        mask: Mask | None = None,
         absolute: bool = False,
         sample: int = 0,
         branch: str = "cond",
@@ -133,8 +131,8 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
                 with channels, such as `"gradient_maps/<layer>"`.
             step (`int`, *optional*): Index of the denoiser call; must be recorded.
             timestep (`float`, *optional*): The scheduler's t; the nearest recorded one is taken, the first of equals.
-            mask (array of shape `(height, width)` of the samples, bool, *optional*): True where pixels count; resized
-                to the layer bilinearly and multiplied first.
+            mask (array of shape `(height, width)` of the samples, bool, or a PNG file's path, *optional*): True where
+                pixels count; resized to the layer bilinearly and multiplied first.
             absolute (`bool`, defaults to `False`): Sums absolute values, so that they do not cancel.
             sample (`int`, defaults to 0): Position of the sample.
             branch (`str`, defaults to `"cond"`): Guidance branch.
@@ -147,14 +145,51 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             ValueError: If the mask is empty, not bool or of another size than the samples, or there is no such sample,
                 branch or timestep.
         """
+        return self.top_channels(
+            layer, 1, step=step, timestep=timestep, mask=mask, absolute=absolute, sample=sample, branch=branch
+        )[0]
+
+    def top_channels(
+        self,
+        layer: str,
+        k: int = 5,
+        *,
+        step: int | None = None,
+        timestep: float | None = None,
+        mask: Mask | None = None,
+        absolute: bool = False,
+        sample: int = 0,
+        branch: str = "cond",
+    ) -> list[int]:
+        """The layer's k channels with the largest sums over the image, at one step, the largest first.
+
+        Source: thesis eq. 4.1.4, for more than one channel.
+
+        Args:
+            layer (`str`): As in [`max_channel`], as are the arguments that follow `k`.
+            k (`int`, defaults to 5): How many, from 1 to the number of channels.
+            step (`int`, *optional*): Index of the denoiser call.
+            timestep (`float`, *optional*): The scheduler's t.
+            mask (array of shape `(height, width)` of the samples, bool, *optional*): True where pixels count.
+            absolute (`bool`, defaults to `False`): Sums absolute values.
+            sample (`int`, defaults to 0): Position of the sample.
+            branch (`str`, defaults to `"cond"`): Guidance branch.
+
+        Returns:
+            `list[int]`: The channels' indices; of equals the lower one first.
+
+        Raises:
+            KeyError, ValueError: As in [`max_channel`], and if the layer has not `k` channels.
+        """
         record = pick_sample(pick_step(self._image_record(layer, branch), step, timestep), sample)
-        return int(max_channel(to_tensor(record), mask=self._checked_mask(mask), absolute=absolute))
+        mask = self._checked_mask(mask)
+        return top_channels(to_tensor(record), k, mask=mask, absolute=absolute)[0].tolist()
 
     def max_channels(
         self,
         layer: str,
         *,
-        mask: ArrayLike | torch.Tensor | None = None,
+        mask: Mask | None = None,
         absolute: bool = False,
         branch: str = "cond",
     ) -> xr.DataArray:
@@ -324,18 +359,12 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
             raise ValueError(f"measure {measure.name!r} needs layer=; recorded layers: {describe(layers)}")
         return self._layer_record(layer, branch)
 
-    def _checked_mask(self, mask: ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
-        """The mask as a tensor, if it has the samples' size (where a recorded array tells that)."""
+    def _checked_mask(self, mask: Mask | None) -> np.ndarray | None:
+        """The mask, if it has the samples' size (where a recorded array tells that)."""
         if mask is None:
             return None
-        mask = mask.cpu() if isinstance(mask, torch.Tensor) else to_tensor(np.asarray(mask))
         for name in ("samples", "x0", "final_sample", "attention_map"):
             header = self._headers.get(name)
             if header is not None and header.dims[-2:] == ("height", "width"):
-                if mask.shape != header.shape[-2:]:
-                    raise ValueError(
-                        f"expected a mask of the samples' size (height, width) = {header.shape[-2:]}, "
-                        f"got {tuple(mask.shape)}"
-                    )
-                break
-        return mask
+                return as_mask(mask, header.shape[-2:])
+        return as_mask(mask)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_xai.measures import channel_sums, max_channel, resize_mask
+from diffusers_xai.measures import channel_sums, max_channel, resize_mask, top_channels
 
 
 def activation(shape=(3, 6, 4, 5), seed=0):
@@ -81,6 +81,22 @@ def test_the_first_of_equal_channels():
     assert max_channel(torch.ones(2, 5, 3, 3)).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_top_channels_are_sorted(absolute):
+    values = activation()
+    mask = np.random.default_rng(1).random((8, 10)) > 0.5
+    sums = ((np.abs(values) if absolute else values) * bilinear(mask, 4, 5)).sum(axis=(2, 3))
+    got = top_channels(torch.from_numpy(values), 4, mask=mask, absolute=absolute)
+    assert got.tolist() == [sorted(range(6), key=lambda c: -sample[c])[:4] for sample in sums]
+    assert top_channels(torch.ones(1, 5, 3, 3), 3).tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("k", [0, 4, -1])
+def test_no_more_channels_than_there_are(k):
+    with pytest.raises(ValueError, match=rf"k in 1\.\.3, the number of channels, got {k}"):
+        top_channels(torch.ones(1, 3, 2, 2), k)
+
+
 def test_nan_has_no_largest_channel():
     values = torch.zeros(1, 3, 2, 2)
     values[0, 1, 0, 0] = torch.nan
@@ -91,10 +107,10 @@ def test_nan_has_no_largest_channel():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.zeros((8, 8), dtype=bool), "at least one True pixel, got an empty one of 8x8"),
-        (np.ones((8, 8)), r"dtype bool, got shape \(8, 8\) and torch.float64"),
+        (np.zeros((8, 8), dtype=bool), r"at least one True pixel, got an empty one of \(8, 8\)"),
+        (np.ones((8, 8)), r"dtype bool, got shape \(8, 8\) and float64"),
         (np.ones((1, 8, 8), dtype=bool), r"shape \(height, width\) and dtype bool, got shape \(1, 8, 8\)"),
-        (np.pad([[True]], ((0, 7), (0, 7))), "1 pixels of 8x8 vanish at the layer's size 2x2"),
+        (np.pad([[True]], ((0, 7), (0, 7))), r"1 pixels of \(8, 8\) vanish at the layer's size \(2, 2\)"),
     ],
 )
 def test_mask_errors(mask, message):
