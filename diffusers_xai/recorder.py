@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.explainers import Recording, RecordSpec
-from diffusers_xai.interventions import Edits, edits_with_samples
+from diffusers_xai.interventions import Edits, check_samples, edits_with_samples
 from diffusers_xai.taps import force_eager
 from diffusers_xai.taps.run import Run
 
@@ -15,8 +15,8 @@ from diffusers_xai.taps.run import Run
 def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -> Iterator[Recording]:
     """Records, and changes, the one run of `pipeline` that is made inside the context.
 
-    Without `edits` the images are bit-identical to those of an unrecorded run, and when the context is left, also by an exception,
-    nothing stays attached. After an exception `profile` holds the steps done, marked `complete: false`.
+    Without `edits` the images are bit-identical to those of an unrecorded run, and when the context is left, also by
+    an exception, nothing stays attached. After an exception `profile` holds the steps done, marked `complete: false`.
 
     ```py
     with record(pipe, [Samples(every=10), AttentionMaps()]) as run:
@@ -50,11 +50,12 @@ def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -
             "A cache is enabled on the denoiser: layers of skipped steps would be recorded stale. Call"
             " `disable_cache()` before recording."
         )
-    run = Run(backbone, pipeline.scheduler)
+    run = Run(backbone, pipeline.scheduler, lambda: getattr(pipeline, "do_classifier_free_guidance", False))
     recording = Recording(run, specs)
     with ExitStack() as stack:
         stack.enter_context(force_eager(backbone.pipeline_module))
         stack.enter_context(run.attached())
+        run.on_start(lambda: check_samples(edits, run.num_samples))
         for edit, samples in edits_of_samples:  # first, so that what is recorded has the edits in it
             edit.attach(run, stack, samples)
         for spec in specs:

@@ -2,19 +2,16 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 from diffusers_xai.taps.run import Run
-from diffusers_xai.taps.steps import StepSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class EditSpec(StepSpec):
-    """What to change, and at which steps (see [`StepSpec`])."""
+class EditSpec:
+    """What to change. An edit is a frozen dataclass: data that can be applied to any number of runs."""
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
-        """Enters on `stack` the taps that change the run.
+        """Enters on `stack` the taps that change the run. Refuses here what cannot be changed.
 
         Args:
             run (`Run`): The run.
@@ -23,9 +20,25 @@ class EditSpec(StepSpec):
         """
         raise NotImplementedError
 
+    def to_dict(self) -> dict[str, Any]:
+        """The edit as short JSON-able data, with its class name under `"type"`."""
+        raise NotImplementedError
+
 
 # Edits of all images, or one sequence of them per image.
 Edits = Sequence[EditSpec] | Sequence[Sequence[EditSpec]]
+
+
+def count_samples(edits: Edits) -> int | None:
+    """How many images there are edits for, one sequence for each; `None` if all images share the edits."""
+    return len(edits) if edits and isinstance(edits[0], Sequence) else None
+
+
+def check_samples(edits: Edits, samples: int) -> None:
+    """Raises a ValueError if `edits` are given image by image, but not for as many as there are."""
+    count = count_samples(edits)
+    if count not in (None, samples):
+        raise ValueError(f"Expected one sequence of edits for each of {samples} images, got {count} sequences.")
 
 
 def edits_with_samples(edits: Edits) -> list[tuple[EditSpec, list[int] | None]]:

@@ -23,24 +23,24 @@ def first_tensor(output: Any) -> torch.Tensor:
     raise TypeError(f"Expected a module output that holds a tensor, got {type(output).__name__}.")
 
 
-def with_first_tensor(output: Any, tensor: torch.Tensor) -> Any:
+def with_first_tensor(output: Any, tensor: torch.Tensor, skips: bool = True) -> Any:
     """`output` with its main tensor replaced, in the same container type.
 
-    Where a nested tuple (a block's skips) holds the very same tensor, it is replaced there too: a down block that does
-    not down-sample returns `(hidden, skips)` with `hidden is skips[-1]`, and both carry an edit.
+    Where a nested tuple (a block's skips) holds the very same tensor, it is replaced there too, unless `skips` is
+    false: a down block may return `(hidden, skips)` with `hidden is skips[-1]`, and both carry an edit.
     """
     original = first_tensor(output)
 
-    def replace(value: Any) -> Any:
+    def replace(value: Any, nested: bool) -> Any:
         if value is original:
             return tensor
-        if isinstance(value, dict):
-            return type(value)(**{key: replace(item) for key, item in value.items()})
-        if isinstance(value, (tuple, list)):
-            return type(value)(replace(item) for item in value)
+        if nested and isinstance(value, dict):
+            return type(value)(**{key: replace(item, skips) for key, item in value.items()})
+        if nested and isinstance(value, (tuple, list)):
+            return type(value)(replace(item, skips) for item in value)
         return value
 
-    return replace(output)
+    return replace(output, True)
 
 
 @contextmanager
@@ -58,13 +58,13 @@ def tap_output(module: nn.Module, callback: Callable[[torch.Tensor], None]) -> I
 
 
 @contextmanager
-def edit_output(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Replaces the main tensor of every output of `module` by `edit(tensor)`, out of place."""
+def edit_output(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor], skips: bool = True) -> Iterator[None]:
+    """Replaces the main tensor of every output of `module` by `edit(tensor)`, as [`with_first_tensor`] does."""
 
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
         tensor = first_tensor(output)
         edited = edit(tensor)
-        return output if edited is tensor else with_first_tensor(output, edited)
+        return output if edited is tensor else with_first_tensor(output, edited, skips)
 
     handle = module.register_forward_hook(hook)
     try:

@@ -23,26 +23,32 @@ class Run:
         timesteps (`list[float]`): All timesteps of the run; empty until the first denoiser call.
         calls (`list[tuple[tuple, dict]]`): Arguments of the denoiser calls of the current step.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
+        is_guided: Tells whether the pipeline stacks guidance branches along the denoiser's batch.
     """
 
-    def __init__(self, backbone: Any, scheduler: Any):
+    def __init__(self, backbone: Any, scheduler: Any, is_guided: Callable[[], bool] = lambda: False):
         self.backbone = backbone
         self.scheduler = scheduler
+        self.is_guided = is_guided
         self.step = 0
         self.timesteps: list[float] = []
         self.calls: list[tuple[tuple, dict]] = []
         self.is_replaying = False
         self._on_start: list[Callable[[], None]] = []
-        self._on_call: list[Callable[[tuple, dict], tuple[tuple, dict] | None]] = []
+        self._on_call: list[tuple[int, Callable[[tuple, dict], tuple[tuple, dict] | None]]] = []
         self._on_step: list[Callable[[SchedulerStep], None]] = []
 
     def on_start(self, callback: Callable[[], None]) -> None:
         """Calls `callback` before the first denoiser call, when the timesteps are known: the place to refuse."""
         self._on_start.append(callback)
 
-    def on_call(self, callback: Callable[[tuple, dict], tuple[tuple, dict] | None]) -> None:
-        """Calls `callback(args, kwargs)` before every denoiser call; what it returns replaces the arguments."""
-        self._on_call.append(callback)
+    def on_call(self, callback: Callable[[tuple, dict], tuple[tuple, dict] | None], order: int = 0) -> None:
+        """Calls `callback(args, kwargs)` before every denoiser call; what it returns replaces the arguments.
+
+        Callbacks of a higher `order` come later, and so have the last word.
+        """
+        self._on_call.append((order, callback))
+        self._on_call.sort(key=lambda entry: entry[0])
 
     def on_step(self, callback: Callable[[SchedulerStep], None]) -> None:
         """Calls `callback` at the end of every step."""
@@ -75,6 +81,27 @@ class Run:
         height, width = self.model_input.shape[-2:]
         return height, width
 
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The guidance branches in a batch of the denoiser, in their order; without guidance only `"cond"`."""
+        return self.backbone.branches if self.is_guided() else ("cond",)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images: a batch of the denoiser holds each of them once per guidance branch."""
+        return self.model_input.shape[0] // len(self.branches)
+
+    def rows(self, batch: int) -> list[tuple[str, int]]:
+        """Guidance branch and image of every row of a batch: of the denoiser's, or of one that repeats the images.
+
+        Raises:
+            ValueError: if `batch` rows do not hold every image equally often.
+        """
+        branches, samples = self.branches, self.num_samples
+        if batch % (len(branches) * samples):
+            raise ValueError(f"Expected a batch of {samples} images in {len(branches)} branches, got {batch} rows.")
+        return [(branches[row * len(branches) // batch], row % samples) for row in range(batch)]
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Reads the pipeline's denoiser calls and scheduler steps while the context is open."""
@@ -105,7 +132,7 @@ class Run:
             self.timesteps = [float(t) for t in self.scheduler.timesteps]
             for start in self._on_start:
                 start()
-        for edit in self._on_call:
+        for _, edit in self._on_call:
             args, kwargs = edit(args, kwargs) or (args, kwargs)
         self.calls[-1] = (args, kwargs)
         return args, kwargs
