@@ -29,7 +29,9 @@ class TrainingConfig:
         class_balance_floor (`int`): Labels with fewer images than this are weighted as if they had so many.
         label_dropout (`float`): Probability of the null label, for classifier-free guidance.
         loss (`str`): `"l1"` or `"l2"`, taken on the prediction.
-        min_snr_gamma (`float`, *optional*): Weight timesteps by min(SNR, gamma) (on the scale of the x_0 loss).
+        min_snr_gamma (`float`, *optional*): Weight timesteps by min(SNR, gamma) ** min_snr_power on the scale of
+            the x_0 loss; `None`: no weights.
+        min_snr_power (`float`): 1 is the published rule; smaller lifts the noisy timesteps.
         stratified_timesteps (`bool`): Spread the timesteps of a batch evenly over the schedule.
         optimizer (`str`): `"adam"`, `"adamw"`, or `"muon"` for the inner convolution kernels with AdamW for the rest.
         learning_rate (`float`), betas (`tuple[float, float]`): Of Adam.
@@ -67,6 +69,7 @@ class TrainingConfig:
     label_dropout: float = 0.1
     loss: str = "l1"
     min_snr_gamma: float | None = None
+    min_snr_power: float = 1.0
     stratified_timesteps: bool = False
     optimizer: str = "adam"
     learning_rate: float = 2e-4
@@ -109,7 +112,7 @@ class TrainingConfig:
             self._check_range(name, 1)
         for name in ("warmup_steps", "decay_steps", "weight_decay", "class_balance_floor"):
             self._check_range(name, 0)
-        for name in ("label_dropout", "class_balance", "ema_decay"):
+        for name in ("label_dropout", "class_balance", "ema_decay", "min_snr_power"):
             self._check_range(name, 0, 1)
         for name in ("learning_rate", "muon_learning_rate", "max_grad_norm", "min_snr_gamma"):
             value = getattr(self, name)

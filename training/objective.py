@@ -45,17 +45,20 @@ def implied_clean_and_noise(
     return prediction, (noisy - signal * prediction) / sigma
 
 
-def min_snr_weights(scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weights of the loss on the prediction that equal min(SNR, gamma) on the x_0 loss, shape (batch,).
+def min_snr_weights(
+    scheduler: DDPMScheduler, timesteps: torch.Tensor, gamma: float, power: float = 1.0
+) -> torch.Tensor:
+    """Weights of the loss on the prediction that equal min(SNR, gamma) ** power on the x_0 loss, shape (batch,).
 
     With SNR = alpha_bar / (1 - alpha_bar), an x_0 loss of weight w is a noise loss of w / SNR and a v loss of
-    w / (SNR + 1).
+    w / (SNR + 1). Power 1 is the published rule. A smaller power lifts the noisy timesteps, where what a label says is
+    decided: SNR leaves next to nothing of their x_0 loss (0.0003 of it at t = 900 of the linear schedule).
 
     Source: Hang et al. 2023, *Efficient Diffusion Training via Min-SNR Weighting Strategy*.
     """
     alphas_cumprod = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas_cumprod / (1 - alphas_cumprod)
-    weights = snr.clamp(max=gamma)
+    weights = snr.clamp(max=gamma) ** power
     return weights / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1.0}[scheduler.config.prediction_type]
 
 

@@ -149,7 +149,7 @@ class Trainer:
             prediction = self.model(noisy, timesteps, labels).sample
         weights = None
         if config.min_snr_gamma is not None:
-            weights = min_snr_weights(self.scheduler, timesteps, config.min_snr_gamma)
+            weights = min_snr_weights(self.scheduler, timesteps, config.min_snr_gamma, config.min_snr_power)
         target = training_target(self.scheduler, clean, noise, timesteps)
         return diffusion_loss(prediction, target, config.loss, weights)
 

@@ -50,17 +50,18 @@ def test_a_perfect_prediction_implies_the_clean_image_and_the_noise(prediction_t
     torch.testing.assert_close(implied, noise, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("power", [1.0, 0.33])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
-def test_min_snr_weights_make_the_clipped_x0_loss(prediction_type):
-    """Whatever is predicted, weight x squared error of the prediction = min(SNR, 5) x squared error of x_0."""
+def test_min_snr_weights_make_the_clipped_x0_loss(prediction_type, power):
+    """Whatever is predicted, weight x its squared error = min(SNR, 5) ** power x squared error of x_0."""
     a = alpha_bar(TIMESTEPS)
     snr = a / (1 - a)
     x0_error = 0.1
     noise_error = np.sqrt(a) / np.sqrt(1 - a) * x0_error  # of the same prediction: x_t is fixed
     v_error = np.sqrt(a) * noise_error + np.sqrt(1 - a) * x0_error
     error = {"epsilon": noise_error, "v_prediction": v_error, "sample": np.full(4, x0_error)}[prediction_type]
-    weights = min_snr_weights(scheduler(prediction_type), TIMESTEPS, 5.0).numpy()
-    np.testing.assert_allclose(weights * error**2, np.minimum(snr, 5) * x0_error**2, rtol=1e-3)
+    weights = min_snr_weights(scheduler(prediction_type), TIMESTEPS, 5.0, power).numpy()
+    np.testing.assert_allclose(weights * error**2, np.minimum(snr, 5) ** power * x0_error**2, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("loss", "power"), [("l1", 1), ("l2", 2)])
