@@ -70,7 +70,7 @@ def _pull_back_from(
 ) -> int:
     try:
         with replay.graph(copies=chunk, labels=labels) as graph:
-            leaves = [graph.sample] if graph.labels is None else [graph.sample, graph.labels]
+            leaves = [graph.sample, *graph.labels]
             target = graph.target.unflatten(0, (-1, chunk, replay.samples))
             while done < rows:
                 stop = min(done + chunk, rows)
@@ -79,8 +79,12 @@ def _pull_back_from(
                     maps = torch.cat([maps, maps.new_zeros(chunk - len(maps), *maps.shape[1:])])
                 cotangent = maps[None, :, None].expand_as(target).reshape_as(graph.target)
                 grads = torch.autograd.grad(graph.target, leaves, cotangent, retain_graph=stop < rows)
-                split = [grad.unflatten(0, (-1, chunk, replay.samples)).transpose(0, 1) for grad in grads]
-                store(done, split[0][: stop - done], split[1][: stop - done] if len(split) > 1 else None)
+                by_row = [
+                    torch.cat(parts).unflatten(0, (-1, chunk, replay.samples)).transpose(0, 1)[: stop - done]
+                    for parts in (grads[:1], grads[1:])
+                    if parts
+                ]
+                store(done, by_row[0], by_row[1] if labels else None)
                 done = stop
     except torch.OutOfMemoryError as error:
         raise _OutOfMemory(done, chunk, error) from error

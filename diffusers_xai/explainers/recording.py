@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
 from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.explainers.store import MemoryStore, StepArray
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.taps import SchedulerStep
 from diffusers_xai.taps.run import Run
@@ -22,24 +22,31 @@ _LIBRARIES = ("diffusers-xai", "diffusers", "torch", "numpy", "safetensors", "xa
 class Recording:
     """What has been recorded of one run.
 
+    Args:
+        run (`Run`): The run that is recorded.
+        specs (sequence of `RecordSpec`): What is recorded.
+        pipeline (`DiffusionPipeline`): Whose run it is.
+        edits (sequence of `EditSpec`): What is changed.
+        store (`MemoryStore`): Where the arrays go.
+
     Attributes:
         run: The run that is recorded.
         profile (`DiffusionProfile` or `None`): The profile, when the recording has ended; of the steps done, marked
             `complete: false`, when it was interrupted.
     """
 
-    def __init__(self, run: Run, specs: Sequence[RecordSpec]):
+    def __init__(self, run: Run, specs: Sequence[RecordSpec], pipeline: Any, edits: Sequence[Any], store: MemoryStore):
         self.run = run
         self.specs = list(specs)
         self.profile: DiffusionProfile | None = None
+        self._pipeline = pipeline
+        self._edits = edits
+        self._store = store
         self._selected: dict[int, frozenset[int]] = {}
         self._expected: dict[int, set[str]] = {id(spec): set() for spec in self.specs}
         self._pending: dict[tuple[str, int], list[torch.Tensor]] = {}
         self._dims: dict[str, tuple[str, ...]] = {}
         self._coords: dict[str, dict[str, Any]] = {}
-        self._kept: dict[str, dict[int, np.ndarray]] = {}
-        self._final: dict[str, xr.DataArray] = {}
-        self._clock: dict[int, tuple[float, float]] = {}
         self._provenance: dict[str, Any] = {}
         run.on_start(self._select)
 
@@ -88,7 +95,7 @@ class Recording:
 
     def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
         """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps."""
-        self._final[name] = xr.DataArray(_to_cpu(tensor).numpy(), dims=("sample", *dims))
+        self._store.add_final(name, xr.DataArray(_to_cpu(tensor).numpy(), dims=("sample", *dims)))
 
     def _select(self) -> None:
         train_timesteps = self.run.scheduler.config.get("num_train_timesteps", 1000)
@@ -105,35 +112,23 @@ class Recording:
                     f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
                     " run in this network's forward pass. Request a layer that runs."
                 )
-        for (name, _), tensors in self._pending.items():
-            self._kept.setdefault(name, {})[index] = _split_branches(name, torch.cat(tensors), samples).numpy()
+        arrays = {name: self._step_array(name, tensors, samples) for (name, _), tensors in self._pending.items()}
         self._pending.clear()
-        self._clock[index] = (self.run.timestep, self.run.sigma)
+        self._store.add_step(index, self.run.timestep, self.run.sigma, arrays, self._describe_run)
 
-    def finish(self, pipeline: Any, edits: Sequence[Any]) -> None:
-        """Builds `profile` from what has been recorded so far."""
-        arrays = {name: self._array(name, steps) for name, steps in self._kept.items()}
-        self._kept = {}
-        self.profile = DiffusionProfile({**arrays, **self._final}, self._describe_run(pipeline, edits))
+    def finish(self) -> None:
+        """Makes `profile` of what has been recorded so far."""
+        self.profile = self._store.finish(self._describe_run())
 
-    def _array(self, name: str, steps: dict[int, np.ndarray]) -> xr.DataArray:
-        indices = sorted(steps)
-        values = np.stack([steps.pop(index) for index in indices])
-        timesteps, sigmas = zip(*(self._clock[index] for index in indices), strict=True)
-        dims = ("step", "sample", *self._dims[name])
-        coords: dict[str, Any] = {
-            **self._coords[name],
-            "step": np.array(indices),
-            "timestep": ("step", np.array(timesteps)),
-            "sigma": ("step", np.array(sigmas)),
-        }
-        if values.ndim == len(dims) + 1:
-            dims = ("step", "sample", "branch", *self._dims[name])
-            coords["branch"] = list(self.run.backbone.branches)
-        return xr.DataArray(values, dims=dims, coords=coords)
+    def _step_array(self, name: str, tensors: list[torch.Tensor], samples: int) -> StepArray:
+        values = _split_branches(name, tensors[0] if len(tensors) == 1 else torch.cat(tensors), samples).numpy()
+        if values.ndim == 1 + len(self._dims[name]):
+            return StepArray(values, ("sample", *self._dims[name]), self._coords[name])
+        coords = {**self._coords[name], "branch": list(self.run.backbone.branches)}
+        return StepArray(values, ("sample", "branch", *self._dims[name]), coords)
 
-    def _describe_run(self, pipeline: Any, edits: Sequence[Any]) -> dict[str, Any]:
-        run = self.run
+    def _describe_run(self) -> dict[str, Any]:
+        run, pipeline = self.run, self._pipeline
         recorded = {name.split("/", 1)[1] for name in self._dims if "/" in name}
         return _jsonable(
             {
@@ -151,7 +146,7 @@ class Recording:
                     [edit.to_dict() for edit in edit_or_row]
                     if isinstance(edit_or_row, Sequence)
                     else edit_or_row.to_dict()
-                    for edit_or_row in edits
+                    for edit_or_row in self._edits
                 ],
                 "layer_aliases": {k: path for k, path in run.backbone.aliases.items() if path in recorded},
                 "timesteps": run.timesteps,

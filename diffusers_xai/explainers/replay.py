@@ -26,14 +26,14 @@ class StepGraph:
         target (`torch.Tensor` of shape `(copies · batch, height, width)`): The differentiated output, its colours
             summed.
         sample (`torch.Tensor` of shape `(copies · batch, channel, height, width)`): The leaf x_t.
-        labels (`torch.Tensor` or `None`): The leaf that the network's label conditioning puts out, one row per row of
-            the denoiser's batch.
+        labels (`list[torch.Tensor]`): The leaves that the network's label conditioning puts out, one per denoiser
+            call; empty where they are not wanted.
         layers (`dict[str, torch.Tensor]`): Outputs of the requested layers, by path.
     """
 
     target: torch.Tensor
     sample: torch.Tensor
-    labels: torch.Tensor | None
+    labels: list[torch.Tensor]
     layers: dict[str, torch.Tensor]
 
 
@@ -96,7 +96,7 @@ class StepReplay:
                 sample, target = self._noise(copies)
             else:
                 sample, target = self._mean(copies)
-            yield StepGraph(target.sum(dim=1), sample, torch.cat(label_leaves) if label_leaves else None, outputs)
+            yield StepGraph(target.sum(dim=1), sample, label_leaves, outputs)
 
     def _noise(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = torch.cat([_sample_argument(call) for call in self._run.calls])

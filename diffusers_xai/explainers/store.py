@@ -1,5 +1,6 @@
 """Where the arrays of a run wait until they are a profile: in memory, or in a folder that grows step by step."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -47,7 +48,8 @@ class MemoryStore:
 
         Args:
             step (`int`): Index of the denoiser call, larger than that before.
-            timestep, sigma (`float`): The scheduler's t and the noise level there.
+            timestep (`float`): The scheduler's t there.
+            sigma (`float`): The noise level there.
             arrays (mapping from `str` to `StepArray`): By name.
             describe (`Callable`): Gives the run's provenance, as far as it is known.
         """
@@ -76,8 +78,8 @@ class MemoryStore:
 class DiskStore(MemoryStore):
     """Writes what was recorded into a profile's folder while the run goes on.
 
-    The folder is a profile at any time after the first step, marked `complete: false` until the run has ended; it lacks
-    at most what waits in memory for the next shard.
+    From the first step on the folder is a profile at any time, marked `complete: false` until the run has ended. It
+    lacks at most what waits in memory for the next shard.
 
     Args:
         folder (`str` or `os.PathLike`): A folder that does not exist or is empty.
@@ -90,7 +92,8 @@ class DiskStore(MemoryStore):
         super().__init__()
         self._writer = ProfileWriter(Path(folder).expanduser().resolve())
         self._steps_written = 0
-        self._flushed_at = -SHARD_SECONDS  # the first step is written at once: a bad folder shows early
+        self._waiting_bytes = 0
+        self._flushed_at = -math.inf  # the first step is written at once: a bad folder shows early
         self._failed = False
 
     def add_step(
@@ -102,8 +105,8 @@ class DiskStore(MemoryStore):
             OSError: If writing fails, for example on a full disk; the folder holds the steps written before.
         """
         super().add_step(step, timestep, sigma, arrays, describe)
-        waiting = sum(array.values.nbytes for steps in self._steps.values() for array in steps.values())
-        if waiting >= SHARD_BYTES or time.monotonic() - self._flushed_at >= SHARD_SECONDS:
+        self._waiting_bytes += sum(array.values.nbytes for array in arrays.values())
+        if self._waiting_bytes >= SHARD_BYTES or time.monotonic() - self._flushed_at >= SHARD_SECONDS:
             self._flush(describe())
 
     def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
@@ -129,6 +132,7 @@ class DiskStore(MemoryStore):
             ) from error
         self._steps_written += len(self._clock)
         self._flushed_at = time.monotonic()
+        self._waiting_bytes = 0
         self._steps, self._clock, self._final = {}, {}, {}
 
     def _waiting(self) -> Iterator[tuple[str, xr.DataArray]]:

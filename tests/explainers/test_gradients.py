@@ -60,6 +60,7 @@ def test_volume_of_the_step_equals_the_jacobian(prediction_type, guidance_scale)
 
     def mean(x, channels, step):
         """The mean at the chosen pixels, colours summed, as a function of x_t and of the label channels."""
+
         def denoise(label_channels):
             hooked = unet.class_embedding.register_forward_hook(lambda *args: label_channels)
             out = unet(x, timesteps[step], torch.tensor([5])).sample
@@ -79,7 +80,9 @@ def test_volume_of_the_step_equals_the_jacobian(prediction_type, guidance_scale)
         channels = torch.full((1, 1, 16, 16), 5.0)
         jacobian_x, jacobian_y = torch.autograd.functional.jacobian(lambda a, b: mean(a, b, step), (x, channels))
         expected = jacobian_x[:, 0].numpy()
-        np.testing.assert_allclose(volume.sel(step=step).values[0], expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
+        np.testing.assert_allclose(
+            volume.sel(step=step).values[0], expected, rtol=1e-4, atol=1e-5 * abs(expected).max()
+        )
         expected = jacobian_y[:, 0].numpy()
         recorded = sensitivity.sel(step=step).values[0]
         np.testing.assert_allclose(recorded, expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
@@ -98,8 +101,13 @@ def test_volume_equals_the_thesis_pixel_loop():
     x = torch.from_numpy(profile["samples"].sel(step=profile["gradient_volume"].step.item()).values)
     channel = torch.full((1, 1, 16, 16), 3.0)
     volume = pixel_loop.gradient_volume(
-        lambda x, t: article_unet.forward(state, x, t), torch.cat([x, channel], 1), torch.tensor([t]),
-        betas[t].item(), 1 - betas[t].item(), alpha_bars[t].item(), np.flatnonzero(mask),
+        lambda x, t: article_unet.forward(state, x, t),
+        torch.cat([x, channel], 1),
+        torch.tensor([t]),
+        betas[t].item(),
+        1 - betas[t].item(),
+        alpha_bars[t].item(),
+        np.flatnonzero(mask),
     )
     recorded = profile["gradient_volume"].values[0, 0]
     np.testing.assert_allclose(recorded, volume[:, :3].sum(1).numpy(), rtol=1e-4, atol=1e-6)
@@ -148,17 +156,20 @@ def test_volume_of_the_step_holds_for_any_scheduler(scheduler, prediction_type):
 
     def states(start):
         generator = torch.Generator().manual_seed(0)
-        return pipe(5, sample=start, generator=generator, num_inference_steps=3, record=specs, output_type="np").profile
+        return pipe(
+            5, sample=start, generator=generator, num_inference_steps=3, record=specs, output_type="np"
+        ).profile
 
     profile = states(noise)
     volume = profile["gradient_volume"].values[0, 0]
     direction = torch.randn(1, 1, 16, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    h = 1e-5
+    # DPM-Solver computes in single precision whatever it is given.
+    h, tolerance = (1e-3, 2e-3) if scheduler == "dpm" else (1e-5, 1e-7)
     up, down = (states(noise + sign * h * direction)["samples"].values[1, 0].sum(0) for sign in (1, -1))
     scale = float(pipe.scheduler.init_noise_sigma)  # the start is scaled before the first step
     derivative = (up - down) / (2 * h * scale)
     expected = np.array([derivative[r, c] for r, c in PIXELS])
-    np.testing.assert_allclose((volume * direction[0, 0].numpy()).sum((1, 2)), expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose((volume * direction[0, 0].numpy()).sum((1, 2)), expected, rtol=1e-4, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["xai", "ddpm", "ddim", "stable_diffusion"])
@@ -226,7 +237,10 @@ def test_gradients_leave_the_run_and_the_parameters_alone():
     parameter.grad = torch.full_like(parameter, 7.0)
     random_state = torch.random.get_rng_state()
     specs = [
-        GradientVolume(pixels=PIXELS), GradientMaps(layers="mid_attn.fn"), Activations(layers="mid_attn.fn"), Samples()
+        GradientVolume(pixels=PIXELS),
+        GradientMaps(layers="mid_attn.fn"),
+        Activations(layers="mid_attn.fn"),
+        Samples(),
     ]
     plain = run(pipe, None)
     recorded = run(pipe, specs)
