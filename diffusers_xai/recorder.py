@@ -1,18 +1,25 @@
 """record(): attaches explainers and interventions to a pipeline for one run."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.explainers import Recording, RecordSpec
+from diffusers_xai.explainers.store import DiskStore, MemoryStore
 from diffusers_xai.interventions import Edits, check_samples, edits_with_samples
 from diffusers_xai.taps import force_eager
 from diffusers_xai.taps.run import Run
 
 
 @contextmanager
-def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -> Iterator[Recording]:
+def record(
+    pipeline: Any,
+    specs: Sequence[RecordSpec] = (),
+    edits: Edits = (),
+    profile_dir: str | os.PathLike | None = None,
+) -> Iterator[Recording]:
     """Records, and changes, the one run of `pipeline` that is made inside the context.
 
     Without `edits` the images are bit-identical to those of an unrecorded run, and when the context is left, also by
@@ -29,6 +36,9 @@ def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -
         specs (sequence of `RecordSpec`): What to record; what is recorded has the edits in it.
         edits (sequence of `EditSpec`, or one sequence of them per image): What to change: in all images, or in each
             image of the batch something else.
+        profile_dir (`str` or `os.PathLike`, *optional*): A new folder that the profile is written to while sampling,
+            so that memory does not grow with the number of steps. From the first step on it can be opened at any time
+            with `DiffusionProfile.from_pretrained`, marked `complete: false` until the run has ended.
 
     Yields:
         `Recording`: its `profile` is set when the context is left.
@@ -36,6 +46,8 @@ def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -
     Raises:
         TypeError: if the pipeline's family is not known, or a spec is not one.
         KeyError, ValueError: for a request that matches nothing (before the first denoiser call).
+        FileExistsError: if there is something at `profile_dir`.
+        OSError: if writing there fails; what was written before stays readable.
         RuntimeError: if a cache is enabled on the denoiser, if a requested layer does not run, or if the context does
             not hold exactly one run.
     """
@@ -51,7 +63,8 @@ def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -
             " `disable_cache()` before recording."
         )
     run = Run(backbone, pipeline.scheduler, lambda: getattr(pipeline, "do_classifier_free_guidance", False))
-    recording = Recording(run, specs)
+    store = MemoryStore() if profile_dir is None else DiskStore(profile_dir)
+    recording = Recording(run, specs, pipeline, edits, store)
     with ExitStack() as stack:
         stack.enter_context(force_eager(backbone.pipeline_module))
         stack.enter_context(run.attached())
@@ -64,7 +77,7 @@ def record(pipeline: Any, specs: Sequence[RecordSpec] = (), edits: Edits = ()) -
         try:
             yield recording
         finally:
-            recording.finish(pipeline, edits)
+            recording.finish()
     if run.step == 0:
         raise RuntimeError(
             "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."

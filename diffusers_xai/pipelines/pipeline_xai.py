@@ -1,6 +1,7 @@
 """`XAIPipeline`: sampling from a pixel-space U-Net, with recording."""
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class XAIPipeline(DiffusionPipeline):
         sample: torch.Tensor | None = None,
         record: Sequence[RecordSpec] | None = None,
         edits: Edits = (),
+        profile_dir: str | os.PathLike | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
@@ -91,6 +93,8 @@ class XAIPipeline(DiffusionPipeline):
             record (sequence of `RecordSpec`, *optional*): What to record, e.g. `[Samples(every=100)]`.
             edits (sequence of `EditSpec`, or one sequence of them per image, *optional*):
                 What to change while sampling, e.g. `[LabelSwitch(at=500, to=3)]`.
+            profile_dir (`str` or `os.PathLike`, *optional*): A new folder that the profile is written to while
+                sampling, so that memory does not grow with the number of steps, see [`record`].
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
@@ -103,6 +107,7 @@ class XAIPipeline(DiffusionPipeline):
 
         Raises:
             ValueError, TypeError, KeyError: for inputs that do not fit the model, before sampling starts.
+            FileExistsError: if there is something at `profile_dir`.
         """
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
         batch_size = len(labels)
@@ -125,7 +130,7 @@ class XAIPipeline(DiffusionPipeline):
         with ExitStack() as stack:
             recording = None
             if record is not None or edits:
-                recording = stack.enter_context(record_run(self, record or (), edits))
+                recording = stack.enter_context(record_run(self, record or (), edits, profile_dir))
                 recording.describe(
                     class_labels=[None if label is None else int(label) for label in labels],
                     seeds=_seeds(generator, batch_size),

@@ -3,7 +3,7 @@
 from diffusers_xai.profile.diffusion_profile import DiffusionProfile
 from diffusers_xai.profile.jsonable import to_json
 from diffusers_xai.profile.names import BRANCHES, DIMS, DTYPES
-from diffusers_xai.profile.storage import FORMAT_VERSION
+from diffusers_xai.profile.writer import FORMAT_VERSION
 
 
 __all__ = ["BRANCHES", "DIMS", "DTYPES", "FORMAT_VERSION", "DiffusionProfile", "to_json"]

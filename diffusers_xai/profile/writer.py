@@ -29,9 +29,14 @@ class ProfileWriter:
 
     Args:
         folder (`Path`): The folder; made with the first write.
+
+    Raises:
+        FileExistsError: If there is a file, or a folder with files in it.
     """
 
     def __init__(self, folder: Path):
+        if folder.is_file() or any(file.is_file() for file in folder.rglob("*")):
+            raise FileExistsError(f"{folder} exists already: choose another folder")
         self.folder = folder
         self._id = uuid.uuid4().hex
         self._entries: dict[str, dict[str, Any]] = {}
