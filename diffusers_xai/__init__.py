@@ -5,6 +5,7 @@ from diffusers import ModelMixin  # diffusers looks it up here when it loads our
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.explainers import Activations, AttentionMaps, GradientMaps, GradientVolume, Samples
 from diffusers_xai.hub import register_with_diffusers
+from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.models import ConvNextUNet2DModel
 from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput
 from diffusers_xai.profile import DiffusionProfile
@@ -16,10 +17,12 @@ register_with_diffusers(ConvNextUNet2DModel)
 __all__ = [
     "Activations",
     "AttentionMaps",
+    "ChannelAblation",
     "ConvNextUNet2DModel",
     "DiffusionProfile",
     "GradientMaps",
     "GradientVolume",
+    "LabelSwitch",
     "ModelMixin",
     "Samples",
     "XAIPipeline",

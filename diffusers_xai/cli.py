@@ -24,10 +24,10 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from diffusers_xai.backbones import Backbone, get_backbone
+from diffusers_xai.backbones.labels import encode_label
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.explainers import Activations, AttentionMaps, RecordSpec, Samples
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.pipelines.labels import encode_label
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report import write_report

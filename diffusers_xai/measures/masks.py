@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 
-def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, ...] | None = None) -> np.ndarray:
     """A mask as a checked array.
 
     Args:
@@ -45,7 +45,7 @@ def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, int] 
     return array
 
 
-def mask_from_png(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+def mask_from_png(path: str | os.PathLike, size: tuple[int, ...] | None = None) -> np.ndarray:
     """The bright and opaque pixels of a picture file.
 
     Args:

@@ -14,9 +14,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from diffusers_xai.backbones.labels import encode_labels
 from diffusers_xai.explainers import RecordSpec
-from diffusers_xai.interventions import Edits
-from diffusers_xai.pipelines.labels import encode_labels
+from diffusers_xai.interventions import Edits, check_samples, count_samples
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recorder import record as record_run
 
@@ -55,6 +55,12 @@ class XAIPipeline(DiffusionPipeline):
     def __init__(self, unet: Any, scheduler: Any):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self._guidance_scale = 1.0
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the denoiser's batch holds an unconditional row per image before the conditional ones."""
+        return self._guidance_scale != 1.0
 
     @torch.no_grad()
     def __call__(
@@ -92,7 +98,9 @@ class XAIPipeline(DiffusionPipeline):
                 Initial noise of unit variance, drawn from `generator` if `None`.
             record (sequence of `RecordSpec`, *optional*): What to record, e.g. `[Samples(every=100)]`.
             edits (sequence of `EditSpec`, or one sequence of them per image, *optional*):
-                What to change while sampling, e.g. `[LabelSwitch(at=500, to=3)]`.
+                What to change while sampling, e.g. `[LabelSwitch(at=500, to=3)]`. One sequence per image compares
+                variants in one batch: a single label and a single generator are then those of every image, with the
+                same noise for all.
             profile_dir (`str` or `os.PathLike`, *optional*): A new folder that the profile is written to while
                 sampling, so that memory does not grow with the number of steps, see [`record`].
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
@@ -110,12 +118,19 @@ class XAIPipeline(DiffusionPipeline):
             FileExistsError: if there is something at `profile_dir`.
         """
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
+        variants = count_samples(edits)
+        if variants is not None:
+            if batch_size is None and len(labels) == 1:
+                labels = [*labels] * variants
+            check_samples(edits, len(labels))
+            generator = _with_equal_noise(generator, variants)
         batch_size = len(labels)
         self._check_inputs(
             batch_size, num_inference_steps, generator, sample, output_type, callback_on_step_end_tensor_inputs
         )
         device = self._execution_device
-        guided = guidance_scale != 1.0
+        self._guidance_scale = guidance_scale
+        guided = self.do_classifier_free_guidance
         label_tensor = self._label_tensor(labels, guided, device)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -234,6 +249,20 @@ class XAIPipeline(DiffusionPipeline):
             return images
         array = images.cpu().permute(0, 2, 3, 1).float().numpy()
         return self.numpy_to_pil(array) if output_type == "pil" else array
+
+
+def _with_equal_noise(
+    generator: torch.Generator | list[torch.Generator] | None, batch_size: int
+) -> list[torch.Generator]:
+    """One generator per image, all in the state of the single one; a list as it is."""
+    if isinstance(generator, list):
+        return generator
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    copies = [torch.Generator(generator.device) for _ in range(batch_size - 1)]
+    for copy in copies:
+        copy.set_state(generator.get_state())
+    return [generator, *copies]
 
 
 def _seeds(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> list[int | None]:

@@ -5,6 +5,29 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 
+def nearest_steps(
+    spec: Any, wanted: Sequence[float], timesteps: Sequence[float], num_train_timesteps: int = 1000
+) -> frozenset[int]:
+    """The steps whose t is nearest to the `wanted` ones, the first of several with the same t.
+
+    Args:
+        spec: What wants them, for the error.
+        wanted (sequence of `float`): Values of the scheduler's t.
+        timesteps (sequence of `float`): The scheduler's t at every step of the run.
+        num_train_timesteps (`int`): Timesteps lie in `0 .. num_train_timesteps`.
+
+    Raises:
+        ValueError: if a wanted one is outside that range.
+    """
+    impossible = [t for t in wanted if not 0 <= t <= num_train_timesteps]
+    if impossible:
+        raise ValueError(
+            f"{type(spec).__name__}: expected `timesteps` within 0..{num_train_timesteps}, got {impossible};"
+            f" the run goes from t={timesteps[0]:g} to t={timesteps[-1]:g}."
+        )
+    return frozenset(min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t)) for t in wanted)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepSpec:
     """At which steps of a run; every step unless one of the three is given.
@@ -61,13 +84,7 @@ class StepSpec:
                 )
             return frozenset(int(step) % count for step in self.steps)
         if isinstance(self.timesteps, Sequence):
-            impossible = [t for t in self.timesteps if not 0 <= t <= num_train_timesteps]
-            if impossible:
-                raise ValueError(
-                    f"{type(self).__name__}: expected `timesteps` within 0..{num_train_timesteps}, got {impossible};"
-                    f" the run goes from t={timesteps[0]:g} to t={timesteps[-1]:g}."
-                )
-            return frozenset(min(range(count), key=lambda i: abs(timesteps[i] - t)) for t in self.timesteps)
+            return nearest_steps(self, self.timesteps, timesteps, num_train_timesteps)
         return frozenset(range(0, count, self.every or 1))
 
     def to_dict(self) -> dict[str, Any]:

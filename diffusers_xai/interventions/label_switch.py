@@ -1,0 +1,104 @@
+"""Label switch: another label from some step on."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from diffusers_xai.backbones.labels import encode_label
+from diffusers_xai.interventions.spec import EditSpec
+from diffusers_xai.taps.run import Run
+from diffusers_xai.taps.steps import nearest_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSwitch(EditSpec):
+    """Conditions on another label from a step on. Of several switches in a run, the latest one holds.
+
+    Under guidance the conditional branch is switched, and the unconditional one stays.
+
+    Source: thesis section 5.3.2, fig. 5.17.
+
+    Args:
+        to (`int` or `dict[str, bool]`): The new label, as in `class_labels`.
+        at (`int`, *optional*): Index of the first denoiser call with the new label: 0 switches the whole run, the
+            number of steps nothing.
+        timestep (`float`, *optional*): Instead of `at`, a value of the scheduler's t: the step whose t is nearest (the
+            first of several) is the first one with the new label.
+
+    Raises:
+        TypeError: for a label that is neither an integer nor a dict.
+        ValueError: if not exactly one of `at` and `timestep` is given; when the run is attached, if the model is
+            unconditional or has no such label; before sampling starts, if there is no such step.
+    """
+
+    to: int | Mapping[str, bool]
+    at: int | None = None
+    timestep: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.at is None) == (self.timestep is None):
+            raise ValueError(f"Expected one of `at` and `timestep`, got at={self.at} and timestep={self.timestep}.")
+        if self.at is not None and (not _is_index(self.at) or self.at < 0):
+            raise ValueError(f"Expected `at` as a step index from 0 on, got {self.at!r}.")
+        if not isinstance(self.to, Mapping) and not _is_index(self.to):
+            raise TypeError(f"Expected `to` as an integer or a dict of attributes, got {self.to!r}.")
+        object.__setattr__(self, "to", dict(self.to) if isinstance(self.to, Mapping) else int(self.to))
+        object.__setattr__(self, "at", None if self.at is None else int(self.at))
+
+    def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
+        """Replaces the labels in the denoiser's calls."""
+        denoiser = run.backbone.denoiser
+        config = denoiser.config
+        if config.get("num_class_embeds") is None:
+            raise ValueError(f"LabelSwitch: this {type(denoiser).__name__} takes no class labels.")
+        label = encode_label(
+            self.to, config["num_class_embeds"], config.get("null_class_label"), config.get("class_attributes")
+        )
+        position = list(inspect.signature(denoiser.forward).parameters).index("class_labels")
+
+        def replaced(labels: Any) -> torch.Tensor:
+            if labels is None:
+                raise ValueError("LabelSwitch: the pipeline gave the denoiser no `class_labels` to switch.")
+            rows = [
+                row
+                for row, (branch, sample) in enumerate(run.rows(labels.shape[0]))
+                if branch == "cond" and (samples is None or sample in samples)
+            ]
+            labels = labels.clone()
+            labels[rows] = label
+            return labels
+
+        def switch(first: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if run.step < first:
+                return None
+            if len(args) > position:
+                return (*args[:position], replaced(args[position]), *args[position + 1 :]), kwargs
+            return args, {**kwargs, "class_labels": replaced(kwargs.get("class_labels"))}
+
+        def start() -> None:
+            first = self._first_step(run)
+            run.on_call(partial(switch, first), order=first)  # the latest switch has the last word
+
+        run.on_start(start)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The edit as JSON-able data."""
+        return {"type": "LabelSwitch", "to": self.to, "at": self.at, "timestep": self.timestep}
+
+    def _first_step(self, run: Run) -> int:
+        count = len(run.timesteps)
+        if self.timestep is not None:
+            train_timesteps = run.scheduler.config.get("num_train_timesteps", 1000)
+            return min(nearest_steps(self, [self.timestep], run.timesteps, train_timesteps))
+        if self.at is None or self.at > count:
+            raise ValueError(f"LabelSwitch: expected `at` in 0..{count}, got {self.at}; the run has {count} steps.")
+        return self.at
+
+
+def _is_index(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
