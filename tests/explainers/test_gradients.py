@@ -1,5 +1,7 @@
 """Gradients against `torch.autograd.functional.jacobian`, finite differences and the thesis's pixel loop."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -78,7 +80,7 @@ def test_volume_of_the_step_equals_the_jacobian(prediction_type, guidance_scale)
     for step in range(3):
         x = torch.from_numpy(profile["samples"].sel(step=step).values)
         channels = torch.full((1, 1, 16, 16), 5.0)
-        jacobian_x, jacobian_y = torch.autograd.functional.jacobian(lambda a, b: mean(a, b, step), (x, channels))
+        jacobian_x, jacobian_y = torch.autograd.functional.jacobian(partial(mean, step=step), (x, channels))
         expected = jacobian_x[:, 0].numpy()
         np.testing.assert_allclose(
             volume.sel(step=step).values[0], expected, rtol=1e-4, atol=1e-5 * abs(expected).max()
@@ -283,7 +285,7 @@ def test_gradient_maps_equal_the_sum_over_pixels(guidance_scale):
         for sign in (1, -1):
             done = []
 
-            def nudge(m, args, out, sign=sign, done=done):
+            def nudge(m, args, out, sign=sign, done=done, direction=direction):
                 if done:  # the first step only
                     return None
                 done.append(1)
@@ -361,9 +363,13 @@ def test_dtype_is_that_of_storage():
 def test_bad_requests_are_refused_before_sampling(spec, message):
     pipe = make()
     pipe.unet.conv_in.register_forward_hook(lambda *args: pytest.fail("the denoiser ran"))
-    with pytest.raises(ValueError, match=message):
+
+    def request():
         specs = spec()
         run(pipe, specs if isinstance(specs, list) else [specs])
+
+    with pytest.raises(ValueError, match=message):
+        request()
 
 
 def test_step_gradients_of_a_guided_pipeline_of_others_are_refused():
