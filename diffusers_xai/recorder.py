@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.explainers import Recording, RecordSpec
+from diffusers_xai.explainers.plan import check_size, context_of
 from diffusers_xai.explainers.store import DiskStore, MemoryStore
 from diffusers_xai.interventions import Edits, check_samples, edits_with_samples
 from diffusers_xai.taps import force_eager
@@ -19,6 +20,7 @@ def record(
     specs: Sequence[RecordSpec] = (),
     edits: Edits = (),
     profile_dir: str | os.PathLike | None = None,
+    max_bytes: int | None = None,
 ) -> Iterator[Recording]:
     """Records, and changes, the one run of `pipeline` that is made inside the context.
 
@@ -39,6 +41,8 @@ def record(
         profile_dir (`str` or `os.PathLike`, *optional*): A new folder that the profile is written to while sampling,
             so that memory does not grow with the number of steps. From the first step on it can be opened at any time
             with `DiffusionProfile.from_pretrained`, marked `complete: false` until the run has ended.
+        max_bytes (`int`, *optional*): Refuses, before the first step, a profile that would be larger. To know its
+            size, the network is run once beforehand.
 
     Yields:
         `Recording`: its `profile` is set when the context is left.
@@ -46,6 +50,7 @@ def record(
     Raises:
         TypeError: if the pipeline's family is not known, or a spec is not one.
         KeyError, ValueError: for a request that matches nothing (before the first denoiser call).
+        ValueError: if the profile would exceed `max_bytes`, with what would fit (before the first step).
         FileExistsError: if there is something at `profile_dir`.
         OSError: if writing there fails; what was written before stays readable.
         RuntimeError: if a cache is enabled on the denoiser, if a requested layer does not run, or if the context does
@@ -73,6 +78,8 @@ def record(
             edit.attach(run, stack, samples)
         for spec in specs:
             spec.attach(recording, stack)
+        if max_bytes is not None:
+            run.on_start(lambda: check_size(specs, context_of(run), max_bytes))
         run.on_step(recording.finish_step)
         try:
             yield recording

@@ -22,7 +22,7 @@ class PlannedArray:
         steps (`frozenset[int]` or `None`): The recorded steps; `None` for an array without the dim `step`.
         shape (`tuple[int, ...]`): Its shape at one step: (sample, [branch,] …).
         dtype (`torch.dtype`): Its dtype in the profile.
-        backward_passes (`int`): How many backward passes it takes in all, one row of a batch counted as one.
+        backward_passes (`int`): How many backward passes it takes in all, each of every row of the denoiser's batch.
     """
 
     name: str

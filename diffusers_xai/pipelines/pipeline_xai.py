@@ -13,12 +13,18 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from torch.func import functional_call
 
+from diffusers_xai.backbones import get_backbone
 from diffusers_xai.backbones.labels import encode_labels
 from diffusers_xai.explainers import RecordSpec
-from diffusers_xai.interventions import Edits, check_samples, count_samples
+from diffusers_xai.explainers.plan import RecordingPlan, make_plan
+from diffusers_xai.explainers.planned import PlanContext
+from diffusers_xai.interventions import Edits, check_samples, count_samples, edits_with_samples
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recorder import record as record_run
+from diffusers_xai.taps import copy_scheduler
+from diffusers_xai.taps.probe import probe_outputs, shortest_time
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -75,6 +81,7 @@ class XAIPipeline(DiffusionPipeline):
         record: Sequence[RecordSpec] | None = None,
         edits: Edits = (),
         profile_dir: str | os.PathLike | None = None,
+        max_bytes: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
@@ -103,6 +110,7 @@ class XAIPipeline(DiffusionPipeline):
                 same noise for all.
             profile_dir (`str` or `os.PathLike`, *optional*): A new folder that the profile is written to while
                 sampling, so that memory does not grow with the number of steps, see [`record`].
+            max_bytes (`int`, *optional*): Refuses a profile that would be larger, before the first step, see [`plan`].
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
             callback_on_step_end (`Callable`, *optional*):
@@ -145,7 +153,7 @@ class XAIPipeline(DiffusionPipeline):
         with ExitStack() as stack:
             recording = None
             if record is not None or edits:
-                recording = stack.enter_context(record_run(self, record or (), edits, profile_dir))
+                recording = stack.enter_context(record_run(self, record or (), edits, profile_dir, max_bytes))
                 recording.describe(
                     class_labels=[None if label is None else int(label) for label in labels],
                     seeds=_seeds(generator, batch_size),
@@ -171,6 +179,67 @@ class XAIPipeline(DiffusionPipeline):
         if not return_dict:
             return images, profile
         return XAIPipelineOutput(images=images, profile=profile)
+
+    @torch.no_grad()
+    def plan(
+        self,
+        record: Sequence[RecordSpec] = (),
+        edits: Edits = (),
+        num_inference_steps: int = 1000,
+        batch_size: int | None = None,
+        guidance_scale: float = 1.0,
+    ) -> RecordingPlan:
+        r"""Tells what a recording would cost, without sampling: `print(pipe.plan([Samples(), AttentionMaps()]))`.
+
+        The network is run a few times on one image, to see its layers and to measure its time.
+
+        Args:
+            record (sequence of `RecordSpec`): What would be recorded.
+            edits (sequence of `EditSpec`, or one sequence of them per image): What would be changed.
+            num_inference_steps (`int`, *optional*, defaults to 1000): Number of denoising steps.
+            batch_size (`int`, *optional*): Number of images; the number of sequences in `edits`, or 1, if `None`.
+            guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance; 1 is none.
+
+        Returns:
+            [`RecordingPlan`]: The size of every array, exactly, and estimates of time; prints as a table.
+
+        Raises:
+            ValueError, TypeError, KeyError: as a run with these arguments would.
+        """
+        batch_size = batch_size or count_samples(edits) or 1
+        label = None if self.unet.config.get("num_class_embeds") is None else 0
+        labels = self._check_labels(label, batch_size, guidance_scale)
+        self._check_inputs(batch_size, num_inference_steps, None, None, "pt", ())
+        edits_of_samples = edits_with_samples(edits)
+        check_samples(edits, batch_size)
+        device = self._execution_device
+        scheduler = copy_scheduler(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        noise = torch.randn((1, *self._sample_shape), generator=torch.Generator().manual_seed(0))
+        sample = noise.to(device, self.unet.dtype)
+        inputs = {"timestep": scheduler.timesteps[0], "class_labels": self._label_tensor(labels[:1], False, device)}
+
+        backbone = get_backbone(self)
+        context = PlanContext(
+            backbone=backbone,
+            timesteps=[float(t) for t in scheduler.timesteps],
+            num_train_timesteps=scheduler.config.get("num_train_timesteps", 1000),
+            samples=batch_size,
+            branches=2 if guidance_scale != 1.0 else 1,
+            sample_shape=self._sample_shape,
+            dtype=self.unet.dtype,
+            outputs=probe_outputs(backbone.layers, lambda: self.unet(sample, **inputs)),
+        )
+        forward_seconds = shortest_time(lambda: self.unet(sample, **inputs), device)
+        backward_seconds = 0.0
+        if any(array.backward_passes for spec in record for array in spec.plan(context)):
+            frozen = {name: parameter.detach() for name, parameter in self.unet.named_parameters()}
+            with torch.enable_grad():
+                leaf = sample.requires_grad_()
+                output = functional_call(self.unet, frozen, (leaf,), inputs).sample.sum()
+                backward_seconds = shortest_time(lambda: torch.autograd.grad(output, leaf, retain_graph=True), device)
+        self.maybe_free_model_hooks()
+        return make_plan(record, edits_of_samples, context, forward_seconds, backward_seconds)
 
     @property
     def _sample_shape(self) -> tuple[int, int, int]:

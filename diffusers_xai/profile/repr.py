@@ -71,7 +71,7 @@ def _headline(arrays: Arrays, provenance: Mapping[str, Any]) -> str:
         values = provenance.get(key)
         if isinstance(values, list) and any(value is not None for value in values):
             facts.append(f"{title} {describe(values)}")
-    facts.append(f"{len(arrays)} arrays, {_size(sum(array.nbytes for array in arrays.values()))}")
+    facts.append(f"{len(arrays)} arrays, {format_size(sum(array.nbytes for array in arrays.values()))}")
     if provenance.get("complete") is False:
         facts.append("incomplete")
     return ", ".join(facts)
@@ -84,7 +84,7 @@ def _rows(arrays: Arrays) -> list[tuple[str, str, str, str, str]]:
         dims = " × ".join(f"{dim} {size}" for dim, size in zip(array.dims, array.shape, strict=True))
         steps = array.coords["step"].values.tolist() if "step" in array.dims else []
         span = f"steps {_steps(steps)}" if steps else ""
-        rows.append((name, dims, str(array.dtype), _size(array.nbytes), span))
+        rows.append((name, dims, str(array.dtype), format_size(array.nbytes), span))
     return rows
 
 
@@ -95,7 +95,8 @@ def _steps(steps: list[int]) -> str:
     return describe(steps)
 
 
-def _size(nbytes: float) -> str:
+def format_size(nbytes: float) -> str:
+    """A number of bytes as text: `"12.3 MB"`."""
     for unit in ("B", "kB", "MB"):
         if nbytes < 1000:
             return f"{nbytes:.3g} {unit}"
