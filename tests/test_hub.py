@@ -1,0 +1,76 @@
+"""Loading from a Hub server over HTTP, as a user does in a process of his own."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.pipelines import pipeline_loading_utils
+
+from diffusers_xai import XAIPipeline
+from tests.reference.local_hub import LocalHub
+from tests.tiny import convnext_unet, unet_2d
+
+
+@pytest.fixture
+def hub(tmp_path):
+    with LocalHub(tmp_path / "hub", storage="regular") as server:
+        yield server
+
+
+def run_on_hub(hub, tmp_path, code):
+    """Runs `code` in a new process with a cache of its own and this Hub, and returns what it prints."""
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")},
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": hub.token,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize("kind", ["own", "ddpm"])
+def test_from_pretrained_opens_hub_repositories(kind, hub, tmp_path):
+    unet = convnext_unet() if kind == "own" else unet_2d()
+    pipe = (XAIPipeline if kind == "own" else DDPMPipeline)(unet, DDPMScheduler())
+    pipe.save_pretrained(tmp_path / "local")
+    code = f"""
+from huggingface_hub import HfApi
+api = HfApi()
+api.create_repo("tester/faces", private=True)
+api.upload_folder(repo_id="tester/faces", folder_path={str(tmp_path / "local")!r})
+from diffusers_xai import XAIPipeline
+pipe = XAIPipeline.from_pretrained("tester/faces")
+print(type(pipe.unet).__name__, type(pipe.scheduler).__name__, pipe.unet.conv_in.weight.double().sum().item())
+"""
+    done = run_on_hub(hub, tmp_path, code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, scheduler, weight_sum = done.stdout.split()[-3:]
+    assert (name, scheduler) == (type(unet).__name__, "DDPMScheduler")
+    assert float(weight_sum) == unet.conv_in.weight.double().sum().item()
+    downloads = [entry["path"] for entry in hub.log if "/resolve/" in entry["path"]]
+    assert any(path.endswith("diffusion_pytorch_model.safetensors") for path in downloads)
+
+
+def test_a_missing_repository_is_one_clear_error(hub, tmp_path):
+    done = run_on_hub(
+        hub,
+        tmp_path,
+        "import sys; from diffusers_xai.cli import main; sys.exit(main(['profile', '--checkpoint',"
+        f" 'tester/nothing', '--out', {str(tmp_path / 'out')!r}]))",
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("diffusers-xai: error: ")
+    assert "tester/nothing" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_diffusers_loads_components_of_this_package():
+    """The private registry that `hub.register_with_diffusers` fills still exists and is still what the loader asks."""
+    assert "diffusers_xai" in pipeline_loading_utils.LOADABLE_CLASSES
+    library, name = pipeline_loading_utils._fetch_class_library_tuple(convnext_unet())
+    assert (library, name) == ("diffusers_xai", "ConvNextUNet2DModel")
