@@ -3,7 +3,14 @@
 from diffusers import ModelMixin  # diffusers looks it up here when it loads our network
 
 from diffusers_xai.checkpoints import demo_checkpoint
-from diffusers_xai.explainers import Activations, AttentionMaps, GradientMaps, GradientVolume, Samples
+from diffusers_xai.explainers import (
+    Activations,
+    AttentionMaps,
+    AttentionWeights,
+    GradientMaps,
+    GradientVolume,
+    Samples,
+)
 from diffusers_xai.hub import register_with_diffusers
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.models import ConvNextUNet2DModel
@@ -17,6 +24,7 @@ register_with_diffusers(ConvNextUNet2DModel)
 __all__ = [
     "Activations",
     "AttentionMaps",
+    "AttentionWeights",
     "ChannelAblation",
     "ConvNextUNet2DModel",
     "DiffusionProfile",

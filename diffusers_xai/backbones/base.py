@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +25,7 @@ class Backbone:
 
     def __init__(self, denoiser: nn.Module):
         self.pipeline_module = denoiser
-        self.denoiser = getattr(denoiser, "_orig_mod", denoiser)
+        self.denoiser: Any = getattr(denoiser, "_orig_mod", denoiser)
         # A compiled submodule inserts `_orig_mod` into the paths: names stay those of the model.
         self.layers = {
             path.replace("_orig_mod.", "").removesuffix("._orig_mod"): module
@@ -44,6 +45,10 @@ class Backbone:
 
     def attention_outputs(self) -> dict[str, nn.Module]:
         """Attention layer path -> the module whose output is the layer's output before any residual sum."""
+        raise NotImplementedError
+
+    def softmax_attention(self) -> dict[str, nn.Module]:
+        """Attention layer path -> the module inside which its softmax attention is computed."""
         raise NotImplementedError
 
     def to_grid(self, tensor: torch.Tensor, sample_size: tuple[int, int]) -> torch.Tensor:

@@ -18,3 +18,9 @@ class ConvNextUNetBackbone(Backbone):
     def attention_outputs(self) -> dict[str, nn.Module]:
         """The layers "fn": attention with its norm, before the residual sum."""
         return {path: module for path, module in self.layers.items() if path.endswith(".attn")}
+
+    def softmax_attention(self) -> dict[str, nn.Module]:
+        """The bottleneck's attention, where its config says softmax."""
+        if self.denoiser.config.mid_attention_type != "softmax":
+            return {}
+        return {path: module for path, module in self.attention_outputs().items() if path.startswith("mid_block.")}

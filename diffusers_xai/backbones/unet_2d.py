@@ -11,7 +11,11 @@ class UNet2DBackbone(Backbone):
 
     def attention_outputs(self) -> dict[str, nn.Module]:
         """Every `Attention` module, read at its last projection."""
-        return {path: module.to_out[-1] for path, module in self.layers.items() if isinstance(module, Attention)}
+        return {path: self.layers[f"{path}.to_out.1"] for path in self.softmax_attention()}
+
+    def softmax_attention(self) -> dict[str, nn.Module]:
+        """Every `Attention` module."""
+        return {path: module for path, module in self.layers.items() if isinstance(module, Attention)}
 
 
 class UNet2DConditionBackbone(UNet2DBackbone):

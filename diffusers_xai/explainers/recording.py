@@ -110,7 +110,7 @@ class Recording:
             if missing and self.is_selected(spec):
                 raise RuntimeError(
                     f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
-                    " run in this network's forward pass. Request a layer that runs."
+                    " run in this network's forward pass, or not in the way that is recorded."
                 )
         arrays = {name: self._step_array(name, tensors, samples) for (name, _), tensors in self._pending.items()}
         self._pending.clear()

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_xai import AttentionWeights, XAIPipeline, record
+from tests.tiny import convnext_unet, make_pipeline
+
+
+def projections(module, store):
+    """Records what a layer's projections put out, to build its weights by hand."""
+    names = ["to_qkv"] if hasattr(module, "to_qkv") and not hasattr(module, "to_q") else ["to_q", "to_k"]
+    for name in names:
+        getattr(module, name).register_forward_hook(lambda m, a, out, name=name: store.update({name: out.detach()}))
+
+
+def weights_by_hand(module, store):
+    """(batch, head, query, key), written with einsum from the projections."""
+    if "to_qkv" in store:
+        qkv = store["to_qkv"]
+        q, k, _ = qkv.reshape(qkv.shape[0], 3, module.heads, module.head_dim, -1).unbind(1)
+        scores = torch.einsum("bhdi,bhdj->bhij", q, k) * module.head_dim**-0.5
+    else:
+        q, k = (store[n].unflatten(-1, (module.heads, -1)) for n in ("to_q", "to_k"))
+        scores = torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5
+    exponentials = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return exponentials / exponentials.sum(-1, keepdim=True)
+
+
+CASES = {
+    "xai": "mid_block.attentions.0.attn",
+    "ddpm": "down_blocks.1.attentions.0",
+    "self": "down_blocks.1.attentions.0.transformer_blocks.0.attn1",
+    "cross": "down_blocks.1.attentions.0.transformer_blocks.0.attn2",
+}
+
+
+def make(case):
+    pipe, sample = make_pipeline({"self": "stable_diffusion", "cross": "stable_diffusion"}.get(case, case))
+    if case == "xai":
+        pipe.register_modules(unet=convnext_unet(mid_attention_type="softmax"))
+    return pipe, sample
+
+
+@pytest.mark.parametrize("pixels", [None, [(0, 0), (5, 6)]], ids=["mean", "pixels"])
+@pytest.mark.parametrize("case", CASES)
+def test_weights_equal_those_built_from_the_projections(case, pixels):
+    pipe, sample = make(case)
+    path = CASES[case]
+    module = dict(pipe.unet.named_modules())[path]
+    store = {}
+    projections(module, store)
+    plain = sample(num_inference_steps=1).images
+    with record(pipe, [AttentionWeights(layers=path, pixels=pixels)]) as run:
+        images = sample(num_inference_steps=1).images
+    assert np.array_equal(plain, images)
+
+    expected = weights_by_hand(module, store)  # (batch, head, query, key)
+    size = pipe.unet.config.sample_size
+    side = int(expected.shape[2] ** 0.5)
+    if pixels is None:
+        expected = expected.mean(2)
+    else:
+        stride = size // side
+        expected = expected[:, :, [r // stride * side + c // stride for r, c in pixels]]
+    if case != "cross":
+        expected = expected.unflatten(-1, (side, side))
+    array = run.profile[f"attention_weights/{path}"]
+    recorded = array.isel(step=0).values
+    if "branch" in array.dims:
+        recorded = np.moveaxis(recorded, 1, 0).reshape(-1, *recorded.shape[2:])
+    np.testing.assert_allclose(recorded, expected.numpy(), rtol=1e-4, atol=1e-6)
+    key_dims = ("token",) if case == "cross" else ("height", "width")
+    assert array.dims[-len(key_dims) :] == key_dims
+    np.testing.assert_allclose(array.sum(key_dims), 1, rtol=1e-5)
+
+
+def test_all_softmax_layers_are_recorded_by_default():
+    pipe, sample = make("self")
+    with record(pipe, [AttentionWeights(every=2)]) as run:
+        sample()
+    layers = {name.removeprefix("attention_weights/") for name in run.profile}
+    assert layers == {path for path, m in pipe.unet.named_modules() if type(m).__name__ == "Attention"}
+
+
+def test_linear_attention_has_no_weights():
+    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
+    with pytest.raises(ValueError, match="no layer of softmax attention"):
+        record(pipe, [AttentionWeights()]).__enter__()
+    with pytest.raises(ValueError, match=r"available: none; got down_blocks.0.attentions.0.attn"):
+        record(pipe, [AttentionWeights(layers="downs.0.2.fn")]).__enter__()
+
+
+def test_pixels_outside_the_sample_are_refused():
+    pipe, sample = make("ddpm")
+    pipe.unet.conv_in.register_forward_hook(lambda *args: pytest.fail("the denoiser ran"))
+    with (
+        pytest.raises(ValueError, match=r"within \(16, 16\), got \[\(16, 2\)\]"),
+        record(pipe, [AttentionWeights(pixels=[(16, 2)])]),
+    ):
+        sample()
