@@ -27,7 +27,7 @@ def export_pipeline(checkpoint: str | Path, config: TrainingConfig, target: str 
     tensors, state = load_checkpoint(checkpoint)
     model = ConvNextUNet2DModel(**config.model)
     load_weights(model, tensors["ema"], checkpoint)
-    pipeline = XAIPipeline(model.to(torch.float16), DDPMScheduler(**config.scheduler))
+    pipeline = XAIPipeline(model.half(), DDPMScheduler(**config.scheduler))
     pipeline.save_pretrained(str(target), safe_serialization=True)
     return state["step"]
 
