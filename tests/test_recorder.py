@@ -1,10 +1,19 @@
 """The promises of a recording, over four pipelines and four schedulers."""
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import CacheMixin, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import (
+    CacheMixin,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+)
 from diffusers.hooks import FirstBlockCacheConfig
 from skimage.metrics import structural_similarity
 
@@ -208,6 +217,18 @@ def test_heun_repeats_timesteps_but_not_steps():
     assert len(set(samples.timestep.values.tolist())) == 3
 
 
+def test_a_run_may_start_in_the_middle_of_the_schedule():
+    pipe, _ = make_pipeline("stable_diffusion")
+    image_to_image = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    image_to_image.set_progress_bar_config(disable=True)
+    picture = np.zeros((1, 16, 16, 3), np.float32)
+    with record(image_to_image, [Samples(timesteps=500)]) as run:
+        image_to_image("a red fox", image=picture, strength=0.5, num_inference_steps=4, output_type="np")
+    assert run.profile.provenance["timesteps"] == [251.0, 1.0]
+    assert run.profile.provenance["complete"] is True
+    assert run.profile["samples"].timestep.values.tolist() == [251.0]
+
+
 def test_aliases_and_globs_name_layers():
     pipe, sample = make_pipeline("xai")
     with record(pipe, [Activations(layers=["downs.*.2.fn", "mid_attn.fn", "downs.1.3"], steps=0)]) as run:
@@ -310,4 +331,4 @@ def test_provenance_says_how_the_profile_was_made():
     assert provenance["record"][0]["type"] == "Samples"
     assert provenance["record"][0]["every"] == 2
     assert provenance["timesteps"] == [750.0, 500.0, 250.0, 0.0]
-    assert provenance["versions"]["torch"] == torch.__version__
+    assert provenance["versions"]["torch"] == importlib.metadata.version("torch")

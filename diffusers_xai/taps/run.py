@@ -129,13 +129,20 @@ class Run:
             )
         self.calls.append((args, kwargs))
         if not self.timesteps:
-            self.timesteps = [float(t) for t in self.scheduler.timesteps]
+            self.timesteps = self._coming_timesteps(args, kwargs)
             for start in self._on_start:
                 start()
         for _, edit in self._on_call:
             args, kwargs = edit(args, kwargs) or (args, kwargs)
         self.calls[-1] = (args, kwargs)
         return args, kwargs
+
+    def _coming_timesteps(self, args: tuple, kwargs: dict) -> list[float]:
+        """The schedule from the first call on: an image-to-image pipeline starts in its middle."""
+        timesteps = [float(t) for t in self.scheduler.timesteps]
+        given = args[1] if len(args) > 1 else kwargs.get("timestep")
+        first = None if given is None else float(torch.as_tensor(given).reshape(-1)[0])
+        return timesteps[timesteps.index(first) :] if first in timesteps else timesteps
 
     def _after_step(self, step: SchedulerStep) -> None:
         if not self.calls:
