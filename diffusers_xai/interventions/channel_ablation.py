@@ -71,7 +71,7 @@ class ChannelAblation(StepSpec, EditSpec):
         if not 0 <= self.amount <= 1:
             raise ValueError(f"Expected `amount` in [0, 1], got {self.amount}.")
         if self.mask is not None:
-            object.__setattr__(self, "mask", as_mask(self.mask))
+            object.__setattr__(self, "mask", as_mask(self.mask).copy())
         object.__setattr__(self, "replace", replacement_tensor(self.replace))
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
