@@ -114,6 +114,8 @@ def stated_channels(module: nn.Module) -> int | None:
 def token_grid(tokens: int, sample_size: tuple[int, int]) -> tuple[int, int] | None:
     """(height, width) of `tokens` image tokens of a sample, or `None` if they do not cover it evenly."""
     height, width = sample_size
-    stride = max(1, round((height * width / tokens) ** 0.5))
-    grid = (-(-height // stride), -(-width // stride))
-    return grid if grid[0] * grid[1] == tokens else None
+    nearest = round((height * width / tokens) ** 0.5)
+    for stride in (nearest, nearest + 1, nearest - 1):  # odd sizes are rounded up where a layer down-samples
+        if stride > 0 and (grid := (-(-height // stride), -(-width // stride)))[0] * grid[1] == tokens:
+            return grid
+    return None

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from diffusers_xai.backbones import get_backbone
+from diffusers_xai.backbones.base import token_grid
+from tests.tiny import make_pipeline
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("mid_block", ["mid_block"]),
+        ("mid_attn.fn", ["mid_block.attentions.0.attn"]),
+        ("down_blocks.*", ["down_blocks.0", "down_blocks.1"]),
+        ("downs.?.3", ["down_blocks.0.downsamplers.0", "down_blocks.1.downsamplers.0"]),
+        (
+            "**.attn",
+            [
+                "down_blocks.0.attentions.0.attn",
+                "down_blocks.1.attentions.0.attn",
+                "mid_block.attentions.0.attn",
+                "up_blocks.0.attentions.0.attn",
+            ],
+        ),
+        (["conv_out", "init_conv"], ["conv_in", "conv_out"]),  # in the network's order
+    ],
+)
+def test_layers_are_found_by_path_alias_and_glob(patterns, expected):
+    pipe, _ = make_pipeline("xai")
+    backbone = get_backbone(pipe)
+    found = backbone.resolve_layers(patterns)
+    assert list(found) == expected
+    modules = dict(pipe.unet.named_modules())
+    assert all(found[path] is modules[path] for path in expected)
+
+
+def test_lists_that_never_run_are_no_layers():
+    pipe, _ = make_pipeline("xai")
+    assert not any(isinstance(module, torch.nn.ModuleList) for module in get_backbone(pipe).layers.values())
+    with pytest.raises(KeyError, match="No layer of ConvNextUNet2DModel matches 'down_blocks'"):
+        get_backbone(pipe).resolve_layers("down_blocks")
+    with pytest.raises(KeyError, match="at least one layer name"):
+        get_backbone(pipe).resolve_layers([])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sample_size", "expected"),
+    [
+        (64, (8, 8), (8, 8)),
+        (16, (8, 8), (4, 4)),
+        (32, (16, 8), (8, 4)),
+        (77, (64, 64), None),
+        (12, (15, 9), (4, 3)),  # odd sizes are rounded up where a layer down-samples
+    ],
+)
+def test_token_grid(tokens, sample_size, expected):
+    assert token_grid(tokens, sample_size) == expected
+
+
+def test_tokens_become_the_grid_they_came_from():
+    pipe, _ = make_pipeline("stable_diffusion")
+    grid = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    tokens = grid.flatten(2).transpose(1, 2)
+    assert torch.equal(get_backbone(pipe).to_grid(tokens, (8, 8)), grid)
+    condition = torch.zeros(2, 77, 16)
+    assert get_backbone(pipe).to_grid(condition, (8, 8)) is condition
