@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from PIL import Image
 
 from diffusers_xai.profile import DiffusionProfile
 from tests.profile.profiles import ALIAS, LAYER, STEPS, array, make_profile
@@ -86,6 +87,26 @@ def test_max_channel_in_a_mask(as_mask):
     expected = (profile[ACTIVATIONS].values[:, :, 1] * small).sum((-1, -2)).argmax(-1)
     assert profile.max_channel(LAYER, step=0, mask=as_mask(mask)) == expected[0, 0]
     np.testing.assert_array_equal(profile.max_channels(LAYER, mask=as_mask(mask)), expected)
+
+
+def test_top_channels_are_those_with_the_largest_sums(tmp_path):
+    profile = make_profile()
+    values = profile[ACTIVATIONS].values[2, 1, 0].astype(float)
+    order = np.argsort(-values.sum((1, 2))).tolist()
+    options = {"step": 9, "sample": 1, "branch": "uncond"}
+    assert profile.top_channels(ALIAS, 3, **options) == order[:3]
+    assert profile.top_channels(LAYER, len(values), **options) == order
+    assert profile.top_channels(LAYER, 1, **options) == [profile.max_channel(LAYER, **options)]
+
+    mask = np.zeros((12, 10), dtype=bool)
+    mask[2:6, 3:8] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    small = F.interpolate(torch.from_numpy(mask)[None, None].double(), size=(6, 5), mode="bilinear")[0, 0].numpy()
+    order = np.argsort(-np.abs(values * small).sum((1, 2))).tolist()
+    for given in (mask, tmp_path / "mask.png"):
+        assert profile.top_channels(LAYER, 2, mask=given, absolute=True, **options) == order[:2]
+    with pytest.raises(ValueError, match=rf"k in 1\.\.{len(values)}, the number of channels, got 99"):
+        profile.top_channels(LAYER, 99, step=0)
 
 
 def test_max_channels_of_every_step_and_sample():
