@@ -27,4 +27,5 @@ test-gpu:
 
 # Each benchmark prints its own table, with the machine's facts.
 bench:
-	@set -e; for script in $(wildcard tests/benchmarks/bench_*.py); do $(BIN)python $$script; done
+	@set -e; for script in $(wildcard tests/benchmarks/bench_*.py); do \
+		$(BIN)python -m "$$(echo "$${script%.py}" | tr / .)"; done

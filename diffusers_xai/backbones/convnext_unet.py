@@ -1,5 +1,6 @@
 """The thesis's ConvNeXt U-Net."""
 
+from functools import cached_property
 from typing import cast
 
 from torch import nn
@@ -10,7 +11,7 @@ from diffusers_xai.backbones.base import Backbone
 class ConvNextUNetBackbone(Backbone):
     """`ConvNextUNet2DModel`: layers also go by the names of *The Annotated Diffusion Model*."""
 
-    @property
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """Article paths (`downs.1.2.fn`) -> module paths."""
         return cast(dict[str, str], self.denoiser.layer_aliases)

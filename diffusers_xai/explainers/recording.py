@@ -1,6 +1,7 @@
 """Collects what the specs tap during a run and makes the profile of it."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 from collections.abc import Iterable, Sequence
@@ -170,6 +171,7 @@ def _split_branches(name: str, batch: torch.Tensor, samples: int) -> torch.Tenso
     return batch.reshape(-1, samples, *batch.shape[1:]).transpose(0, 1).contiguous()
 
 
+@functools.cache
 def _version(library: str) -> str | None:
     try:
         return importlib.metadata.version(library)
