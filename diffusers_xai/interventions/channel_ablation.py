@@ -112,7 +112,6 @@ class _AblatedLayer:
         self.steps: frozenset[int] = frozenset()
         self.has_run = False
         self.profile = ProfileReplacement(spec.replace, path) if isinstance(spec.replace, DiffusionProfile) else None
-        self._amounts: dict[tuple[int, ...], torch.Tensor] = {}
         if channels is not None:
             self._check_channels(channels)
 
@@ -170,17 +169,18 @@ class _AblatedLayer:
     def _rows(self, batch: int) -> list[int]:
         if self.samples is None:
             return list(range(batch))
-        return [row for row, (_, sample) in enumerate(self.run.rows(batch)) if sample in self.samples]
+        try:
+            origins = self.run.rows(batch)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error} It cannot be changed image by image.") from error
+        return [row for row, (_, sample) in enumerate(origins) if sample in self.samples]
 
     def _amount(self, old: torch.Tensor) -> torch.Tensor | float:
         if self.spec.mask is None:
             return self.spec.amount
         if old.ndim != 4:
             raise ValueError(f"{self.path}: a `mask` needs an output that covers the image, got {tuple(old.shape)}.")
-        space = tuple(old.shape[2:])
-        if space not in self._amounts:
-            self._amounts[space] = (resize_mask(self.spec.mask, *space) * self.spec.amount).to(old)
-        return self._amounts[space]
+        return (resize_mask(self.spec.mask, *old.shape[2:]) * self.spec.amount).to(old)
 
     def _replacement(self, maps: torch.Tensor, old: torch.Tensor, rows: list[int], step: int) -> torch.Tensor | float:
         """What broadcasts to `old` (row, channel, …)."""

@@ -303,6 +303,18 @@ def test_gradients_are_those_of_the_ablated_network():
     np.testing.assert_allclose(both[:, 1], expected[:, 0], atol=1e-5)
 
 
+def test_gradients_of_a_run_in_inference_mode():
+    mask = mask_from_box((6, 6, 8, 7), (16, 16))
+    edits = [ChannelAblation("downs.0.3", 5, "mean", 0.5, mask)]
+    arguments = {"class_labels": 3, "num_inference_steps": 2, "record": [GradientVolume(mask=mask)], "edits": edits}
+    pipe = XAIPipeline(convnext_unet(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(generator=torch.Generator().manual_seed(0), **arguments).profile["gradient_volume"]
+    with torch.inference_mode():
+        got = pipe(generator=torch.Generator().manual_seed(0), **arguments).profile["gradient_volume"]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
 def test_the_edit_describes_itself(tmp_path):
     mask = mask_from_box((3, 2, 12, 9), (16, 16))
     Image.fromarray(mask).save(tmp_path / "mask.png")
