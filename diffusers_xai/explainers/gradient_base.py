@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from diffusers_xai.explainers.replay import OUTPUTS, StepReplay
 from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.measures import Mask, as_mask, mask_to_runs
 from diffusers_xai.taps import SchedulerStep, copy_scheduler
 
 
@@ -24,8 +25,8 @@ class GradientSpec(RecordSpec):
     """The base of what is recorded by differentiating a step.
 
     Args:
-        mask (`np.ndarray` of shape `(height, width)`, bool, *optional*): The output pixels of interest, at the size of
-            the denoiser's sample; all if `None`.
+        mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The output pixels of interest,
+            at the size of the denoiser's sample; all if `None`.
         of (`str`, defaults to `"step"`): What is differentiated: `"step"`, the mean μ_θ of the scheduler's next state
             (as listing C.3 does; where a scheduler clips x̂_0, a clipped pixel passes no gradient, and guidance is
             part of it), or `"noise"`, the noise ε_θ that the denoiser's output implies, of every guidance branch,
@@ -33,35 +34,24 @@ class GradientSpec(RecordSpec):
         steps, timesteps, every: See [`RecordSpec`].
     """
 
-    mask: Any = None
+    mask: Mask | None = None
     of: str = "step"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.of not in OUTPUTS:
             raise ValueError(f"Expected `of` in {OUTPUTS}, got {self.of!r}.")
-        if self.mask is None:
-            return
-        mask = np.asarray(self.mask)
-        if mask.ndim != 2 or mask.dtype != bool:
-            raise ValueError(
-                f"Expected `mask` as a boolean array (height, width), got {mask.dtype} of shape {mask.shape}."
-            )
-        if not mask.any():
-            raise ValueError(f"Expected `mask` to select at least one pixel, got an empty one of shape {mask.shape}.")
-        object.__setattr__(self, "mask", mask)
+        if self.mask is not None:
+            object.__setattr__(self, "mask", as_mask(self.mask).copy())
 
     def check_size(self, sample_size: tuple[int, int]) -> None:
         """Refuses a mask that is not of the sample's size."""
-        if self.mask is not None and self.mask.shape != tuple(sample_size):
-            raise ValueError(
-                f"{type(self).__name__}: expected a mask of the sample's size {tuple(sample_size)}, got"
-                f" {self.mask.shape}."
-            )
+        if self.mask is not None:
+            as_mask(self.mask, sample_size)
 
     def selected_pixels(self, sample_size: tuple[int, int]) -> np.ndarray:
         """(row, column) of the output pixels of interest, an integer array (pixels, 2)."""
-        return np.argwhere(np.ones(sample_size, bool) if self.mask is None else self.mask)
+        return np.argwhere(np.ones(sample_size, bool) if self.mask is None else as_mask(self.mask))
 
     def on_replay(self, recording: Recording, stack: ExitStack, explain: Callable[[StepReplay], None]) -> None:
         """Calls `explain` with the replay of every selected step, at its end."""
@@ -82,11 +72,9 @@ class GradientSpec(RecordSpec):
         run.on_step(at_end)
 
     def to_dict(self) -> dict[str, Any]:
-        """The spec as JSON-able data; a mask by its size and its pixels (row, column)."""
-        entries = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.mask is not None:
-            entries["mask"] = {"size": list(self.mask.shape), "pixels": np.argwhere(self.mask).tolist()}
-        return {"type": type(self).__name__, **entries}
+        """The spec as JSON-able data, a mask by the lengths of its runs."""
+        mask = None if self.mask is None else mask_to_runs(as_mask(self.mask))
+        return {**super().to_dict(), "mask": mask}
 
 
 def check_finite(name: str, gradients: torch.Tensor, dtype: torch.dtype) -> None:

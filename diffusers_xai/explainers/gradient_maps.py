@@ -28,8 +28,8 @@ class GradientMaps(GradientSpec):
 
     Args:
         layers (`str` or list of `str`): See [`Activations`].
-        mask (`np.ndarray` of shape `(height, width)`, bool, *optional*): The output pixels that are summed; all if
-            `None`.
+        mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The output pixels that are
+            summed; all if `None`.
         of (`str`, defaults to `"step"`): See [`GradientSpec`].
         steps, timesteps, every: See [`RecordSpec`].
 

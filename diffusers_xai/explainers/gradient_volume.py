@@ -43,8 +43,8 @@ class GradientVolume(GradientSpec):
     `of="noise"` adds the dim `branch` after `sample` under guidance.
 
     Args:
-        mask (`np.ndarray` of shape `(height, width)`, bool, *optional*): The selected output pixels; all if neither it
-            nor `pixels` is given.
+        mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The selected output pixels;
+            all if neither it nor `pixels` is given.
         pixels (sequence of `(row, column)`, *optional*): The selected output pixels one by one.
         of (`str`, defaults to `"step"`): See [`GradientSpec`].
         channels (`str`, defaults to `"sum"`): `"sum"` or `"separate"`.

@@ -346,9 +346,9 @@ def test_dtype_is_that_of_storage():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (lambda: GradientVolume(mask=np.zeros((16, 16), bool)), "at least one pixel"),
-        (lambda: GradientVolume(mask=np.ones((16, 16))), "boolean array"),
-        (lambda: GradientVolume(mask=np.ones((8, 8), bool)), r"size \(16, 16\), got \(8, 8\)"),
+        (lambda: GradientVolume(mask=np.zeros((16, 16), bool)), "at least one True pixel"),
+        (lambda: GradientVolume(mask=np.ones((16, 16))), "dtype bool, got"),
+        (lambda: GradientVolume(mask=np.ones((8, 8), bool)), r"\(16, 16\), got \(8, 8\)"),
         (lambda: GradientVolume(pixels=[(16, 0)]), r"within \(16, 16\), got \[\(16, 0\)\]"),
         (lambda: GradientVolume(pixels=[3]), "pairs of integers"),
         (lambda: GradientVolume(mask=np.ones((16, 16), bool), pixels=[(0, 0)]), "got both"),
