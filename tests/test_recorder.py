@@ -191,6 +191,19 @@ def test_attention_map_is_the_sum_of_upsampled_layer_outputs(name):
     np.testing.assert_allclose(np.asarray(recorded), expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_channels_stand_first_in_a_norm_over_tokens():
+    pipe, sample = make_pipeline("ddpm")
+    path = "down_blocks.1.attentions.0.group_norm"
+    outputs = []
+    dict(pipe.unet.named_modules())[path].register_forward_hook(lambda m, args, out: outputs.append(out.clone()))
+    with record(pipe, [Activations(layers=path, steps=0)]) as run:
+        sample(num_inference_steps=1)
+    assert outputs[0].shape == (2, 16, 64)  # (batch, channel, token)
+    recorded = run.profile[f"activations/{path}"].sel(step=0)
+    assert recorded.dims == ("sample", "channel", "height", "width")
+    assert np.array_equal(recorded.values, outputs[0].reshape(2, 16, 8, 8).numpy())
+
+
 def test_steps_timesteps_and_every_select_what_they_say():
     pipe, sample = make_pipeline("xai")
     specs = [

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
 from diffusers_xai.backbones import Backbone
 
@@ -33,6 +34,8 @@ def with_dims(
     Raises:
         RuntimeError: for an output of other dimensions.
     """
+    if output.ndim == 3 and isinstance(backbone.layers[path], nn.GroupNorm):
+        output = output.transpose(1, 2)  # inside diffusers' attention it gets (batch, channel, token)
     grid = backbone.to_grid(output, sample_size)
     if grid.ndim not in _DIMS_BY_RANK:
         raise RuntimeError(f"{path}: expected an output of 2 to 4 dimensions, got shape {tuple(output.shape)}.")
