@@ -5,7 +5,10 @@ images from the same seed, and the three recordings hold the same tensors.
 """
 
 import argparse
+import copy
+import functools
 import importlib.util
+import time
 
 import torch
 import torch.nn.functional as F
@@ -38,12 +41,29 @@ def sample_recorded(pipe, steps):
     )
 
 
-def attention_paths(pipe):
-    return [path for path, _ in pipe.unet.named_modules() if path.endswith(".attn")]
+@functools.cache
+def tapped_paths(unet):
+    """The six layers, and the attention layers that A_t is made of, and all of them in the order in which they run."""
+    layers = [unet.layer_aliases[alias] for alias in LAYERS]
+    attentions = [path for path, _ in unet.named_modules() if path.endswith(".attn")]
+    in_order = []
+    handles = [
+        unet.get_submodule(path).register_forward_hook(lambda m, args, out, path=path: in_order.append(path))
+        for path in {*layers, *attentions}
+    ]
+    size = unet.config.sample_size
+    with torch.no_grad():
+        unet(torch.zeros(1, 3, size, size), 0, class_labels=torch.tensor([0]))
+    for handle in handles:
+        handle.remove()
+    return layers, attentions, in_order
 
 
-def layer_paths(pipe):
-    return [pipe.unet.layer_aliases[alias] for alias in LAYERS]
+@functools.cache
+def nnsight_model(unet):
+    from nnsight import NNsight
+
+    return NNsight(copy.deepcopy(unet))  # a copy: it stays instrumented
 
 
 def attention_map(outputs, size):
@@ -76,52 +96,59 @@ def sample_by_hand(pipe, steps, capture):
 
 
 def sample_with_hooks(pipe, steps):
-    outputs = {}
+    layers, attentions, in_order = tapped_paths(pipe.unet)
 
     def capture(x, t, label):
-        paths = dict.fromkeys([*layer_paths(pipe), *attention_paths(pipe)])
+        outputs = {}
         handles = [
             pipe.unet.get_submodule(path).register_forward_hook(
-                lambda m, a, out, path=path: outputs.update({path: out})
+                lambda module, args, out, path=path: outputs.update({path: out})
             )
-            for path in paths
+            for path in in_order
         ]
         output = pipe.unet(x, t, class_labels=label).sample
         for handle in handles:
             handle.remove()
-        return output, [outputs[p] for p in layer_paths(pipe)], [outputs[p] for p in attention_paths(pipe)]
+        return output, [outputs[path] for path in layers], [outputs[path] for path in attentions]
 
     return sample_by_hand(pipe, steps, capture)
 
 
 def sample_with_nnsight(pipe, steps):
-    from nnsight import NNsight
-
-    model = NNsight(pipe.unet)
-    wanted = {*layer_paths(pipe), *attention_paths(pipe)}
-    # In the order in which the layers run, as nnsight wants them.
-    in_order = []
-    handles = [
-        pipe.unet.get_submodule(path).register_forward_hook(lambda m, a, out, path=path: in_order.append(path))
-        for path in wanted
-    ]
+    layers, attentions, in_order = tapped_paths(pipe.unet)
+    model = nnsight_model(pipe.unet)
 
     def capture(x, t, label):
-        if not in_order:
-            pipe.unet(x, t, class_labels=label)
-            for handle in handles:
-                handle.remove()
         with model.trace(x, t, class_labels=label):
             outputs = dict().save()
             for path in in_order:
                 outputs[path] = model.get(path).output
             output = model.output.save()
-        return output.sample, [outputs[p] for p in layer_paths(pipe)], [outputs[p] for p in attention_paths(pipe)]
+        return output.sample, [outputs[path] for path in layers], [outputs[path] for path in attentions]
 
     return sample_by_hand(pipe, steps, capture)
 
 
-def compare(title, pipe, steps, rounds, target):
+def check_same(name, pipe, recorded, images, kept):
+    """All variants must do the same work."""
+    profile = recorded.profile
+    names = [f"activations/{pipe.unet.layer_aliases[alias]}" for alias in LAYERS]
+    pairs = [
+        (recorded.images, images),
+        (profile["measures/ssim"].values, torch.stack(kept["ssim"])),
+        (profile["samples"].values, torch.stack(kept["samples"])),
+        (profile["x0"].values, torch.stack(kept["x0"])),
+        (profile["attention_map"].values, torch.stack(kept["attention_map"])),
+        *(
+            (profile[layer].values, torch.stack([outputs[i] for outputs in kept["layers"]]))
+            for i, layer in enumerate(names)
+        ),
+    ]
+    for expected, got in pairs:
+        torch.testing.assert_close(torch.as_tensor(expected), got, msg=lambda text: f"{name} differs: {text}")
+
+
+def compare(title, pipe, steps, rounds, clock, target):
     variants = {
         "plain sampling": lambda: sample_plainly(pipe, steps),
         "diffusers_xai": lambda: sample_recorded(pipe, steps),
@@ -131,26 +158,25 @@ def compare(title, pipe, steps, rounds, target):
     if importlib.util.find_spec("nnsight"):
         variants["nnsight"] = lambda: sample_with_nnsight(pipe, steps)
     else:
-        rows.append(["nnsight", "not installed", "", ""])
-    expected = sample_plainly(pipe, steps).images
-    for name, variant in variants.items():
-        images = variant()
-        images = images[0] if isinstance(images, tuple) else images.images
-        if not torch.equal(images, expected):
-            raise RuntimeError(f"{name} sampled other images")
-    times = interleaved(variants, rounds)
+        rows.append(["nnsight", "not installed", "", "", ""])
+    variants["plain sampling"]()
+    recorded = variants["diffusers_xai"]()
+    for name in list(variants)[2:]:
+        check_same(name, pipe, recorded, *variants[name]())
+    times = interleaved(variants, rounds, clock)
     by_name = ratios(times, "plain sampling")
     rows = [
         [
             name,
             f"{1000 * min(times[name]) / steps:.1f}",
-            f"{by_name[name]:.3f}",
+            f"{by_name[name][1]:.3f}",
+            "{:.3f} – {:.3f}".format(*by_name[name][::2]),
             target if name == "diffusers_xai" else "",
         ]
         for name in variants
     ] + rows
-    header = ["", "ms per step (best)", "times plain (median)", "target"]
-    print_table(f"{title}: {steps} steps, {rounds} rounds", header, rows)
+    header = ["", "ms per step (best)", "times plain (median)", "lowest – highest", "target"]
+    print_table(f"{title}: {steps} steps, {rounds} rounds, {clock.__name__}", header, rows)
 
 
 def main():
@@ -158,20 +184,22 @@ def main():
     parser.add_argument("--steps", type=int, default=50, help="a multiple of 50 has the thesis's share of records")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--cpu-time", action="store_true", help="for a busy machine, with --threads 1: CPU seconds")
     parser.add_argument("--only", choices=["thesis", "embedded"])
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     if args.only != "embedded":
         torch.manual_seed(0)
         thesis = XAIPipeline(ConvNextUNet2DModel(sample_size=64).eval(), DDPMScheduler())
         thesis.set_progress_bar_config(disable=True)
-        compare("Overhead, thesis network at 64 px", thesis, args.steps, args.rounds, "≤ 1.05")
+        compare("Overhead, thesis network at 64 px", thesis, args.steps, args.rounds, clock, "≤ 1.05")
     if args.only != "thesis":
         embedded = XAIPipeline.from_pretrained(demo_checkpoint())
         embedded.scheduler = DDPMScheduler.from_config(embedded.scheduler.config)
         embedded.set_progress_bar_config(disable=True)
-        compare("Overhead, embedded checkpoint at 32 px", embedded, args.steps, args.rounds, "≤ 1.10")
+        compare("Overhead, embedded checkpoint at 32 px", embedded, args.steps, args.rounds, clock, "≤ 1.10")
 
 
 if __name__ == "__main__":

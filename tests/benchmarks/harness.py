@@ -21,25 +21,25 @@ def machine_facts() -> str:
     )
 
 
-def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    variants: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of every variant in every round; all take turns, so that what else the machine does hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     names = list(variants)
     for index in range(rounds):
         first = index % len(names)
         for name in names[first:] + names[:first]:
-            start = time.perf_counter()
+            start = clock()
             variants[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return times
 
 
-def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, float]:
-    """Median over the rounds of a variant's time by that of `base` in the same round."""
-    return {
-        name: statistics.median(a / b for a, b in zip(seconds, times[base], strict=True))
-        for name, seconds in times.items()
-    }
+def ratios(times: Mapping[str, Sequence[float]], base: str) -> dict[str, tuple[float, float, float]]:
+    """Lowest, median and highest of a variant's time by that of `base` in the same round."""
+    by_name = {name: [a / b for a, b in zip(seconds, times[base], strict=True)] for name, seconds in times.items()}
+    return {name: (min(values), statistics.median(values), max(values)) for name, values in by_name.items()}
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
