@@ -125,6 +125,8 @@ class XAIPipeline(DiffusionPipeline):
             ValueError, TypeError, KeyError: for inputs that do not fit the model, before sampling starts.
             FileExistsError: if there is something at `profile_dir`.
         """
+        if record is None and (profile_dir is not None or max_bytes is not None):
+            raise ValueError("`profile_dir` and `max_bytes` are about what is recorded: pass `record` too.")
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
         variants = count_samples(edits)
         if variants is not None:

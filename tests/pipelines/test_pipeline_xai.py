@@ -196,6 +196,7 @@ def test_callback_sees_and_replaces_the_sample():
             ValueError,
             r"integers in 0..15 or dicts of \['Bangs', 'Male', 'Smiling', 'Wearing_Lipstick'\], got None",
         ),
+        ({"class_labels": [1], "profile_dir": "profile"}, ValueError, "pass `record` too"),
         ({"class_labels": [17]}, ValueError, "label in 0..15 or the null label -1, got 17"),
         ({"class_labels": [0.5]}, TypeError, "got 0.5"),
         ({"class_labels": []}, ValueError, "at least one label"),
