@@ -5,6 +5,7 @@ from diffusers_xai.explainers.attention_maps import AttentionMaps
 from diffusers_xai.explainers.attention_weights import AttentionWeights
 from diffusers_xai.explainers.gradient_maps import GradientMaps
 from diffusers_xai.explainers.gradient_volume import GradientVolume
+from diffusers_xai.explainers.plan import RecordingPlan
 from diffusers_xai.explainers.recording import Recording
 from diffusers_xai.explainers.samples import Samples
 from diffusers_xai.explainers.spec import RecordSpec
@@ -18,5 +19,6 @@ __all__ = [
     "GradientVolume",
     "RecordSpec",
     "Recording",
+    "RecordingPlan",
     "Samples",
 ]

@@ -23,7 +23,7 @@ from diffusers_xai.explainers.planned import PlanContext
 from diffusers_xai.interventions import Edits, check_samples, count_samples, edits_with_samples
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recorder import record as record_run
-from diffusers_xai.taps import copy_scheduler
+from diffusers_xai.taps import copy_scheduler, scale_model_input
 from diffusers_xai.taps.probe import probe_outputs, shortest_time
 
 
@@ -127,6 +127,10 @@ class XAIPipeline(DiffusionPipeline):
         """
         if record is None and (profile_dir is not None or max_bytes is not None):
             raise ValueError("`profile_dir` and `max_bytes` are about what is recorded: pass `record` too.")
+        if record is None and (profile_dir is not None or max_bytes is not None):
+            raise ValueError(
+                "`profile_dir` and `max_bytes` are for what is recorded: expected `record` too, got None."
+            )
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
         variants = count_samples(edits)
         if variants is not None:
@@ -149,7 +153,7 @@ class XAIPipeline(DiffusionPipeline):
                 (batch_size, *self._sample_shape), generator=generator, device=device, dtype=self.unet.dtype
             )
         # DDPM and DDIM start from unit variance: a multiplication by one leaves their pixels as they are.
-        sample = sample.to(device, self.unet.dtype) * self.scheduler.init_noise_sigma
+        sample = sample.to(device, self.unet.dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
         step_kwargs = self._step_kwargs(generator, eta)
 
         with ExitStack() as stack:
@@ -165,7 +169,7 @@ class XAIPipeline(DiffusionPipeline):
                 )
             for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
                 model_input = torch.cat([sample, sample]) if guided else sample
-                model_input = self.scheduler.scale_model_input(model_input, t)
+                model_input = scale_model_input(self.scheduler, model_input, t)
                 model_output = self.unet(model_input, t, class_labels=label_tensor).sample
                 if guided:
                     uncond, cond = model_output.chunk(2)
