@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,7 +38,7 @@ class Activations(RecordSpec):
         TypeError: if `layers` is not a name or several.
     """
 
-    layers: str | Iterable[str]
+    layers: str | Iterable[str] = field(kw_only=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -40,7 +40,7 @@ class GradientMaps(GradientSpec):
     Source: thesis section 4.3, listing C.3.
     """
 
-    layers: str | Iterable[str] = field()
+    layers: str | Iterable[str] = field(kw_only=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusers_xai.taps import SchedulerStep, copy_scheduler, edit_output, first_tensor, predicted_x0_and_noise
+from diffusers_xai.taps import (
+    SchedulerStep,
+    copy_scheduler,
+    edit_output,
+    first_tensor,
+    predicted_x0_and_noise,
+    scale_model_input,
+)
 from diffusers_xai.taps.run import Run
 
 
@@ -107,7 +114,7 @@ class StepReplay:
     def _mean(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = self._leaf(self._step.sample.repeat(copies, 1, 1, 1))
         timestep = self._step.arguments["timestep"]
-        model_input = copy_scheduler(self._scheduler).scale_model_input(leaf, timestep)
+        model_input = scale_model_input(copy_scheduler(self._scheduler), leaf, timestep)
         rows = sum(_sample_argument(call).shape[0] for call in self._run.calls)
         branches = rows // self.samples
         if _sample_argument(self._run.calls[0]).shape[1:] != model_input.shape[1:] or branches not in (1, 2):

@@ -127,10 +127,6 @@ class XAIPipeline(DiffusionPipeline):
         """
         if record is None and (profile_dir is not None or max_bytes is not None):
             raise ValueError("`profile_dir` and `max_bytes` are about what is recorded: pass `record` too.")
-        if record is None and (profile_dir is not None or max_bytes is not None):
-            raise ValueError(
-                "`profile_dir` and `max_bytes` are for what is recorded: expected `record` too, got None."
-            )
         labels = self._check_labels(class_labels, batch_size, guidance_scale)
         variants = count_samples(edits)
         if variants is not None:

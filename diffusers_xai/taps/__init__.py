@@ -7,6 +7,7 @@ from diffusers_xai.taps.scheduler import (
     copy_scheduler,
     noise_level,
     predicted_x0_and_noise,
+    scale_model_input,
     tap_step,
 )
 
@@ -19,6 +20,7 @@ __all__ = [
     "force_eager",
     "noise_level",
     "predicted_x0_and_noise",
+    "scale_model_input",
     "tap_call",
     "tap_output",
     "tap_step",

@@ -141,3 +141,8 @@ def copy_scheduler(scheduler: Any) -> Any:
     copied = copy.deepcopy(scheduler)
     vars(copied).pop("step", None)  # a tap's attribute stays bound to the original
     return copied
+
+
+def scale_model_input(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+    """The denoiser's input for a state: as the scheduler scales it, where it does."""
+    return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample

@@ -70,12 +70,13 @@ def main():
     volume, maps = seconds["volume"] - seconds["plain"], seconds["maps"] - seconds["plain"]
 
     mask = eye_mask()
-    specs = {"exact": GradientVolume(mask=mask), "energy": GradientVolume(mask=mask, estimate="energy")}
+    specs = {"exact": GradientVolume(mask=mask), "energy": GradientVolume(mask=mask, estimate="energy")}  # 32 probes
     profiles = {}
     full = interleaved(
         {name: lambda name=name, spec=spec: profiles.update({name: sample(spec)}) for name, spec in specs.items()},
         rounds=1,
     )
+    speed_up = (full["exact"][0] - seconds["plain"]) / (full["energy"][0] - seconds["plain"])
     exact = np.sqrt((profiles["exact"]["gradient_volume"].values[0, 0].astype(np.float64) ** 2).sum(0))
     estimate = profiles["energy"]["gradient_energy"].values[0, 0]
     error = np.sqrt(np.mean((estimate - exact) ** 2 / exact**2))
@@ -90,7 +91,7 @@ def main():
             ("gradient maps of an eye mask / forward", f"{maps / seconds['plain']:.2f}", "≤ 3"),
             (
                 f"exact volume / energy estimate, {mask.sum()} pixels",
-                f"{full['exact'][0] / full['energy'][0]:.1f}",
+                f"{speed_up:.1f}",
                 "≥ 9",
             ),
             ("relative error of the energy estimate (rms over pixels)", f"{100 * error:.1f} %", "≤ 15 %"),

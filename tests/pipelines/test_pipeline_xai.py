@@ -10,8 +10,11 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from diffusers_xai import ConvNextUNet2DModel, Samples, XAIPipeline, XAIPipelineOutput
@@ -85,6 +88,9 @@ def test_save_pretrained_round_trips(tmp_path):
         HeunDiscreteScheduler,
         EulerDiscreteScheduler,
         PNDMScheduler,
+        UniPCMultistepScheduler,
+        LCMScheduler,
+        FlowMatchEulerDiscreteScheduler,
     ],
 )
 def test_any_scheduler_runs_and_generators_make_a_batch_equal_its_single_runs(scheduler):
