@@ -111,7 +111,7 @@ def test_the_pipeline_takes_a_profile_dir(tmp_path):
 
 def test_a_profile_dir_without_anything_to_record_is_refused(tmp_path):
     _, sample = make_pipeline("xai")
-    with pytest.raises(ValueError, match="expected `record` too, got None"):
+    with pytest.raises(ValueError, match="pass `record` too"):
         sample(profile_dir=tmp_path / "fox")
 
 
