@@ -1,10 +1,27 @@
 """Figures of a profile: each function takes a `DiffusionProfile` and returns a `plotly.graph_objects.Figure`."""
 
 from diffusers_xai.plots.attention_strip import attention_strip
+from diffusers_xai.plots.gradient_energy import gradient_energy
+from diffusers_xai.plots.gradient_maps import gradient_maps
+from diffusers_xai.plots.gradient_volume import gradient_volume
+from diffusers_xai.plots.label_sensitivity import label_sensitivity
 from diffusers_xai.plots.layer_distances import layer_distances
 from diffusers_xai.plots.max_channel_maps import max_channel_maps
 from diffusers_xai.plots.process_strip import process_strip
+from diffusers_xai.plots.run_pair import run_pair, run_similarity
 from diffusers_xai.plots.ssim_trajectory import ssim_trajectory
 
 
-__all__ = ["attention_strip", "layer_distances", "max_channel_maps", "process_strip", "ssim_trajectory"]
+__all__ = [
+    "attention_strip",
+    "gradient_energy",
+    "gradient_maps",
+    "gradient_volume",
+    "label_sensitivity",
+    "layer_distances",
+    "max_channel_maps",
+    "process_strip",
+    "run_pair",
+    "run_similarity",
+    "ssim_trajectory",
+]

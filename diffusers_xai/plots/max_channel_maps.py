@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-import xarray as xr
 
 from diffusers_xai.plots.style import (
     evenly_spaced_steps,
@@ -12,6 +11,7 @@ from diffusers_xai.plots.style import (
     layer_path,
     layers_with_maps,
     record_at,
+    step_at,
     time_label,
 )
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -44,36 +44,52 @@ def max_channel_maps(
 
     Source: thesis eq. 4.1.4, fig. 5.5.
     """
-    paths = [layer_path(profile, layer) for layer in (layers_with_maps(profile) if layers is None else layers)]
+    return channel_maps(profile, "activations", layers, timesteps, mask, sample, shared_scale, "linear", "activation")
+
+
+def channel_maps(
+    profile: DiffusionProfile,
+    group: str,
+    layers: Sequence[str] | None,
+    timesteps: Sequence[float] | None,
+    mask: np.ndarray | None,
+    sample: int,
+    shared_scale: bool,
+    scale: str,
+    scale_title: str,
+) -> go.Figure:
+    """The figure of [`max_channel_maps`], of the arrays `<group>/<layer>`."""
+    paths = [layer_path(profile, layer) for layer in (layers_with_maps(profile, group) if layers is None else layers)]
     if not paths:
-        raise ValueError("Expected activations with a height and a width, got none; record `Activations(layers=…)`.")
-    first = profile[f"activations/{paths[0]}"]
+        spec = {"activations": "Activations", "gradient_maps": "GradientMaps"}[group]
+        raise ValueError(f"Expected {group} with a height and a width, got none; record `{spec}(layers=…)`.")
+    first = profile[f"{group}/{paths[0]}"]
     if timesteps is None:
         timesteps = [float(first["timestep"].sel(step=step)) for step in evenly_spaced_steps(first, 10)]
     rows, row_labels = [], []
     for path in paths:
-        row_labels.append(layer_label(profile, path, sep="<br>"))
-        rows.append([_tile(profile, path, t, mask, sample) for t in timesteps])
-    column_labels = [time_label(first, _step_at(first, t)) for t in timesteps]
+        row_labels.append(layer_label(profile, path, sep="<br>", group=group))
+        rows.append([_tile(profile, group, path, t, mask, sample) for t in timesteps])
+    column_labels = [time_label(first, step_at(first, t)) for t in timesteps]
     return tile_grid(
         rows,
         column_labels,
         row_labels,
         shared_scale=shared_scale,
-        scale_title="activation" if shared_scale else "activation, in each map",
+        scale=scale,
+        scale_title=scale_title if shared_scale else f"{scale_title}, in each map",
     )
 
 
-def _tile(profile: DiffusionProfile, path: str, timestep: float, mask: np.ndarray | None, sample: int) -> Tile:
-    array = profile[f"activations/{path}"]
-    step = _step_at(array, timestep)
-    channel = profile.max_channel(path, step=step, mask=mask, sample=sample)
+def _tile(
+    profile: DiffusionProfile, group: str, path: str, timestep: float, mask: np.ndarray | None, sample: int
+) -> Tile:
+    array = profile[f"{group}/{path}"]
+    step = step_at(array, timestep)
+    channel = profile.max_channel(f"{group}/{path}", step=step, mask=mask, sample=sample)
+    label = layer_label(profile, path, group=group)
     return Tile(
         record_at(array, step, sample)[channel],
-        f"{layer_label(profile, path)}, channel {channel} of {array.sizes['channel']}<br>{time_label(array, step)}",
+        f"{label}, channel {channel} of {array.sizes['channel']}<br>{time_label(array, step)}",
         f"c*={channel}",
     )
-
-
-def _step_at(array: xr.DataArray, timestep: float) -> int:
-    return int(array["step"].values[np.abs(array["timestep"].values - timestep).argmin()])

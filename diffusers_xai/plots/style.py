@@ -18,6 +18,7 @@ GRID_COLOR = "#e4e7eb"
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot")
 COLOR_SCALE = "Viridis"
+DIVERGING_COLOR_SCALE = ["#0072b2", "#7fb8d8", "#ffffff", "#eaae7f", "#d55e00"]
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -70,21 +71,26 @@ def layer_path(profile: DiffusionProfile, layer: str) -> str:
     return profile.provenance.get("layer_aliases", {}).get(layer, layer)
 
 
-def layer_label(profile: DiffusionProfile, layer: str, *, sep: str | None = None) -> str:
+def layer_name(profile: DiffusionProfile, layer: str) -> str:
+    """The article-style alias of a layer where it has one, else its module path."""
+    path = layer_path(profile, layer)
+    aliases = [alias for alias, target in profile.provenance.get("layer_aliases", {}).items() if target == path]
+    return min(aliases, key=len, default=path)
+
+
+def layer_label(profile: DiffusionProfile, layer: str, *, sep: str | None = None, group: str = "activations") -> str:
     """The name to print for a layer: its article-style alias where it has one, escaped for plotly's markup.
 
     With `sep`, the size of its maps follows: `"downs.0.2.fn 32×32"`.
     """
-    path = layer_path(profile, layer)
-    aliases = [alias for alias, target in profile.provenance.get("layer_aliases", {}).items() if target == path]
-    label = html.escape(min(aliases, key=len, default=path))
-    sizes = profile[f"activations/{path}"].sizes
+    path, label = layer_path(profile, layer), html.escape(layer_name(profile, layer))
+    sizes = profile[f"{group}/{path}"].sizes
     return label if sep is None or "height" not in sizes else f"{label}{sep}{sizes['height']}×{sizes['width']}"
 
 
-def recorded_layers(profile: DiffusionProfile) -> dict[str, xr.DataArray]:
-    """Module path -> activations of every recorded layer, in the order of the profile."""
-    prefix = "activations/"
+def recorded_layers(profile: DiffusionProfile, group: str = "activations") -> dict[str, xr.DataArray]:
+    """Module path -> activations, or what else `group` names, of every layer, in the order of the profile."""
+    prefix = f"{group}/"
     return {name.removeprefix(prefix): profile[name] for name in profile if name.startswith(prefix)}
 
 
@@ -94,9 +100,14 @@ def layers_over_time(profile: DiffusionProfile) -> list[str]:
     return [path for path in layers if "attn" in path or "attention" in path] or layers
 
 
-def layers_with_maps(profile: DiffusionProfile) -> list[str]:
+def layers_with_maps(profile: DiffusionProfile, group: str = "activations") -> list[str]:
     """The recorded layers whose channels are maps."""
-    return [path for path, array in recorded_layers(profile).items() if "height" in array.dims]
+    return [path for path, array in recorded_layers(profile, group).items() if "height" in array.dims]
+
+
+def step_at(array: xr.DataArray, timestep: float) -> int:
+    """The recorded step of `array` whose t is nearest."""
+    return int(array["step"].values[np.abs(array["timestep"].values - timestep).argmin()])
 
 
 def evenly_spaced_steps(array: xr.DataArray, count: int) -> list[int]:

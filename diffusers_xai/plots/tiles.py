@@ -11,13 +11,14 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
+from diffusers_xai.plots.style import COLOR_SCALE, DIVERGING_COLOR_SCALE, TEMPLATE
 
 
 _GAP = 0.06
 # In CSS pixels; the height of a figure is right at this width, and a wider or narrower one keeps the tiles' shape.
 _WIDTH = 1080
 _CAPTION_HEIGHT, _CHARACTER_WIDTH = 18, 7
+_MAX_TILE = 200
 _MARGIN, _TOP, _COLOR_BAR = 12, 32, 56
 
 
@@ -29,11 +30,13 @@ class Tile:
         values (`np.ndarray`): `(H, W, 3)` uint8 colours, or an `(H, W)` float map that is drawn by a colour scale.
         name (`str`): What the pointer shows.
         caption (`str`): Text under the image.
+        outline (`np.ndarray`, *optional*): `(H, W)` boolean mask whose border is drawn over the image.
     """
 
     values: np.ndarray
     name: str
     caption: str = ""
+    outline: np.ndarray | None = None
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -65,6 +68,7 @@ def tile_grid(
     row_labels: Sequence[str],
     *,
     shared_scale: bool = False,
+    scale: str = "linear",
     scale_title: str = "",
 ) -> go.Figure:
     """Draws `tiles[row][column]` on one pair of axes; every tile is one unit high, whatever its resolution.
@@ -74,6 +78,8 @@ def tile_grid(
         column_labels (`Sequence[str]`): Texts above the columns.
         row_labels (`Sequence[str]`): Texts left of the rows.
         shared_scale (`bool`): One colour range for all maps instead of one for each.
+        scale (`str`): How values become colours: `"linear"` from the least to the greatest, `"log"` so by their
+            logarithm (of positive values), `"diverging"` with white at zero.
         scale_title (`str`): Title of the colour bar, drawn where there are maps.
     """
     cells = [(i, j, tile) for i, row in enumerate(tiles) for j, tile in enumerate(row) if tile is not None]
@@ -82,10 +88,11 @@ def tile_grid(
     lines = [html.unescape(re.sub("<.*?>", "", line)) for label in row_labels for line in label.split("<br>")]
     left = _MARGIN + _CHARACTER_WIDTH * max(4, *map(len, lines))
     pitch_x = aspect + _GAP
-    unit = (_WIDTH - left - _MARGIN) / (columns * pitch_x - _GAP)
+    span = max(columns * pitch_x - _GAP, (_WIDTH - left - _MARGIN) / _MAX_TILE)
+    unit = (_WIDTH - left - _MARGIN) / span
     pitch_y = 1 + _GAP + (_CAPTION_HEIGHT / unit if any(tile.caption for _, _, tile in cells) else 0)
-    maps = [tile.values for _, _, tile in cells if tile.values.ndim == 2]
-    common = _color_range(np.concatenate([m.ravel() for m in maps])) if shared_scale and maps else None
+    maps = [_scaled(tile.values, scale) for _, _, tile in cells if tile.values.ndim == 2]
+    common = _color_range(np.concatenate([m.ravel() for m in maps]), scale) if shared_scale and maps else None
 
     figure = go.Figure()
     bar_drawn = False
@@ -98,20 +105,34 @@ def tile_grid(
                 go.Image(source=png_data_uri(tile.values), hovertemplate=f"{tile.name}<extra></extra>", **place)
             )
         else:
-            low, high = common or _color_range(tile.values)
+            shown = _scaled(tile.values, scale)
+            value = "customdata" if scale == "log" else "z"
+            low, high = common or _color_range(shown, scale)
             figure.add_trace(
                 go.Heatmap(
-                    z=tile.values,
+                    z=shown,
                     zmin=low,
                     zmax=high,
-                    colorscale=COLOR_SCALE,
-                    hovertemplate=f"{tile.name}<br>value %{{z:.4g}}<extra></extra>",
+                    colorscale=DIVERGING_COLOR_SCALE if scale == "diverging" else COLOR_SCALE,
+                    customdata=tile.values if scale == "log" else None,
+                    hovertemplate=f"{tile.name}<br>value %{{{value}:.4g}}<extra></extra>",
                     showscale=not bar_drawn,
-                    colorbar=_color_bar(low, high, shared_scale, scale_title),
+                    colorbar=_color_bar(low, high, shared_scale, scale, scale_title),
                     **place,
                 )
             )
             bar_drawn = True
+        if tile.outline is not None:
+            xs, ys = _border(tile.outline)
+            for color, line_width in (("black", 3), ("white", 1.5)):  # one of them shows on any background
+                figure.add_scatter(
+                    x=[None if x is None else j * pitch_x + x * dx for x in xs],
+                    y=[None if y is None else i * pitch_y + y * dy for y in ys],
+                    mode="lines",
+                    line={"color": color, "width": line_width},
+                    hoverinfo="skip",
+                    showlegend=False,
+                )
         if tile.caption:
             figure.add_annotation(
                 x=j * pitch_x + aspect / 2, y=i * pitch_y + 1, text=tile.caption, showarrow=False, yanchor="top"
@@ -133,7 +154,7 @@ def tile_grid(
         xaxis={
             **bare,
             "side": "top",
-            "range": [0, columns * pitch_x - _GAP],
+            "range": [0, span],
             "tickvals": [j * pitch_x + aspect / 2 for j in range(columns)],
             "ticktext": list(column_labels),
             "tickangle": 0,
@@ -153,12 +174,36 @@ def tile_grid(
     return figure
 
 
-def _color_range(values: np.ndarray) -> tuple[float, float]:
+def _scaled(values: np.ndarray, scale: str) -> np.ndarray:
+    if scale != "log":
+        return values
+    positive = values[values > 0]
+    return np.log10(np.maximum(values, positive.min() if positive.size else 1.0))
+
+
+def _color_range(values: np.ndarray, scale: str) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
+    if scale == "diverging":
+        high = max(-low, high)
+        low = -high
     return low, high if high > low else low + 1.0
 
 
-def _color_bar(low: float, high: float, shared_scale: bool, title: str) -> dict:
+def _border(mask: np.ndarray) -> tuple[list[int | None], list[int | None]]:
+    """X and y of the edges between pixels inside and outside of `mask`; `None` ends each edge."""
+    padded = np.pad(mask, 1)
+    xs: list[int | None] = []
+    ys: list[int | None] = []
+    for y, x in np.argwhere(padded[1:] != padded[:-1]).tolist():  # below row y - 1, at column x - 1
+        xs += [x - 1, x, None]
+        ys += [y, y, None]
+    for y, x in np.argwhere(padded[:, 1:] != padded[:, :-1]).tolist():
+        xs += [x, x, None]
+        ys += [y - 1, y, None]
+    return xs, ys
+
+
+def _color_bar(low: float, high: float, shared_scale: bool, scale: str, title: str) -> dict:
     bar = {
         "title": {"text": title, "side": "bottom", "font": {"size": 13}},
         "orientation": "h",
@@ -173,4 +218,11 @@ def _color_bar(low: float, high: float, shared_scale: bool, title: str) -> dict:
         "yanchor": "bottom",
         "ypad": 0,
     }
-    return bar if shared_scale else {**bar, "tickvals": [low, high], "ticktext": ["low", "high"]}
+    if scale == "diverging" and not shared_scale:
+        return {**bar, "tickvals": [low, 0, high], "ticktext": ["negative", "0", "positive"]}
+    if not shared_scale:
+        return {**bar, "tickvals": [low, high], "ticktext": ["low", "high"]}
+    if scale == "log":
+        powers = list(range(int(np.ceil(low)), int(np.floor(high)) + 1))
+        return {**bar, "tickvals": powers, "ticktext": [f"10<sup>{power}</sup>" for power in powers]}
+    return bar

@@ -45,3 +45,34 @@ def make_profile(samples: int = 1, guided: bool = False, **provenance) -> Diffus
 def without(profile: DiffusionProfile, *names: str) -> DiffusionProfile:
     """The profile without some arrays."""
     return DiffusionProfile({name: profile[name] for name in profile if name not in names}, profile.provenance)
+
+
+PIXELS = [(2, 1), (2, 2), (3, 1), (5, 6)]
+
+
+def with_gradients(profile: DiffusionProfile, *, separate: bool = False) -> DiffusionProfile:
+    """The profile with gradients of `PIXELS` at its recorded steps 2, 12 and 22."""
+    rng = np.random.default_rng(1)
+    samples, guided = profile["samples"].sizes["sample"], "branch" in profile["attention_map"].dims
+    coords = {name: coord for name, coord in profile["samples"].sel(step=[2, 12, 22]).coords.items()}
+    places = {"row": ("pixel", [row for row, _ in PIXELS]), "column": ("pixel", [column for _, column in PIXELS])}
+
+    def array(**sizes: int) -> xr.DataArray:
+        sizes = {"step": 3, "sample": samples, **({"branch": 2} if guided else {}), **sizes}
+        values = rng.normal(0, 1, tuple(sizes.values())).astype(np.float32)
+        branch = {"branch": ["uncond", "cond"]} if guided else {}
+        return xr.DataArray(
+            values, dims=tuple(sizes), coords={**coords, **branch, **(places if "pixel" in sizes else {})}
+        )
+
+    image = {"height": 10, "width": 8}
+    colors = {"channel": 3} if separate else {}
+    gradients = {
+        "gradient_volume": array(pixel=len(PIXELS), **colors, **image),
+        "gradient_energy": abs(array(**image)) + 0.01,
+        "gradient_energy_error": abs(array(**image)),
+        "label_sensitivity": array(pixel=len(PIXELS), channel=4, **image),
+        f"gradient_maps/{ATTENTION}": array(channel=6, **image),
+        f"gradient_maps/{CONV}": array(channel=5, height=5, width=4),
+    }
+    return DiffusionProfile({**dict(profile.items()), **gradients}, profile.provenance)
