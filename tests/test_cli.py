@@ -1,4 +1,5 @@
 import errno
+import html
 import re
 import shutil
 
@@ -9,7 +10,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from diffusers_xai import ConvNextUNet2DModel, DiffusionProfile, XAIPipeline, cli
-from diffusers_xai.measures import channel_sums
+from diffusers_xai.cli.requests import parse_label
+from diffusers_xai.measures import channel_sums, structural_similarity
 
 
 SIZE, STEPS = 16, 4
@@ -85,7 +87,8 @@ def test_a_profile_with_its_report(profile, place, checkpoint):
 
 
 def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
-    assert profile("--label", "Bangs,Smiling", "--seed", 5, "--scheduler", "ddim", "--layers", "downs.*.2.fn")[0] == 0
+    args = ["--label", "Bangs,Smiling", "--seed", 5, "--scheduler", "ddim", "--layers", "downs.*.2.fn"]
+    assert profile(*args, "--box", 4, 4, 8, 8, "--ablate", "downs.0.3:0", "--switch", "2:3")[0] == 0
     page = (place / "profile" / "report.html").read_text()
     command = re.search(r"<code>diffusers-xai (profile.*?)</code>", page).group(1).replace("&#x27;", "").split()
     command[-1] = "again"
@@ -97,6 +100,8 @@ def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
     assert list(first) == list(second)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
+    edited = [DiffusionProfile.from_pretrained(f"{name}/edited") for name in ("profile", "again")]
+    np.testing.assert_array_equal(*(run["final_sample"] for run in edited))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +110,7 @@ def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
 )
 def test_labels(text, label):
     config = {"num_class_embeds": 16, "class_attributes": ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]}
-    assert cli.parse_label(text, config) == label
+    assert parse_label(text, config) == label
 
 
 @pytest.mark.parametrize(
@@ -128,6 +133,18 @@ def test_labels(text, label):
         (["--mask", "notes.txt"], ["--mask notes.txt", "image"]),
         (["--mask", "black.png"], ["--mask black.png", "empty"]),
         (["--mask", "large.png"], ["16", "20"]),
+        (["--box", 4, 4, 4, 8], ["--box 4 4 4 8", "left < right"]),
+        (["--box", 4, 4, 8, 17], ["--box 4 4 8 17", "16"]),
+        (["--box", 4, 4, 8], ["--box", "4"]),
+        (["--box", 4, 4, 8, 8, "--mask", "large.png"], ["--mask", "not allowed", "--box"]),
+        (["--ablate", "downs.0.3"], ["--ablate", "LAYER:CHANNEL"]),
+        (["--ablate", "downs.0.3:-1"], ["--ablate", "LAYER:CHANNEL", "downs.0.3:-1"]),
+        (["--ablate", "downs.0.3:first"], ["--ablate", "max", "downs.0.3:first"]),
+        (["--ablate", "downs.7.3:max"], ["--ablate downs.7.3", "nearest"]),
+        (["--ablate", "downs.0.3:99"], ["99", "0..7"]),
+        (["--switch", "2"], ["--switch 2", "STEP:LABEL"]),
+        (["--switch", "4:0011"], ["--switch 4:0011", "0..3"]),
+        (["--switch", "2:17"], ["--switch 2: 17", "0..15"]),
         (["--out", "notes.txt/sub"], ["notes.txt"]),
         (["--out", "there"], ["there exists", "--overwrite"]),
         (["--out", "there", "--overwrite"], ["there is not a profile"]),
@@ -163,7 +180,7 @@ def test_debug_shows_the_traceback(profile, place):
 def test_overwrite_replaces_a_profile_when_the_new_one_is_complete(profile, place, monkeypatch):
     assert profile("--seed", 1)[0] == 0
     (place / "profile" / "left.txt").write_text("old")
-    monkeypatch.setattr(cli, "write_report", raise_full_disk)
+    monkeypatch.setattr(cli.profile, "write_report", raise_full_disk)
     assert profile("--seed", 2, "--overwrite")[0] == 2
     assert DiffusionProfile.from_pretrained("profile").provenance["seeds"] == [1]
     monkeypatch.undo()
@@ -183,7 +200,7 @@ def test_a_full_disk_leaves_nothing(profile, place, monkeypatch, where):
     if where == "save":
         monkeypatch.setattr(DiffusionProfile, "save_pretrained", raise_full_disk)
     else:
-        monkeypatch.setattr(cli, "write_report", raise_full_disk)
+        monkeypatch.setattr(cli.profile, "write_report", raise_full_disk)
     code, _, err = profile("--out", "a/b")
     assert code == 2
     assert "No space left on device" in err[-1]
@@ -206,7 +223,7 @@ def test_an_interruption_leaves_nothing(profile, place, monkeypatch, where):
     if where == "sampling":
         monkeypatch.setattr(DDPMScheduler, "step", interrupt)
     else:
-        monkeypatch.setattr(cli, "write_report", interrupt)
+        monkeypatch.setattr(cli.profile, "write_report", interrupt)
     code, _, err = profile()
     assert code == 130
     assert "interrupted" in err[-1]
@@ -215,7 +232,7 @@ def test_an_interruption_leaves_nothing(profile, place, monkeypatch, where):
 
 def test_a_mask_chooses_the_max_channels(profile, place):
     mask = write_mask(place / "mask.png")
-    assert profile("--mask", "mask.png", "--layers", "downs.0.2.fn")[0] == 0
+    assert profile("--mask", "mask.png", "--layers", "downs.0.2.fn", "--no-gradients")[0] == 0
     made = DiffusionProfile.from_pretrained("profile")
     stored = np.asarray(Image.open("profile/mask.png"))
     np.testing.assert_array_equal(stored, mask)
@@ -223,6 +240,99 @@ def test_a_mask_chooses_the_max_channels(profile, place):
     shown = [int(channel) for channel in re.findall(r'"c\*=(\d+)"', page)]
     activation = torch.from_numpy(made["activations/downs.0.2.fn"].values[:, 0].copy())
     assert shown == channel_sums(activation, torch.from_numpy(mask)).argmax(1).tolist()
+
+
+def test_gradients_of_a_region(profile, place):
+    assert profile("--box", 4, 6, 7, 8, "--every", 2)[0] == 0
+    made = DiffusionProfile.from_pretrained("profile")
+    volume = made["gradient_volume"]
+    assert list(zip(volume["row"].values, volume["column"].values, strict=True)) == [
+        (row, column) for row in (6, 7) for column in (4, 5, 6)
+    ]
+    assert volume["timestep"].values.tolist() == [750, 500, 0]  # nearest to 950, 600 and 100 of 750, 500, 250, 0
+    assert made["gradient_energy"].sizes["step"] == STEPS
+    assert made["gradient_maps/downs.0.2.fn"].sizes["step"] == STEPS
+    page = (place / "profile" / "report.html").read_text()
+    assert "The same, pixel by pixel" in page
+    assert "Through which places the layers act on it" in page
+    expected = np.zeros((SIZE, SIZE), dtype=bool)
+    expected[6:8, 4:7] = True
+    np.testing.assert_array_equal(np.asarray(Image.open("profile/mask.png")), expected)
+
+
+def test_gradients_of_the_whole_image_are_an_energy(profile, place):
+    assert profile()[0] == 0
+    made = DiffusionProfile.from_pretrained("profile")
+    assert "gradient_energy" in made
+    assert "gradient_volume" not in made
+    assert not (place / "profile" / "mask.png").exists()
+    assert "Which pixels the whole image depends on" in (place / "profile" / "report.html").read_text()
+
+
+def test_a_large_region_has_an_energy_and_no_volume(profile, place, monkeypatch):
+    monkeypatch.setattr(cli.profile, "_VOLUME_BYTES", 10_000)
+    code, _, err = profile("--box", 0, 0, 8, 8)
+    assert code == 0
+    assert any("too large" in line for line in err)
+    made = DiffusionProfile.from_pretrained("profile")
+    assert "gradient_energy" in made
+    assert "gradient_volume" not in made
+
+
+def test_no_gradients(profile, place):
+    assert profile("--box", 4, 4, 12, 12, "--no-gradients")[0] == 0
+    made = DiffusionProfile.from_pretrained("profile")
+    assert not [name for name in made if name.startswith(("gradient", "label"))]
+
+
+def test_ablation_of_the_max_channel_beside_the_intact_run(profile, place, checkpoint):
+    mask = write_mask(place / "mask.png")
+    assert profile("--mask", "mask.png", "--ablate", "downs.0.3:max,2", "--layers", "mid_attn.fn")[0] == 0
+    intact, edited = (DiffusionProfile.from_pretrained(path) for path in ("profile", "profile/edited"))
+    record = intact["activations/downs.0.3"].sel(step=2).values  # t = 250, the nearest to 200
+    channel = int(channel_sums(torch.from_numpy(record.copy()), torch.from_numpy(mask)).argmax())
+    channels = sorted({channel, 2})
+
+    pipe = XAIPipeline.from_pretrained(checkpoint)
+
+    def ablate(module, args, output):
+        changed = output.clone()
+        changed[:, channels] = 0
+        return changed
+
+    pipe.unet.get_submodule(pipe.unet.layer_aliases["downs.0.3"]).register_forward_hook(ablate)
+    generator = [torch.Generator().manual_seed(321)]
+    images = pipe(class_labels=[3], num_inference_steps=STEPS, generator=generator, output_type="pt").images
+    np.testing.assert_array_equal((edited["final_sample"].values / 2 + 0.5).clip(0, 1), images.numpy())
+    page = (place / "profile" / "report.html").read_text()
+    assert f"channel{'s' * (len(channels) > 1)} {', '.join(map(str, channels))} of downs.0.3 set to zero" in page
+    seen = (torch.from_numpy(run["final_sample"].values.copy()).clamp(-1, 1) for run in (intact, edited))
+    assert f"SSIM {structural_similarity(*seen).item():.3f}" in page
+
+
+def test_a_label_switch_beside_the_unswitched_run(profile, place):
+    assert profile("--label", "0011", "--switch", "0:1100", "--no-gradients")[0] == 0
+    assert profile("--label", "1100", "--no-gradients", "--out", "other")[0] == 0
+    switched = DiffusionProfile.from_pretrained("profile/edited")
+    other = DiffusionProfile.from_pretrained("other")
+    np.testing.assert_array_equal(switched["final_sample"], other["final_sample"])
+    page = (place / "profile" / "report.html").read_text()
+    assert "the label switched to Bangs, Male, not Smiling, not Wearing_Lipstick from step 0 on" in page
+
+
+def test_the_printed_python_makes_both_runs_again(profile, place):
+    assert profile("--box", 4, 6, 7, 8, "--ablate", "downs.0.3:1", "--switch", "2:0000")[0] == 0
+    page = (place / "profile" / "report.html").read_text()
+    code = html.unescape(re.search(r"In Python</h3><pre><code>(.*?)</code>", page, re.DOTALL).group(1))
+    first = [DiffusionProfile.from_pretrained(path) for path in ("profile", "profile/edited")]
+    first = [{name: run[name].values for name in run} for run in first]
+    shutil.rmtree("profile")
+    exec(compile(code, "report.html", "exec"), {})
+    for before, path in zip(first, ("profile", "profile/edited"), strict=True):
+        again = DiffusionProfile.from_pretrained(path)
+        assert list(before) == list(again)
+        for name, values in before.items():
+            np.testing.assert_array_equal(again[name].values, values)
 
 
 def test_every_keeps_a_stride(profile, place):
@@ -233,7 +343,7 @@ def test_every_keeps_a_stride(profile, place):
 
 
 def test_a_large_profile_gets_a_larger_stride(profile, place, monkeypatch):
-    monkeypatch.setattr(cli, "_PROFILE_BYTES", 1)
+    monkeypatch.setattr(cli.profile, "_PROFILE_BYTES", 1)
     assert profile()[0] == 0
     assert DiffusionProfile.from_pretrained("profile")["samples"].sizes["step"] == 1
 

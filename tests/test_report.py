@@ -10,7 +10,7 @@ import pytest
 from diffusers_xai.report import write_report
 from diffusers_xai.report.origin import python_code
 from diffusers_xai.report.words import label_words
-from tests.plots.profiles import ATTENTION, CONV, make_profile, without
+from tests.plots.profiles import ATTENTION, CONV, make_profile, with_gradients, without
 
 
 class Page(HTMLParser):
@@ -102,6 +102,26 @@ def test_what_is_not_recorded_is_left_out(report, missing, heading):
     assert heading not in report(without(make_profile(), *missing)).headings()
 
 
+@pytest.mark.parametrize("missing", ["gradient_volume", "label_sensitivity"])
+def test_gradients_have_their_sections(report, missing):
+    headings = {
+        "gradient_volume": "The same, pixel by pixel",
+        "label_sensitivity": "Which attribute would change these pixels",
+    }
+    profile = with_gradients(make_profile())
+    assert {*headings.values(), "Through which places the layers act on it"} <= set(report(profile).headings())
+    assert headings[missing] not in report(without(profile, missing)).headings()
+
+
+def test_another_run_is_compared(report):
+    ablation = {"type": "ChannelAblation", "layer": [CONV], "channels": [3], "replace": "zero", "amount": 1.0}
+    edited = make_profile(edits=[ablation, {"type": "LabelSwitch", "to": 12, "at": 5, "timestep": None}])
+    page = report(make_profile(), edited=edited)
+    assert {"What the change does", "When the two runs part"} <= set(page.headings())
+    assert "channel 3 of mid_block2 set to zero; the label switched to Bangs, Male, not Smiling" in page.text
+    assert "What the change does" not in report(make_profile()).headings()
+
+
 def test_an_interrupted_run_is_called_that(report):
     assert "interrupted" not in report(make_profile()).text
     assert "interrupted" in report(without(make_profile(complete=False), "final_sample")).text
@@ -168,8 +188,8 @@ def test_a_mask_is_shown(report):
     mask = np.zeros((10, 8), dtype=bool)
     mask[:5] = True
     page = report(make_profile(), mask=mask)
-    assert any("mask" in attributes.get("alt", "") for tag, attributes in page.elements if tag == "img")
-    assert "chosen within the mask" in page.text
+    assert any("region" in attributes.get("alt", "") for tag, attributes in page.elements if tag == "img")
+    assert "chosen within the region" in page.text
 
 
 def test_a_bare_profile_has_a_page(report):

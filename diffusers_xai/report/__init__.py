@@ -20,6 +20,7 @@ def write_report(
     path: str | os.PathLike,
     *,
     mask: np.ndarray | None = None,
+    edited: DiffusionProfile | None = None,
     command: Sequence[str] | None = None,
 ) -> None:
     """Writes what `profile` holds as one HTML page that needs no network.
@@ -30,13 +31,15 @@ def write_report(
     Args:
         profile (`DiffusionProfile`): What to show.
         path (`str` or `os.PathLike`): The HTML file.
-        mask (`np.ndarray` of shape `(H, W)`, *optional*): Boolean mask that weights the choice of max channels.
+        mask (`np.ndarray` of shape `(H, W)`, *optional*): Boolean mask of the region of interest: gradients
+            are those of its pixels, and it weights the choice of max channels.
+        edited (`DiffusionProfile`, *optional*): The same run with a change, to compare with.
         command (`Sequence[str]`, *optional*): The command line that made the profile, printed on the page.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    body = [hero(profile, mask), *sections(profile, mask), origin(profile, command)]
+    body = [hero(profile, mask), *sections(profile, mask, edited), origin(profile, mask, edited, command)]
     text = page(headline(profile), body)
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)

@@ -41,8 +41,9 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
             caption = "Result" if result.sizes["sample"] == 1 else f"Result {sample}"
             pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', caption))
     if mask is not None:
-        uri = png_data_uri(np.repeat(255 * mask.astype(np.uint8)[:, :, None], 3, axis=2))
-        pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="The mask, white where it holds">', "Mask"))
+        uri = png_data_uri(_shaded(profile, mask))
+        alt = "The generated image, dark outside of the region of interest"
+        pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', "Region of interest"))
     film, control = _film(profile)
     return (
         f"<header><h1>{html.escape(headline(profile))}</h1><dl class='facts'>{rows}</dl>{warning}"
@@ -98,6 +99,14 @@ def _film(profile: DiffusionProfile) -> tuple[str, str]:
         f' aria-valuetext="{label}"><output>{label}</output></div>'
     )
     return "".join(pictures), control
+
+
+def _shaded(profile: DiffusionProfile, mask: np.ndarray) -> np.ndarray:
+    """The first result, dark outside of `mask`; the mask itself where there is no result of its size."""
+    white = np.full((*mask.shape, 3), 255, np.uint8)
+    image = to_rgb(profile["final_sample"].isel(sample=0).values) if "final_sample" in profile else white
+    image = image if image.shape == white.shape else white
+    return np.where(mask[:, :, None], image, image // 4)
 
 
 def _picture(image: str, caption: str) -> str:

@@ -5,12 +5,20 @@ import json
 import shlex
 from collections.abc import Sequence
 
+import numpy as np
+
 from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.measures import mask_from_runs, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
 
 
-def origin(profile: DiffusionProfile, command: Sequence[str] | None) -> str:
-    """HTML of the last section: a table of the provenance, the code to repeat the run, the configurations."""
+def origin(
+    profile: DiffusionProfile,
+    mask: np.ndarray | None,
+    edited: DiffusionProfile | None,
+    command: Sequence[str] | None,
+) -> str:
+    """HTML of the last section: a table of the provenance, the code to repeat the runs, the configurations."""
     provenance = profile.provenance
     rows = "".join(
         f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>'
@@ -18,7 +26,8 @@ def origin(profile: DiffusionProfile, command: Sequence[str] | None) -> str:
         if text
     )
     parts = [f"<section><h2>How it was made</h2><table>{rows}</table>"]
-    code = [("In the shell", shlex.join(command) if command else None), ("In Python", python_code(provenance))]
+    python = python_code(provenance, mask, edited.provenance if edited is not None else None)
+    code = [("In the shell", shlex.join(command) if command else None), ("In Python", python)]
     parts += [f"<h3>{title}</h3><pre><code>{html.escape(text)}</code></pre>" for title, text in code if text]
     for name in ("model", "scheduler"):
         config = provenance.get(name, {}).get("config")
@@ -28,31 +37,44 @@ def origin(profile: DiffusionProfile, command: Sequence[str] | None) -> str:
     return "".join(parts) + "</section>"
 
 
-def python_code(provenance: dict) -> str | None:
-    """The Python program that repeats an `XAIPipeline` run, or `None` for a run of another pipeline."""
-    pipeline = provenance.get("pipeline", {})
-    if pipeline.get("class") != "XAIPipeline":
+def python_code(provenance: dict, mask: np.ndarray | None = None, edited: dict | None = None) -> str | None:
+    """The Python program that repeats an `XAIPipeline` run, and the `edited` one after it.
+
+    `None` for runs of another pipeline, and for edits that the provenance only describes.
+    """
+    runs = [("out", provenance), *([("edited", edited)] if edited is not None else [])]
+    if any(run.get("pipeline", {}).get("class") != "XAIPipeline" for _, run in runs):
         return None
-    record = [_call(spec) for spec in provenance.get("record", [])]
-    edits = [_call(spec) for spec in provenance.get("edits", [])]
-    checkpoint = pipeline.get("name_or_path")
+    if any(isinstance(edit.get("replace"), dict) for _, run in runs for edit in _flat(run.get("edits", []))):
+        return None
+    masks = _Masks(mask)
+    calls = [line for name, run in runs for line in _pipeline_call(name, run, masks)]
+    specs = [spec for _, run in runs for spec in _flat(run.get("record", []) + run.get("edits", []))]
+    checkpoint = provenance["pipeline"].get("name_or_path")
     source = "demo_checkpoint()" if _is_demo(checkpoint) else repr(checkpoint)
-    names = {call.partition("(")[0] for call in record + edits} | {"XAIPipeline"}
+    names = {spec.get("type", "") for spec in specs} | {"XAIPipeline"}
     names |= {"demo_checkpoint"} if _is_demo(checkpoint) else set()
     lines = ["import torch"]
     scheduler = provenance.get("scheduler", {}).get("class")
     if scheduler:
         lines.append(f"from diffusers import {scheduler}")
-    lines += [
-        "",
-        f"from diffusers_xai import {', '.join(sorted(names))}",
-        "from diffusers_xai.report import write_report",
-        "",
-        f"pipe = XAIPipeline.from_pretrained({source})",
-    ]
+    lines += ["", f"from diffusers_xai import {', '.join(sorted(names))}"]
+    lines += masks.imports()
+    lines += ["from diffusers_xai.report import write_report", "", *masks.definitions()]
+    lines.append(f"pipe = XAIPipeline.from_pretrained({source})")
     if scheduler:
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
-    lines.append("out = pipe(")
+    arguments = ["out.profile", '"profile/report.html"'] + ["mask=mask"] * (mask is not None)
+    lines += [*calls, 'out.profile.save_pretrained("profile")']
+    if edited is not None:
+        arguments.append("edited=edited.profile")
+        lines.append('edited.profile.save_pretrained("profile/edited")')
+    lines.append(f"write_report({', '.join(arguments)})")
+    return "\n".join(lines)
+
+
+def _pipeline_call(name: str, provenance: dict, masks: "_Masks") -> list[str]:
+    lines = [f"{name} = pipe("]
     labels = provenance.get("class_labels") or [None]
     if None in labels:
         lines.append(f"    batch_size={len(labels)},")
@@ -66,11 +88,59 @@ def python_code(provenance: dict) -> str | None:
     lines.append(f"    guidance_scale={provenance.get('guidance_scale', 1.0)!r},")
     if provenance.get("eta"):
         lines.append(f"    eta={provenance['eta']!r},")
-    for name, calls in (("record", record), ("edits", edits)):
-        if calls:
-            lines += [f"    {name}=[", *(f"        {call}," for call in calls), "    ],"]
-    lines += [")", 'out.profile.save_pretrained("profile")', 'write_report(out.profile, "profile/report.html")']
-    return "\n".join(lines)
+    for argument in ("record", "edits"):
+        if provenance.get(argument):
+            entries = [_entry(entry, masks) for entry in provenance[argument]]
+            lines += [f"    {argument}=[", *(f"        {entry}," for entry in entries), "    ],"]
+    return [*lines, ")"]
+
+
+def _entry(entry: dict | list, masks: "_Masks") -> str:
+    """A spec, or the specs of one image, as code."""
+    if isinstance(entry, list):
+        return f"[{', '.join(_entry(spec, masks) for spec in entry)}]"
+    return _call({**entry, "mask": masks.name_of(entry["mask"])} if entry.get("mask") else entry)
+
+
+def _flat(entries: list) -> list[dict]:
+    return [spec for entry in entries for spec in (entry if isinstance(entry, list) else [entry])]
+
+
+class _Masks:
+    """The masks of a program: each one is defined once, and `mask` is the report's."""
+
+    def __init__(self, mask: np.ndarray | None):
+        self._masks = [] if mask is None else [mask]
+
+    def name_of(self, data: dict) -> "_Name":
+        mask = mask_from_runs(data)
+        known = [i for i, other in enumerate(self._masks) if np.array_equal(mask, other)]
+        if not known:
+            self._masks.append(mask)
+        index = known[0] if known else len(self._masks) - 1
+        return _Name(f"mask_{index + 1}" if index else "mask")
+
+    def imports(self) -> list[str]:
+        names = {definition.partition("(")[0] for definition in map(_definition, self._masks)}
+        return [f"from diffusers_xai.measures import {', '.join(sorted(names))}"] if names else []
+
+    def definitions(self) -> list[str]:
+        return [f"mask{f'_{i + 1}' if i else ''} = {_definition(mask)}" for i, mask in enumerate(self._masks)]
+
+
+class _Name(str):
+    """A variable, which stands in code as it is."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _definition(mask: np.ndarray) -> str:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, bottom, left, right = (int(i) for i in (rows[0], rows[-1] + 1, columns[0], columns[-1] + 1))
+    if mask[top:bottom, left:right].all():
+        return f"mask_from_box({(left, top, right, bottom)}, {mask.shape})"
+    return f"mask_from_runs({mask_to_runs(mask)})"
 
 
 def _facts(provenance: dict) -> list[tuple[str, str]]:
@@ -90,8 +160,8 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
         ("Label", labels),
         ("Guidance scale", str(provenance.get("guidance_scale", ""))),
         ("Seed", seeds),
-        ("Edits", "; ".join(_call(spec) for spec in provenance.get("edits", []))),
-        ("Recorded", "; ".join(_call(spec) for spec in provenance.get("record", []))),
+        ("Edits", "; ".join(map(_summary, provenance.get("edits", [])))),
+        ("Recorded", "; ".join(map(_summary, provenance.get("record", [])))),
         ("Created", str(provenance.get("created", ""))),
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items() if version)),
     ]
@@ -105,3 +175,13 @@ def _call(spec: dict) -> str:
     """`{"type": "Samples", "every": 10, "steps": None}` -> `"Samples(every=10)"`."""
     arguments = [f"{name}={value!r}" for name, value in spec.items() if name != "type" and value is not None]
     return f"{spec.get('type', '')}({', '.join(arguments)})"
+
+
+def _summary(entry: dict | list) -> str:
+    """A spec, or the specs of one image, for the table: a mask by its size."""
+    if isinstance(entry, list):
+        return f"[{', '.join(map(_summary, entry))}]"
+    if entry.get("mask"):
+        count = int(mask_from_runs(entry["mask"]).sum())
+        return _call({**entry, "mask": _Name(f"{count} pixel{'s' * (count > 1)}")})
+    return _call(entry)

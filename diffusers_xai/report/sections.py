@@ -1,50 +1,27 @@
 """The figures of the page, each with the sentences that teach how to read it."""
 
-import html
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
-import plotly.graph_objects as go
 
 from diffusers_xai import plots
 from diffusers_xai.plots.style import layers_over_time, layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.report.gradients import gradient_sections
+from diffusers_xai.report.pair import pair_sections
+from diffusers_xai.report.section import Section, can_compare_samples, render
 
 
-_CONFIG = {"responsive": True, "displaylogo": False, "modeBarButtons": [["toImage"]]}
 _LAYER_NAMES = (
     " Layers are named as in the thesis: downs contract the image, mid_attn is the bottleneck, ups expand it again."
 )
 
 
-@dataclass(frozen=True)
-class Section:
-    """One figure and its words.
-
-    Args:
-        title (`str`): Heading.
-        text (`str`): How to read the figure, HTML.
-        alt (`str`): What the figure shows, for those who do not see it.
-        source (`str`): Where the method is defined.
-        draw (`Callable[[], go.Figure]`): Makes the figure.
-        wide (`bool`): Whether the figure scrolls sideways on narrow screens instead of shrinking.
-    """
-
-    title: str
-    text: str
-    alt: str
-    source: str
-    draw: Callable[[], go.Figure]
-    wide: bool = False
+def sections(profile: DiffusionProfile, mask: np.ndarray | None, edited: DiffusionProfile | None) -> list[str]:
+    """HTML of a section for everything that the profile holds, and that another run of it shows."""
+    found = _of_process(profile, mask) + gradient_sections(profile, mask)
+    return [render(section) for section in found + (pair_sections(profile, edited) if edited is not None else [])]
 
 
-def sections(profile: DiffusionProfile, mask: np.ndarray | None) -> list[str]:
-    """HTML of a section for everything that the profile holds."""
-    return [_render(section) for section in _available(profile, mask)]
-
-
-def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Section]:
+def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Section]:
     found = []
     if "samples" in profile:
         found.append(
@@ -71,7 +48,7 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
                 wide=True,
             )
         )
-    if "measures/ssim" in profile or _can_compare_samples(profile):
+    if "measures/ssim" in profile or can_compare_samples(profile):
         found.append(
             Section(
                 "How much the image changes",
@@ -112,7 +89,7 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
             )
         )
     if layers_with_maps(profile):
-        chosen = " It is chosen within the mask shown at the top." if mask is not None else ""
+        chosen = " It is chosen within the region shown at the top." if mask is not None else ""
         found.append(
             Section(
                 "What single channels see",
@@ -128,14 +105,6 @@ def _available(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Secti
     return found
 
 
-def _can_compare_samples(profile: DiffusionProfile) -> bool:
-    """Whether there are two states of at least the size of SSIM's window."""
-    if "samples" not in profile:
-        return False
-    sizes = profile["samples"].sizes
-    return sizes["step"] + ("final_sample" in profile) > 1 and min(sizes["height"], sizes["width"]) >= 7
-
-
 def _stride(profile: DiffusionProfile, layer: str) -> str:
     steps = profile[f"activations/{layer}"]["step"].values
     distances = set(np.diff(steps).tolist())
@@ -143,12 +112,3 @@ def _stride(profile: DiffusionProfile, layer: str) -> str:
         return "not equally spaced"
     distance = distances.pop()
     return "one step apart" if distance == 1 else f"{distance} steps apart"
-
-
-def _render(section: Section) -> str:
-    figure = section.draw().to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
-    return (
-        f"<section><h2>{section.title}</h2><p>{section.text}</p>"
-        f'<div class="figure{" wide" * section.wide}" role="img" aria-label="{html.escape(section.alt)}"'
-        f' tabindex="0">{figure}</div><p class="source">{section.source}</p></section>'
-    )
