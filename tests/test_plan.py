@@ -13,6 +13,7 @@ from diffusers_xai import (
     ChannelAblation,
     GradientMaps,
     GradientVolume,
+    LabelSwitch,
     Samples,
     XAIPipeline,
     record,
@@ -188,3 +189,26 @@ def test_max_bytes_names_the_largest_and_what_would_fit(tmp_path):
     assert taken(every) <= limit < taken(every - 1)
     with pytest.raises(ValueError, match=r"max_bytes=100 \(100 B\).* Record fewer steps or layers\."):
         sample(record=specs, max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    ("edits", "error", "message"),
+    [
+        ([ChannelAblation("downs.9.3", channels=0)], KeyError, "matches 'downs.9.3'"),
+        ([ChannelAblation("downs.1.3", channels=99)], ValueError, r"in 0..15, got \[99\]"),
+        ([ChannelAblation("downs.1.3", channels=0, mask=np.ones((8, 8), bool))], ValueError, r"got \(8, 8\)"),
+        ([ChannelAblation("downs.1.3", channels=0, steps=20)], ValueError, r"within 0\.\.9"),
+        ([LabelSwitch(at=11, to=3)], ValueError, "`at` in 0..10, got 11"),
+        ([LabelSwitch(at=3, to=16)], ValueError, "got 16"),
+    ],
+)
+def test_a_plan_refuses_the_edits_that_a_run_would_refuse(edits, error, message):
+    pipe, sample = make_pipeline("xai")
+    before = state_of(pipe)
+    for attempt in (
+        lambda: pipe.plan(SPECS, edits, num_inference_steps=10),
+        lambda: sample(edits=edits, num_inference_steps=10),
+    ):
+        with pytest.raises(error, match=message):
+            attempt()
+    assert state_of(pipe) == before

@@ -25,6 +25,7 @@ from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recorder import record as record_run
 from diffusers_xai.taps import copy_scheduler, scale_model_input
 from diffusers_xai.taps.probe import probe_outputs, shortest_time
+from diffusers_xai.taps.run import Run
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -222,6 +223,11 @@ class XAIPipeline(DiffusionPipeline):
         inputs = {"timestep": scheduler.timesteps[0], "class_labels": self._label_tensor(labels[:1], False, device)}
 
         backbone = get_backbone(self)
+        run = Run(backbone, scheduler, lambda: guidance_scale != 1.0)
+        with ExitStack() as stack:
+            for edit, samples in edits_of_samples:
+                edit.attach(run, stack, samples)
+            run.rehearse(torch.cat([sample] * batch_size * len(run.branches)), scheduler.timesteps[0])
         context = PlanContext(
             backbone=backbone,
             timesteps=[float(t) for t in scheduler.timesteps],

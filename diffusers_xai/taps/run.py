@@ -129,20 +129,26 @@ class Run:
             )
         self.calls.append((args, kwargs))
         if not self.timesteps:
-            self.timesteps = self._coming_timesteps(args, kwargs)
-            for start in self._on_start:
-                start()
+            self._start()
         for _, edit in self._on_call:
             args, kwargs = edit(args, kwargs) or (args, kwargs)
         self.calls[-1] = (args, kwargs)
         return args, kwargs
 
-    def _coming_timesteps(self, args: tuple, kwargs: dict) -> list[float]:
-        """The schedule from the first call on: an image-to-image pipeline starts in its middle."""
+    def rehearse(self, *args: Any, **kwargs: Any) -> None:
+        """Lets everything that is attached refuse a run that would begin with this denoiser call."""
+        self.calls = [(args, kwargs)]
+        self._start()
+
+    def _start(self) -> None:
+        args, kwargs = self.calls[0]
         timesteps = [float(t) for t in self.scheduler.timesteps]
         given = args[1] if len(args) > 1 else kwargs.get("timestep")
         first = None if given is None else float(torch.as_tensor(given).reshape(-1)[0])
-        return timesteps[timesteps.index(first) :] if first in timesteps else timesteps
+        # An image-to-image pipeline starts in the middle of the schedule.
+        self.timesteps = timesteps[timesteps.index(first) :] if first in timesteps else timesteps
+        for callback in self._on_start:
+            callback()
 
     def _after_step(self, step: SchedulerStep) -> None:
         if not self.calls:
