@@ -195,7 +195,7 @@ def test_max_bytes_names_the_largest_and_what_would_fit(tmp_path):
     ("edits", "error", "message"),
     [
         ([ChannelAblation("downs.9.3", channels=0)], KeyError, "matches 'downs.9.3'"),
-        ([ChannelAblation("downs.1.3", channels=99)], ValueError, r"in 0..15, got \[99\]"),
+        ([ChannelAblation("downs.0.3", channels=99)], ValueError, r"in 0..7, got \[99\]"),
         ([ChannelAblation("downs.1.3", channels=0, mask=np.ones((8, 8), bool))], ValueError, r"got \(8, 8\)"),
         ([ChannelAblation("downs.1.3", channels=0, steps=20)], ValueError, r"within 0\.\.9"),
         ([LabelSwitch(at=11, to=3)], ValueError, "`at` in 0..10, got 11"),
