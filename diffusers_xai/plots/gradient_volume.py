@@ -98,14 +98,14 @@ def gradient_volume(
                     "domain": {"x": [left, right], "y": [0, 1]},
                     "xaxis": _axis("input column", [0, width - 1]),
                     "yaxis": {
-                        **_axis("output pixel (row, column)", [0, len(places) - 1]),
+                        **_axis("output pixel", [0, len(places) - 1]),
                         "tickvals": ticks,
                         "ticktext": [places[k] for k in ticks],
                     },
                     "zaxis": _axis("input row", [height - 1, 0]),
                     "aspectmode": "manual",
                     "aspectratio": {"x": width / max(height, width), "y": 1.2, "z": height / max(height, width)},
-                    "camera": {"eye": {"x": 1.3, "y": -2.1, "z": 0.8}, "center": {"x": 0.05, "y": 0, "z": -0.2}},
+                    "camera": {"eye": {"x": 1.4, "y": -2.3, "z": 0.85}, "center": {"x": -0.08, "y": 0, "z": -0.15}},
                     "dragmode": "turntable",
                 }
             }
