@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 
@@ -32,8 +34,8 @@ def pull_back(
         weights (`Callable`): `weights(start, stop)` -> (stop - start, height, width), the weight maps of these rows.
         rows (`int`): Number of weight maps.
         store (`Callable`): Receives the rows as they come.
-        chunk_size (`int` or `"auto"`): Weight maps per backward pass. `"auto"` is 1 on a CPU, where more is slower,
-            and what free memory holds on a GPU.
+        chunk_size (`int` or `"auto"`): Weight maps per backward pass. `"auto"` is 1 on a CPU, where more is slower
+            (backward passes run side by side there), and what free memory holds on a GPU.
         labels (`bool`): Whether to differentiate w.r.t. the label conditioning too.
 
     Raises:
@@ -72,23 +74,47 @@ def _pull_back_from(
         with replay.graph(copies=chunk, labels=labels) as graph:
             leaves = [graph.sample, *graph.labels]
             target = graph.target.unflatten(0, (-1, chunk, replay.samples))
-            while done < rows:
-                stop = min(done + chunk, rows)
-                maps = weights(done, stop).to(target)
-                if len(maps) < chunk:
-                    maps = torch.cat([maps, maps.new_zeros(chunk - len(maps), *maps.shape[1:])])
-                cotangent = maps[None, :, None].expand_as(target).reshape_as(graph.target)
-                grads = torch.autograd.grad(graph.target, leaves, cotangent, retain_graph=stop < rows)
-                by_row = [
-                    torch.cat(parts).unflatten(0, (-1, chunk, replay.samples)).transpose(0, 1)[: stop - done]
+
+            def product(maps: torch.Tensor) -> list[torch.Tensor]:
+                """Gradients (row, branch, sample, …) for weight maps (row, height, width)."""
+                padding = maps.new_zeros(chunk - len(maps), *maps.shape[1:])
+                cotangent = torch.cat([maps, padding])[None, :, None].expand_as(target).reshape_as(graph.target)
+                grads = torch.autograd.grad(graph.target, leaves, cotangent, retain_graph=True)
+                return [
+                    torch.cat(parts).unflatten(0, (-1, chunk, replay.samples)).transpose(0, 1)[: len(maps)]
                     for parts in (grads[:1], grads[1:])
                     if parts
                 ]
-                store(done, by_row[0], by_row[1] if labels else None)
-                done = stop
+
+            with _mapper(replay.device) as (parallel_map, at_once):
+                while done < rows:
+                    window = range(done, min(done + chunk * at_once, rows), chunk)
+                    maps = [weights(start, min(start + chunk, rows)).to(target) for start in window]
+                    for start, by_row in zip(window, parallel_map(product, maps), strict=True):
+                        store(start, by_row[0], by_row[1] if labels else None)
+                        done = min(start + chunk, rows)
     except torch.OutOfMemoryError as error:
         raise _OutOfMemory(done, chunk, error) from error
     return done
+
+
+@contextmanager
+def _mapper(device: torch.device) -> Iterator[tuple[Callable, int]]:
+    """A `map` and how many items to give it at once.
+
+    On a CPU, backward passes side by side with one thread each are a third faster than one after the other with all
+    threads. Nodes of the shared graph lock themselves.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield map, 1
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield pool.map, 8 * threads
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _auto_chunk(replay: StepReplay, labels: bool) -> int:
