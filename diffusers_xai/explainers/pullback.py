@@ -112,7 +112,7 @@ def _mapper(device: torch.device) -> Iterator[tuple[Callable, int]]:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield pool.map, 8 * threads
+            yield pool.map, 32 * threads
     finally:
         torch.set_num_threads(threads)
 
