@@ -19,7 +19,7 @@ from diffusers_xai.taps import (
     predicted_x0_and_noise,
     scale_model_input,
 )
-from diffusers_xai.taps.run import Run
+from diffusers_xai.taps.run import Run, sample_argument, sample_name
 
 
 OUTPUTS = ("step", "noise")
@@ -106,7 +106,7 @@ class StepReplay:
             yield StepGraph(target.sum(dim=1), sample, label_leaves, outputs)
 
     def _noise(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = torch.cat([_sample_argument(call) for call in self._run.calls])
+        inputs = torch.cat([sample_argument(call) for call in self._run.calls])
         leaf = self._leaf(self._repeat(inputs, copies))
         output = self._denoise(leaf, copies)
         return leaf, predicted_x0_and_noise(self._scheduler, self._step.timestep, output, leaf)[1]
@@ -115,12 +115,12 @@ class StepReplay:
         leaf = self._leaf(self._step.sample.repeat(copies, 1, 1, 1))
         timestep = self._step.arguments["timestep"]
         model_input = scale_model_input(copy_scheduler(self._scheduler), leaf, timestep)
-        rows = sum(_sample_argument(call).shape[0] for call in self._run.calls)
+        rows = sum(sample_argument(call).shape[0] for call in self._run.calls)
         branches = rows // self.samples
-        if _sample_argument(self._run.calls[0]).shape[1:] != model_input.shape[1:] or branches not in (1, 2):
+        if sample_argument(self._run.calls[0]).shape[1:] != model_input.shape[1:] or branches not in (1, 2):
             raise RuntimeError(
                 "Gradients `of='step'` need a denoiser whose input is the scheduler's state, once or once per guidance"
-                f" branch; got an input of shape {tuple(_sample_argument(self._run.calls[0]).shape)} for a state of"
+                f" branch; got an input of shape {tuple(sample_argument(self._run.calls[0]).shape)} for a state of"
                 f" {tuple(self._step.sample.shape)}. Use `of='noise'`."
             )
         output = self._denoise(torch.cat([model_input] * branches), copies)
@@ -146,7 +146,7 @@ class StepReplay:
         """The denoiser's calls of the step with their sample replaced, (branch · copy · sample, …)."""
         outputs, start = [], 0
         for args, kwargs in self._run.calls:
-            rows = _sample_argument((args, kwargs)).shape[0]
+            rows = sample_argument((args, kwargs)).shape[0]
             part = model_input[start : start + rows * copies]
             start += rows * copies
             repeat = partial(self._repeat_rows, rows=rows, copies=copies)
@@ -154,7 +154,7 @@ class StepReplay:
             if args:
                 args = (part, *(repeat(value) for value in args[1:]))
             else:
-                kwargs[_sample_name(kwargs)] = part
+                kwargs[sample_name(kwargs)] = part
             outputs.append(first_tensor(self._run.backbone.denoiser(*args, **kwargs)))
         return torch.cat(outputs)
 
@@ -175,15 +175,6 @@ class StepReplay:
     def _leaf(batch: torch.Tensor) -> torch.Tensor:
         # Convolutions differentiate faster in this layout.
         return batch.detach().clone(memory_format=torch.channels_last).requires_grad_()
-
-
-def _sample_name(kwargs: dict) -> str:
-    return "sample" if "sample" in kwargs else "hidden_states"
-
-
-def _sample_argument(call: tuple[tuple, dict]) -> torch.Tensor:
-    args, kwargs = call
-    return args[0] if args else kwargs[_sample_name(kwargs)]
 
 
 @contextmanager

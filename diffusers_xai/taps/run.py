@@ -10,6 +10,17 @@ from diffusers_xai.taps.modules import tap_call
 from diffusers_xai.taps.scheduler import SchedulerStep, noise_level, tap_step
 
 
+def sample_name(kwargs: dict) -> str:
+    """The keyword under which a denoiser receives its sample."""
+    return "sample" if "sample" in kwargs else "hidden_states"
+
+
+def sample_argument(call: tuple[tuple, dict]) -> torch.Tensor:
+    """The sample tensor (batch, channel, height, width) among the arguments of a denoiser call."""
+    args, kwargs = call
+    return args[0] if args else kwargs[sample_name(kwargs)]
+
+
 class Run:
     """The live state of one run of a pipeline.
 
@@ -72,8 +83,7 @@ class Run:
     @property
     def model_input(self) -> torch.Tensor:
         """The sample tensor (batch, channel, height, width) that the denoiser last received."""
-        args, kwargs = self.calls[-1]
-        return args[0] if args else next(kwargs[name] for name in ("sample", "hidden_states") if name in kwargs)
+        return sample_argument(self.calls[-1])
 
     @property
     def sample_size(self) -> tuple[int, int]:

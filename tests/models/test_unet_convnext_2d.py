@@ -6,17 +6,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers_xai import ConvNextUNet2DModel
 from diffusers_xai.models.unet_convnext_2d import LabelChannels
 from tests.reference import article_unet
-
-
-def tiny_unet(**config):
-    torch.manual_seed(0)
-    defaults = {
-        "sample_size": 16,
-        "block_out_channels": (8, 16),
-        "num_attention_heads": 2,
-        "attention_head_dim": 4,
-    }
-    return ConvNextUNet2DModel(**{**defaults, **config}).eval()
+from tests.tiny import convnext_unet
 
 
 def noise(*shape, seed=1):
@@ -69,7 +59,7 @@ def test_from_annotated_refuses_other_state_dicts():
 
 
 def test_save_and_load_is_bit_identical(tmp_path):
-    unet = tiny_unet(class_encoding="bits", mid_attention_type="softmax")
+    unet = convnext_unet(class_encoding="bits", mid_attention_type="softmax")
     unet.save_pretrained(tmp_path)
     loaded = ConvNextUNet2DModel.from_pretrained(tmp_path)
     assert [f.name for f in tmp_path.glob("*.safetensors")] == ["diffusion_pytorch_model.safetensors"]
@@ -84,7 +74,7 @@ def test_save_and_load_is_bit_identical(tmp_path):
 
 def test_every_article_path_names_the_layer_with_the_same_output():
     """Each alias's hooked output equals what the same-named module of an article-style network would return."""
-    unet = tiny_unet(block_out_channels=(8, 16, 16))
+    unet = convnext_unet(block_out_channels=(8, 16, 16))
     modules = dict(unet.named_modules())
     aliases = unet.layer_aliases
     state = article_unet.random_state(dim=8, multipliers=(1, 2, 2))
@@ -157,17 +147,17 @@ def test_label_channels(encoding, label, expected):
 )
 def test_bad_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
-        tiny_unet()(noise(1, 3, 16, 16), 3, labels)
+        convnext_unet()(noise(1, 3, 16, 16), 3, labels)
 
 
 def test_bad_samples_and_configs_are_refused():
-    unet = tiny_unet()
+    unet = convnext_unet()
     with pytest.raises(ValueError, match="divisible by the total stride 2"):
         unet(noise(1, 3, 16, 15), 3, torch.tensor([0]))
     with pytest.raises(ValueError, match=r"shape \(batch, 3, height, width\)"):
         unet(noise(1, 4, 16, 16), 3, torch.tensor([0]))
     with pytest.raises(ValueError, match="unconditional"):
-        tiny_unet(num_class_embeds=None)(noise(1, 3, 16, 16), 3, torch.tensor([0]))
+        convnext_unet(num_class_embeds=None)(noise(1, 3, 16, 16), 3, torch.tensor([0]))
     for config, message in [
         ({"class_encoding": "onehot"}, "class_encoding"),
         ({"mid_attention_type": "flash"}, "mid_attention_type"),
@@ -176,11 +166,11 @@ def test_bad_samples_and_configs_are_refused():
         ({"class_attributes": ("Smiling",)}, "1 names make 2 labels"),
     ]:
         with pytest.raises(ValueError, match=message):
-            tiny_unet(**config)
+            convnext_unet(**config)
 
 
 def test_forward_signature_and_output_follow_unet_2d_model():
-    unet = tiny_unet()
+    unet = convnext_unet()
     sample, labels = noise(2, 3, 16, 8), torch.tensor([0, 15])
     with torch.no_grad():
         output = unet(sample, 7, class_labels=labels)
@@ -194,7 +184,7 @@ def test_forward_signature_and_output_follow_unet_2d_model():
 
 
 def test_attention_runs_through_processors():
-    unet = tiny_unet()
+    unet = convnext_unet()
     expected_paths = {
         f"{block}.attentions.0.attn.processor"
         for block in ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0")
@@ -217,7 +207,7 @@ def test_attention_runs_through_processors():
 
 
 def test_gradient_checkpointing_gives_the_same_gradients():
-    unet = tiny_unet().train()
+    unet = convnext_unet().train()
     sample, labels = noise(2, 3, 16, 16), torch.tensor([4, 5])
     gradients = []
     for checkpointing in (False, True):
@@ -233,7 +223,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_near_single(dtype):
-    unet = tiny_unet(class_encoding="bits")
+    unet = convnext_unet(class_encoding="bits")
     sample, labels = noise(1, 3, 16, 16), torch.tensor([4])
     with torch.no_grad():
         expected = unet(sample, 500, labels).sample
@@ -244,7 +234,7 @@ def test_half_precision_stays_near_single(dtype):
 
 @pytest.mark.slow
 def test_torch_compile_without_graph_breaks():
-    unet = tiny_unet(mid_attention_type="softmax")
+    unet = convnext_unet(mid_attention_type="softmax")
     sample, labels = noise(1, 3, 16, 16), torch.tensor([4])
     with torch.no_grad():
         expected = unet(sample, 500, labels).sample
