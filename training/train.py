@@ -96,6 +96,12 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["grad_scaler"])
         self.step = state["step"]
 
+    def start_from(self, weights: dict[str, torch.Tensor], source: str) -> None:
+        """Takes over the weights of a finished network; steps and optimizer start anew."""
+        load_weights(self.network, weights, source)
+        for name, value in self.ema.shadow.items():
+            value.copy_(weights[name])
+
     def save(self) -> None:
         """Writes a checkpoint of the present step."""
         if self.accelerator.is_main_process:
@@ -207,6 +213,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         const="latest",
         help="go on from this checkpoint, or from the last one in --output",
     )
+    parser.add_argument(
+        "--start-from", metavar="PIPELINE", help="folder or Hub id of a pipeline whose weights to go on from"
+    )
     parser.add_argument("--export", type=Path, help="write the averaged weights as a pipeline to this folder")
     parser.add_argument(
         "--set",
@@ -217,6 +226,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.data is None and args.export is None:
         parser.error("expected --data to train, --export to write out a finished run, or both")
+    if args.resume is not None and args.start_from is not None:
+        parser.error("expected one of --resume (a run's checkpoint) and --start-from (a finished pipeline), got both")
     return args
 
 
@@ -236,10 +247,16 @@ def prepare(args: argparse.Namespace) -> tuple[TrainingConfig, Trainer | None]:
         raise ValueError(f"{str(args.output)!r} holds a run already: add --resume, or choose another --output")
     attributes = model.config.class_attributes if config.model.get("num_class_embeds", 16) is not None else None
     train, validation = load_splits(args.data, args.data_config, config, attributes)
+    weights = None
+    if args.start_from is not None:
+        pretrained = ConvNextUNet2DModel.from_pretrained(args.start_from, subfolder="unet", dtype=torch.float32)
+        weights = pretrained.state_dict()
     args.output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(config, train, validation, args.output)
     if args.resume is not None:
         trainer.resume(args.output if args.resume == "latest" else args.resume)
+    elif weights is not None:
+        trainer.start_from(weights, args.start_from)
     return config, trainer
 
 
