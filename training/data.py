@@ -3,8 +3,7 @@
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from training.celeba import attribute_values, check_attributes, labels_from_values, open_splits
 from training.config import TrainingConfig
 from training.objective import draw_timesteps
 
@@ -23,10 +23,12 @@ class FaceImages:
     Args:
         images (`torch.Tensor` of shape `(row, 3, height, width)`): uint8.
         labels (`torch.Tensor` of shape `(row,)`): int64, bits of the attributes; -1 throughout where there are none.
+        faulty (`list[tuple[str, str]]`): Name, and what was wrong, of each row that was left out.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
+    faulty: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,25 +53,18 @@ def load_splits(
     held out.
 
     Args:
-        data (`str`): A parquet file, a folder that `datasets` understands, or a data set's Hub id.
-        subset (`str`, *optional*): The Hub data set's configuration, `"img_align+identity+attr"` for CelebA.
+        data (`str`): A file, folder or Hub id as in `celeba.open_splits`.
+        subset (`str`, *optional*): The Hub data set's configuration.
         config (`TrainingConfig`): Image size, crop, filters and numbers of images.
-        attributes (`Sequence[str]`, *optional*): Boolean columns that make up the label, most significant bit first.
+        attributes (`Sequence[str]`, *optional*): Columns that make up the label, most significant bit first.
 
     Raises:
         ValueError: If the data has no usable rows, no image column, or lacks an attribute.
         OSError: If there is no such data.
     """
-    if data.endswith(".parquet"):
-        if not Path(data).is_file():
-            raise FileNotFoundError(f"no data file at {data!r}")
-        splits = datasets.load_dataset("parquet", data_files=data)
-    else:
-        splits = datasets.load_dataset(data, subset)
-    if "train" not in splits:
-        raise ValueError(f"expected a split 'train' in {data!r}, got {sorted(splits)}")
+    splits = open_splits(data, subset)
     for split in splits.values():
-        _check_columns(split.column_names, attributes, config)
+        check_attributes([*(attributes or ()), *config.max_values], split.column_names)
 
     train = splits["train"]
     held_out = next((splits[name] for name in ("validation", "valid", "test") if name in splits), None)
@@ -81,43 +76,61 @@ def load_splits(
             )
         start = len(train) - config.validation_images
         held_out, train = train.select(range(start, len(train))), train.select(range(start))
-    if config.max_images is not None:
-        train = train.select(range(min(config.max_images, len(train))))
-    return _decode(train, config, attributes), _decode(held_out, config, attributes)
+    return _decode(train, config, attributes, config.max_images), _decode(held_out, config, attributes)
 
 
-def _check_columns(columns: list[str], attributes: Sequence[str] | None, config: TrainingConfig) -> None:
-    needed = ["image", *(attributes or ()), *config.max_values]
-    missing = [name for name in needed if name not in columns]
-    if missing:
-        raise ValueError(f"the data lacks the columns {missing}; available: {columns}")
-
-
-def _decode(split: datasets.Dataset, config: TrainingConfig, attributes: Sequence[str] | None) -> FaceImages:
+def _decode(
+    split: datasets.Dataset, config: TrainingConfig, attributes: Sequence[str] | None, most: int | None = None
+) -> FaceImages:
+    """The first `most` good rows of the split, cropped and resized, with a list of the faulty ones among them."""
     keep = np.ones(len(split), dtype=bool)
     for column, limit in config.max_values.items():
-        keep &= np.asarray(split[column][:]) <= limit
-    split = split.select(np.flatnonzero(keep)).cast_column("image", datasets.Image(decode=False))
-    size = config.model.get("sample_size", 64)
+        keep &= np.asarray(split[column][:]).astype(float) <= limit
+    split = split.select(np.flatnonzero(keep))
+    values = attribute_values(split, attributes or ())
+    size, pictures = config.model.get("sample_size", 64), split["image"]
 
-    def read(row: int) -> np.ndarray | None:
-        cell = split[row]["image"]
+    def read(row: int) -> np.ndarray | str:
+        missing = [name for name, value in zip(attributes or (), values[row], strict=True) if np.isnan(value)]
+        if missing:
+            return f"attributes missing or neither -1, 0 nor 1: {', '.join(missing)}"
+        cell = pictures[row]
         try:
             with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]) as image:
-                return _crop_and_resize(image.convert("RGB"), config.center_crop, size)
-        except (OSError, SyntaxError, TypeError):  # what PIL raises for truncated and alien files
-            return None
+                if image.mode != "RGB":
+                    return f"expected a picture of mode RGB, got {image.mode}"
+                return _crop_and_resize(image, config.center_crop, size)
+        except (OSError, SyntaxError, TypeError) as error:  # what PIL raises for truncated and alien files
+            return f"not a readable picture: {error}"
 
-    with ThreadPoolExecutor() as pool:
-        arrays = list(tqdm(pool.map(read, range(len(split))), total=len(split), desc="images", leave=False))
-    readable = [row for row, array in enumerate(arrays) if array is not None]
-    if not readable:
-        raise ValueError(f"none of {len(split)} rows holds a readable image")
-    if len(readable) < len(arrays):
-        print(f"left out {len(arrays) - len(readable)} unreadable images of {len(arrays)}")
-    images = np.stack([arrays[row] for row in readable])
-    labels = labels_from_attributes(split.select(readable), attributes)
-    return FaceImages(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
+    arrays: list[np.ndarray] = []
+    good: list[int] = []
+    faulty: list[tuple[str, str]] = []
+    with (
+        ThreadPoolExecutor() as pool,
+        tqdm(total=min(most or len(split), len(split)), desc="images", leave=False) as bar,
+    ):
+        for first in range(0, len(split), 1024):
+            rows = range(first, min(first + 1024, len(split)))
+            for row, found in zip(rows, pool.map(read, rows), strict=True):
+                if most is not None and len(good) == most:
+                    break
+                if isinstance(found, str):
+                    faulty.append((_name_of(pictures[row], row), found))
+                else:
+                    arrays.append(found)
+                    good.append(row)
+                    bar.update()
+    if not good:
+        first_fault = f"; the first, {faulty[0][0]}: {faulty[0][1]}" if faulty else ""
+        raise ValueError(f"none of {len(split)} rows holds a readable image and its attributes{first_fault}")
+    labels = np.full(len(good), -1) if attributes is None else labels_from_values(values[good])
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+    return FaceImages(images, torch.from_numpy(labels), faulty)
+
+
+def _name_of(cell: dict, row: int) -> str:
+    return cell.get("path") or f"row {row}"
 
 
 def _crop_and_resize(image: Image.Image, center_crop: int | None, size: int) -> np.ndarray:
@@ -125,16 +138,6 @@ def _crop_and_resize(image: Image.Image, center_crop: int | None, size: int) -> 
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))  # `resize(box=…)` would look over the edge
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-
-
-def labels_from_attributes(split: datasets.Dataset, attributes: Sequence[str] | None) -> torch.Tensor:
-    """Attribute columns (bool, 0/1, or CelebA's -1/1) as bits, most significant first: int64 of shape (row,)."""
-    if attributes is None:
-        return torch.full((len(split),), -1)
-    labels = torch.zeros(len(split), dtype=torch.int64)
-    for name in attributes:
-        labels = 2 * labels + torch.as_tensor(np.asarray(split[name][:]) > 0).long()
-    return labels
 
 
 def sampling_weights(labels: torch.Tensor, balance: float, floor: int) -> torch.Tensor:

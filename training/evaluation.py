@@ -1,6 +1,5 @@
 """How good the network is: one-step predictions on the validation split, and pictures."""
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
@@ -37,11 +36,7 @@ def validate(
             part = slice(start, start + 64)
             x0, eps = clean[part].to(device), noise[part].to(device)
             timesteps = torch.full((len(x0),), t, device=device)
-            noisy = scheduler.add_noise(x0, eps, timesteps)
-            label = labels[part].to(device) if model.class_embedding is not None else None
-            prediction = model(noisy, timesteps, label).sample
-            x0_hat, eps_hat = implied_clean_and_noise(scheduler, prediction, noisy, timesteps)
-            x0_hat = x0_hat.clamp(-1, 1)
+            x0_hat, eps_hat = predict_clean_and_noise(model, scheduler, x0, eps, timesteps, labels[part])
             mse = (x0_hat - x0).square().mean(dim=(1, 2, 3))
             measured = {
                 f"noise_mse/{t}": (eps_hat - eps).square().mean(dim=(1, 2, 3)),
@@ -54,6 +49,59 @@ def validate(
     return sums
 
 
+def predict_clean_and_noise(
+    model: ConvNextUNet2DModel,
+    scheduler: DDPMScheduler,
+    clean: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    labels: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adds `noise` to `clean` and returns what one prediction says of both; x_0 is clipped to [-1, 1]."""
+    noisy = scheduler.add_noise(clean, noise, timesteps)
+    label = labels.to(clean.device) if model.class_embedding is not None else None
+    prediction = model(noisy, timesteps, label).sample
+    x0, eps = implied_clean_and_noise(scheduler, prediction, noisy, timesteps)
+    return x0.clamp(-1, 1), eps
+
+
+@torch.no_grad()
+def bucket_losses(
+    model: ConvNextUNet2DModel, scheduler: DDPMScheduler, data: FaceImages, *, buckets: int = 10, seed: int = 0
+) -> list[dict[str, float]]:
+    """The loss of the noise in equal parts of the schedule, each image once at a random timestep of each part.
+
+    Returns:
+        `list[dict]`: for each part `"from"` and `"to"` (timesteps, the last one excluded), and means over the images:
+        `"noise_mse"` and `"noise_l1"` of the implied noise, `"l1"`, `"ssim"` and `"psnr"` (dB) of the predicted x_0 on
+        the range [-1, 1].
+    """
+    device = next(model.parameters()).device
+    length = scheduler.config.num_train_timesteps
+    edges = [i * length // buckets for i in range(buckets + 1)]
+    rows = []
+    for first, end in zip(edges, edges[1:], strict=False):
+        generator = step_generator(seed, first)
+        sums: dict[str, float] = {}
+        for part in torch.arange(len(data)).split(64):
+            x0 = data.images[part].to(device) / 127.5 - 1
+            timesteps = torch.randint(first, end, (len(part),), generator=generator).to(device)
+            eps = torch.randn(x0.shape, generator=generator).to(device)
+            x0_hat, eps_hat = predict_clean_and_noise(model, scheduler, x0, eps, timesteps, data.labels[part])
+            mse = (x0_hat - x0).square().mean(dim=(1, 2, 3))
+            measured = {
+                "noise_mse": (eps_hat - eps).square().mean(dim=(1, 2, 3)),
+                "noise_l1": (eps_hat - eps).abs().mean(dim=(1, 2, 3)),
+                "l1": (x0_hat - x0).abs().mean(dim=(1, 2, 3)),
+                "ssim": structural_similarity(x0_hat, x0),
+                "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-10)),
+            }
+            for name, values in measured.items():
+                sums[name] = sums.get(name, 0.0) + float(values.sum()) / len(data)
+        rows.append({"from": first, "to": end, **sums})
+    return rows
+
+
 def sample_grid(model: ConvNextUNet2DModel, scheduler: DDPMScheduler, config: TrainingConfig) -> Image.Image:
     """One row of DDIM samples for each of `config.sample_labels`; a column starts from the same noise in every row."""
     conditional = model.class_embedding is not None
@@ -61,17 +109,23 @@ def sample_grid(model: ConvNextUNet2DModel, scheduler: DDPMScheduler, config: Tr
     columns = config.samples_per_label
     pipeline = XAIPipeline(model, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
-    rows = []
+    images = []
     for label in labels:
         generators = [torch.Generator(model.device).manual_seed(config.seed + j) for j in range(columns)]
-        images = pipeline(
+        row = pipeline(
             class_labels=[label] * columns if conditional else None,
             batch_size=columns,
             num_inference_steps=config.sample_steps,
             generator=generators,
             guidance_scale=config.guidance_scale if conditional else 1.0,
-            output_type="np",
+            output_type="pt",
         ).images
-        rows.append(np.concatenate(list(images), axis=1))
-    grid = np.concatenate(rows, axis=0)
-    return Image.fromarray((grid * 255).round().astype(np.uint8))
+        images.append(row.cpu() * 2 - 1)
+    return tiles(torch.cat(images), columns)
+
+
+def tiles(images: torch.Tensor, columns: int) -> Image.Image:
+    """Images (image, 3, height, width) in [-1, 1] side by side, `columns` in a row."""
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
+    grid = (torch.cat(rows, dim=1) / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
+    return Image.fromarray((grid * 255).round().byte().numpy())

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from diffusers import DDPMScheduler
 from tqdm.auto import tqdm
@@ -252,12 +252,21 @@ def prepare(args: argparse.Namespace) -> tuple[TrainingConfig, Trainer | None]:
         pretrained = ConvNextUNet2DModel.from_pretrained(args.start_from, subfolder="unet", dtype=torch.float32)
         weights = pretrained.state_dict()
     args.output.mkdir(parents=True, exist_ok=True)
+    report_faulty({"train": train.faulty, "validation": validation.faulty}, args.output)
     trainer = Trainer(config, train, validation, args.output)
     if args.resume is not None:
         trainer.resume(args.output if args.resume == "latest" else args.resume)
     elif weights is not None:
         trainer.start_from(weights, args.start_from)
     return config, trainer
+
+
+def report_faulty(faulty: dict[str, list[tuple[str, str]]], output: Path) -> None:
+    """Lists what was left out in `faulty.json`, and says how much it was."""
+    count = sum(map(len, faulty.values()))
+    if count and PartialState().is_main_process:
+        (output / "faulty.json").write_text(json.dumps(faulty, indent=1) + "\n", encoding="utf-8")
+        print(f"left out {count} faulty rows, listed in {output / 'faulty.json'}", file=sys.stderr)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -99,7 +99,7 @@ def test_learning_rate_rises_stays_and_falls(settings, tmp_path):
         ('scheduler={"prediction_type": "flow"}', "expected scheduler.prediction_type in"),
         ('model={"class_encoding": "one-hot"}', "class_encoding"),
         ('model={"widths": [4]}', "widths"),
-        ("max_values={\"sharpness\": 1}", "the data lacks the columns ['sharpness']; available:"),
+        ("max_values={\"sharpness\": 1}", "the data lacks the column 'sharpness'; available:"),
         ("batch_size=two", "expected --set NAME=VALUE with a JSON value"),
         ("validation_timesteps=[1000]", "validation_timesteps"),
     ],
