@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 FORMAT_VERSION = 1
 _FOLDER = re.compile(r"checkpoint-(\d{8})")
+_PARTIAL = ".partial-"
 
 
 def list_checkpoints(output: str | Path) -> list[Path]:
@@ -21,10 +22,24 @@ def list_checkpoints(output: str | Path) -> list[Path]:
     return sorted(p for p in Path(output).glob("checkpoint-*") if _FOLDER.fullmatch(p.name))
 
 
+def checkpoint_step(path: Path) -> int:
+    """The number of finished steps, which the folder's name holds."""
+    return int(_FOLDER.fullmatch(path.name)[1])
+
+
+def remove_leftovers(output: str | Path) -> None:
+    """Deletes what a killed run left unfinished: a checkpoint half written, or half deleted."""
+    for folder in Path(output).glob(f"{_PARTIAL}*"):
+        shutil.rmtree(folder)
+
+
 def save_checkpoint(
     output: str | Path, step: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict, keep: int
 ) -> Path:
     """Writes `checkpoint-<step>` and deletes all but the last `keep`.
+
+    The folder takes its name when all of it is on the disk, and loses it before it is deleted: whenever the process or
+    the machine stops, a folder of that name is complete.
 
     Args:
         output (`str` or `Path`): Folder of the run.
@@ -32,21 +47,42 @@ def save_checkpoint(
         tensors (`dict[str, dict[str, torch.Tensor]]`): One safetensors file for each key.
         state (`dict`): What else has to be kept, as JSON-able values.
         keep (`int`): Number of checkpoints that stay.
+
+    Raises:
+        OSError: If writing fails; the checkpoints that were there stay.
     """
     output = Path(output)
-    target, unfinished = output / f"checkpoint-{step:08d}", output / f".unfinished-checkpoint-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for name, group in tensors.items():
-        save_file({key: t.detach().cpu().contiguous() for key, t in group.items()}, unfinished / f"{name}.safetensors")
+    target, unfinished = output / f"checkpoint-{step:08d}", output / f"{_PARTIAL}{step:08d}"
     state = {"format_version": FORMAT_VERSION, "step": step, **state}
-    (unfinished / "state.json").write_text(json.dumps(state, indent=1))
-    if target.exists():  # a run that was resumed from an older checkpoint comes here again
-        shutil.rmtree(target)
-    unfinished.rename(target)
+    try:
+        unfinished.mkdir(parents=True)
+        for name, group in tensors.items():
+            group = {key: t.detach().cpu().contiguous() for key, t in group.items()}
+            save_file(group, unfinished / f"{name}.safetensors")
+        (unfinished / "state.json").write_text(json.dumps(state, indent=1))
+        for path in (*unfinished.iterdir(), unfinished):
+            _flush_to_disk(path)
+        unfinished.rename(target)
+        _flush_to_disk(output)
+    except SafetensorError as error:  # its form of an OSError
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"cannot write the checkpoint of step {step}: {error}") from error
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     for old in list_checkpoints(output)[:-keep]:
-        shutil.rmtree(old)
+        doomed = output / f"{_PARTIAL}{old.name}"
+        old.rename(doomed)
+        shutil.rmtree(doomed)
     return target
+
+
+def _flush_to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict]:

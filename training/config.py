@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from training.celeba import MAX_ATTRIBUTES
+
 
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOSSES = ("l1", "l2")
@@ -19,6 +21,7 @@ class TrainingConfig:
 
     Args:
         model (`dict`): Arguments of `ConvNextUNet2DModel`; `sample_size` is the side length of the training images.
+            `num_class_embeds` follows from `class_attributes`, of which there may be eight.
         scheduler (`dict`): Arguments of `DDPMScheduler`; `prediction_type` is what the network learns to predict.
         center_crop (`int`, *optional*): Side of the centred square that is cut out and resized; `None`: the largest.
         max_images (`int`, *optional*): Use only the first images of the training split.
@@ -37,22 +40,25 @@ class TrainingConfig:
         learning_rate (`float`), betas (`tuple[float, float]`): Of Adam.
         muon_learning_rate (`float`): Of Muon.
         weight_decay (`float`): Of both.
-        batch_size (`int`): Images per process and forward pass.
-        gradient_accumulation_steps (`int`): Forward passes per step.
+        batch_size (`int`): Images per process and forward pass. A step sees `batch_size * gradient_accumulation_steps`
+            images times the number of processes, the same ones however that number is made up.
+        gradient_accumulation_steps (`int`): Forward passes per process and step.
         max_steps (`int`): Optimizer steps of the whole run.
         warmup_steps (`int`): The learning rate rises linearly over the first steps,
         decay_steps (`int`): and falls linearly to zero over the last ones.
         max_grad_norm (`float`): Gradients are scaled down to this norm.
         ema_decay (`float`): Decay of the running mean of the weights, which validation, samples and the export use.
         mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
+        compile (`bool`): Train through `torch.compile`; pays on a GPU, not on a CPU.
         channels_last (`bool`): Memory format of the network; on the CPU the faster one for small widths.
         zero_init_output (`bool`): Start with a prediction of zero.
         seed (`int`): Fixes the initial weights, the order of the images and all noise.
+        tracker (`str`, *optional*): `"tensorboard"` or another of accelerate's trackers, beside `log.jsonl`.
         log_every, validate_every, sample_every, checkpoint_every (`int`): In steps.
         keep_checkpoints (`int`): Older ones are deleted.
         validation_images (`int`): Images of the validation split that are measured.
         validation_timesteps (`list[int]`): Timesteps at which they are measured.
-        sample_labels (`list[int]`): Rows of the sample grid.
+        sample_labels (`list[int]`, *optional*): Rows of the sample grid; `None`: all labels, but at most 16.
         samples_per_label (`int`): Columns of the sample grid.
         sample_steps (`int`): DDIM steps of the sample grid.
         guidance_scale (`float`): Of the sample grid; 1 is no guidance.
@@ -84,9 +90,11 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
     mixed_precision: str = "no"
+    compile: bool = False
     channels_last: bool = False
     zero_init_output: bool = False
     seed: int = 0
+    tracker: str | None = "tensorboard"
     log_every: int = 50
     validate_every: int = 1000
     sample_every: int = 1000
@@ -94,12 +102,24 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     validation_images: int = 512
     validation_timesteps: list[int] = field(default_factory=lambda: [50, 150, 300, 500, 700, 900])
-    sample_labels: list[int] = field(default_factory=lambda: list(range(16)))
+    sample_labels: list[int] | None = None
     samples_per_label: int = 4
     sample_steps: int = 50
     guidance_scale: float = 1.0
 
     def __post_init__(self):
+        attributes = self.model.get("class_attributes")
+        if attributes is not None:
+            if not 1 <= len(attributes) <= MAX_ATTRIBUTES:
+                raise ValueError(
+                    f"expected 1 to {MAX_ATTRIBUTES} class_attributes, got {len(attributes)}: {attributes}"
+                )
+            self.model = {"num_class_embeds": 2 ** len(attributes), **self.model}
+        num_labels = self.model.get("num_class_embeds", 16) or 0
+        if self.sample_labels is None:
+            self.sample_labels = list(range(min(num_labels, 16)))
+        if not all(0 <= label < num_labels for label in self.sample_labels):
+            raise ValueError(f"expected sample_labels in 0..{num_labels - 1}, got {self.sample_labels}")
         self._check_choice("loss", LOSSES)
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("mixed_precision", MIXED_PRECISION)

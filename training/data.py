@@ -154,7 +154,9 @@ def step_generator(seed: int, *position: int) -> torch.Generator:
 
 
 class BatchStream:
-    """The batches of a run as a function of their number: batch 1000 is the same whether or not 999 was drawn before.
+    """The batches of a run as a function of the step: step 1000 is the same whether or not 999 was drawn before.
+
+    What a step sees depends on how many images it takes, not on how processes and forward passes share them.
 
     Args:
         data (`FaceImages`): The training split.
@@ -162,7 +164,7 @@ class BatchStream:
         null_label (`int`): The label that stands for "no label".
         num_train_timesteps (`int`): Length of the noise schedule.
         process (`int`): This process and
-        num_processes (`int`): how many share the batches.
+        num_processes (`int`): how many share a step.
     """
 
     def __init__(
@@ -179,7 +181,7 @@ class BatchStream:
         self.null_label = null_label
         self.num_train_timesteps = num_train_timesteps
         self.process = process
-        self.num_processes = num_processes
+        self.images_per_step = config.batch_size * config.gradient_accumulation_steps * num_processes
         self.weights = sampling_weights(data.labels, config.class_balance, config.class_balance_floor)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -194,27 +196,32 @@ class BatchStream:
         rows = torch.searchsorted(self.weights.cumsum(0), points).clamp(max=count - 1)
         return rows[torch.randperm(count, generator=generator)]
 
-    def rows(self, number: int) -> torch.Tensor:
-        """Row numbers of this process's part of the batch `number`."""
-        size = self.config.batch_size
-        first = (number * self.num_processes + self.process) * size
+    def rows(self, step: int) -> torch.Tensor:
+        """Row numbers of all images of the 0-based step, in all processes."""
         chosen = []
-        for position in range(first, first + size):
+        for position in range(step * self.images_per_step, (step + 1) * self.images_per_step):
             epoch, offset = divmod(position, len(self.data))
             if epoch != self._epoch:
                 self._epoch, self._order = epoch, self.epoch_order(epoch)
             chosen.append(self._order[offset])
         return torch.stack(chosen)
 
-    def batch(self, number: int) -> Batch:
-        """This process's part of the 0-based batch `number`."""
-        config, rows = self.config, self.rows(number)
-        generator = step_generator(config.seed, 1, number, self.process)
-        images = self.data.images[rows].float() / 127.5 - 1
-        if config.horizontal_flip:
-            mirrored = torch.rand(len(rows), generator=generator) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        dropped = torch.rand(len(rows), generator=generator) < config.label_dropout
+    def batches(self, step: int) -> list[Batch]:
+        """This process's batches of the 0-based step, one per forward pass."""
+        config, count = self.config, self.images_per_step
+        generator = step_generator(config.seed, 1, step)
+        rows = self.rows(step)
+        mirrored = torch.rand(count, generator=generator) < (0.5 if config.horizontal_flip else 0.0)
+        dropped = torch.rand(count, generator=generator) < config.label_dropout
+        timesteps = draw_timesteps(count, self.num_train_timesteps, config.stratified_timesteps, generator)
+        noise = torch.randn((count, *self.data.images.shape[1:]), generator=generator)
         labels = self.data.labels[rows].masked_fill(dropped, self.null_label)
-        timesteps = draw_timesteps(len(rows), self.num_train_timesteps, config.stratified_timesteps, generator)
-        return Batch(images, labels, timesteps, torch.randn(images.shape, generator=generator))
+
+        first = self.process * config.gradient_accumulation_steps * config.batch_size
+        batches = []
+        for i in range(config.gradient_accumulation_steps):
+            part = slice(first + i * config.batch_size, first + (i + 1) * config.batch_size)
+            images = self.data.images[rows[part]].float() / 127.5 - 1
+            images = torch.where(mirrored[part, None, None, None], images.flip(-1), images)
+            batches.append(Batch(images, labels[part], timesteps[part], noise[part]))
+        return batches

@@ -102,26 +102,30 @@ def bucket_losses(
     return rows
 
 
-def sample_grid(model: ConvNextUNet2DModel, scheduler: DDPMScheduler, config: TrainingConfig) -> Image.Image:
-    """One row of DDIM samples for each of `config.sample_labels`; a column starts from the same noise in every row."""
+def sample_labels_in_config(
+    model: ConvNextUNet2DModel, scheduler: DDPMScheduler, config: TrainingConfig
+) -> dict[str, torch.Tensor]:
+    """DDIM samples of each of `config.sample_labels`: {"label 0011": images in [-1, 1]}, on the CPU.
+
+    The i-th image of every label starts from the same noise. An unconditional network has the one entry "samples".
+    """
     conditional = model.class_embedding is not None
-    labels = config.sample_labels if conditional else [None]
-    columns = config.samples_per_label
+    bits = (model.config.num_class_embeds - 1).bit_length() if conditional else 0
+    count = config.samples_per_label
     pipeline = XAIPipeline(model, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
-    images = []
-    for label in labels:
-        generators = [torch.Generator(model.device).manual_seed(config.seed + j) for j in range(columns)]
-        row = pipeline(
-            class_labels=[label] * columns if conditional else None,
-            batch_size=columns,
+    samples = {}
+    for label in config.sample_labels if conditional else [None]:
+        images = pipeline(
+            class_labels=[label] * count if conditional else None,
+            batch_size=count,
             num_inference_steps=config.sample_steps,
-            generator=generators,
+            generator=[torch.Generator(model.device).manual_seed(config.seed + j) for j in range(count)],
             guidance_scale=config.guidance_scale if conditional else 1.0,
             output_type="pt",
         ).images
-        images.append(row.cpu() * 2 - 1)
-    return tiles(torch.cat(images), columns)
+        samples["samples" if label is None else f"label {label:0{bits}b}"] = images.cpu() * 2 - 1
+    return samples
 
 
 def tiles(images: torch.Tensor, columns: int) -> Image.Image:

@@ -116,28 +116,41 @@ def test_without_balance_an_epoch_holds_every_row_once(settings):
     assert orders[0] != orders[1]
 
 
-def test_batches_follow_the_epochs_and_do_not_depend_on_history(settings):
+def test_steps_follow_the_epochs_and_do_not_depend_on_history(settings):
     stream = make_stream(settings, list(range(7)), class_balance=0.0)
     rows = torch.cat([stream.rows(i) for i in range(7)])
     assert rows.tolist() == [r for e in range(3) for r in stream.epoch_order(e).tolist()]
-    late = make_stream(settings, list(range(7)), class_balance=0.0).batch(5)
+    (late,) = make_stream(settings, list(range(7)), class_balance=0.0).batches(5)
+    (again,) = stream.batches(5)
     for name in ("images", "labels", "timesteps", "noise"):
-        assert torch.equal(getattr(late, name), getattr(stream.batch(5), name))
+        assert torch.equal(getattr(late, name), getattr(again, name))
 
 
-def test_processes_share_a_batch(settings):
-    alone = make_stream(settings, list(range(12)), batch_size=6, class_balance=0.0)
-    pair = [make_stream(settings, list(range(12)), class_balance=0.0, process=p, num_processes=2) for p in (0, 1)]
-    assert torch.cat([p.rows(1) for p in pair]).tolist() == alone.rows(1).tolist()
-    assert not torch.equal(pair[0].batch(1).noise, pair[1].batch(1).noise)
+@pytest.mark.parametrize("stratified", [False, True])
+def test_a_step_is_the_same_however_it_is_shared(settings, stratified):
+    def streams(size, accumulation, processes):
+        return [
+            make_stream(
+                settings, list(range(13)), batch_size=size, gradient_accumulation_steps=accumulation,
+                stratified_timesteps=stratified, process=p, num_processes=processes,
+            )
+            for p in range(processes)
+        ]  # fmt: skip
+
+    (whole,) = streams(12, 1, 1)[0].batches(3)
+    for shares in ((3, 4, 1), (6, 1, 2), (2, 3, 2)):
+        parts = [batch for stream in streams(*shares) for batch in stream.batches(3)]
+        assert len(parts) == shares[1] * shares[2]
+        for name in ("images", "labels", "timesteps", "noise"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
 def test_label_dropout(settings):
     stream = make_stream(settings, [3] * 50, batch_size=50, label_dropout=0.1)
-    labels = torch.cat([stream.batch(i).labels for i in range(100)])
+    labels = torch.cat([stream.batches(i)[0].labels for i in range(100)])
     assert set(labels.tolist()) == {-1, 3}
     assert (labels == -1).double().mean().item() == pytest.approx(0.1, abs=0.02)
-    assert set(make_stream(settings, [3] * 9, label_dropout=0.0).batch(0).labels.tolist()) == {3}
+    assert set(make_stream(settings, [3] * 9, label_dropout=0.0).batches(0)[0].labels.tolist()) == {3}
 
 
 def test_half_of_the_images_are_mirrored(settings):
@@ -145,10 +158,10 @@ def test_half_of_the_images_are_mirrored(settings):
         torch.tensor([0, 255], dtype=torch.uint8).repeat(30, 3, 2, 1), torch.zeros(30, dtype=torch.int64)
     )
     stream = BatchStream(data, make_config(settings, batch_size=30), -1, 1000)
-    left = torch.cat([stream.batch(i).images[:, 0, 0, 0] for i in range(40)])
+    left = torch.cat([stream.batches(i)[0].images[:, 0, 0, 0] for i in range(40)])
     assert set(left.tolist()) == {-1.0, 1.0}
     assert (left > 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
-    still = BatchStream(data, make_config(settings, horizontal_flip=False), -1, 1000).batch(0)
+    (still,) = BatchStream(data, make_config(settings, horizontal_flip=False), -1, 1000).batches(0)
     assert set(still.images[..., 0].flatten().tolist()) == {-1.0}
 
 

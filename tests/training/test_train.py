@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_xai import XAIPipeline
 from tests.training.conftest import write_parquet
@@ -14,6 +16,7 @@ from training.train import main
 
 
 def run(config_file, data, output, *more):
+    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
     return main(["--config", config_file, "--data", data, "--output", str(output), *more])
 
 
@@ -58,8 +61,18 @@ def test_the_run_leaves_its_log_samples_and_last_checkpoints(tmp_path, config_fi
     measured = next(r for r in records if "ssim" in r)
     assert {"l1", "psnr", "noise_mse/100", "noise_mse/800"} <= measured.keys()
     assert measured["images"] == 4 * 3
-    files = {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert files == {".json", ".jsonl", ".safetensors", ".png"}
+    files = [p for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    assert {p.suffix for p in files if "tfevents" not in p.name} == {".json", ".jsonl", ".safetensors", ".png"}
+
+
+def test_tensorboard_has_the_curves_and_the_samples(tmp_path, config_file, data_folder):
+    run(config_file, data_folder, tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tracker")).Reload()
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "lr", "l1", "ssim", "psnr"):
+        expected = [(r["step"], r[name]) for r in records if name in r]
+        assert [(e.step, pytest.approx(e.value, rel=1e-4)) for e in events.Scalars(name)] == expected
+    assert set(events.Tags()["images"]) == {f"samples/label {label}" for label in ("0000", "0101")}
 
 
 def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, data_folder, settings):
