@@ -132,10 +132,10 @@ def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, a
 
 
 def _same_labels(data: FaceImages, wanted: list[int]) -> list[int]:
-    """A row for each wanted label, none twice; of any other label where the data has too few of it."""
+    """A row for each wanted label, none twice; of any other label, or none, where the data has too few of it."""
     free = list(range(len(data)))
     rows = []
-    for label in wanted:
+    for label in wanted[: len(free)]:
         row = next((row for row in free if int(data.labels[row]) == label), free[0])
         free.remove(row)
         rows.append(row)

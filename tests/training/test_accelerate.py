@@ -48,7 +48,7 @@ def test_accumulated_gradients_equal_one_batch(tmp_path, config_file, data_folde
 def test_two_processes_equal_one(tmp_path, config_file, data_folder):
     settings = ["--set", "max_steps=3", "--set", "learning_rate=0.0001", "--set", "checkpoint_every=3", *QUIET]
     run(config_file, data_folder, tmp_path / "one", *settings, "--set", "batch_size=6")
-    # What launches several GPUs launches several processes of a CPU too, once accelerate is told to leave the GPUs alone.
+    # What launches several GPUs launches several processes of a CPU too, if accelerate is told to leave GPUs alone.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["training/train.py", "--config", config_file, "--data", data_folder]

@@ -1,0 +1,214 @@
+"""Measures of a checkpoint, against counts made by hand and other people's code."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from PIL import Image
+from scipy.stats import binomtest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from diffusers_xai import XAIPipeline
+from tests.tiny import convnext_unet
+from tests.training.conftest import ATTRIBUTES
+from training.attribute_classifier import AttributeClassifier, accuracies, label_bits, train_classifier
+from training.config import TrainingConfig
+from training.curves import curves
+from training.curves import main as draw_curves
+from training.data import FaceImages, step_generator
+from training.diversity import diversity, nearest_distances
+from training.evaluate import main as evaluate
+from training.evaluation import bucket_losses, tiles
+from training.label_fidelity import Share, label_fidelity, sample_labels, trainable_labels
+
+
+NAMES = ("Red", "Bright")
+
+
+def coloured(labels, size=16, seed=0):
+    """Pictures that show their label: the first bit makes them red, the second one bright."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = label_bits(labels, 2).float()
+    images = torch.full((len(labels), 3, size, size), 60.0) + 120 * bits[:, 1, None, None, None]
+    images[:, 0] += 60 * bits[:, 0, None, None]
+    images += 10 * torch.randn(images.shape, generator=generator)
+    return FaceImages(images.clamp(0, 255).byte(), labels)
+
+
+class Seer(AttributeClassifier):
+    """A judge that sees the colours of `coloured` without having learnt them."""
+
+    def __init__(self):
+        super().__init__(NAMES, 16)
+
+    def forward(self, images):
+        brightness = images[:, 1].mean((1, 2))
+        return torch.stack(
+            [images[:, 0].mean((1, 2)) - brightness - 30 / 127.5, brightness - (120 / 127.5 - 1)], dim=1
+        )
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 7), (3, 7), (7, 7), (850, 1000)])
+def test_the_share_has_wilson_s_interval(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert Share(hits, count).interval() == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_label_bits_have_the_most_significant_first():
+    assert label_bits(torch.tensor([0b0011, 0b1000]), 4).tolist() == [[False, False, True, True], [True] + [False] * 3]
+
+
+def test_fidelity_counts_what_comes_out_as_asked():
+    shown = coloured(torch.tensor([0b00, 0b01, 0b11, 0b10, 0b11, 0b00]))
+    asked = torch.tensor([0b00, 0b00, 0b11, 0b11, 0b11, 0b10])
+    result = label_fidelity(Seer(), shown.images / 127.5 - 1, asked)
+    red, bright = (result["attributes"][name] for name in NAMES)
+    assert (red["as_asked"]["hits"], red["as_asked"]["count"]) == (5, 6)  # wrong in the last one
+    assert (red["where_present"]["hits"], red["where_present"]["count"]) == (3, 4)
+    assert red["balanced"] == pytest.approx((3 / 4 + 2 / 2) / 2)
+    assert (bright["as_asked"]["hits"], bright["where_absent"]["hits"]) == (4, 2)
+    assert {label: (r["hits"], r["count"]) for label, r in result["labels"].items()} == {
+        0: (1, 2),
+        3: (2, 3),
+        2: (0, 1),
+    }
+
+
+def test_the_classifier_learns_what_is_to_be_seen_and_survives_the_disk(tmp_path):
+    labels = torch.tensor([0b00] * 80 + [0b01] * 20 + [0b10] * 20 + [0b11] * 40)
+    model, facts = train_classifier(coloured(labels), coloured(labels, seed=1), NAMES, epochs=8)
+    assert min(facts["balanced_accuracy"].values()) > 0.95
+    unseen = coloured(labels, seed=2)
+    right = model.predict(unseen.images / 127.5 - 1) == label_bits(labels, 2)
+    assert accuracies(model, unseen)["accuracy"]["Red"] == pytest.approx(right[:, 0].double().mean().item(), abs=1e-4)
+    model.save(tmp_path, facts)
+    loaded, loaded_facts = AttributeClassifier.load(tmp_path)
+    images = unseen.images[:5] / 127.5 - 1
+    assert torch.equal(loaded(images), model(images))
+    assert loaded_facts["accuracy"] == facts["accuracy"]
+
+
+def test_an_attribute_that_never_varies_is_refused():
+    data = coloured(torch.tensor([0b01, 0b00, 0b01]))
+    with pytest.raises(ValueError, match="have Red = False"):
+        train_classifier(data, data, NAMES, epochs=1)
+
+
+def test_samples_do_not_depend_on_the_batches():
+    pipe = XAIPipeline(convnext_unet(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    one, labels = sample_labels(pipe, [3, 5], 3, num_inference_steps=2, seed=4, batch_size=1)
+    many, _ = sample_labels(pipe, [3, 5], 3, num_inference_steps=2, seed=4, batch_size=4)
+    assert labels.tolist() == [3, 3, 3, 5, 5, 5]
+    torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)
+    assert not torch.equal(one[0], one[1])
+    assert trainable_labels(FaceImages(torch.zeros(5, 3, 1, 1), torch.tensor([1, 1, 2, 4, 4])), 2) == [1, 4]
+
+
+def test_bucket_losses_equal_scikit_image(settings):
+    model, scheduler = convnext_unet(), DDPMScheduler()
+    images = torch.randint(0, 256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    data = FaceImages(images, torch.tensor([1, 2, 3]))
+    rows = bucket_losses(model, scheduler, data, buckets=4, seed=9)
+    assert [(row["from"], row["to"]) for row in rows] == [(0, 250), (250, 500), (500, 750), (750, 1000)]
+
+    generator = step_generator(9, 250)
+    timesteps = torch.randint(250, 500, (3,), generator=generator)
+    clean, noise = images / 127.5 - 1, torch.randn((3, 3, 16, 16), generator=generator)
+    alpha = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+    with torch.no_grad():
+        predicted = model(noisy, timesteps, torch.tensor([1, 2, 3])).sample
+    x0 = ((noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()).clamp(-1, 1)
+    assert rows[1]["noise_mse"] == pytest.approx((predicted - noise).square().mean().item(), rel=1e-4)
+    assert rows[1]["l1"] == pytest.approx((x0 - clean).abs().mean().item(), rel=1e-4)
+    pairs = [(a.permute(1, 2, 0).numpy(), b.permute(1, 2, 0).numpy()) for a, b in zip(clean, x0, strict=True)]
+    ssim = [structural_similarity(a, b, win_size=7, channel_axis=2, data_range=2.0) for a, b in pairs]
+    psnr = [peak_signal_noise_ratio(a, b, data_range=2.0) for a, b in pairs]
+    assert rows[1]["ssim"] == pytest.approx(np.mean(ssim), abs=1e-4)
+    assert rows[1]["psnr"] == pytest.approx(np.mean(psnr), rel=1e-4)
+
+
+def test_nearest_distances_and_copies():
+    images = torch.randn(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    flat = images.flatten(1).numpy()
+    expected = [
+        min(np.sqrt(((flat[i] - flat[j]) ** 2).mean()) for j in range(6) if j != i)
+        for i in range(6)
+    ]  # fmt: skip
+    np.testing.assert_allclose(nearest_distances(images), expected, rtol=1e-5)
+    train = FaceImages((torch.rand(9, 3, 4, 4) * 255).byte(), torch.zeros(9, dtype=torch.int64))
+    copies = train.images[:4].flip(-1).float() / 127.5 - 1  # a mirrored copy is a copy
+    table = diversity(copies, images, train, lambda x: x.flatten(1))
+    assert table["samples"]["train_pixels_median"] < 1e-6 < table["photographs"]["train_pixels_minimum"]
+
+
+def test_tiles_stand_row_by_row():
+    images = torch.linspace(-1, 1, 6).reshape(6, 1, 1, 1).expand(6, 3, 2, 2)
+    grid = np.asarray(tiles(images, 3))
+    assert grid.shape == (4, 6, 3)
+    assert grid[::2, ::2, 0].flatten().tolist() == [round(255 * i / 5) for i in range(6)]
+
+
+def test_the_command_writes_numbers_tables_and_a_sheet(tmp_path, config_file, data_folder, capsys):
+    XAIPipeline(convnext_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    arguments = [
+        "--config",
+        config_file,
+        "--data",
+        data_folder,
+        "--output",
+        str(tmp_path / "out"),
+        "--guidance",
+        "1",
+        "2",
+    ]
+    arguments += ["--per-label", "2", "--steps", "2", "--least-images", "2"]
+    assert evaluate(["--checkpoint", str(tmp_path / "pipe"), *arguments]) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert list(result["fidelity"]) == ["1", "2"]
+    assert set(result["fidelity"]["1"]["attributes"]) == set(ATTRIBUTES)
+    assert len(result["buckets"]) == 10
+    assert len(result["sheet_labels"]) == 64
+    assert Image.open(tmp_path / "out" / "samples.png").size == (8 * 16, 8 * 16)
+    text = (tmp_path / "out" / "evaluation.md").read_text()
+    share = result["fidelity"]["2"]["attributes"]["Smiling"]["as_asked"]
+    row = next(line for line in text.splitlines() if line.startswith("| samples, guidance 2 "))
+    assert f"{100 * share['share']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})" in row
+    weights = (tmp_path / "out" / "attribute_classifier.safetensors").read_bytes()
+    assert evaluate(["--checkpoint", str(tmp_path / "pipe"), *arguments]) == 0  # finds its classifier again
+    assert (tmp_path / "out" / "attribute_classifier.safetensors").read_bytes() == weights
+
+    XAIPipeline(convnext_unet(sample_size=32), DDPMScheduler()).save_pretrained(tmp_path / "larger")
+    capsys.readouterr()
+    assert evaluate(["--checkpoint", str(tmp_path / "larger"), *arguments]) == 2
+    assert "choose another --classifier" in capsys.readouterr().err
+    XAIPipeline(convnext_unet(num_class_embeds=None, class_attributes=None), DDPMScheduler()).save_pretrained(
+        tmp_path / "unconditional"
+    )
+    assert evaluate(["--checkpoint", str(tmp_path / "unconditional"), *arguments]) == 2
+    assert "has no class_attributes" in capsys.readouterr().err
+
+
+def test_curves_of_a_log(tmp_path, capsys):
+    log = [{"step": s, "epoch": s / 4, "loss": 1 / s} for s in (1, 2, 3)]
+    log.append({"step": 2, "epoch": 0.5, "l1": 0.4, "ssim": 0.3, "psnr": 12.0})
+    figure = curves({"a": log, "b": log})
+    assert [trace.name for trace in figure.data] == ["a"] * 4 + ["b"] * 4
+    assert (figure.data[0].x, figure.data[0].y) == ((0.25, 0.5, 0.75), (1, 1 / 2, 1 / 3))
+    assert [trace.y for trace in figure.data[1:4]] == [(0.4,), (0.3,), (12.0,)]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
+    assert draw_curves([str(tmp_path / "run"), "--out", str(tmp_path / "curves.html")]) == 0
+    assert (tmp_path / "curves.html").is_file()
+    assert draw_curves([str(tmp_path / "none"), "--out", str(tmp_path / "x.html")]) == 2
+    assert "log.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_the_fields_of_the_configuration_stay_valid(settings):
+    assert TrainingConfig(**settings).sample_labels == [0, 5]
+    with pytest.raises(ValueError, match=r"expected sample_labels in 0\.\.15, got \[16\]"):
+        TrainingConfig(**{**settings, "sample_labels": [16]})
