@@ -26,6 +26,7 @@ def nearest_distances(images: torch.Tensor, others: torch.Tensor | None = None) 
     return distances.amin(1) / flat.shape[1] ** 0.5
 
 
+@torch.no_grad()
 def diversity(
     samples: torch.Tensor, real: torch.Tensor, train: FaceImages, features: Callable[[torch.Tensor], torch.Tensor]
 ) -> dict[str, dict[str, float]]:
