@@ -46,7 +46,7 @@ class TrainingConfig:
         max_steps (`int`): Optimizer steps of the whole run.
         warmup_steps (`int`): The learning rate rises linearly over the first steps,
         decay_steps (`int`): and falls linearly to zero over the last ones.
-        max_grad_norm (`float`): Gradients are scaled down to this norm.
+        max_grad_norm (`float`, *optional*): Gradients are scaled down to this norm; `None`: they are left as they are.
         ema_decay (`float`): Decay of the running mean of the weights, which validation, samples and the export use.
         mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
         compile (`bool`): Train through `torch.compile`; pays on a GPU, not on a CPU.
@@ -87,7 +87,7 @@ class TrainingConfig:
     max_steps: int = 94_000
     warmup_steps: int = 0
     decay_steps: int = 0
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     ema_decay: float = 0.999
     mixed_precision: str = "no"
     compile: bool = False

@@ -136,7 +136,8 @@ class Trainer:
                 accelerator.backward(loss)
                 losses.append(loss.item())
                 if accelerator.sync_gradients:
-                    norm = float(accelerator.clip_grad_norm_(self.model.parameters(), config.max_grad_norm))
+                    limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+                    norm = float(accelerator.clip_grad_norm_(self.model.parameters(), limit))
                     self._check_finite(losses, norm)
                 for optimizer in self.optimizers:
                     optimizer.step()

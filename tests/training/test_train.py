@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusers_xai import XAIPipeline
-from tests.training.conftest import write_parquet
+from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
+from tests.training.conftest import ATTRIBUTES, write_parquet
 from training.checkpoint import list_checkpoints
 from training.config import load_config
 from training.train import main
@@ -152,18 +153,53 @@ def test_bad_runs_give_one_clear_line(tmp_path, config_file, data_folder, settin
     assert not (tmp_path / "pipe").exists()
 
 
-def test_the_configurations_in_the_repository_are_valid():
-    for name in ("lfw-32", "celeba-64", "celeba-128"):
-        load_config(f"training/configs/{name}.json")
-    thesis = load_config("training/configs/celeba-64.json")
-    assert (thesis.loss, thesis.optimizer, thesis.learning_rate, thesis.prediction_type) == (
-        "l1",
-        "adam",
-        2e-4,
-        "epsilon",
+@pytest.mark.parametrize(
+    ("name", "size", "batch_size", "max_steps"), [("celeba-64", 64, 32, 94_000), ("celeba-128", 128, 16, 120_000)]
+)
+def test_the_celeba_configurations_are_the_thesis_s(name, size, batch_size, max_steps):
+    config = load_config(f"training/configs/{name}.json")
+    assert (config.loss, config.optimizer, config.learning_rate, config.betas) == ("l1", "adam", 2e-4, (0.9, 0.999))
+    assert (config.warmup_steps, config.decay_steps, config.weight_decay, config.max_grad_norm) == (0, 0, 0, None)
+    assert (config.batch_size, config.max_steps, config.gradient_accumulation_steps) == (batch_size, max_steps, 1)
+    assert (config.center_crop, config.max_images, config.class_balance, config.min_snr_gamma) == (
+        178,
+        60_000,
+        0,
+        None,
     )
-    assert (thesis.batch_size, thesis.max_steps, thesis.center_crop, thesis.max_images) == (32, 94_000, 178, 60_000)
-    large = load_config("training/configs/celeba-128.json")
-    assert (large.batch_size, large.max_steps, large.model["sample_size"]) == (16, 120_000, 128)
-    assert large.model["block_out_channels"] == [64, 128, 256, 512]
-    assert large.model["class_encoding"] == "integer"
+    assert not config.stratified_timesteps
+    scheduler = DDPMScheduler(**config.scheduler)
+    np.testing.assert_allclose(scheduler.betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-5)
+    assert (scheduler.config.prediction_type, scheduler.config.variance_type) == ("epsilon", "fixed_small")
+    with torch.device("meta"):
+        model = ConvNextUNet2DModel(**config.model)
+    assert model.config.sample_size == size
+    assert tuple(model.config.block_out_channels) == (64, 128, 256, 512)
+    assert model.time_embedding.linear_1.in_features == 64
+    assert model.time_embedding.linear_2.out_features == 256
+    assert model.conv_in.out_channels == 64
+    assert model.conv_in.in_channels == 3 + 1
+    assert (model.config.num_attention_heads, model.config.attention_head_dim) == (4, 32)
+    assert model.config.class_encoding == "integer"
+    assert model.config.class_attributes == ATTRIBUTES
+    assert (config.compile, config.mixed_precision) == (False, "no")
+
+
+def test_the_lfw_configurations_train(tmp_path, data_folder):
+    for name, size in (("lfw-32", 32), ("lfw-64", 64)):
+        config = load_config(f"training/configs/{name}.json")
+        with torch.device("meta"):
+            model = ConvNextUNet2DModel(**config.model)
+        assert model.config.sample_size == size
+        assert 2 * sum(p.numel() for p in model.parameters()) < 30e6  # bytes in half precision
+        small = {**config.model, "sample_size": 16, "block_out_channels": [4, 8]}
+        changes = [f"model={json.dumps(small)}", "max_steps=2", "batch_size=2", "compile=false", "max_values={}"]
+        changes += [
+            "validation_images=2",
+            "sample_labels=[1]",
+            "sample_steps=2",
+            "samples_per_label=1",
+            "decay_steps=1",
+        ]
+        overrides = [part for change in changes for part in ("--set", change)]
+        assert run(f"training/configs/{name}.json", data_folder, tmp_path / name, *overrides) == 0
