@@ -11,7 +11,7 @@ from diffusers_xai.explainers import (
     GradientVolume,
     Samples,
 )
-from diffusers_xai.hub import register_with_diffusers
+from diffusers_xai.hub.registry import register_with_diffusers
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.models import ConvNextUNet2DModel
 from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -21,6 +20,7 @@ from diffusers_xai.explainers import RecordSpec
 from diffusers_xai.explainers.plan import RecordingPlan, make_plan
 from diffusers_xai.explainers.planned import PlanContext
 from diffusers_xai.interventions import Edits, check_samples, count_samples, edits_with_samples
+from diffusers_xai.pipelines.publishing import PublishedPipeline
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recorder import record as record_run
 from diffusers_xai.taps import copy_scheduler, scale_model_input
@@ -45,7 +45,7 @@ class XAIPipelineOutput(BaseOutput):
     profile: DiffusionProfile | None = None
 
 
-class XAIPipeline(DiffusionPipeline):
+class XAIPipeline(PublishedPipeline):
     r"""Pipeline for image generation that can record how the image forms.
 
     It opens repositories of its own and ordinary unconditional or class-conditional `UNet2DModel` ones (DDPM, DDIM),

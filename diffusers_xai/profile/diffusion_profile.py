@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from huggingface_hub import CommitInfo
 
+from diffusers_xai.hub.transfer import is_hub_id
 from diffusers_xai.measures import Mask, Measure, as_mask, max_channel, top_channels
 from diffusers_xai.profile.comparison import common_steps, find_measure, measure_pairs, over_steps
 from diffusers_xai.profile.jsonable import to_json
 from diffusers_xai.profile.names import describe, resolve_name, unknown_name, validate_array
+from diffusers_xai.profile.publishing import hub_profile, push_profile
 from diffusers_xai.profile.repr import to_html, to_text
 from diffusers_xai.profile.selection import pick_branch, pick_sample, pick_step, to_tensor
 from diffusers_xai.profile.storage import StoredArray, read_profile, write_profile
@@ -308,20 +311,79 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         write_profile(Path(path), self, to_json(self.provenance), overwrite)
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike) -> "DiffusionProfile":
-        """Opens a profile written by [`save_pretrained`]; each array is read when it is first asked for.
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+    ) -> "DiffusionProfile":
+        """Opens a profile from a folder or from the Hub; each array is read when it is first asked for.
+
+        From the Hub, the index is downloaded at once, and an array's own file when the array is asked for.
 
         Args:
-            path (`str` or `os.PathLike`): The profile's folder.
+            path (`str` or `os.PathLike`): The profile's folder, or its data set repository's id, `user/name`.
+            revision (`str`, *optional*): Branch, tag or commit on the Hub; `main` if `None`. All arrays are those of
+                the commit that the profile was opened at.
+            token (`str` or `bool`, *optional*): The token of `hf auth login`, or of `HF_TOKEN`, if `None`.
+            cache_dir (`str` or `os.PathLike`, *optional*): Cache of downloads; `HF_HUB_CACHE` if `None`.
 
         Raises:
             FileNotFoundError: If there is no profile; on access, if the array's file is missing.
+            HubError: If the Hub has no such repository or revision, or there is no connection.
             ValueError: If the index, or on access the array's file, is damaged, or the format version is unknown.
         """
-        provenance, arrays = read_profile(Path(path))
+        if not Path(path).exists() and isinstance(path, str) and is_hub_id(path):
+            folder, locate = hub_profile(path, revision=revision, token=token, cache_dir=cache_dir)
+            provenance, arrays = read_profile(folder, locate)
+        else:
+            provenance, arrays = read_profile(Path(path))
         profile = cls({}, provenance)
         profile._arrays.update(arrays)
         return profile
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload the diffusion profile",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Publishes the profile as a data set repository, in one commit.
+
+        It holds what [`save_pretrained`] writes, a card, and a table of the samples and measures that the Hub shows.
+        A profile that is there is replaced.
+
+        Args:
+            repo_id (`str`): `user/name`, or a name in the user's own namespace; made if need be.
+            commit_message (`str`, *optional*): Of the commit.
+            private (`bool`, *optional*): Whether a new repository is private.
+            token (`str` or `bool`, *optional*): The token of `hf auth login`, or of `HF_TOKEN`, if `None`.
+            revision (`str`, *optional*): Branch to commit to; made if need be.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request with the commit instead.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: The commit.
+
+        Raises:
+            ImportError: If pyarrow, which writes the table, is not installed.
+            HubError: If the Hub refuses the token or the repository, or the connection stays lost; it is unchanged.
+            ValueError: If `repo_id` is no id.
+        """
+        return push_profile(
+            self,
+            repo_id,
+            message=commit_message,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+        )
 
     # Display
 

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -36,18 +36,23 @@ _SAFETENSORS_DTYPES = {
 }
 
 
+Locate = Callable[[str], Path]
+
+
 @dataclass(frozen=True)
 class StoredArray:
-    """An array in a folder that has not been read yet.
+    """An array in a folder, here or on the Hub, that has not been read yet.
 
     Attributes:
         header (`xarray.DataArray`): The array as the index describes it, over placeholders without memory.
-        files (`tuple[Path, ...]`): The shards, to be concatenated along the first dim.
+        files (`tuple[str, ...]`): The shards, to be concatenated along the first dim, by their names in the folder.
+        locate (`Locate`): Where a file of that name lies; it may have to be downloaded first.
         profile_id (`str`): The id that the files must carry.
     """
 
     header: xr.DataArray
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
+    locate: Locate
     profile_id: str
 
     def read(self) -> xr.DataArray:
@@ -60,7 +65,7 @@ class StoredArray:
             ValueError: If a file is damaged, belongs to another profile or holds something else than the index says.
         """
         name, shape = str(self.header.name), self.header.shape
-        parts = [_map_tensor(file, name, str(self.header.dtype), self.profile_id) for file in self.files]
+        parts = [_map_tensor(self.locate(file), name, str(self.header.dtype), self.profile_id) for file in self.files]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if values.shape != shape:
             raise ValueError(f"{name}: {INDEX_NAME} says shape {shape}, its files hold {values.shape}")
@@ -122,11 +127,12 @@ def _write_folder(folder: Path, arrays: Mapping[str, xr.DataArray], provenance: 
     ProfileWriter(folder).append(arrays.items(), provenance)
 
 
-def read_profile(path: Path) -> tuple[dict[str, Any], dict[str, StoredArray]]:
+def read_profile(path: Path, locate: Locate | None = None) -> tuple[dict[str, Any], dict[str, StoredArray]]:
     """Reads a profile's index, and no array.
 
     Args:
         path (`Path`): A folder written by [`write_profile`].
+        locate (`Locate`, *optional*): Where an array's file lies, by its name in the folder; in `path` if `None`.
 
     Returns:
         `tuple[dict, dict[str, StoredArray]]`: The provenance, and the arrays by name.
@@ -153,7 +159,10 @@ def read_profile(path: Path) -> tuple[dict[str, Any], dict[str, StoredArray]]:
             "another version of diffusers_xai wrote it"
         )
     try:
-        arrays = {name: _parse_entry(folder, name, entry, index["id"]) for name, entry in index["arrays"].items()}
+        arrays = {
+            name: _parse_entry(locate or folder.joinpath, name, entry, index["id"])
+            for name, entry in index["arrays"].items()
+        }
         return dict(index["provenance"]), arrays
     except KeyError as error:
         raise ValueError(f"{index_file} is damaged: it lacks {error}") from error
@@ -167,16 +176,16 @@ def _interrupted_saves(path: Path) -> str:
     return f"; an interrupted save left {' and '.join(left)} beside it, to be renamed by hand" if left else ""
 
 
-def _parse_entry(folder: Path, name: str, entry: dict[str, Any], profile_id: str) -> StoredArray:
+def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: str) -> StoredArray:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {entry['dtype']!r}")
-    files = tuple(folder / _checked_file_name(name, file) for file in entry["files"])
+    files = tuple(_checked_file_name(name, file) for file in entry["files"])
     if not files:
         raise ValueError(f"{name}: expected at least one file, got none")
     placeholder = np.broadcast_to(np.zeros((), entry["dtype"]), tuple(entry["shape"]))
     coords = {key: _coord_from_json(name, coord) for key, coord in entry["coords"].items()}
     header = xr.DataArray(placeholder, dims=tuple(entry["dims"]), coords=coords, attrs=entry["attrs"])
-    return StoredArray(validate_array(name, header), files, profile_id)
+    return StoredArray(validate_array(name, header), files, locate, profile_id)
 
 
 def _checked_file_name(name: str, file: str) -> str:

@@ -1,0 +1,121 @@
+"""Model cards and dataset cards: what is known of a checkpoint or a profile, as the Hub shows it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+CARD_FACTS = "card.json"
+SAMPLE_GRID = "samples.png"
+
+# What `card.json` may hold, and of which type; `model_card.md` says what each means.
+_FACTS: dict[str, type] = {
+    "model_name": str,
+    "license": str,
+    "license_name": str,
+    "license_note": str,
+    "datasets": list,
+    "data": str,
+    "labelling": str,
+    "label_counts": list,
+    "training": dict,
+    "metrics": list,
+    "limitations": list,
+}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `card.json` in a checkpoint's folder says for its card; empty where there is none.
+
+    Raises:
+        ValueError: If the file is no JSON object, or a fact is unknown or of another type.
+    """
+    path = folder / CARD_FACTS
+    if not path.is_file():
+        return {}
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    return check_facts(facts, str(path))
+
+
+def check_facts(facts: Any, source: str = "card") -> dict[str, Any]:
+    """`facts`, if each is known and of its type; a ValueError otherwise."""
+    if not isinstance(facts, dict):
+        raise ValueError(f"expected {source} to hold an object, got {type(facts).__name__}")
+    for name, value in facts.items():
+        if name not in _FACTS:
+            raise ValueError(f"{source}: unknown fact {name!r}; available: {', '.join(_FACTS)}")
+        if not isinstance(value, _FACTS[name]):
+            raise ValueError(f"{source}: expected {name} as {_FACTS[name].__name__}, got {type(value).__name__}")
+    for name, width in (("label_counts", 3), ("metrics", 3)):
+        for row in facts.get(name, []):
+            if not isinstance(row, list) or len(row) != width:
+                raise ValueError(f"{source}: expected {name} as rows of {width} cells, got {row!r}")
+    return facts
+
+
+def model_card(
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    repo_id: str,
+    parameters: int,
+    prediction_type: str,
+    carries_code: bool,
+    sample_grid: bool,
+) -> str:
+    """The README of a model repository, from the template `model_card.md`.
+
+    Args:
+        facts (`Mapping`): As in `card.json`; what is missing is said to be not stated.
+        config (`Mapping`): Of the network.
+        repo_id (`str`): Hub id, or folder, that the examples load from.
+        parameters (`int`): Number of weights.
+        prediction_type (`str`): Of the scheduler.
+        carries_code (`bool`): Whether the repository serves plain diffusers.
+        sample_grid (`bool`): Whether it holds `samples.png`.
+    """
+    name = facts.get("model_name") or repo_id.rsplit("/", 1)[-1]
+    licence = facts.get("license", "other")
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        license=licence,
+        license_name=facts.get("license_name", "not-stated") if licence == "other" else None,
+        tags=["diffusers_xai", "ddpm", "explainable-ai"],
+        datasets=facts.get("datasets") or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=template(),
+        **{
+            name: facts[name] for name in ("data", "labelling", "label_counts", "training", "metrics") if name in facts
+        },
+        limitations=facts.get("limitations"),
+        license_note=facts.get("license_note"),
+        model_name=name,
+        repo_id=repo_id,
+        image_size=config["sample_size"],
+        parameters=parameters,
+        attributes=list(config.get("class_attributes") or ()),
+        num_labels=config.get("num_class_embeds"),
+        class_encoding=config.get("class_encoding"),
+        network=config.get("_class_name", "ConvNextUNet2DModel"),
+        widths=list(config["block_out_channels"]),
+        prediction_type=prediction_type,
+        carries_code=carries_code,
+        sample_grid=SAMPLE_GRID if sample_grid else None,
+    )
+    return str(card) + "\n"
+
+
+def template() -> str:
+    """The text of `model_card.md`: in an installed package beside this file, in a clone at its top."""
+    packaged = Path(__file__).with_name("model_card.md")
+    path = packaged if packaged.is_file() else Path(__file__).parents[2] / "model_card.md"
+    return path.read_text(encoding="utf-8")

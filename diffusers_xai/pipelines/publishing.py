@@ -1,0 +1,168 @@
+"""How a pipeline goes to the Hub and comes back, with this package and without it."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline
+from huggingface_hub import CommitInfo
+from PIL import Image
+
+from diffusers_xai import hub, models
+from diffusers_xai.hub.cards import SAMPLE_GRID, check_facts, model_card, read_facts
+from diffusers_xai.hub.registry import installed_classes
+from diffusers_xai.hub.transfer import check_push, push_folder
+from diffusers_xai.models import ConvNextUNet2DModel
+
+
+_GRID_LABELS, _GRID_COLUMNS, _GRID_STEPS = 16, 4, 50
+_PIPELINE_FILE, _NETWORK_FILE = "pipeline.py", "unet/diffusers_xai.py"
+
+
+class PublishedPipeline(DiffusionPipeline):
+    """What [`XAIPipeline`] does about the Hub."""
+
+    unet: Any
+    scheduler: Any
+
+    @classmethod
+    def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Where diffusers reads `model_index.json`: our repositories also name classes in files of their own there."""
+        return installed_classes(super()._dict_from_json_file(*args, **kwargs))
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, with_code: bool = False, **kwargs: Any
+    ) -> None:
+        """Saves the pipeline, see [`~diffusers.DiffusionPipeline.save_pretrained`].
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            *args: Passed on.
+            **kwargs: Passed on.
+            with_code (`bool`, *optional*, defaults to `False`): Add the Python files with which plain diffusers opens
+                the folder, by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)`.
+        """
+        super().save_pretrained(str(save_directory), *args, **kwargs)
+        if with_code:
+            self._add_code(Path(save_directory))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        card: Mapping[str, Any] | None = None,
+        sample_grid: bool | str | os.PathLike = True,
+        commit_message: str = "Upload the pipeline",
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Publishes weights, configurations, scheduler, code for plain diffusers and a model card, in one commit.
+
+        The repository serves `XAIPipeline.from_pretrained(repo_id)`, which runs none of its code, and
+        `DiffusionPipeline.from_pretrained(repo_id, trust_remote_code=True)` where this package is not installed.
+
+        Args:
+            repo_id (`str`): `user/name`, or a name in the user's own namespace; made if need be.
+            card (`Mapping`, *optional*): Facts for the model card, such as `{"data": "…"}`; `model_card.md` lists
+                them. Those of the folder that the pipeline was loaded from are taken if `None`.
+            sample_grid (`bool` or path, *optional*, defaults to `True`): A picture for the card; `True` samples one.
+            commit_message (`str`, *optional*): Of the commit.
+            private (`bool`, *optional*): Whether a new repository is private.
+            token (`str` or `bool`, *optional*): The token of `hf auth login`, or of `HF_TOKEN`, if `None`.
+            revision (`str`, *optional*): Branch to commit to; made if need be.
+            create_pr (`bool`, *optional*, defaults to `False`): Open a pull request with the commit instead.
+
+        Returns:
+            `huggingface_hub.CommitInfo`: The commit.
+
+        Raises:
+            HubError: If the Hub refuses the token or the repository, or the connection stays lost; it is unchanged.
+            ValueError: If `repo_id` is no id, or a fact of the card is unknown.
+            OSError: If the picture cannot be read.
+        """
+        facts = (
+            check_facts(dict(card)) if card is not None else read_facts(Path(str(self.config.get("_name_or_path"))))
+        )
+        picture: Image.Image | None = None if isinstance(sample_grid, bool) else Image.open(sample_grid)
+        check_push(repo_id, token)
+        with tempfile.TemporaryDirectory(prefix="diffusers-xai-push-") as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder, with_code=True)
+            if sample_grid is True:
+                picture = self.sample_grid()
+            if picture is not None:
+                picture.save(folder / SAMPLE_GRID)
+            if facts:
+                (folder / hub.cards.CARD_FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            text = self.model_card(facts, repo_id, carries_code=True, sample_grid=picture is not None)
+            (folder / "README.md").write_text(text, encoding="utf-8")
+            return push_folder(
+                folder,
+                repo_id,
+                message=commit_message,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                replaced=("*.safetensors", "*.bin", "*.py", SAMPLE_GRID, hub.cards.CARD_FACTS),
+            )
+
+    def model_card(
+        self, facts: Mapping[str, Any], repo_id: str, *, carries_code: bool = False, sample_grid: bool = False
+    ) -> str:
+        """The README of a repository with this pipeline, see [`push_to_hub`]; `facts` as its `card`."""
+        unet = self.unet
+        return model_card(
+            facts,
+            {"_class_name": type(unet).__name__, **unet.config},
+            repo_id=repo_id,
+            parameters=sum(parameter.numel() for parameter in unet.parameters()),
+            prediction_type=self.scheduler.config.get("prediction_type", "epsilon"),
+            carries_code=carries_code,
+            sample_grid=sample_grid,
+        )
+
+    @torch.no_grad()
+    def sample_grid(self, seed: int = 0) -> Image.Image:
+        """A picture of samples (DDIM): a row for each of the first 16 labels, a column for each of four noises."""
+        config = self.unet.config
+        count = config.get("num_class_embeds")
+        labels = list(range(min(count, _GRID_LABELS))) if count is not None else [None] * 4
+        # The same noise under every label, and other noise in every row where there are no labels.
+        seeds = [seed if count is not None else seed + _GRID_COLUMNS * row for row in range(len(labels))]
+        scheduler = self.scheduler
+        self.scheduler = DDIMScheduler.from_config(scheduler.config)
+        try:
+            rows = [
+                self(
+                    class_labels=label,
+                    batch_size=_GRID_COLUMNS,
+                    num_inference_steps=_GRID_STEPS,
+                    generator=[torch.Generator().manual_seed(s + column) for column in range(_GRID_COLUMNS)],
+                    output_type="pt",
+                ).images
+                for label, s in zip(labels, seeds, strict=True)
+            ]
+        finally:
+            self.scheduler = scheduler
+        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
+        return Image.fromarray((grid.permute(1, 2, 0).cpu().float() * 255).round().byte().numpy())
+
+    def _add_code(self, folder: Path) -> None:
+        own = isinstance(self.unet, ConvNextUNet2DModel)
+        shutil.copyfile(Path(hub.__file__).with_name("plain_pipeline.py"), folder / _PIPELINE_FILE)
+        if own:
+            shutil.copyfile(Path(models.__file__).with_name("unet_convnext_2d.py"), folder / _NETWORK_FILE)
+        index_file = folder / "model_index.json"
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        index["_class_name"] = [Path(_PIPELINE_FILE).stem, "XAIPipeline"]
+        if own:
+            index["unet"] = [Path(_NETWORK_FILE).stem, type(self.unet).__name__]
+        index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

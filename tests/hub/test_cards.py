@@ -1,0 +1,92 @@
+"""What cards say, and what they refuse."""
+
+import json
+
+import pytest
+from diffusers import DDPMScheduler
+from huggingface_hub import ModelCard
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.hub.cards import check_facts, read_facts
+from tests.tiny import convnext_unet, unet_2d
+
+
+FACTS = {
+    "model_name": "Faces 16",
+    "license": "other",
+    "license_name": "research-only",
+    "data": "Forty pictures.",
+    "labelling": "By hand.",
+    "label_counts": [["0000", "none", 7], ["0001", "Wearing_Lipstick", 5]],
+    "training": {"steps": 1000},
+    "metrics": [["L1", 0.125, "validation images"]],
+    "limitations": ["Blurred."],
+    "license_note": "For research.",
+}
+
+
+def card_of(unet, facts=FACTS, **options):
+    return ModelCard(XAIPipeline(unet, DDPMScheduler()).model_card(facts, "user/faces-16", **options))
+
+
+def test_a_card_holds_its_facts():
+    unet = convnext_unet()
+    card = card_of(unet, carries_code=True, sample_grid=True)
+    assert card.data.library_name == "diffusers"
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert (card.data.license, card.data.license_name) == ("other", "research-only")
+    for expected in (
+        "# Faces 16\n",
+        f"{sum(p.numel() for p in unet.parameters()):,} parameters (widths 8/16) that predicts `epsilon`",
+        "| `0001` | Wearing_Lipstick | 5 |\n",
+        "| steps | 1000 |\n",
+        "| L1 | 0.125 | validation images |\n",
+        "- Blurred.\n",
+        "For research.",
+        "![Samples of the model](samples.png)",
+        'XAIPipeline.from_pretrained("user/faces-16")',
+        'DiffusionPipeline.from_pretrained("user/faces-16", trust_remote_code=True)',
+        "`pipeline.py` and `unet/diffusers_xai.py`",
+    ):
+        assert expected in card.text
+    assert "{{" not in card.text
+    assert "Not stated" not in card.text
+
+
+def test_a_card_without_facts_invents_nothing():
+    card = card_of(convnext_unet(), {})
+    assert card.text.count("Not stated.") == 4  # data, labels, training, metrics
+    assert card.data.license_name == "not-stated"
+    assert "samples.png" not in card.text
+    assert "trust_remote_code" not in card.text
+
+
+def test_a_card_of_an_unconditional_network_of_diffusers():
+    card = card_of(unet_2d(), {}, carries_code=True)
+    assert "It takes no label." in card.text
+    assert "class_labels" not in card.text
+    assert "unet/diffusers_xai.py" not in card.text
+    assert 'layers="mid_block"' in card.text
+
+
+def test_facts_are_read_from_the_checkpoint(tmp_path):
+    assert read_facts(tmp_path) == {}
+    (tmp_path / "card.json").write_text(json.dumps(FACTS))
+    assert read_facts(tmp_path) == FACTS
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(ValueError, match="card.json is not JSON"):
+        read_facts(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ([], "expected card to hold an object, got list"),
+        ({"datum": "x"}, "unknown fact 'datum'; available: model_name, license"),
+        ({"data": 3}, "expected data as str, got int"),
+        ({"metrics": [["L1", 1]]}, "expected metrics as rows of 3 cells"),
+    ],
+)
+def test_facts_that_are_not_ones(facts, message):
+    with pytest.raises(ValueError, match=message):
+        check_facts(facts)
