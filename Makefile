@@ -1,4 +1,4 @@
-.PHONY: style quality test test-slow test-gpu bench
+.PHONY: style quality docs test test-slow test-gpu bench
 
 # The environment of the README's commands, or else what is on the PATH.
 BIN ?= $(if $(wildcard .venv/bin),.venv/bin/)
@@ -15,6 +15,10 @@ quality:
 	$(BIN)ruff format --check $(CODE)
 	$(BIN)mypy
 	$(BIN)lint-imports --no-logo
+
+# The pages in docs/ and the API reference, in build/site.
+docs:
+	$(BIN)zensical build --clean --strict
 
 test:
 	$(BIN)python -m pytest
