@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it 
 
 from diffusers_xai import XAIPipeline  # noqa: E402
 from training.attribute_classifier import CONFIG_FILE, AttributeClassifier, train_classifier  # noqa: E402
+from training.card import add_metrics  # noqa: E402
 from training.config import load_config  # noqa: E402
 from training.data import FaceImages, load_splits  # noqa: E402
 from training.diversity import diversity  # noqa: E402
@@ -61,6 +62,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="leave out labels with fewer training images. Default: 50",
     )
     add("--seed", type=int, default=0, help="of the samples' noise. Default: 0")
+    add("--update-card", action="store_true", help="put the label fidelity into card.json in the checkpoint's folder")
     add("--threads", type=int, help="CPU threads")
     args = parser.parse_args(arguments)
     for name in ("per_label", "steps", "least_images"):
@@ -152,6 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
         attributes = pipeline.unet.config.get("class_attributes")
         if not attributes:
             raise ValueError(f"{args.checkpoint!r} has no class_attributes: there is no label to be faithful to")
+        if args.update_card and not Path(args.checkpoint).is_dir():
+            raise ValueError(f"--update-card needs a folder as --checkpoint, got {args.checkpoint!r}")
         config = load_config(args.config)
         config.model["sample_size"] = pipeline.unet.config.sample_size
         train, validation = load_splits(args.data, args.data_config, config, attributes)
@@ -164,6 +168,8 @@ def main(arguments: list[str] | None = None) -> int:
     (args.output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = to_markdown(result)
     (args.output / "evaluation.md").write_text(text, encoding="utf-8")
+    if args.update_card:
+        add_metrics(Path(args.checkpoint), result["card_metrics"])
     print(text)
     return 0
 

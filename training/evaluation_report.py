@@ -54,9 +54,17 @@ def to_markdown(result: dict) -> str:
 
 def card_metrics(result: dict) -> list[list[str]]:
     """Rows (measure, value, how it was measured) for `model_card.md`."""
-    how = f"{result['settings']['per_label']} samples of each label, classifier of attributes"
+    settings, real = result["settings"], result["real"]["attributes"]
+    how = (
+        f"{settings['per_label']} samples of each label with at least {settings['least_images']} training images,"
+        f" {settings['scheduler']} {settings['num_inference_steps']} steps, judged by a classifier that sees it in"
+    )
     return [
-        [f"{name} as asked, guidance {scale}", _cell(fidelity["attributes"][name]["as_asked"]), how]
+        [
+            f"{name} as asked, guidance {scale}",
+            _cell(fidelity["attributes"][name]["as_asked"]),
+            f"{how} {_percent(real[name]['as_asked']['share'])} of photographs",
+        ]
         for scale, fidelity in result["fidelity"].items()
         for name in result["attributes"]
     ]

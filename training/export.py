@@ -1,17 +1,19 @@
 """The averaged weights of a run as a pipeline folder."""
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
+from training.card import run_facts, write_facts
 from training.checkpoint import load_checkpoint
 from training.config import TrainingConfig
 
 
 def export_pipeline(checkpoint: str | Path, config: TrainingConfig, target: str | Path) -> int:
-    """Writes the averaged (EMA) weights as fp16 safetensors with the network's and the scheduler's configuration.
+    """Writes the averaged (EMA) weights as fp16 safetensors, with configurations and the facts for a model card.
 
     Args:
         checkpoint (`str` or `Path`): A checkpoint, or a run's folder, of which the last checkpoint is taken.
@@ -29,6 +31,10 @@ def export_pipeline(checkpoint: str | Path, config: TrainingConfig, target: str 
     load_weights(model, tensors["ema"], checkpoint)
     pipeline = XAIPipeline(model.half(), DDPMScheduler(**config.scheduler))
     pipeline.save_pretrained(str(target), safe_serialization=True)
+    log = Path(checkpoint) / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    facts = run_facts(config, state["step"], state["label_counts"], state["images_per_step"], records)
+    write_facts(Path(target), facts)
     return state["step"]
 
 

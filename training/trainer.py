@@ -74,6 +74,8 @@ class Trainer:
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
+        values, counts = train.labels.unique(return_counts=True)
+        self.label_counts = {str(int(v)): int(n) for v, n in zip(values, counts, strict=True)}
         self.step = 0
         self.stop_requested = False
 
@@ -113,6 +115,8 @@ class Trainer:
                     "optimizer": optimizer_rest,
                     "grad_scaler": scaler.state_dict() if scaler is not None else None,
                     "config": self.config.to_dict(),
+                    "images_per_step": self.stream.images_per_step,
+                    "label_counts": self.label_counts,
                 },
                 self.config.keep_checkpoints,
             )

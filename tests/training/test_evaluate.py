@@ -178,7 +178,10 @@ def test_the_command_writes_numbers_tables_and_a_sheet(tmp_path, config_file, da
     row = next(line for line in text.splitlines() if line.startswith("| samples, guidance 2 "))
     assert f"{100 * share['share']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})" in row
     weights = (tmp_path / "out" / "attribute_classifier.safetensors").read_bytes()
-    assert evaluate(["--checkpoint", str(tmp_path / "pipe"), *arguments]) == 0  # finds its classifier again
+    # Finds its classifier again.
+    assert evaluate(["--checkpoint", str(tmp_path / "pipe"), *arguments, "--update-card"]) == 0
+    rows = json.loads((tmp_path / "pipe" / "card.json").read_text())["metrics"]
+    assert [row[0] for row in rows[:2]] == ["Bangs as asked, guidance 1", "Male as asked, guidance 1"]
     assert (tmp_path / "out" / "attribute_classifier.safetensors").read_bytes() == weights
 
     XAIPipeline(convnext_unet(sample_size=32), DDPMScheduler()).save_pretrained(tmp_path / "larger")

@@ -1,5 +1,7 @@
 import json
+from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
+from diffusers_xai.hub.cards import read_facts
 from tests.training.conftest import ATTRIBUTES, write_parquet
 from training.checkpoint import list_checkpoints
 from training.config import load_config
@@ -90,6 +93,13 @@ def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, dat
     assert pipe.scheduler.config.beta_schedule == "linear"
     loaded = pipe.unet.state_dict()
     assert all(torch.equal(loaded[k], mean[k].half().float()) for k in mean)
+    facts = read_facts(tmp_path / "pipe")
+    counted = datasets.load_dataset("parquet", data_files=f"{data_folder}/train.parquet")["train"]
+    bits = ["".join(str(int(row[name])) for name in ATTRIBUTES) for row in counted]
+    assert {row[0]: row[2] for row in facts["label_counts"]} == dict(Counter(bits))
+    assert facts["training"]["steps"] == 4
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert facts["metrics"][1][:2] == ["SSIM of x̂_0", round(next(r["ssim"] for r in log if "ssim" in r), 4)]
     images = pipe([3], num_inference_steps=2, output_type="np").images
     assert images.shape == (1, 16, 16, 3)
     assert np.isfinite(images).all()
