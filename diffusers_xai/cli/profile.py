@@ -2,21 +2,18 @@
 
 import argparse
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from PIL import Image
 
 from diffusers_xai.backbones import Backbone, get_backbone
-from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, say
 from diffusers_xai.cli.output import check_disk, check_out, new_folder
+from diffusers_xai.cli.pipelines import EYES, add_pipeline_options, load_pipeline, num_threads, positive
 from diffusers_xai.cli.requests import (
     DEFAULT_LABEL,
     class_labels,
@@ -34,15 +31,8 @@ from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report import write_report
 
 
-SCHEDULERS = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "dpm-solver": "DPMSolverMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-}
 # Attention layers and block outputs, by their article-style names.
 _LAYERS = ("downs.*.2.fn", "downs.*.3", "mid_attn.fn", "mid_block2", "ups.*.2.fn", "ups.*.3")
-_EYES = [7, 11, 25, 17]  # left, top, right, bottom in the faces of the model inside the package
 # The scheduler's step is the identity but for a little: the predicted noise shows more of the network.
 _GRADIENTS_OF = "noise"
 _PROBES = 16
@@ -71,10 +61,7 @@ def add_command(commands: Any) -> None:
     add("--seed", type=int, default=321, metavar="INT", help="seed of the noise. Default: 321")
     add("--out", type=Path, default=Path("profile"), metavar="DIR", help="folder to write. Default: profile")
     add("--overwrite", action="store_true", help="replace the profile that is at --out, once the new one is complete")
-    add("--checkpoint", metavar="DIR|HUB_ID", help="pipeline to sample with. Default: the model inside the package")
-    add("--revision", help="revision of the checkpoint on the Hub")
-    add("--scheduler", choices=SCHEDULERS, help="how to sample. Default: the checkpoint's own scheduler")
-    add("--steps", type=_positive, default=1000, metavar="N", help="number of denoising steps. Default: 1000")
+    add("--steps", type=positive, default=1000, metavar="N", help="number of denoising steps. Default: 1000")
     add("--guidance-scale", type=float, default=1.0, metavar="W", help="classifier-free guidance. Default: 1.0, none")
     add(
         "--layers",
@@ -85,7 +72,7 @@ def add_command(commands: Any) -> None:
     )
     add(
         "--every",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="record every N-th step. Default: so that about 100 steps are kept and the profile stays near 60 MB",
     )
@@ -103,7 +90,7 @@ def add_command(commands: Any) -> None:
         nargs=4,
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
         help="region of interest: a rectangle in pixels, right and bottom excluded. Default: the eyes"
-        f" ({' '.join(map(str, _EYES))}) with the model inside the package, else the whole image",
+        f" ({' '.join(map(str, EYES))}) with the model inside the package, else the whole image",
     )
     add("--no-gradients", action="store_true", help="leave out gradients, and the default region with them")
     add(
@@ -123,14 +110,7 @@ def add_command(commands: Any) -> None:
         help="sample again with another label from this step on, counted from 0, and compare. Repeatable, and together"
         " with --ablate",
     )
-    add("--device", default="cpu", help="where to compute, such as cuda or mps. Default: cpu")
-    add(
-        "--threads",
-        type=_positive,
-        metavar="N",
-        help="CPU threads. Default: 1 for the model inside the package, which is too small for more, else all cores",
-    )
-    add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
+    add_pipeline_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -141,11 +121,11 @@ def run(args: argparse.Namespace) -> None:
     """
     check_out(args.out, args.overwrite)
     if args.checkpoint is None and not (args.mask or args.box or args.no_gradients):
-        args.box = _EYES
+        args.box = EYES
     if args.mask:
         region(args.mask)  # before a checkpoint is downloaded
     say(f"Loading {args.checkpoint or 'the model inside the package'}")
-    pipe = _load_pipeline(args)
+    pipe = load_pipeline(args)
     backbone, config, size = get_backbone(pipe), pipe.unet.config, _sample_size(pipe)
     labels = class_labels(args.label, config)
     mask = region(args.mask, args.box, size)
@@ -157,11 +137,8 @@ def run(args: argparse.Namespace) -> None:
     layers = [*layers, *sorted(set(needed) - set(backbone.resolve_layers(layers) if layers else {}))]
     switches = parse_switches(args.switch, config, calls)
 
-    # Threads that wait for each other take longer than one alone when the network is small and the cores are shared.
-    threads = args.threads or (torch.get_num_threads() if args.checkpoint else 1)
-
     def sample(steps: int, record: list[RecordSpec], edits: Sequence[EditSpec] = ()) -> DiffusionProfile:
-        with _num_threads(threads):
+        with num_threads(args):
             output: Any = pipe(
                 class_labels=labels,
                 num_inference_steps=steps,
@@ -176,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         return resolve_ablations(args.ablate, backbone, intact, mask, train_timesteps)
 
     def planned_bytes(record: list[RecordSpec]) -> int:
-        with _num_threads(threads):
+        with num_threads(args):
             return pipe.plan(record, num_inference_steps=args.steps, guidance_scale=args.guidance_scale).nbytes
 
     record = _specs(backbone, layers, every=1)
@@ -219,25 +196,6 @@ def run(args: argparse.Namespace) -> None:
         write_report(profile, folder / "report.html", mask=mask, edited=edited, command=command)
         written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"Profile: {args.out} ({written / 1e6:.0f} MB)\nReport:  {args.out / 'report.html'}")
-
-
-def _load_pipeline(args: argparse.Namespace) -> XAIPipeline:
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"--device {args.device} cannot be used: {error}") from error
-    checkpoint = args.checkpoint or demo_checkpoint()
-    # What is not the form of a Hub id can only be a folder.
-    is_path = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") != 1
-    if is_path and not Path(checkpoint).is_dir():
-        raise CommandError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
-    try:
-        pipe = XAIPipeline.from_pretrained(checkpoint, revision=args.revision)
-    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
-        raise CommandError(f"cannot load the checkpoint {checkpoint}: {error}") from error
-    if args.scheduler:
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
-    return pipe.to(args.device)
 
 
 def _sample_size(pipe: XAIPipeline) -> tuple[int, int]:
@@ -296,19 +254,3 @@ def _command(args: argparse.Namespace, labels: list[int] | None, every: int) -> 
     if args.layers:
         command += ["--layers", *args.layers]
     return [*command, "--out", args.out.name]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
-    return int(text)
-
-
-@contextmanager
-def _num_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -165,12 +165,7 @@ class XAIPipeline(PublishedPipeline):
                     eta=eta,
                 )
             for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-                model_input = torch.cat([sample, sample]) if guided else sample
-                model_input = scale_model_input(self.scheduler, model_input, t)
-                model_output = self.unet(model_input, t, class_labels=label_tensor).sample
-                if guided:
-                    uncond, cond = model_output.chunk(2)
-                    model_output = uncond + guidance_scale * (cond - uncond)
+                model_output = self._predict(sample, t, label_tensor)
                 sample = self.scheduler.step(model_output, t, sample, **step_kwargs).prev_sample
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
@@ -248,6 +243,19 @@ class XAIPipeline(PublishedPipeline):
                 backward_seconds = shortest_time(lambda: torch.autograd.grad(output, leaf, retain_graph=True), device)
         self.maybe_free_model_hooks()
         return make_plan(record, edits_of_samples, context, forward_seconds, backward_seconds)
+
+    def _predict(
+        self, sample: torch.Tensor, timestep: torch.Tensor, label_tensor: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The network's output for samples at a timestep, guidance applied; labels as of `_label_tensor`."""
+        guided = self.do_classifier_free_guidance
+        model_input = torch.cat([sample, sample]) if guided else sample
+        model_input = scale_model_input(self.scheduler, model_input, timestep)
+        model_output = self.unet(model_input, timestep, class_labels=label_tensor).sample
+        if guided:
+            uncond, cond = model_output.chunk(2)
+            model_output = uncond + self._guidance_scale * (cond - uncond)
+        return model_output
 
     @property
     def _sample_shape(self) -> tuple[int, int, int]:

@@ -40,8 +40,11 @@ def write_report(
         OSError: if the file cannot be written.
     """
     body = [hero(profile, mask), *sections(profile, mask, edited), origin(profile, mask, edited, command)]
-    text = page(headline(profile), body)
-    path = Path(path)
+    write_page(page(headline(profile), body), Path(path))
+
+
+def write_page(text: str, path: Path) -> None:
+    """Writes a page that appears at `path` when it is complete; until then, and after an error, `path` stays."""
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -1,0 +1,151 @@
+"""`diffusers-xai experiment`: experiments over many seeds, with figures and a report."""
+
+import argparse
+import json
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.cli.base import PROGRAM, CommandError, say
+from diffusers_xai.cli.pipelines import FACE, add_pipeline_options, load_pipeline, num_threads, positive
+from diffusers_xai.cli.requests import parse_label, region
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments.page import write_experiments
+from diffusers_xai.experiments.result import remove
+from diffusers_xai.pipelines import XAIPipeline
+
+
+ALL = "all"
+FORMATS = ("png", "svg")
+# Ablations sample a hundred variants of each seed: fewer seeds and steps unless asked for.
+_DEFAULTS: dict[str, dict[str, int]] = {"ablation": {"seeds": 8, "steps": 50}, "predetermination": {"steps": 100}}
+
+
+def add_command(commands: Any) -> None:
+    """Adds the subcommand to the parser's `commands`."""
+    names = "\n".join(f"  {name:18} {experiment.title}" for name, experiment in EXPERIMENTS.items())
+    parser = commands.add_parser(
+        "experiment",
+        help="run the experiments of the thesis over many seeds",
+        description="Runs experiments over many seeds and writes their numbers, figures and one report. What is"
+        f" finished is kept: the same command goes on where it was stopped.\n\nexperiments:\n{names}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("name", choices=[*EXPERIMENTS, ALL], metavar="NAME", help=f"one of those above, or {ALL}")
+    add("--out", type=Path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")
+    add("--label", help="the label, or the first of two: bits, names or an integer. Default: 0011")
+    add("--other-label", metavar="LABEL", help="the label to compare with or to switch to. Default: 0100")
+    add("--seeds", type=positive, metavar="N", help="number of seeds, from 0 on. Default: 30, for ablation 8")
+    add(
+        "--steps",
+        type=positive,
+        metavar="N",
+        help="denoising steps. Default: 1000, for predetermination 100 and for ablation 50",
+    )
+    add("--guidance-scale", type=float, default=1.0, metavar="W", help="classifier-free guidance. Default: 1.0, none")
+    add("--batch-size", type=positive, default=32, metavar="N", help="images at a time. Default: 32")
+    add(
+        "--mask",
+        type=Path,
+        metavar="IMAGE",
+        help="where the most active channel is looked for. Default: the face, with the model inside the package, else"
+        " the whole image",
+    )
+    add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
+    add_pipeline_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs what is not finished yet, and writes the report.
+
+    Raises:
+        CommandError, ValueError, KeyError, OSError: for a request that cannot be met.
+    """
+    if args.format and find_spec("kaleido") is None:
+        raise CommandError("--format needs kaleido and a Chrome: pip install 'diffusers-xai[figures]'")
+    if args.out.exists() and not args.out.is_dir():
+        raise CommandError(f"{args.out} is no folder")
+    pipe = load_pipeline(args)
+    pipe.set_progress_bar_config(disable=True)
+    labels = _labels(args, pipe)
+    chosen = list(EXPERIMENTS) if args.name == ALL else [args.name]
+    fitting = [name for name in chosen if EXPERIMENTS[name].labels <= max(len(labels), 1)]
+    if not fitting:
+        raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
+    main = PartialState().is_main_process
+    with num_threads(args):
+        results = [_finished_or_new(name, args, pipe, labels[: EXPERIMENTS[name].labels]) for name in fitting]
+    if not main:
+        return
+    for result in results:
+        for ending in args.format:
+            result.plot().write_image(args.out / f"{result.name}.{ending}", width=1000, scale=2)
+    command = shlex.join([PROGRAM, *sys.argv[1:]])
+    write_experiments(results, args.out / "report.html", command)
+    print(args.out / "report.html")
+
+
+def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, labels: list[int]) -> ExperimentResult:
+    """The result in the folder if it was made with the same settings; a new one, which is kept there, otherwise."""
+    defaults = _DEFAULTS.get(name, {})
+    settings: dict[str, Any] = {
+        "labels": labels,
+        "seeds": list(range(args.seeds or defaults.get("seeds", 30))),
+        "num_inference_steps": args.steps or defaults.get("steps", 1000),
+        "guidance_scale": args.guidance_scale,
+        "batch_size": args.batch_size,
+    }
+    if name == "ablation":
+        settings["mask"] = _face(args, pipe)
+    request = {
+        **{key: value if key != "mask" or value is None else value.tolist() for key, value in settings.items()},
+        "checkpoint": _identity(args),
+        "scheduler": type(pipe.scheduler).__name__,
+    }
+    folder = args.out / name
+    if (folder / "result.json").is_file():
+        result = ExperimentResult.load(folder)
+        if result.settings.get("request") == json.loads(json.dumps(request)):
+            say(f"{name}: finished before, kept")
+            return result
+    result = EXPERIMENTS[name].run(pipe, **settings)
+    result = ExperimentResult(result.name, result.data, {**result.settings, "request": request})
+    if PartialState().is_main_process:
+        remove(folder)
+        result.save(folder)
+    return result
+
+
+def _labels(args: argparse.Namespace, pipe: XAIPipeline) -> list[int]:
+    config = pipe.unet.config
+    if config.get("num_class_embeds") is None:
+        if args.label or args.other_label:
+            raise CommandError("--label: this checkpoint takes no labels")
+        return []
+    first = parse_label(args.label or "0011", config)
+    second = parse_label(args.other_label or "0100", config, "--other-label")
+    if first == second:
+        raise CommandError("--other-label: expected another label than --label")
+    return [first, second]
+
+
+def _face(args: argparse.Namespace, pipe: XAIPipeline) -> Any:
+    size = pipe._sample_shape[-2:]
+    if args.mask is not None:
+        return region(args.mask, None, size)
+    return region(None, FACE, size) if args.checkpoint is None else None
+
+
+def _identity(args: argparse.Namespace) -> list[Any]:
+    """What tells one checkpoint's results from another's: where it is, and when its weights were written."""
+    checkpoint = args.checkpoint or demo_checkpoint()
+    weights = sorted(Path(checkpoint).glob("unet/*.safetensors")) if Path(checkpoint).is_dir() else []
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
+    return [Path(checkpoint).name if weights else checkpoint, args.revision, stamps]

@@ -1,0 +1,169 @@
+"""What the most active channel of each layer is worth (thesis fig. 5.10, 5.11, tables 5.1, 5.2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+
+from diffusers_xai.analysis import summary
+from diffusers_xai.backbones import get_backbone
+from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.explainers import Activations, Samples
+from diffusers_xai.interventions import ChannelAblation
+from diffusers_xai.measures import Mask, as_mask, structural_similarity
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
+
+
+# Block outputs and attention layers by their article-style names.
+LAYERS = ("downs.*.3", "mid_block2", "ups.*.3", "downs.*.2.fn", "mid_attn.fn", "ups.*.2.fn")
+TIME = 0.2  # part of the training's timesteps at which c* is looked up; thesis: t = 200
+
+
+def run(
+    pipe: XAIPipeline,
+    *,
+    labels: Sequence[int] = (),
+    seeds: Sequence[int] = range(10),
+    num_inference_steps: int = 100,
+    guidance_scale: float = 1.0,
+    batch_size: int = 32,
+    layers: Sequence[str] | None = None,
+    random_channels: int = 3,
+    mask: Mask | None = None,
+) -> ExperimentResult:
+    """Ablates c* of every layer at every step, and as many random channels of the same layer, one at a time.
+
+    c* is the channel of the largest sum over the mask at t = 200 of the intact run. All ablations of a seed are
+    variants of the same noise, many in one batch.
+
+    Source: thesis alg. 6, eq. 4.1.4, tables 5.1, 5.2.
+
+    Args:
+        pipe ([`XAIPipeline`]): The model.
+        labels (`Sequence[int]`): The label; none for an unconditional model.
+        seeds (`Sequence[int]`): One intact run for each.
+        num_inference_steps (`int`): Denoising steps.
+        guidance_scale (`float`): Classifier-free guidance; 1 is none.
+        batch_size (`int`): Runs at a time.
+        layers (`Sequence[str]`, *optional*): Globs of layers; block outputs and attention layers if `None`.
+        random_channels (`int`): Random channels of each layer, other than c*.
+        mask (`(height, width)` bool, *optional*): Where c* is looked for; the whole image if `None`.
+
+    Returns:
+        `ExperimentResult`: `ssim` to the intact image of dims (seed, layer, draw), the draw 0 being c* and the others
+        random, and `channel` of the same dims; coordinates `kind` (block or attention) and `channels` on `layer`.
+    """
+    backbone = get_backbone(pipe)
+    wanted = list(layers) if layers is not None else list(LAYERS) if backbone.aliases else backbone.attention_outputs()
+    attention = set(backbone.attention_outputs())
+    paths = sorted(backbone.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
+    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
+    train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    mask = None if mask is None else as_mask(mask, pipe._sample_shape[-2:])
+    arguments: dict[str, Any] = {
+        "class_labels": labels[0] if labels else None,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "output_type": "pt",
+    }
+
+    def measure(part: list[int]) -> xr.Dataset:
+        (seed,) = part
+        what = [Samples(every=num_inference_steps), Activations(layers=paths, timesteps=[TIME * train_timesteps])]
+        output: Any = pipe(**arguments, batch_size=1, generator=generators(part), record=what)
+        intact = output.profile
+        widths = {path: intact[f"activations/{path}"].sizes["channel"] for path in paths}
+        draw = np.random.default_rng(seed)
+        channels = []
+        for path in paths:
+            best = intact.max_channel(path, timestep=TIME * train_timesteps, mask=mask)
+            others = draw.permutation([c for c in range(widths[path]) if c != best])[:random_channels]
+            channels.append([best, *others.tolist(), *[-1] * (random_channels - len(others))])
+        variants = [
+            (layer, draw_index, channel)
+            for layer, row in enumerate(channels)
+            for draw_index, channel in enumerate(row)
+            if channel >= 0
+        ]
+        ssim = np.full((len(paths), 1 + random_channels), np.nan)
+        whole = torch.from_numpy(intact["final_sample"].values)
+        for start in range(0, len(variants), batch_size):
+            batch = variants[start : start + batch_size]
+            final = _final_states(
+                pipe,
+                arguments,
+                generators(part, copies=len(batch)),
+                [[ChannelAblation(paths[layer], channels=channel)] for layer, _, channel in batch],
+            )
+            values = structural_similarity(whole.expand_as(final), final)
+            for (layer, draw_index, _), value in zip(batch, values.tolist(), strict=True):
+                ssim[layer, draw_index] = value
+        coords = {
+            "layer": [names.get(path, path) for path in paths],
+            "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
+            "channels": ("layer", [widths[path] for path in paths]),
+        }
+        dims = ("seed", "layer", "draw")
+        return xr.Dataset({"ssim": (dims, ssim[None]), "channel": (dims, np.array(channels)[None])}, coords)
+
+    data = over_seeds(measure, seeds, batch_size=1, description="channel ablations")
+    settings = provenance(
+        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+        masked=mask is not None,
+    )  # fmt: skip
+    return ExperimentResult("ablation", data, settings)
+
+
+def _final_states(pipe: XAIPipeline, arguments: dict, noise: list[torch.Generator], edits: list) -> torch.Tensor:
+    output: Any = pipe(
+        **arguments,
+        generator=noise,
+        batch_size=len(edits),
+        edits=edits,
+        record=[Samples(every=arguments["num_inference_steps"])],
+    )
+    profile = output.profile  # fmt: skip
+    return torch.from_numpy(profile["final_sample"].values)
+
+
+def plot(result: ExperimentResult) -> go.Figure:
+    """Draws, layer by layer, SSIM to the intact image after c* and after a random channel is ablated."""
+    data = result.data
+    layers = data["layer"].values.tolist()
+    rows = [f"{layer}  ({int(width)} channels)" for layer, width in zip(layers, data["channels"].values, strict=True)]
+    figure = go.Figure()
+    for name, values, color, symbol, offset in (
+        ("c*, the most active channel", data["ssim"].isel(draw=0), LINE_COLORS[1], "diamond", -0.12),
+        ("a random channel", data["ssim"].isel(draw=slice(1, None)).mean("draw"), LINE_COLORS[0], "circle-open", 0.12),
+    ):
+        facts = summary(values)
+        mean = facts["mean"].values
+        figure.add_scatter(
+            x=mean,
+            y=np.arange(len(rows)) + offset,
+            name=name,
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 10, "line": {"width": 2}},
+            error_x={
+                "array": facts["high"].values - mean, "arrayminus": mean - facts["low"].values, "color": color,
+                "thickness": 1.5,
+            },
+            hovertemplate="%{x:.3f}",
+        )  # fmt: skip
+    kinds = data["kind"].values.tolist()
+    for i in range(1, len(kinds)):
+        if kinds[i] != kinds[i - 1]:
+            figure.add_hline(i - 0.5, line={"color": MUTED_COLOR, "width": 1, "dash": "dot"})
+    figure.update_layout(
+        template=TEMPLATE,
+        height=120 + 30 * len(rows),
+        xaxis={"title": "SSIM to the intact image (1: the channel is worth nothing)"},
+        yaxis={"tickvals": list(range(len(rows))), "ticktext": rows, "autorange": "reversed", "automargin": True},
+    )
+    return figure

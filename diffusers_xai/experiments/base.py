@@ -1,0 +1,67 @@
+"""What an experiment is, and how it says how it was made."""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.pipelines import XAIPipeline
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An entry of `EXPERIMENTS`.
+
+    Args:
+        name (`str`): What the command calls it.
+        title (`str`): Heading.
+        text (`str`): One paragraph: what is done, and how to read the figure.
+        source (`str`): Where the thesis has it.
+        run (`Callable`): `(pipe, **settings) -> ExperimentResult`.
+        plot (`Callable`): Draws its result.
+        labels (`int`): How many labels it takes: 0 (works without), 1, or 2 to compare.
+    """
+
+    name: str
+    title: str
+    text: str
+    source: str
+    run: Callable[..., ExperimentResult]
+    plot: Callable[[ExperimentResult], go.Figure]
+    labels: int = 1
+
+
+def provenance(pipe: XAIPipeline, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
+    """How a result was made, as JSON-able data: model, scheduler, seeds, versions, and the settings given."""
+    names = ("diffusers_xai", "diffusers", "torch")
+    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in names if _installed(name)}
+    return {
+        "checkpoint": str(pipe.config.get("_name_or_path") or ""),
+        "scheduler": type(pipe.scheduler).__name__,
+        "attributes": list(pipe.unet.config.get("class_attributes") or ()),
+        "num_class_embeds": pipe.unet.config.get("num_class_embeds"),
+        "seeds": list(seeds),
+        "versions": versions,
+        **settings,
+    }
+
+
+def label_text(settings: dict[str, Any], label: int) -> str:
+    """A label as a reader knows it: its bits, and the attributes that hold."""
+    attributes = settings["attributes"]
+    if not attributes:
+        return f"label {label}"
+    bits = f"{label:0{len(attributes)}b}"
+    names = [name.replace("_", " ").lower() for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
+    return f"{bits} ({', '.join(names) or 'none'})"
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,82 @@
+"""How much layers change from step to step (thesis fig. 5.7)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+import xarray as xr
+
+from diffusers_xai.backbones import get_backbone
+from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.curves import band
+from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.explainers import Activations
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import curves_over_time
+
+
+def run(
+    pipe: XAIPipeline,
+    *,
+    labels: Sequence[int] = (),
+    seeds: Sequence[int] = range(10),
+    num_inference_steps: int = 1000,
+    guidance_scale: float = 1.0,
+    batch_size: int = 32,
+    layers: Sequence[str] | None = None,
+    records: int = 50,
+) -> ExperimentResult:
+    """LayerDist of each layer between recorded steps, in units of the layer's mean distance.
+
+    Source: thesis eq. 4.1.10, fig. 5.7.
+
+    Args:
+        pipe ([`XAIPipeline`]): The model.
+        labels (`Sequence[int]`): The label; none for an unconditional model.
+        seeds (`Sequence[int]`): One run for each.
+        num_inference_steps (`int`): Denoising steps.
+        guidance_scale (`float`): Classifier-free guidance; 1 is none.
+        batch_size (`int`): Runs at a time.
+        layers (`Sequence[str]`, *optional*): Globs of layers; all attention layers if `None`.
+        records (`int`): How many steps are recorded, evenly spread.
+
+    Returns:
+        `ExperimentResult`: `distance` (Frobenius norm) of dims (seed, layer, step).
+    """
+    backbone = get_backbone(pipe)
+    paths = list(backbone.resolve_layers(layers or list(backbone.attention_outputs())))
+    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
+    every = max(1, num_inference_steps // records)
+
+    def measure(part: list[int]) -> xr.Dataset:
+        output: Any = pipe(
+            class_labels=labels[0] if labels else None,
+            batch_size=len(part),
+            num_inference_steps=num_inference_steps,
+            generator=generators(part),
+            guidance_scale=guidance_scale,
+            record=[Activations(layers=paths, every=every)],
+            output_type="pt",
+        )
+        curves = [output.profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
+        joined = xr.concat(curves, "layer").assign_coords(layer=[names.get(path, path) for path in paths])
+        return joined.transpose("seed", "layer", "step").to_dataset(name="distance")
+
+    # A seed's activations are kept until its distances are taken: few at a time.
+    data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 8), description="distances of layers")
+    settings = provenance(
+        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+    )
+    return ExperimentResult("layer-distance", data, settings)
+
+
+def plot(result: ExperimentResult) -> go.Figure:
+    """Draws a curve for each layer, each in units of its own mean."""
+    distance = result.data["distance"]
+    relative = distance / distance.mean(["seed", "step"])
+    figure = curves_over_time(distance, "distance to the next record, in units of the layer's mean")
+    for index, layer in enumerate(distance["layer"].values.tolist()):
+        band(figure, distance["timestep"].values, relative.sel(layer=layer), layer, index)
+    figure.update_layout(height=480, showlegend=True)
+    return figure

@@ -1,0 +1,56 @@
+"""Results of experiments as one self-contained HTML page."""
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers_xai.experiments.registry import EXPERIMENTS
+from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.report import write_page
+from diffusers_xai.report.page import page
+from diffusers_xai.report.section import Section, render
+
+
+def write_experiments(results: Sequence[ExperimentResult], path: Path, command: str) -> None:
+    """Writes one section for each result: figure, words, and how it was made.
+
+    Raises:
+        OSError: If the file cannot be written; what was at `path` stays.
+    """
+    body = [_head(results, command), *map(_section, results)]
+    write_page(page("Experiments", body), path)
+
+
+def _section(result: ExperimentResult) -> str:
+    experiment = EXPERIMENTS[result.name]
+    section = Section(
+        title=html.escape(experiment.title),
+        text=html.escape(experiment.text),
+        alt=experiment.title,
+        source=f"Source: {html.escape(experiment.source)}. {html.escape(_made(result.settings))}",
+        draw=result.plot,
+    )
+    return render(section)
+
+
+def _made(settings: dict[str, Any]) -> str:
+    seeds = settings["seeds"]
+    return (
+        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {settings['num_inference_steps']} steps of"
+        f" {settings['scheduler']}, guidance {settings['guidance_scale']:g}, labels"
+        f" {', '.join(map(str, settings['labels'])) or 'none'}."
+    )
+
+
+def _head(results: Sequence[ExperimentResult], command: str) -> str:
+    facts = {
+        "Checkpoint": Path(results[0].settings["checkpoint"]).name or "not saved yet",
+        "Experiments": str(len(results)),
+        "diffusers": results[0].settings["versions"].get("diffusers", ""),
+    }
+    items = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
+    return (
+        "<header><h1>How the model makes its images, over many seeds</h1>"
+        f'<dl class="facts">{items}</dl><pre>{html.escape(command)}</pre></header>'
+    )

@@ -1,0 +1,119 @@
+"""From when on a label no longer changes the image (thesis fig. 5.17, D.2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+
+from diffusers_xai.analysis import predetermination_index, summary
+from diffusers_xai.experiments.base import label_text, provenance
+from diffusers_xai.experiments.curves import band
+from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.seeds import over_seeds
+from diffusers_xai.measures import structural_similarity
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.pipelines.switch_sweep import switch_sweep
+from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE
+
+
+THRESHOLD = 0.9
+
+
+def run(
+    pipe: XAIPipeline,
+    *,
+    labels: Sequence[int],
+    seeds: Sequence[int] = range(30),
+    num_inference_steps: int = 1000,
+    switches: int = 10,
+    guidance_scale: float = 1.0,
+    batch_size: int = 32,
+    **options: Any,
+) -> ExperimentResult:
+    """Switches the label at several steps and compares the image with the unswitched run's.
+
+    The steps before a switch are done once for all, see `switch_sweep`.
+
+    Source: thesis section 5.3.2, fig. 5.17, D.2.
+
+    Args:
+        pipe ([`XAIPipeline`]): A conditional model.
+        labels (`Sequence[int]`): The label to start with, and the one to switch to.
+        seeds (`Sequence[int]`): A sweep for each.
+        num_inference_steps (`int`): Denoising steps.
+        switches (`int`): How many switches, evenly spread; the first one is at step 0.
+        guidance_scale (`float`): Classifier-free guidance; 1 is none.
+        batch_size (`int`): Rows of the network at a time, at least as many as seeds at a time.
+        options: Passed to `switch_sweep`.
+
+    Returns:
+        `ExperimentResult`: `ssim` of dims (seed, switch) with the coordinates `step` and `share` (part of the steps
+        done before the switch), `index` (seed), and the final states `images` (run, channel, height, width) of the
+        first seed, the unswitched run first.
+    """
+    if len(labels) != 2 or labels[0] == labels[1]:
+        raise ValueError(f"expected two different labels, the first one to start with, got {list(labels)}")
+    if not 2 <= switches <= num_inference_steps:
+        raise ValueError(f"expected switches in 2..{num_inference_steps}, got {switches}")
+    pipe.scheduler.set_timesteps(num_inference_steps)
+    calls = len(pipe.scheduler.timesteps)
+    steps = [calls * i // switches for i in range(switches)]
+    coords = {"step": ("switch", steps), "share": ("switch", np.array(steps) / calls)}
+    coords["timestep"] = ("switch", [float(pipe.scheduler.timesteps[step]) for step in steps])
+    first_seed = list(seeds)[0]
+
+    def measure(part: list[int]) -> xr.Dataset:
+        final = switch_sweep(
+            pipe, labels[0], labels[1], part, steps, num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale, max_rows=batch_size, **options,
+        )  # fmt: skip
+        ssim = torch.stack([structural_similarity(final[0], switched) for switched in final[1:]], dim=1)
+        return xr.Dataset(
+            {
+                "ssim": (("seed", "switch"), ssim.cpu().numpy()),
+                "images": (("seed", "run", "channel", "height", "width"), final.transpose(0, 1).float().cpu().numpy()),
+            },
+            coords,
+        )
+
+    data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 4), description="label switches")
+    data = data.assign(index=predetermination_index(data["ssim"], THRESHOLD))
+    images = data["images"].sel(seed=first_seed, drop=True)
+    settings = provenance(
+        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
+        threshold=THRESHOLD,
+    )  # fmt: skip
+    return ExperimentResult("predetermination", data.drop_vars("images").assign(images=images), settings)
+
+
+def plot(result: ExperimentResult) -> go.Figure:
+    """Draws SSIM to the unswitched image over the step of the switch, with the index and its interval."""
+    data, settings = result.data, result.settings
+    index = summary(data["index"])
+    first, second = (label_text(settings, label) for label in settings["labels"])
+    share = 100 * data["share"].values
+    figure = go.Figure()
+    low, high = 100 * float(index["low"]), 100 * float(index["high"])
+    figure.add_vrect(low, high, fillcolor="#e69f00", opacity=0.25, line_width=0)
+    figure.add_vline(
+        100 * float(index["mean"]), line={"color": "#e69f00", "width": 2},
+        annotation={"text": f"index {float(index['mean']):.2f} ({low / 100:.2f}–{high / 100:.2f})"},
+        annotation_position="bottom right",
+    )  # fmt: skip
+    figure.add_hline(
+        settings["threshold"], line={"color": MUTED_COLOR, "dash": "dot", "width": 1},
+        annotation={"text": f"alike from {settings['threshold']}", "font": {"color": MUTED_COLOR}},
+        annotation_position="top left",
+    )  # fmt: skip
+    band(figure, share, data["ssim"], f"{first} → {second}")
+    figure.update_layout(
+        template=TEMPLATE,
+        height=440,
+        showlegend=True,
+        xaxis={"title": "share of the steps done before the switch (%)", "range": [0, 100]},
+        yaxis={"title": "SSIM to the unswitched image", "range": [min(0.0, float(data["ssim"].min())), 1.02]},
+    )
+    return figure

@@ -1,0 +1,116 @@
+"""All experiments by name."""
+
+from diffusers_xai.experiments import (
+    ablation,
+    artifact,
+    emergence,
+    label_divergence,
+    layer_distance,
+    localisation,
+    predetermination,
+    process,
+    ssim_trajectory,
+)
+from diffusers_xai.experiments.base import Experiment
+
+
+_ALL = (
+    Experiment(
+        "process",
+        "From noise to an image",
+        "The state x_t at ten moments of the process, from left to right, and the result, for several seeds.",
+        "thesis fig. 5.3, 5.4",
+        process.run_strip,
+        process.plot_strip,
+    ),
+    Experiment(
+        "layer-types",
+        "What the layers of one block see",
+        "The map of the most active channel c* of each layer of the first block at t = 200, each in its own range:"
+        " convolutions keep edges and areas, attention weighs them.",
+        "thesis fig. 5.5, eq. 4.1.4",
+        process.run_layers,
+        process.plot_layers,
+    ),
+    Experiment(
+        "ssim-trajectory",
+        "How much each step changes the image",
+        "SSIM between each state of the process and the next, for many seeds. High values mean that a step changes"
+        " little. The line is the mean over the seeds, the light band one standard deviation of the seeds, the dark"
+        " band the 95 % bootstrap interval of the mean.",
+        "thesis eq. 4.1.8, fig. 5.6",
+        ssim_trajectory.run,
+        ssim_trajectory.plot,
+    ),
+    Experiment(
+        "layer-distance",
+        "How much the layers change",
+        "The distance of a layer's output to that at the next recorded step, each layer in units of its own mean, over"
+        " the process. A peak is a moment at which the layer turns to something else.",
+        "thesis eq. 4.1.10, fig. 5.7",
+        layer_distance.run,
+        layer_distance.plot,
+    ),
+    Experiment(
+        "localisation",
+        "Where the pixels of a region look",
+        "How much the clean image that is predicted within the outline depends on every pixel of the input, at four"
+        " moments (each map in its own range), for two seeds. Above: how much of the squared gradient lies inside the"
+        " region, and its root mean square distance from it in pixels, means over all seeds.",
+        "thesis eq. 4.1.2, fig. 5.8, 5.9",
+        localisation.run,
+        localisation.plot,
+    ),
+    Experiment(
+        "emergence",
+        "When structure shows",
+        "How well each layer's map (its part of A_t) and the state x_t correlate with the edges of the final image,"
+        " over the process. The dotted line is what they show of the image of another seed: chance. A layer that rises"
+        " before x_t does shows structure that is not to be seen yet.",
+        "thesis chapter 5, as a number",
+        emergence.run,
+        emergence.plot,
+    ),
+    Experiment(
+        "artifact",
+        "Which channel made a part of the image",
+        "The channel of a layer that the outlined region depends on most, by its gradient at t = 200, is ablated in a"
+        " new run. The change should lie in the region, and be larger than that of a random channel.",
+        "thesis fig. 5.12",
+        artifact.run,
+        artifact.plot,
+    ),
+    Experiment(
+        "label-divergence",
+        "Where the runs of two labels part",
+        "Two runs start from the same noise with different labels. Above: SSIM of their states, which is 1 as long as"
+        " they are the same. Below: the distance of their attention maps A_t, which the label changes before the"
+        " states differ. The light band is one standard deviation of the seeds, the dark one the mean's interval.",
+        "thesis section 5.3.1, fig. 5.13 to 5.15, D.1",
+        label_divergence.run,
+        label_divergence.plot,
+        labels=2,
+    ),
+    Experiment(
+        "predetermination",
+        "From when on the label no longer matters",
+        "The label is switched at ten steps of the process, and each image is compared with that of the run that was"
+        " never switched. The index is the share of the process after which a switch leaves the image alike (SSIM of"
+        " at least 0.9), with the 95 % bootstrap interval over the seeds.",
+        "thesis section 5.3.2, fig. 5.17, D.2",
+        predetermination.run,
+        predetermination.plot,
+        labels=2,
+    ),
+    Experiment(
+        "ablation",
+        "What the most active channel of a layer is worth",
+        "In each layer the channel c* that is most active at t = 200 is set to zero at every step, and so are random"
+        " channels of the same layer, each in a run of its own. The lower the SSIM to the intact image, the more the"
+        " image needed the channel. Where the two intervals overlap, c* matters no more than chance.",
+        "thesis eq. 4.1.4, alg. 6, fig. 5.10, 5.11, tables 5.1, 5.2",
+        ablation.run,
+        ablation.plot,
+    ),
+)
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

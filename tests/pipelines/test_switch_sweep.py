@@ -1,0 +1,88 @@
+"""The sweep in one pass against one run for each switch."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+
+from diffusers_xai import LabelSwitch, Samples, XAIPipeline
+from diffusers_xai.pipelines.switch_sweep import switch_sweep
+from tests.tiny import convnext_unet
+
+
+SEEDS = [4, 9, 2]
+STEPS = 10
+
+
+def make(scheduler):
+    pipe = XAIPipeline(convnext_unet(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def separate_run(pipe, switch, **options):
+    out = pipe(
+        [3] * len(SEEDS),
+        num_inference_steps=STEPS,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        edits=[] if switch is None else [LabelSwitch(at=switch, to=12)],
+        record=[Samples(every=STEPS)],
+        **options,
+    )
+    return torch.from_numpy(out.profile["final_sample"].values)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [
+        (DDPMScheduler(), {}),
+        (DDPMScheduler(), {"guidance_scale": 2.0}),
+        (DDIMScheduler(), {}),
+        (DDIMScheduler(), {"eta": 1.0}),
+        (DPMSolverMultistepScheduler(), {}),  # its steps depend on earlier outputs
+        (HeunDiscreteScheduler(), {}),  # calls the network twice in a step
+    ],
+    ids=["ddpm", "ddpm-guided", "ddim", "ddim-eta", "dpm-solver", "heun"],
+)
+def test_every_branch_equals_a_run_of_its_own(scheduler, options):
+    pipe = make(scheduler)
+    switches = [0, 3, 7, 9]
+    arguments = {"num_inference_steps": STEPS, **options}
+    exact = switch_sweep(pipe, 3, 12, SEEDS, switches, max_rows=len(SEEDS), **arguments)
+    batched = switch_sweep(pipe, 3, {"Bangs": True, "Male": True}, SEEDS, switches, max_rows=64, **arguments)
+    assert pipe.scheduler is scheduler
+    for index, switch in enumerate([None, *switches]):
+        expected = separate_run(pipe, switch, **options)
+        assert torch.equal(exact[index], expected)
+        torch.testing.assert_close(batched[index], expected, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(exact[0], exact[1])
+
+
+def test_ten_switches_take_six_tenths_of_the_rows():
+    pipe, rows = make(DDPMScheduler()), []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    switch_sweep(pipe, 3, 12, SEEDS, range(0, 50, 5), num_inference_steps=50, max_rows=64)
+    handle.remove()
+    assert sum(rows) <= 0.6 * 11 * 50 * len(SEEDS)
+    assert len(rows) == 50  # every step is one call
+    assert max(rows) == 11 * len(SEEDS)
+
+
+def test_no_call_is_larger_than_asked():
+    pipe, rows = make(DDPMScheduler()), []
+    handle = pipe.unet.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    switch_sweep(pipe, 3, 12, SEEDS, [0, 1, 2], num_inference_steps=4, max_rows=7)
+    handle.remove()
+    assert max(rows) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, 12, SEEDS, [10]), r"`switch_steps` in 0\.\.9, each once, got \[10\]"),
+        ((3, 12, SEEDS, [2, 2]), "each once"),
+        ((3, 16, SEEDS, [2]), "16"),
+    ],
+)
+def test_bad_requests(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        switch_sweep(make(DDPMScheduler()), *arguments, num_inference_steps=STEPS)
