@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, say
 from diffusers_xai.cli.pipelines import FACE, add_pipeline_options, load_pipeline, num_threads, positive
@@ -17,6 +15,7 @@ from diffusers_xai.cli.requests import parse_label, region
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.result import remove
+from diffusers_xai.experiments.seeds import process_state
 from diffusers_xai.pipelines import XAIPipeline
 
 
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     fitting = [name for name in chosen if EXPERIMENTS[name].labels <= max(len(labels), 1)]
     if not fitting:
         raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
-    main = PartialState().is_main_process
+    main = process_state().is_main_process
     with num_threads(args):
         results = [_finished_or_new(name, args, pipe, labels[: EXPERIMENTS[name].labels]) for name in fitting]
     if not main:
@@ -117,7 +116,7 @@ def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, lab
             return result
     result = EXPERIMENTS[name].run(pipe, **settings)
     result = ExperimentResult(result.name, result.data, {**result.settings, "request": request})
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         remove(folder)
         result.save(folder)
     return result

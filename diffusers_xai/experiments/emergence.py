@@ -8,16 +8,16 @@ import plotly.graph_objects as go
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.experiments.base import provenance
-from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import generators, over_seeds
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.plots.style import MUTED_COLOR, curves_over_time
+from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
 
 
 STATE = "x_t"
@@ -127,14 +127,27 @@ def _lead(correlation: xr.DataArray, num_inference_steps: int) -> xr.DataArray:
 
 
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the correlation with the edges over the process: x_t, and each layer, with chance dotted."""
-    edges = result.data.sel(target="edges")
-    timesteps = edges["timestep"].values
-    figure = curves_over_time(edges["correlation"], "correlation with the final image's edges")
-    for index, layer in enumerate(edges["layer"].values.tolist()):
-        name = "x<sub>t</sub> itself" if layer == STATE else layer
-        band(figure, timesteps, edges["correlation"].sel(layer=layer), name, index)
-    chance = edges["chance"].mean(["seed", "layer"]).values
-    figure.add_scatter(x=timesteps, y=chance, name="chance", line={"color": MUTED_COLOR, "dash": "dot", "width": 1.5})
-    figure.add_hline(THRESHOLD, line={"color": MUTED_COLOR, "width": 1})
-    return figure.update_layout(height=480, showlegend=True)
+    """Draws the correlations over the process, x_t first, with chance dotted: edges above, foreground below."""
+    data = result.data
+    timesteps = data["timestep"].values
+    targets = data["target"].values.tolist()
+    figure = make_subplots(rows=len(targets), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    for row, target in enumerate(targets, start=1):
+        part = data.sel(target=target)
+        for index, layer in enumerate(part["layer"].values.tolist()):
+            line = {**line_style(index), "width": 4 if layer == STATE else 2}
+            name = "x<sub>t</sub> itself" if layer == STATE else layer
+            figure.add_scatter(
+                x=timesteps, y=part["correlation"].sel(layer=layer).mean("seed").values, name=name, legendgroup=layer,
+                showlegend=row == 1, mode="lines", line=line, row=row, col=1,
+            )  # fmt: skip
+        chance = {"color": MUTED_COLOR, "dash": "dot", "width": 1.5}
+        figure.add_scatter(
+            x=timesteps, y=part["chance"].mean(["seed", "layer"]).values, name="chance", legendgroup="chance",
+            showlegend=row == 1, mode="lines", line=chance, row=row, col=1,
+        )  # fmt: skip
+        figure.add_hline(THRESHOLD, line={"color": MUTED_COLOR, "width": 1}, row=row, col=1)
+        figure.update_yaxes(title=f"correlation with the {target}", row=row)
+    figure.update_xaxes(range=[timesteps.max(), 0])
+    figure.update_xaxes(title="timestep t", row=len(targets))
+    return figure.update_layout(template=TEMPLATE, height=680)

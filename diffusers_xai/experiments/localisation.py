@@ -57,9 +57,10 @@ def run(
         region = as_mask(mask, (height, width))
     distances = _distance_to(region)
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    times = [time * train_timesteps for time in TIMES]
     what = [
         Samples(every=num_inference_steps),
-        GradientVolume(mask=region, of="noise", timesteps=[time * train_timesteps for time in TIMES]),
+        GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
     ]
 
     def measure(part: list[int]) -> xr.Dataset:
@@ -104,8 +105,8 @@ def run(
 def _of_clean_image(volume: xr.DataArray) -> xr.DataArray:
     """The volume of the predicted noise as that of the predicted clean image, but for a factor of each step.
 
-    x̂_0 is a multiple of x_t - s ε with s = √(1 - ᾱ), whatever the network predicts. In the volume of the noise itself, a
-    network that predicts x_0 shows little but the identity.
+    x̂_0 is a multiple of x_t - s ε with s = √(1 - ᾱ), whatever the network predicts. In the volume of the noise
+    itself, a network that predicts x_0 shows little but the identity.
     """
     sigma = volume["sigma"].astype(np.float64)
     gradient = -(sigma / np.sqrt(1 + sigma**2)) * volume.astype(np.float64)

@@ -64,9 +64,10 @@ _ALL = (
     Experiment(
         "emergence",
         "When structure shows",
-        "How well each layer's map (its part of A_t) and the state x_t correlate with the edges of the final image,"
-        " over the process. The dotted line is what they show of the image of another seed: chance. A layer that rises"
-        " before x_t does shows structure that is not to be seen yet.",
+        "How well each layer's map (its part of A_t) and the state x_t correlate with the edges, and with the"
+        " foreground, of the final image over the process, means over the seeds. The dotted line is what they show of"
+        " the image of another seed: chance. A layer that rises before x_t does shows structure that is not to be seen"
+        " yet.",
         "thesis chapter 5, as a number",
         emergence.run,
         emergence.plot,

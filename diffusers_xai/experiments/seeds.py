@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import xarray as xr
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
 
 
@@ -32,7 +32,7 @@ def over_seeds(
     if batch_size < 1:
         raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
     batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
-    state = PartialState()
+    state = process_state()
     mine = list(range(state.process_index, len(batches), state.num_processes))
     parts = []
     with tqdm(total=sum(len(batches[i]) for i in mine), desc=description, unit="seed", disable=None) as bar:
@@ -42,6 +42,11 @@ def over_seeds(
     if state.num_processes > 1:
         parts = gather_object(parts)
     return xr.concat([part for _, part in sorted(parts, key=lambda pair: pair[0])], "seed", data_vars="minimal")
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch`; on CPUs where the environment says `ACCELERATE_USE_CPU=true`."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def generators(seeds: Sequence[int], copies: int = 1) -> list[torch.Generator]:

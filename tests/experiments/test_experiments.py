@@ -1,0 +1,237 @@
+"""Every experiment on a tiny network, against a direct computation."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+from skimage.metrics import structural_similarity
+
+from diffusers_xai import Activations, ChannelAblation, LabelSwitch, Samples, XAIPipeline
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from tests.tiny import convnext_unet, unet_2d
+
+
+SEEDS = [4, 9, 2]
+
+
+@pytest.fixture
+def pipe():
+    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def states(pipe, label, seed, steps, **options):
+    """All states of a run, the result last, by a plain loop of the pipeline's own callback."""
+    kept = []
+    pipe(
+        class_labels=label, num_inference_steps=steps, generator=torch.Generator().manual_seed(seed),
+        callback_on_step_end=lambda pipe, i, t, tensors: kept.append(tensors["sample"][0].clone()) or {}, **options,
+    )  # fmt: skip
+    first = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(seed))
+    return [first, *kept]
+
+
+def ssim(a, b):
+    a, b = (np.asarray(x, dtype=np.float64) for x in (a, b))
+    return structural_similarity(a, b, win_size=7, channel_axis=0, data_range=2.0)
+
+
+def run(name, pipe, **settings):
+    result = EXPERIMENTS[name].run(pipe, **settings)
+    figure = result.plot()
+    assert figure.data
+    assert len(result.to_dataframe())
+    return result
+
+
+def test_ssim_trajectory(pipe):
+    result = run("ssim-trajectory", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=2)
+    assert result.data["ssim"].dims == ("seed", "step")
+    for seed in SEEDS:
+        run_states = states(pipe, 3, seed, 6)
+        expected = [ssim(a, b) for a, b in zip(run_states, run_states[1:], strict=False)]
+        np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-4)
+
+
+def test_label_divergence(pipe):
+    result = run("label-divergence", pipe, labels=[3, 12], seeds=SEEDS, num_inference_steps=6, batch_size=4)
+    for seed in SEEDS:
+        first, second = states(pipe, 3, seed, 6), states(pipe, 12, seed, 6)
+        expected = [ssim(a, b) for a, b in zip(first[:-1], second[:-1], strict=True)]
+        np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-4)
+        assert result.data["final_ssim"].sel(seed=seed) == pytest.approx(ssim(first[-1], second[-1]), abs=1e-4)
+    assert (result.data["attention_distance"] > 0).all()
+    with pytest.raises(ValueError, match="two different labels"):
+        EXPERIMENTS["label-divergence"].run(pipe, labels=[3, 3])
+
+
+def test_predetermination(pipe):
+    settings = {"labels": [3, 12], "seeds": SEEDS, "num_inference_steps": 8, "switches": 4}
+    result = run("predetermination", pipe, **settings, batch_size=12)
+    assert result.data["step"].values.tolist() == [0, 2, 4, 6]
+    assert result.data["share"].values.tolist() == [0, 0.25, 0.5, 0.75]
+    for seed in SEEDS:
+        whole = states(pipe, 3, seed, 8)[-1]
+        switched = [states(pipe, 3, seed, 8, edits=[LabelSwitch(at=at, to=12)])[-1] for at in (0, 2, 4, 6)]
+        expected = [ssim(whole, image) for image in switched]
+        np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-3)
+    np.testing.assert_allclose(result.data["images"][0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
+
+
+def test_ablation(pipe):
+    settings = {"labels": [3], "seeds": SEEDS[:2], "num_inference_steps": 5, "random_channels": 2}
+    result = run("ablation", pipe, **settings, batch_size=7)
+    assert result.data["ssim"].dims == ("seed", "layer", "draw")
+    for seed in SEEDS[:2]:
+        intact = states(pipe, 3, seed, 5)[-1]
+        channels = result.data["channel"].sel(seed=seed)
+        for layer in ("downs.0.3", "mid_attn.fn"):
+            mine = channels.sel(layer=layer).values.tolist()
+            assert len(set(mine)) == 3
+            recorded = pipe(
+                3, num_inference_steps=5, generator=torch.Generator().manual_seed(seed),
+                record=[Samples(), *_activations(layer)],
+            ).profile  # fmt: skip
+            assert mine[0] == recorded.max_channel(layer, timestep=200)
+            for draw, channel in enumerate(mine):
+                changed = states(pipe, 3, seed, 5, edits=[ChannelAblation(layer, channels=channel)])[-1]
+                value = float(result.data["ssim"].sel(seed=seed, layer=layer)[draw])
+                assert value == pytest.approx(ssim(intact, changed), abs=1e-3)
+
+
+def _activations(layer):
+    return [Activations(layers=layer)]
+
+
+def test_layer_distance(pipe):
+    result = run("layer-distance", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=16)
+    profile = pipe(
+        3, num_inference_steps=6, generator=torch.Generator().manual_seed(9), record=_activations("downs.0.2.fn")
+    ).profile
+    values = profile["activations/downs.0.2.fn"].values[:, 0].astype(np.float64)
+    expected = np.sqrt(((values[1:] - values[:-1]) ** 2).reshape(5, -1).sum(1))
+    np.testing.assert_allclose(result.data["distance"].sel(seed=9, layer="downs.0.2.fn"), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_localisation_is_that_of_the_clean_image(prediction_type):
+    pipe = XAIPipeline(convnext_unet(), DDIMScheduler(prediction_type=prediction_type, clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[5:7, 4:9] = True
+    result = run("localisation", pipe, labels=[3], seeds=[4], num_inference_steps=10, mask=mask)
+    t = int(result.data["timestep"][2])
+    x = states(pipe, 3, 4, 10)[int(result.data["step"][2])][None].requires_grad_()
+    output = pipe.unet(x, t, class_labels=torch.tensor([3])).sample
+    alpha = pipe.scheduler.alphas_cumprod[t]
+    clean = {
+        "epsilon": (x - (1 - alpha).sqrt() * output) / alpha.sqrt(),
+        "sample": output,
+        "v_prediction": alpha.sqrt() * x - (1 - alpha).sqrt() * output,
+    }[prediction_type]
+    energy = torch.zeros(16, 16)
+    for row, column in np.argwhere(mask):
+        (gradient,) = torch.autograd.grad(clean[0, :, row, column].sum(), x, retain_graph=True)
+        energy += gradient[0].square().sum(0)
+    energy = energy.sqrt().numpy()
+    mine = result.data["energy"].sel(seed=4)[2].values
+    np.testing.assert_allclose(mine / mine.max(), energy / energy.max(), atol=2e-3)
+    inside = (energy[mask] ** 2).sum() / (energy**2).sum()
+    assert float(result.data["inside"].sel(seed=4)[2]) == pytest.approx(inside, abs=1e-3)
+    rows, columns = np.argwhere(mask).T
+    distance = np.array(
+        [[np.sqrt(((rows - i) ** 2 + (columns - j) ** 2).min()) for j in range(16)] for i in range(16)]
+    )
+    radius = np.sqrt((energy**2 * distance**2).sum() / (energy**2).sum())
+    assert float(result.data["radius"].sel(seed=4)[2]) == pytest.approx(radius, rel=2e-3)
+
+
+def test_process_and_layer_types(pipe):
+    result = run("process", pipe, labels=[3], seeds=SEEDS, num_inference_steps=10)
+    run_states = states(pipe, 3, 9, 10)
+    np.testing.assert_allclose(result.data["samples"].sel(seed=9), torch.stack(run_states[:-1]), atol=1e-3)
+    result = run("layer-types", pipe, labels=[3], seeds=SEEDS, num_inference_steps=5)
+    names = {"downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"}
+    assert set(result.data["layer"].values) == names
+    recorded = pipe(
+        3, num_inference_steps=5, generator=torch.Generator().manual_seed(9), record=_activations("downs.0.1")
+    ).profile  # fmt: skip
+    channel = recorded.max_channel("downs.0.1", timestep=200)
+    part = result.data.sel(seed=9, layer="downs.0.1")
+    assert int(part["channel"]) == channel
+    values = recorded.sel("activations/downs.0.1", timestep=200)[0, channel]
+    np.testing.assert_allclose(part["map"], values, rtol=1e-3, atol=1e-4)
+
+
+def test_emergence(pipe):
+    result = run("emergence", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=6)
+    layers = result.data["layer"].values.tolist()
+    assert layers[0] == "x_t"
+    assert "mid_attn.fn" in layers
+    assert ((result.data["correlation"] >= 0) & (result.data["correlation"] <= 1 + 1e-9)).all()
+    assert (result.data["lead"].sel(layer="x_t").fillna(0) == 0).all()
+    with pytest.raises(ValueError, match="at least two seeds"):
+        EXPERIMENTS["emergence"].run(pipe, labels=[3], seeds=[1])
+
+
+def test_artifact(pipe):
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[5:9, 4:9] = True
+    result = run("artifact", pipe, labels=[3], seeds=SEEDS, num_inference_steps=5, mask=mask, layer="ups.0.3")
+    for seed in SEEDS:
+        part = result.data.sel(seed=seed)
+        intact = states(pipe, 3, seed, 5)[-1]
+        changed = states(pipe, 3, seed, 5, edits=[ChannelAblation("ups.0.3", channels=int(part["channel"]))])[-1]
+        np.testing.assert_allclose(part["images"].sel(run="ablated"), changed, atol=1e-3)
+        expected = (changed - intact).abs().mean(0).numpy()[mask].mean()
+        assert float(part["change"].sel(changed="ablated", part="inside")) == pytest.approx(expected, abs=1e-3)
+
+
+def test_networks_of_diffusers_without_labels():
+    pipe = XAIPipeline(unet_2d(), DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    for name, experiment in EXPERIMENTS.items():
+        if experiment.labels < 2:
+            run(name, pipe, seeds=[1, 2], num_inference_steps=5)
+
+
+def test_the_command_keeps_what_is_finished(tmp_path, capsys):
+    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
+    pipe.save_pretrained(tmp_path / "pipe")
+    base = ["experiment", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "2"]
+    base[1:1] = ["all"]
+    assert main([*base, "--steps", "10"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert all(experiment.title in page for experiment in EXPERIMENTS.values())
+    first = ExperimentResult.load(tmp_path / "out" / "ssim-trajectory")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/arrays.safetensors")}
+    assert len(stamps) == len(EXPERIMENTS)
+
+    assert main([*base, "--steps", "10"]) == 0
+    assert capsys.readouterr().err.count("finished before, kept") == len(EXPERIMENTS)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+    base[1] = "ssim-trajectory"
+    assert main([*base, "--steps", "5"]) == 0
+    assert (
+        ExperimentResult.load(tmp_path / "out" / "ssim-trajectory").data.sizes["step"] == 5 != first.data.sizes["step"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["predetermination", "--other-label", "0011"], "--other-label: expected another label than --label"),
+        (["ablation", "--seeds", "0"], "expected an integer of at least 1"),
+        (["ablation", "--checkpoint", "./nowhere"], "no checkpoint at ./nowhere"),
+    ],
+)
+def test_bad_commands_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment", *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "experiments").exists()

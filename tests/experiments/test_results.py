@@ -1,0 +1,127 @@
+"""Results on disk, seeds in batches and in processes, the registry."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from accelerate.state import PartialState
+
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments.seeds import over_seeds
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_result(value=1.0):
+    data = xr.Dataset(
+        {
+            "ssim": (("seed", "layer"), np.full((2, 3), value)),
+            "images": (("seed", "rgb", "height", "width"), np.ones((2, 3, 4, 4))),
+        },
+        {"seed": [3, 7], "layer": ["a", "b", "c"], "kind": ("layer", ["x", "y", "y"])},
+    )
+    return ExperimentResult("ablation", data, {"labels": [3], "versions": {}})
+
+
+def test_a_result_comes_back_from_disk(tmp_path):
+    result = make_result()
+    result.save(tmp_path / "r")
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"result.json", "arrays.safetensors"}
+    loaded = ExperimentResult.load(tmp_path / "r")
+    assert (loaded.name, loaded.settings) == (result.name, result.settings)
+    xr.testing.assert_equal(loaded.data, result.data)
+    assert set(loaded.data.coords) == {"seed", "layer", "kind"}
+
+
+def test_saving_never_loses_what_is_there(tmp_path):
+    make_result().save(tmp_path / "r")
+    with pytest.raises(FileExistsError):
+        make_result(2.0).save(tmp_path / "r")
+    make_result(2.0).save(tmp_path / "r", overwrite=True)
+    assert float(ExperimentResult.load(tmp_path / "r").data["ssim"][0, 0]) == 2.0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(FileExistsError):
+        make_result().save(tmp_path / "mine", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_damaged_results_are_one_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no result at"):
+        ExperimentResult.load(tmp_path)
+    make_result().save(tmp_path / "r")
+    arrays = tmp_path / "r" / "arrays.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:50])
+    with pytest.raises(ValueError, match="is damaged"):
+        ExperimentResult.load(tmp_path / "r")
+
+
+def test_the_table_is_tidy():
+    table = make_result().to_dataframe()
+    assert len(table) == 6
+    assert {"seed", "layer", "kind", "ssim", "images"} <= set(table.columns)
+    assert set(table["images"]) == {1.0}  # the mean of the pictures
+
+
+def test_batches_are_joined_in_the_order_of_the_seeds():
+    batches = []
+
+    def measure(part):
+        batches.append(part)
+        return xr.Dataset({"x": ("seed", np.array(part) * 2.0), "shared": ("step", [1, 2])})
+
+    data = over_seeds(measure, [5, 1, 9, 3, 2], batch_size=2, description="x")
+    assert batches == [[5, 1], [9, 3], [2]]
+    assert data["x"].sel(seed=9) == 18
+    assert data["seed"].values.tolist() == [5, 1, 9, 3, 2]
+    assert data["shared"].dims == ("step",)
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ValueError, match="each once"):
+            over_seeds(measure, seeds, batch_size=2, description="x")
+
+
+def test_every_experiment_says_what_it_is():
+    for name, experiment in EXPERIMENTS.items():
+        assert experiment.name == name
+        assert experiment.text.endswith(".")
+        assert "thesis" in experiment.source
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import sys
+from accelerate import PartialState
+from diffusers import DDPMScheduler
+from diffusers_xai import XAIPipeline
+from diffusers_xai.experiments import EXPERIMENTS
+from tests.tiny import convnext_unet
+pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
+pipe.set_progress_bar_config(disable=True)
+result = EXPERIMENTS["predetermination"].run(
+    pipe, labels=[3, 12], seeds=range(5), num_inference_steps=10, switches=3, batch_size=8)
+if PartialState().is_main_process:
+    result.save(sys.argv[1])
+print(PartialState().num_processes)
+"""
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    for name, arguments in (("one", []), ("two", launch)):
+        command = [sys.executable, *arguments, str(script), str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.split() == (["1"] if name == "one" else ["2", "2"])
+    one, two = (ExperimentResult.load(tmp_path / name) for name in ("one", "two"))
+    xr.testing.assert_identical(one.data, two.data)
+    assert json.dumps(one.settings) == json.dumps(two.settings)
+    assert PartialState().num_processes == 1
