@@ -10,52 +10,51 @@ from typing import Any
 
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, say
-from diffusers_xai.cli.pipelines import FACE, add_pipeline_options, load_pipeline, num_threads, positive
+from diffusers_xai.cli.pipelines import EYES, FACE, add_pipeline_options, load_pipeline, num_threads, positive
 from diffusers_xai.cli.requests import parse_label, region
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments.findings import MIN_SEEDS, NEEDED, findings, to_markdown
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.result import remove
 from diffusers_xai.experiments.seeds import process_state
 from diffusers_xai.pipelines import XAIPipeline
 
 
-ALL = "all"
+ALL, FINDINGS = "all", "findings"
+_REGIONS = {"eyes": EYES, "face": FACE}
 FORMATS = ("png", "svg")
-# Ablations sample a hundred variants of each seed: fewer seeds and steps unless asked for.
-_DEFAULTS: dict[str, dict[str, int]] = {"ablation": {"seeds": 8, "steps": 50}, "predetermination": {"steps": 100}}
 
 
 def add_command(commands: Any) -> None:
     """Adds the subcommand to the parser's `commands`."""
-    names = "\n".join(f"  {name:18} {experiment.title}" for name, experiment in EXPERIMENTS.items())
+    names = "\n".join(
+        f"  {name:18} {experiment.title} ({experiment.seeds} seeds, {experiment.steps} steps)"
+        for name, experiment in EXPERIMENTS.items()
+    )
     parser = commands.add_parser(
         "experiment",
         help="run the experiments of the thesis over many seeds",
         description="Runs experiments over many seeds and writes their numbers, figures and one report. What is"
-        f" finished is kept: the same command goes on where it was stopped.\n\nexperiments:\n{names}",
+        f" finished is kept: the same command goes on where it was stopped.\n\nexperiments:\n{names}\n"
+        f"  {ALL:18} All of them\n  {FINDINGS:18} The thesis's claims tested over {MIN_SEEDS} seeds",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("name", choices=[*EXPERIMENTS, ALL], metavar="NAME", help=f"one of those above, or {ALL}")
+    add("name", choices=[*EXPERIMENTS, ALL, FINDINGS], metavar="NAME", help="one of those above")
     add("--out", type=Path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")
     add("--label", help="the label, or the first of two: bits, names or an integer. Default: 0011")
     add("--other-label", metavar="LABEL", help="the label to compare with or to switch to. Default: 0100")
-    add("--seeds", type=positive, metavar="N", help="number of seeds, from 0 on. Default: 30, for ablation 8")
-    add(
-        "--steps",
-        type=positive,
-        metavar="N",
-        help="denoising steps. Default: 1000, for predetermination 100 and for ablation 50",
-    )
+    add("--seeds", type=positive, metavar="N", help="number of seeds, from 0 on. Default: as above")
+    add("--steps", type=positive, metavar="N", help="denoising steps. Default: as above")
     add("--guidance-scale", type=float, default=1.0, metavar="W", help="classifier-free guidance. Default: 1.0, none")
     add("--batch-size", type=positive, default=32, metavar="N", help="images at a time. Default: 32")
     add(
         "--mask",
         type=Path,
         metavar="IMAGE",
-        help="where the most active channel is looked for. Default: the face, with the model inside the package, else"
-        " the whole image",
+        help="region that localisation, artifact and ablation ask about: the bright part of this image. Default, with"
+        " the model inside the package: the eyes, for ablation the face",
     )
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
     add_pipeline_options(parser)
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
     pipe.set_progress_bar_config(disable=True)
     labels = _labels(args, pipe)
-    chosen = list(EXPERIMENTS) if args.name == ALL else [args.name]
+    chosen = {ALL: list(EXPERIMENTS), FINDINGS: list(NEEDED)}.get(args.name, [args.name])
     fitting = [name for name in chosen if EXPERIMENTS[name].labels <= max(len(labels), 1)]
     if not fitting:
         raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
@@ -85,7 +84,13 @@ def run(args: argparse.Namespace) -> None:
         return
     for result in results:
         for ending in args.format:
-            result.plot().write_image(args.out / f"{result.name}.{ending}", width=1000, scale=2)
+            result.plot().write_image(args.out / f"{result.name}.{ending}", width=1000, scale=1.5)
+    if args.name == FINDINGS:
+        by_name = {result.name: result for result in results}
+        pictures = {name: f"{name}.{args.format[0]}" for name in by_name} if args.format else {}
+        text = to_markdown(findings(by_name), by_name, pictures)
+        (args.out / "findings.md").write_text(text, encoding="utf-8")
+        print(args.out / "findings.md")
     command = shlex.join([PROGRAM, *sys.argv[1:]])
     write_experiments(results, args.out / "report.html", command)
     print(args.out / "report.html")
@@ -93,16 +98,17 @@ def run(args: argparse.Namespace) -> None:
 
 def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, labels: list[int]) -> ExperimentResult:
     """The result in the folder if it was made with the same settings; a new one, which is kept there, otherwise."""
-    defaults = _DEFAULTS.get(name, {})
+    experiment = EXPERIMENTS[name]
+    count = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
     settings: dict[str, Any] = {
         "labels": labels,
-        "seeds": list(range(args.seeds or defaults.get("seeds", 30))),
-        "num_inference_steps": args.steps or defaults.get("steps", 1000),
+        "seeds": list(range(count)),
+        "num_inference_steps": args.steps or experiment.steps,
         "guidance_scale": args.guidance_scale,
         "batch_size": args.batch_size,
     }
-    if name == "ablation":
-        settings["mask"] = _face(args, pipe)
+    if experiment.region is not None:
+        settings["mask"] = _mask(args, pipe, experiment.region)
     request = {
         **{key: value if key != "mask" or value is None else value.tolist() for key, value in settings.items()},
         "checkpoint": _identity(args),
@@ -114,7 +120,7 @@ def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, lab
         if result.settings.get("request") == json.loads(json.dumps(request)):
             say(f"{name}: finished before, kept")
             return result
-    result = EXPERIMENTS[name].run(pipe, **settings)
+    result = experiment.run(pipe, **settings)
     result = ExperimentResult(result.name, result.data, {**result.settings, "request": request})
     if process_state().is_main_process:
         remove(folder)
@@ -135,11 +141,12 @@ def _labels(args: argparse.Namespace, pipe: XAIPipeline) -> list[int]:
     return [first, second]
 
 
-def _face(args: argparse.Namespace, pipe: XAIPipeline) -> Any:
+def _mask(args: argparse.Namespace, pipe: XAIPipeline, name: str) -> Any:
+    """The region that was asked for, or that of the faces of the model inside the package."""
     size = pipe._sample_shape[-2:]
     if args.mask is not None:
         return region(args.mask, None, size)
-    return region(None, FACE, size) if args.checkpoint is None else None
+    return region(None, _REGIONS[name], size) if args.checkpoint is None else None
 
 
 def _identity(args: argparse.Namespace) -> list[Any]:

@@ -22,7 +22,11 @@ class Experiment:
         source (`str`): Where the thesis has it.
         run (`Callable`): `(pipe, **settings) -> ExperimentResult`.
         plot (`Callable`): Draws its result.
-        labels (`int`): How many labels it takes: 0 (works without), 1, or 2 to compare.
+        labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), or 2 to compare.
+        seeds (`int`): How many seeds the command takes by default, and
+        steps (`int`): how many denoising steps.
+        region (`str`, *optional*): Where `run` takes a `mask`, what the command passes for the faces of the model
+            inside the package: `"eyes"` or `"face"`.
     """
 
     name: str
@@ -32,6 +36,9 @@ class Experiment:
     run: Callable[..., ExperimentResult]
     plot: Callable[[ExperimentResult], go.Figure]
     labels: int = 1
+    seeds: int = 30
+    steps: int = 1000
+    region: str | None = None
 
 
 def provenance(pipe: XAIPipeline, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def run(
     Returns:
         `ExperimentResult`: `correlation` and `chance` (absolute Pearson correlations) of dims (seed, target, layer,
         step), the first layer being x_t itself; `lead` (seed, target, layer): by how much of the process a layer's
-        correlation exceeds 0.3 before that of x_t does, negative if later, NaN if the layer's never does.
+        correlation exceeds 0.3, at two records in turn, before that of x_t does; negative if later, NaN if never.
     """
     if len(seeds) < 2 or batch_size < 2:
         raise ValueError(f"expected at least two seeds at a time, got {len(seeds)} seeds and batch_size {batch_size}")
@@ -121,6 +121,7 @@ def _layer_map(activations: xr.DataArray, size: tuple[int, int]) -> np.ndarray:
 def _lead(correlation: xr.DataArray, num_inference_steps: int) -> xr.DataArray:
     """Part of the process between a layer's first step above the threshold and that of x_t."""
     above = correlation > THRESHOLD
+    above = above & above.shift(step=-1, fill_value=True)  # at two records in turn: a single one may be chance
     first = xr.where(above, correlation["step"], np.inf).min("step") / num_inference_steps
     state = xr.where(np.isfinite(first.sel(layer=STATE, drop=True)), first.sel(layer=STATE, drop=True), 1.0)
     return xr.where(np.isfinite(first), state - first, np.nan).transpose("seed", "target", "layer")

@@ -22,6 +22,7 @@ _ALL = (
         "thesis fig. 5.3, 5.4",
         process.run_strip,
         process.plot_strip,
+        seeds=4,
     ),
     Experiment(
         "layer-types",
@@ -31,6 +32,8 @@ _ALL = (
         "thesis fig. 5.5, eq. 4.1.4",
         process.run_layers,
         process.plot_layers,
+        seeds=4,
+        steps=100,
     ),
     Experiment(
         "ssim-trajectory",
@@ -50,6 +53,7 @@ _ALL = (
         "thesis eq. 4.1.10, fig. 5.7",
         layer_distance.run,
         layer_distance.plot,
+        seeds=10,
     ),
     Experiment(
         "localisation",
@@ -60,6 +64,9 @@ _ALL = (
         "thesis eq. 4.1.2, fig. 5.8, 5.9",
         localisation.run,
         localisation.plot,
+        seeds=8,
+        steps=100,
+        region="eyes",
     ),
     Experiment(
         "emergence",
@@ -71,6 +78,7 @@ _ALL = (
         "thesis chapter 5, as a number",
         emergence.run,
         emergence.plot,
+        steps=100,
     ),
     Experiment(
         "artifact",
@@ -80,6 +88,9 @@ _ALL = (
         "thesis fig. 5.12",
         artifact.run,
         artifact.plot,
+        seeds=8,
+        steps=100,
+        region="eyes",
     ),
     Experiment(
         "label-divergence",
@@ -102,6 +113,7 @@ _ALL = (
         predetermination.run,
         predetermination.plot,
         labels=2,
+        steps=100,
     ),
     Experiment(
         "ablation",
@@ -112,6 +124,9 @@ _ALL = (
         "thesis eq. 4.1.4, alg. 6, fig. 5.10, 5.11, tables 5.1, 5.2",
         ablation.run,
         ablation.plot,
+        seeds=8,
+        steps=50,
+        region="face",
     ),
 )
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

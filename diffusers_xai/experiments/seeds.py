@@ -45,7 +45,7 @@ def over_seeds(
 
 
 def process_state() -> PartialState:
-    """This process among those of `accelerate launch`; on CPUs where the environment says `ACCELERATE_USE_CPU=true`."""
+    """This process among those of `accelerate launch`, on CPUs with `ACCELERATE_USE_CPU=true` in the environment."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
