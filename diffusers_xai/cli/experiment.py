@@ -13,14 +13,17 @@ from diffusers_xai.cli.base import PROGRAM, CommandError, say
 from diffusers_xai.cli.pipelines import EYES, FACE, add_pipeline_options, load_pipeline, num_threads, positive
 from diffusers_xai.cli.requests import parse_label, region
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments.base import ALL_LABELS
 from diffusers_xai.experiments.findings import MIN_SEEDS, NEEDED, findings, to_markdown
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.result import remove
 from diffusers_xai.experiments.seeds import process_state
+from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.pipelines import XAIPipeline
 
 
 ALL, FINDINGS = "all", "findings"
+MIN_IMAGES = 50  # of a label that counts as trained
 _REGIONS = {"eyes": EYES, "face": FACE}
 FORMATS = ("png", "svg")
 
@@ -74,12 +77,12 @@ def run(args: argparse.Namespace) -> None:
     pipe.set_progress_bar_config(disable=True)
     labels = _labels(args, pipe)
     chosen = {ALL: list(EXPERIMENTS), FINDINGS: list(NEEDED)}.get(args.name, [args.name])
-    fitting = [name for name in chosen if EXPERIMENTS[name].labels <= max(len(labels), 1)]
+    fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1]
     if not fitting:
         raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
     main = process_state().is_main_process
     with num_threads(args):
-        results = [_finished_or_new(name, args, pipe, labels[: EXPERIMENTS[name].labels]) for name in fitting]
+        results = [_finished_or_new(name, args, pipe, labels) for name in fitting]
     if not main:
         return
     for result in results:
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
 def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, labels: list[int]) -> ExperimentResult:
     """The result in the folder if it was made with the same settings; a new one, which is kept there, otherwise."""
     experiment = EXPERIMENTS[name]
+    labels = _trained_labels(args, pipe) if experiment.labels == ALL_LABELS else labels[: experiment.labels]
     count = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
     settings: dict[str, Any] = {
         "labels": labels,
@@ -139,6 +143,15 @@ def _labels(args: argparse.Namespace, pipe: XAIPipeline) -> list[int]:
     if first == second:
         raise CommandError("--other-label: expected another label than --label")
     return [first, second]
+
+
+def _trained_labels(args: argparse.Namespace, pipe: XAIPipeline) -> list[int]:
+    """The labels with enough training images, where the checkpoint's `card.json` tells; all of them otherwise."""
+    folder = Path(args.checkpoint or demo_checkpoint())
+    counts = read_facts(folder).get("label_counts") if folder.is_dir() else None
+    if counts is None:
+        return list(range(pipe.unet.config["num_class_embeds"]))
+    return [int(bits, 2) for bits, _, count in counts if count >= MIN_IMAGES]
 
 
 def _mask(args: argparse.Namespace, pipe: XAIPipeline, name: str) -> Any:

@@ -11,6 +11,9 @@ from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.pipelines import XAIPipeline
 
 
+ALL_LABELS = 1000
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An entry of `EXPERIMENTS`.
@@ -22,7 +25,7 @@ class Experiment:
         source (`str`): Where the thesis has it.
         run (`Callable`): `(pipe, **settings) -> ExperimentResult`.
         plot (`Callable`): Draws its result.
-        labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), or 2 to compare.
+        labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, or `ALL_LABELS`.
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
         region (`str`, *optional*): Where `run` takes a `mask`, what the command passes for the faces of the model

@@ -5,13 +5,14 @@ from diffusers_xai.experiments import (
     artifact,
     emergence,
     label_divergence,
+    label_pairs,
     layer_distance,
     localisation,
     predetermination,
     process,
     ssim_trajectory,
 )
-from diffusers_xai.experiments.base import Experiment
+from diffusers_xai.experiments.base import ALL_LABELS, Experiment
 
 
 _ALL = (
@@ -114,6 +115,19 @@ _ALL = (
         predetermination.plot,
         labels=2,
         steps=100,
+    ),
+    Experiment(
+        "label-pairs",
+        "How early each pair of labels is settled",
+        "The index of the predetermination for every pair of labels that the model was trained on: the share of the"
+        " process after which a switch from the label of the row to that of the column leaves the image alike, means"
+        " over the seeds. Low values are pairs that are told apart early, or hardly at all.",
+        "thesis section 5.3.2, fig. 5.17, D.2",
+        label_pairs.run,
+        label_pairs.plot,
+        labels=ALL_LABELS,
+        seeds=2,
+        steps=50,
     ),
     Experiment(
         "ablation",

@@ -80,6 +80,16 @@ def test_predetermination(pipe):
     np.testing.assert_allclose(result.data["images"][0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
 
 
+def test_label_pairs(pipe):
+    result = run("label-pairs", pipe, labels=[3, 5, 12], seeds=SEEDS, num_inference_steps=8, switches=4, batch_size=12)
+    assert np.isnan(result.data["index"].sel(first=3, second=3)).all()
+    alone = EXPERIMENTS["predetermination"].run(
+        pipe, labels=[12, 5], seeds=SEEDS, num_inference_steps=8, switches=4, batch_size=12
+    )
+    np.testing.assert_array_equal(result.data["index"].sel(first=12, second=5), alone.data["index"])
+    np.testing.assert_array_equal(result.data["switched_ssim"].sel(first=12, second=5), alone.data["ssim"][:, 0])
+
+
 def test_ablation(pipe):
     settings = {"labels": [3], "seeds": SEEDS[:2], "num_inference_steps": 5, "random_channels": 2}
     result = run("ablation", pipe, **settings, batch_size=7)
@@ -193,14 +203,15 @@ def test_networks_of_diffusers_without_labels():
     pipe = XAIPipeline(unet_2d(), DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
     for name, experiment in EXPERIMENTS.items():
-        if experiment.labels < 2:
+        if experiment.labels == 1:
             run(name, pipe, seeds=[1, 2], num_inference_steps=5)
 
 
 def test_the_command_keeps_what_is_finished(tmp_path, capsys):
-    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
-    pipe.save_pretrained(tmp_path / "pipe")
+    unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
+    XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
     base = ["experiment", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "2"]
+    base += ["--label", "01", "--other-label", "10"]
     base[1:1] = ["all"]
     assert main([*base, "--steps", "10"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")

@@ -93,6 +93,13 @@ def test_every_experiment_says_what_it_is():
         assert "thesis" in experiment.source
 
 
+def test_the_docs_explain_every_experiment():
+    page = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    for experiment in EXPERIMENTS.values():
+        assert f"## {experiment.title}\n\n`{experiment.name}` — {experiment.text}\n" in page
+        assert f"{experiment.seeds} seeds, {experiment.steps} steps" in page
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     script = tmp_path / "script.py"
