@@ -67,7 +67,8 @@ def add_metrics(checkpoint: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes `card.json`."""
+    """Writes `card.json`. Facts of other names that are there, such as the text on the data, stay."""
+    facts = {**read_facts(folder), **facts}
     (folder / CARD_FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

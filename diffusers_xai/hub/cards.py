@@ -63,7 +63,7 @@ def model_card(
     facts: Mapping[str, Any],
     config: Mapping[str, Any],
     *,
-    repo_id: str,
+    repo_id: str | None,
     parameters: int,
     prediction_type: str,
     carries_code: bool,
@@ -74,13 +74,14 @@ def model_card(
     Args:
         facts (`Mapping`): As in `card.json`; what is missing is said to be not stated.
         config (`Mapping`): Of the network.
-        repo_id (`str`): Hub id, or folder, that the examples load from.
+        repo_id (`str` or `None`): Hub id, or folder, that the examples load from; `None` for the checkpoint inside the
+            package.
         parameters (`int`): Number of weights.
         prediction_type (`str`): Of the scheduler.
         carries_code (`bool`): Whether the repository serves plain diffusers.
         sample_grid (`bool`): Whether it holds `samples.png`.
     """
-    name = facts.get("model_name") or repo_id.rsplit("/", 1)[-1]
+    name = facts.get("model_name") or (repo_id or "The embedded checkpoint").rsplit("/", 1)[-1]
     licence = facts.get("license", "other")
     data = ModelCardData(
         library_name="diffusers",

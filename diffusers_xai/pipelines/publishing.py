@@ -1,6 +1,7 @@
 """How a pipeline goes to the Hub and comes back, with this package and without it."""
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -12,16 +13,19 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from huggingface_hub import CommitInfo
 from PIL import Image
+from safetensors.torch import load_file
 
 from diffusers_xai import hub, models
 from diffusers_xai.hub.cards import SAMPLE_GRID, check_facts, model_card, read_facts
 from diffusers_xai.hub.registry import installed_classes
 from diffusers_xai.hub.transfer import check_push, push_folder
 from diffusers_xai.models import ConvNextUNet2DModel
+from diffusers_xai.taps.probe import shortest_time
 
 
-_GRID_LABELS, _GRID_COLUMNS, _GRID_STEPS = 16, 4, 50
+_GRID_LABELS, _GRID_COLUMNS, _GRID_STEPS, _GRID_SECONDS = 16, 4, 50, 90.0
 _PIPELINE_FILE, _NETWORK_FILE = "pipeline.py", "unet/diffusers_xai.py"
+_logger = logging.getLogger(__name__)
 
 
 class PublishedPipeline(DiffusionPipeline):
@@ -71,7 +75,8 @@ class PublishedPipeline(DiffusionPipeline):
         Args:
             repo_id (`str`): `user/name`, or a name in the user's own namespace; made if need be.
             card (`Mapping`, *optional*): Facts for the model card, such as `{"data": "…"}`; `model_card.md` lists
-                them. Those of the folder that the pipeline was loaded from are taken if `None`.
+                them. Those of the folder that the pipeline was loaded from are taken if `None`, unless the
+                weights are no longer the folder's.
             sample_grid (`bool` or path, *optional*, defaults to `True`): A picture for the card; `True` samples one.
             commit_message (`str`, *optional*): Of the commit.
             private (`bool`, *optional*): Whether a new repository is private.
@@ -87,9 +92,7 @@ class PublishedPipeline(DiffusionPipeline):
             ValueError: If `repo_id` is no id, or a fact of the card is unknown.
             OSError: If the picture cannot be read.
         """
-        facts = (
-            check_facts(dict(card)) if card is not None else read_facts(Path(str(self.config.get("_name_or_path"))))
-        )
+        facts = check_facts(dict(card)) if card is not None else self._facts_of_source()
         picture: Image.Image | None = None if isinstance(sample_grid, bool) else Image.open(sample_grid)
         check_push(repo_id, token)
         with tempfile.TemporaryDirectory(prefix="diffusers-xai-push-") as temporary:
@@ -115,9 +118,12 @@ class PublishedPipeline(DiffusionPipeline):
             )
 
     def model_card(
-        self, facts: Mapping[str, Any], repo_id: str, *, carries_code: bool = False, sample_grid: bool = False
+        self, facts: Mapping[str, Any], repo_id: str | None, *, carries_code: bool = False, sample_grid: bool = False
     ) -> str:
-        """The README of a repository with this pipeline, see [`push_to_hub`]; `facts` as its `card`."""
+        """The README of a repository with this pipeline, see [`push_to_hub`]; `facts` as its `card`.
+
+        `repo_id` is `None` for the checkpoint inside the package.
+        """
         unet = self.unet
         return model_card(
             facts,
@@ -131,29 +137,59 @@ class PublishedPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def sample_grid(self, seed: int = 0) -> Image.Image:
-        """A picture of samples (DDIM): a row for each of the first 16 labels, a column for each of four noises."""
-        config = self.unet.config
-        count = config.get("num_class_embeds")
-        labels = list(range(min(count, _GRID_LABELS))) if count is not None else [None] * 4
+        """A picture of samples (DDIM, 50 steps): a row for each of 16 labels, a column for each of four noises.
+
+        Fewer where that would take more than about a minute and a half: then columns are left out, and at last labels.
+        """
+        count = self.unet.config.get("num_class_embeds")
+        labels = [*range(min(count, _GRID_LABELS))] if count is not None else [None] * 4
+        rows, columns = _grid_shape(len(labels), self._seconds_per_forward())
+        labels = [labels[i * len(labels) // rows] for i in range(rows)]
         # The same noise under every label, and other noise in every row where there are no labels.
-        seeds = [seed if count is not None else seed + _GRID_COLUMNS * row for row in range(len(labels))]
+        seeds = [seed if count is not None else seed + columns * row for row in range(rows)]
         scheduler = self.scheduler
         self.scheduler = DDIMScheduler.from_config(scheduler.config)
         try:
-            rows = [
+            pictures = [
                 self(
                     class_labels=label,
-                    batch_size=_GRID_COLUMNS,
-                    num_inference_steps=_GRID_STEPS,
-                    generator=[torch.Generator().manual_seed(s + column) for column in range(_GRID_COLUMNS)],
+                    batch_size=columns,
+                    num_inference_steps=min(_GRID_STEPS, self.scheduler.config.num_train_timesteps),
+                    generator=[torch.Generator().manual_seed(s + column) for column in range(columns)],
                     output_type="pt",
                 ).images
                 for label, s in zip(labels, seeds, strict=True)
             ]
         finally:
             self.scheduler = scheduler
-        grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-        return Image.fromarray((grid.permute(1, 2, 0).cpu().float() * 255).round().byte().numpy())
+        grid = torch.cat([torch.cat(list(row), dim=2) for row in pictures], dim=1)
+        pixels = (grid.permute(1, 2, 0).cpu().float() * 255).round().byte().numpy()
+        return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+    def _seconds_per_forward(self) -> float:
+        config, device = self.unet.config, self._execution_device
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        sample = torch.zeros(1, config.in_channels, height, width, device=device, dtype=self.unet.dtype)
+        label = None if config.get("num_class_embeds") is None else torch.zeros(1, dtype=torch.long, device=device)
+        return shortest_time(lambda: self.unet(sample, 1, class_labels=label), device)
+
+    def _facts_of_source(self) -> dict[str, Any]:
+        """What the folder that the pipeline was loaded from says for the card, if it is still about these weights."""
+        folder = Path(str(self.config.get("_name_or_path")))
+        facts = read_facts(folder)
+        if not facts:
+            return {}
+        stored: dict[str, torch.Tensor] = {}
+        for file in (folder / "unet").glob("*.safetensors"):
+            stored |= load_file(file)
+        weights = self.unet.state_dict()
+        if stored.keys() == weights.keys() and all(
+            torch.equal(weight.cpu(), stored[name].to(weight.dtype)) for name, weight in weights.items()
+        ):
+            return facts
+        _logger.warning("The weights are not those of %s: its card.json is left out; pass card=", folder)
+        return {}
 
     def _add_code(self, folder: Path) -> None:
         own = isinstance(self.unet, ConvNextUNet2DModel)
@@ -166,3 +202,10 @@ class PublishedPipeline(DiffusionPipeline):
         if own:
             index["unet"] = [Path(_NETWORK_FILE).stem, type(self.unet).__name__]
         index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _grid_shape(labels: int, seconds_per_forward: float) -> tuple[int, int]:
+    """Rows and columns of a sample grid that stays within its time."""
+    images = max(1, int(_GRID_SECONDS / (_GRID_STEPS * seconds_per_forward)))
+    rows = min(labels, images)
+    return rows, min(_GRID_COLUMNS, images // rows)

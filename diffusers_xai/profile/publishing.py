@@ -4,7 +4,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diffusers_xai.profile.storage import Locate, write_profile
 from diffusers_xai.profile.writer import INDEX_NAME
 
 
-TABLE = "table.parquet"
+TABLE, MEASURES_TABLE = "table.parquet", "measures.parquet"
 _PICTURES = ("samples", "x0")
 _CARD = """# {title}
 
@@ -36,8 +36,7 @@ profile["{example}"]  # an xarray.DataArray; only this array's file is downloade
 |---|---|---|---|
 {arrays}
 
-The viewer's table (`{table}`) shows, for each recorded step and sample, the state x_t and the clean image that the
-model predicts from it (clipped to the range of images), and the measures. The arrays themselves are not clipped.
+{tables}
 
 ## How it was made
 
@@ -45,6 +44,14 @@ model predicts from it (clipped to the range of images), and the measures. The a
 {provenance}
 ```
 """
+
+
+_TABLES = {
+    TABLE: f"`{TABLE}`, which the viewer shows, has for each recorded step and sample the state x_t and the clean"
+    " image that the model predicts from it (clipped to the range of images; the arrays are not), and the measures."
+    " The last row of a sample, without a step, is the finished image.",
+    MEASURES_TABLE: f"`{MEASURES_TABLE}` has the measures of every step.",
+}
 
 
 def hub_profile(
@@ -82,90 +89,124 @@ def push_profile(
     with tempfile.TemporaryDirectory(prefix="diffusers-xai-push-") as temporary:
         folder = Path(temporary, "profile")
         write_profile(folder, profile, provenance, overwrite=False)
-        has_table = write_table(profile, provenance, folder / TABLE)
-        (folder / "README.md").write_text(_card(profile, provenance, repo_id, has_table), encoding="utf-8")
+        tables = write_tables(profile, provenance, folder)
+        (folder / "README.md").write_text(_card(profile, provenance, repo_id, tables), encoding="utf-8")
         return push_folder(
             folder,
             repo_id,
             repo_type="dataset",
             message=message,
             token=token,
-            replaced=("*.safetensors", TABLE, INDEX_NAME),
+            replaced=("*.safetensors", TABLE, MEASURES_TABLE),
             **options,
         )
 
 
-def write_table(profile: Mapping[str, xr.DataArray], provenance: Mapping[str, Any], path: Path) -> bool:
-    """Writes a row for each recorded step and sample: step, timestep, sample, seed, label, pictures and measures.
+def write_tables(profile: Mapping[str, xr.DataArray], provenance: Mapping[str, Any], folder: Path) -> list[str]:
+    """Writes the tables that the Hub's viewer shows, a row for each step and sample.
+
+    `table.parquet` has the steps with pictures, the measures beside them; a last row without a step is the finished
+    image. `measures.parquet` has the steps of the measures, which are more: it is there if they are.
 
     Returns:
-        `bool`: Whether there is anything to write.
+        `list[str]`: Names of the files written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pictures = {name: profile[name] for name in _PICTURES if name in profile and _is_image(profile[name])}
     measures = {
         name.removeprefix("measures/"): profile[name]
         for name in profile
         if name.startswith("measures/") and profile[name].dims == ("step", "sample")
     }
-    sources = [*pictures.values(), *measures.values()]
-    if not sources:
-        return False
-    timesteps = {
-        int(step): float(t)
-        for array in sources
-        for step, t in zip(array["step"].values, array["timestep"].values, strict=True)
-    }
-    rows = [(step, sample) for sample in range(sources[0].sizes["sample"]) for step in sorted(timesteps)]
+    final = profile["final_sample"] if "samples" in pictures and "final_sample" in profile else None
+    written = []
+    if pictures:
+        _write_table(pictures, measures, _timesteps(pictures), final, provenance, folder / TABLE)
+        written.append(TABLE)
+    if _timesteps(measures).keys() - _timesteps(pictures).keys():
+        _write_table({}, measures, _timesteps(measures), None, provenance, folder / MEASURES_TABLE)
+        written.append(MEASURES_TABLE)
+    return written
+
+
+def _timesteps(arrays: Mapping[str, xr.DataArray]) -> dict[int, float | None]:
+    """The scheduler's t of every step that one of the arrays has, where it is recorded."""
+    clocks: dict[int, float | None] = {}
+    for array in arrays.values():
+        times = array["timestep"].values.tolist() if "timestep" in array.coords else [None] * array.sizes["step"]
+        clocks |= dict(zip(array["step"].values.tolist(), times, strict=True))
+    return dict(sorted(clocks.items()))
+
+
+def _write_table(
+    pictures: Mapping[str, xr.DataArray],
+    measures: Mapping[str, xr.DataArray],
+    timesteps: Mapping[int, float | None],
+    final: xr.DataArray | None,
+    provenance: Mapping[str, Any],
+    path: Path,
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    samples = max(array.sizes["sample"] for array in [*pictures.values(), *measures.values()])
+    steps: list[int | None] = [*timesteps] + ([None] if final is not None else [])
+    rows = [(step, sample) for sample in range(samples) for step in steps]
     columns: dict[str, Any] = {
         "sample": pa.array([sample for _, sample in rows], pa.int64()),
         "step": pa.array([step for step, _ in rows], pa.int64()),
-        "timestep": pa.array([timesteps[step] for step, _ in rows], pa.float64()),
+        "timestep": pa.array([None if step is None else timesteps[step] for step, _ in rows], pa.float64()),
     }
     for column, key in (("seed", "seeds"), ("label", "class_labels")):
         values = provenance.get(key)
-        if values is not None and len(values) == sources[0].sizes["sample"]:
+        if values is not None and len(values) == samples:
             columns[column] = pa.array([values[sample] for _, sample in rows], pa.int64())
     features: dict[str, Any] = {
         name: {"dtype": str(array.type).replace("double", "float64"), "_type": "Value"}
         for name, array in columns.items()
     }
     for name, source in pictures.items():
-        cells = [_png(source, *row) for row in rows]
+        last = final if name == "samples" else None
+        cells = [_png(_cell(source, *row) if row[0] is not None else _finished(last, row[1])) for row in rows]
         columns[name] = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
         features[name] = {"_type": "Image"}
     for name, source in measures.items():
-        columns[name] = pa.array([_value(source, *row) for row in rows], pa.float64())
+        values = [_cell(source, *row) for row in rows]
+        columns[name] = pa.array([None if value is None else value.item() for value in values], pa.float64())
         features[name] = {"dtype": "float64", "_type": "Value"}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
-    return True
 
 
 def _is_image(array: xr.DataArray) -> bool:
     return array.dims == ("step", "sample", "channel", "height", "width") and array.sizes["channel"] in (1, 3)
 
 
-def _png(source: xr.DataArray, step: int, sample: int) -> dict[str, Any] | None:
-    if step not in source["step"].values:
+def _cell(source: xr.DataArray, step: int | None, sample: int) -> np.ndarray | None:
+    if step is None or step not in source["step"].values or sample >= source.sizes["sample"]:
         return None
-    pixels = source.sel(step=step).isel(sample=sample).values.astype(np.float32)
-    pixels = np.round(np.clip(pixels / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+    return source.sel(step=step).isel(sample=sample).values
+
+
+def _finished(final: xr.DataArray | None, sample: int) -> np.ndarray | None:
+    return final.values[sample] if final is not None and sample < final.sizes["sample"] else None
+
+
+def _png(image: np.ndarray | None) -> dict[str, Any] | None:
+    if image is None:
+        return None
+    pixels = np.round(np.clip(image.astype(np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _value(source: xr.DataArray, step: int, sample: int) -> float | None:
-    return float(source.sel(step=step).isel(sample=sample)) if step in source["step"].values else None
-
-
-def _card(profile: Mapping[str, xr.DataArray], provenance: Mapping[str, Any], repo_id: str, has_table: bool) -> str:
+def _card(
+    profile: Mapping[str, xr.DataArray], provenance: Mapping[str, Any], repo_id: str, tables: Sequence[str]
+) -> str:
     data = DatasetCardData(
         tags=["diffusers_xai", "diffusion-profile", "explainable-ai"],
-        configs=[{"config_name": "default", "data_files": TABLE}] if has_table else None,
+        # The pictures are what the viewer opens with.
+        configs=[{"config_name": Path(name).stem, "data_files": name} for name in tables] or None,
     )
     count = next((array.sizes["sample"] for array in profile.values() if "sample" in array.dims), 1)
     rows = [
@@ -178,7 +219,7 @@ def _card(profile: Mapping[str, xr.DataArray], provenance: Mapping[str, Any], re
         repo_id=repo_id,
         example="attention_map" if "attention_map" in profile else next(iter(profile), "samples"),
         arrays="\n".join(rows),
-        table=TABLE,
+        tables=" ".join(_TABLES[name] for name in tables) or "It holds no samples or measures for the Hub's viewer.",
         provenance=json.dumps({k: v for k, v in provenance.items() if k != "layer_aliases"}, indent=1),
     )
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

@@ -1,13 +1,17 @@
 """What cards say, and what they refuse."""
 
 import json
+import logging
+from pathlib import Path
 
 import pytest
+import torch
 from diffusers import DDPMScheduler
 from huggingface_hub import ModelCard
 
-from diffusers_xai import XAIPipeline
+from diffusers_xai import XAIPipeline, demo_checkpoint
 from diffusers_xai.hub.cards import check_facts, read_facts
+from diffusers_xai.pipelines import publishing
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -90,3 +94,47 @@ def test_facts_are_read_from_the_checkpoint(tmp_path):
 def test_facts_that_are_not_ones(facts, message):
     with pytest.raises(ValueError, match=message):
         check_facts(facts)
+
+
+def test_the_embedded_checkpoints_card_is_rendered_from_its_facts():
+    folder = Path(demo_checkpoint())
+    facts = read_facts(folder)
+    card = XAIPipeline.from_pretrained(str(folder)).model_card(facts, None)
+    assert (folder / "README.md").read_text(encoding="utf-8") == card
+    assert "Not stated" not in card
+    assert sum(count for _, _, count in facts["label_counts"]) == 10_919
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_facts_of_a_folder_belong_to_its_weights(dtype, tmp_path, caplog):
+    XAIPipeline(convnext_unet().half(), DDPMScheduler()).save_pretrained(tmp_path)
+    (tmp_path / "card.json").write_text(json.dumps(FACTS))
+    pipe = XAIPipeline.from_pretrained(str(tmp_path), dtype=dtype)
+    assert pipe._facts_of_source() == FACTS
+    with torch.no_grad():
+        pipe.unet.conv_out.bias[0] += 0.5
+    with caplog.at_level(logging.WARNING):
+        assert pipe._facts_of_source() == {}
+    assert "card.json is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shape"), [(0.01, (16, 4)), (0.05, (16, 2)), (0.1, (16, 1)), (0.3, (6, 1)), (10.0, (1, 1))]
+)
+def test_a_sample_grid_of_a_slow_network_is_smaller(seconds, shape):
+    rows, columns = publishing._grid_shape(16, seconds)
+    assert (rows, columns) == shape
+    assert rows * columns == 1 or rows * columns * seconds * 50 <= 90
+
+
+def test_a_sample_grid_shows_every_label_with_the_same_noise():
+    pipe = XAIPipeline(convnext_unet(), DDPMScheduler(num_train_timesteps=4))
+    pipe.set_progress_bar_config(disable=True)
+    scheduler = pipe.scheduler
+    grid = torch.tensor(list(pipe.sample_grid(seed=7).tobytes())).reshape(16 * 16, 4 * 16, 3)
+    assert pipe.scheduler is scheduler
+    alone = pipe.__class__(pipe.unet, publishing.DDIMScheduler.from_config(scheduler.config))
+    alone.set_progress_bar_config(disable=True)
+    image = alone([9], num_inference_steps=4, generator=[torch.Generator().manual_seed(8)]).images[0]
+    cell = grid[9 * 16 : 10 * 16, 16:32]
+    assert (cell - torch.tensor(list(image.tobytes())).reshape(16, 16, 3)).abs().max() <= 1  # summed in other batches

@@ -12,9 +12,9 @@ from tests.hub.cut_proxy import CutProxy
 from tests.reference.local_hub import LocalHub
 
 
-def in_process(hub, home, code, *, token=None, endpoint=None):
+def in_process(hub, home, code, *, token=None, endpoint=None, **environment):
     """Runs `code` in a new process with a cache in `home`; its last line of output, as JSON."""
-    environment = {
+    environment |= {
         **{name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")},
         "HF_ENDPOINT": endpoint or hub.endpoint,
         "HF_HOME": str(home),
@@ -125,7 +125,7 @@ print(json.dumps({{"refused": refused, "ours": "diffusers_xai" in sys.modules}})
 
 
 def test_a_lost_connection_is_tried_again_and_a_failed_push_changes_nothing(tmp_path):
-    with LocalHub(tmp_path / "hub", storage="regular") as hub:
+    with LocalHub(tmp_path / "hub", storage="lfs") as hub:
         code = f"""{SAMPLE}{PUSH}
 import diffusers_xai.hub.transfer as transfer
 transfer.RETRY_AFTER = (0.1, 0.1)
@@ -135,16 +135,27 @@ try:
 except transfer.HubError as error:
     print(json.dumps(str(error)))
 """
-        with CutProxy(hub.endpoint, cuts=1) as proxy:
-            assert in_process(hub, tmp_path / "a", "DATA = 'one'" + code, endpoint=proxy.endpoint) == "pushed"
-            assert proxy.cut == 1
+
+        def push(data, cuts):
+            direct = hub.endpoint
+            with CutProxy(direct, cuts) as proxy:
+                hub.endpoint = proxy.endpoint  # the Hub tells where files are to be sent
+                text = in_process(hub, tmp_path / data, f"DATA = {data!r}" + code, HF_HUB_DISABLE_XET="1")
+                hub.endpoint = direct
+            return text, len(cuts) - len(proxy.cuts)
+
+        # Half a file, half a commit, and a commit that was made although the answer never came.
+        cuts = [("file", "request"), ("commit", "request"), ("commit", "answer")]
+        assert push("one", cuts) == ("pushed", 3)
         repo = hub.repos["model", "tester/faces"]
-        assert len(repo.commits) == 2
+        assert len(repo.commits) == 2  # the Hub's own, and ours
+        files = repo.commits[repo.branches["main"]]["files"]
+        assert files["unet/diffusion_pytorch_model.safetensors"].lfs
+        assert b"one" in (hub.blobs / files["card.json"].sha256).read_bytes()
         before = dict(repo.branches)
 
-        with CutProxy(hub.endpoint, cuts=100) as proxy:
-            text = in_process(hub, tmp_path / "b", "DATA = 'other'" + code, endpoint=proxy.endpoint)
-            assert proxy.cut > 1
+        text, lost = push("other", [("commit", "request")] * 100)
+        assert lost == 3
         assert text.startswith("the connection to the Hub was lost, tester/faces stays as it was: try again")
         assert repo.branches == before
         assert len(repo.commits) == 2
@@ -232,12 +243,19 @@ profile = DiffusionProfile.from_pretrained("tester/run", revision={first["first"
 local = DiffusionProfile.from_pretrained({str(tmp_path / "local")!r})
 repr(profile)
 attention = profile["attention_map"]
+try:
+    DiffusionProfile.from_pretrained("tester/run", token="hf_wrong", cache_dir={str(tmp_path / "other")!r})
+    private = "open"
+except OSError as error:
+    private = str(error)
 print(json.dumps({{
-    "names": sorted(profile) == sorted(local), "equal": bool(np.array_equal(attention, local["attention_map"])),
+    "private": private, "names": sorted(profile) == sorted(local),
+    "equal": bool(np.array_equal(attention, local["attention_map"])),
     "dims": list(attention.dims), "provenance": profile.provenance == local.provenance,
 }}))
 """,
         )
+        assert second.pop("private").startswith("no repository tester/run on the Hub, or it is private")
         assert second == {
             "names": True,
             "equal": True,
@@ -254,24 +272,33 @@ print(json.dumps({{
 import json, datasets, numpy as np
 from huggingface_hub import DatasetCard
 from diffusers_xai import DiffusionProfile
-table = datasets.load_dataset("tester/run", revision={first["first"]!r}, split="train")
+table = datasets.load_dataset("tester/run", "table", revision={first["first"]!r}, split="train")
+curve = datasets.load_dataset("tester/run", "measures", revision={first["first"]!r}, split="train")
 local = DiffusionProfile.from_pretrained({str(tmp_path / "local")!r})
 row = next(r for r in table if r["step"] == 2 and r["sample"] == 1)
 x = local["samples"].sel(step=2).isel(sample=1).values.transpose(1, 2, 0)
 pixels = np.round(np.clip(x / 2 + 0.5, 0, 1) * 255)
+end = [np.asarray(r["samples"]) for r in table if r["step"] is None]
+x = local["final_sample"].isel(sample=1).values.transpose(1, 2, 0)
+finished = bool((end[1] == np.round(np.clip(x / 2 + 0.5, 0, 1) * 255)).all())
 latest = DiffusionProfile.from_pretrained("tester/run")
 DatasetCard.load("tester/run").validate()
 print(json.dumps({{
     "columns": table.column_names, "rows": len(table), "picture": bool((np.asarray(row["samples"]) == pixels).all()),
     "row": [row[k] for k in ("timestep", "seed", "label")],
     "ssim": abs(row["ssim"] - float(local["measures/ssim"].sel(step=2).isel(sample=1))) < 1e-9,
-    "latest": sorted(latest), "empty": table[1]["x0"] is None,
+    "latest": sorted(latest), "finished": finished, "empty": [r["step"] for r in table if r["x0"] is None],
+    "curve": [r["ssim"] for r in curve if r["sample"] == 1],
+    "stored": local["measures/ssim"].isel(sample=1).values.tolist(),
 }}))
 """,
         )
     assert third["columns"] == ["sample", "step", "timestep", "seed", "label", "samples", "x0", "ssim"]
-    assert third["rows"] == 2 * 5  # SSIM is there for every step, pictures for every second one
-    assert third["empty"] is True
+    assert third["rows"] == 2 * (3 + 1)  # every second step, and the finished image
+    assert third["empty"] == [None, None]
+    assert third["finished"] is True
+    assert len(third["stored"]) == 5
+    assert third["curve"] == third["stored"]
     assert third["picture"] is True
     assert third["row"] == [400.0, 9, 12]
     assert third["ssim"] is True

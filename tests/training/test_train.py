@@ -81,6 +81,9 @@ def test_tensorboard_has_the_curves_and_the_samples(tmp_path, config_file, data_
 
 def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, data_folder, settings):
     run(config_file, data_folder, tmp_path / "run")
+    (tmp_path / "pipe").mkdir()
+    by_hand = {"data": "Written by hand.", "training": {"steps": 1}}
+    (tmp_path / "pipe" / "card.json").write_text(json.dumps(by_hand))
     assert main(["--config", config_file, "--output", str(tmp_path / "run"), "--export", str(tmp_path / "pipe")]) == 0
     mean = load_file(list_checkpoints(tmp_path / "run")[-1] / "ema.safetensors")
     stored = load_file(tmp_path / "pipe" / "unet" / "diffusion_pytorch_model.safetensors")
@@ -98,6 +101,7 @@ def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, dat
     bits = ["".join(str(int(row[name])) for name in ATTRIBUTES) for row in counted]
     assert {row[0]: row[2] for row in facts["label_counts"]} == dict(Counter(bits))
     assert facts["training"]["steps"] == 4
+    assert facts["data"] == "Written by hand."
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert facts["metrics"][1][:2] == ["SSIM of x̂_0", round(next(r["ssim"] for r in log if "ssim" in r), 4)]
     images = pipe([3], num_inference_steps=2, output_type="np").images
