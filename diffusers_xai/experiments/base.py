@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from diffusers_xai.experiments.result import ExperimentResult
@@ -28,6 +29,7 @@ class Experiment:
         labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, or `ALL_LABELS`.
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
+        table (`Callable`, *optional*): Its numbers in a few rows, for the report.
         region (`str`, *optional*): Where `run` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"` or `"face"`.
     """
@@ -42,6 +44,7 @@ class Experiment:
     seeds: int = 30
     steps: int = 1000
     region: str | None = None
+    table: Callable[[ExperimentResult], pd.DataFrame] | None = None
 
 
 def provenance(pipe: XAIPipeline, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:

@@ -31,7 +31,11 @@ def _section(result: ExperimentResult) -> str:
         source=f"Source: {html.escape(experiment.source)}. {html.escape(_made(result.settings))}",
         draw=result.plot,
     )
-    return render(section)
+    text = render(section)
+    if experiment.table is None:
+        return text
+    rows = experiment.table(result).to_html(index=False, border=0, justify="left")
+    return text.replace("</section>", f"<details open><summary>Table</summary>{rows}</details></section>")
 
 
 def _made(settings: dict[str, Any]) -> str:

@@ -141,6 +141,7 @@ _ALL = (
         seeds=8,
         steps=50,
         region="face",
+        table=ablation.table,
     ),
 )
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _ALL}

@@ -111,6 +111,16 @@ def test_ablation(pipe):
                 assert value == pytest.approx(ssim(intact, changed), abs=1e-3)
 
 
+def test_the_ablation_table(pipe):
+    result = EXPERIMENTS["ablation"].run(pipe, labels=[3], seeds=SEEDS, num_inference_steps=2, random_channels=2)
+    table = EXPERIMENTS["ablation"].table(result).set_index("layer")
+    ssim = result.data["ssim"].sel(layer="downs.0.3").values
+    assert table.loc["downs.0.3", "c*"].startswith(f"{ssim[:, 0].mean():.3f} (")
+    difference = (ssim[:, 1:].mean(1) - ssim[:, 0]).mean()
+    assert table.loc["downs.0.3", "difference"].startswith(f"{difference:.3f} (")
+    assert table.loc["mid_attn.fn", "kind"] == "attention"
+
+
 def _activations(layer):
     return [Activations(layers=layer)]
 
