@@ -5,14 +5,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from huggingface_hub import CommitInfo
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
 
 from diffusers_xai import hub, models
@@ -23,7 +24,8 @@ from diffusers_xai.models import ConvNextUNet2DModel
 from diffusers_xai.taps.probe import shortest_time
 
 
-_GRID_LABELS, _GRID_COLUMNS, _GRID_STEPS, _GRID_SECONDS = 16, 4, 50, 90.0
+_GRID_LABELS, _GRID_NOISES, _GRID_STEPS, _GRID_SECONDS = 16, 4, 50, 90.0
+_CELL, _CAPTION = 64, 18  # pixels
 _PIPELINE_FILE, _NETWORK_FILE = "pipeline.py", "unet/diffusers_xai.py"
 _logger = logging.getLogger(__name__)
 
@@ -137,34 +139,40 @@ class PublishedPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def sample_grid(self, seed: int = 0) -> Image.Image:
-        """A picture of samples (DDIM, 50 steps): a row for each of 16 labels, a column for each of four noises.
+        """A picture of samples (DDIM, 50 steps): a column for each of 16 labels, a row for each of four noises.
 
-        Fewer where that would take more than about a minute and a half: then columns are left out, and at last labels.
+        Fewer where that would take more than about a minute and a half: then rows are left out, and at last labels.
         """
-        count = self.unet.config.get("num_class_embeds")
+        config = self.unet.config
+        count, attributes = config.get("num_class_embeds"), config.get("class_attributes")
         labels = [*range(min(count, _GRID_LABELS))] if count is not None else [None] * 4
-        rows, columns = _grid_shape(len(labels), self._seconds_per_forward())
-        labels = [labels[i * len(labels) // rows] for i in range(rows)]
-        # The same noise under every label, and other noise in every row where there are no labels.
-        seeds = [seed if count is not None else seed + columns * row for row in range(rows)]
-        scheduler = self.scheduler
+        # All of a row's images are drawn in one batch, and at least one row is.
+        most = max(1, int(_GRID_SECONDS / (_GRID_STEPS * self._seconds_per_forward())))
+        columns = min(len(labels), most)
+        labels = [labels[i * len(labels) // columns] for i in range(columns)]
+        rows: list[list[Image.Image]] = []
+        scheduler, start = self.scheduler, time.perf_counter()
         self.scheduler = DDIMScheduler.from_config(scheduler.config)
         try:
-            pictures = [
-                self(
-                    class_labels=label,
+            while len(rows) < _GRID_NOISES:
+                # The same noise under every label, and other noise in every column where there are no labels.
+                first = seed + len(rows) * (1 if count is not None else columns)
+                seeds = [first + (0 if count is not None else column) for column in range(columns)]
+                images = self(
+                    class_labels=labels if count is not None else None,
                     batch_size=columns,
                     num_inference_steps=min(_GRID_STEPS, self.scheduler.config.num_train_timesteps),
-                    generator=[torch.Generator().manual_seed(s + column) for column in range(columns)],
-                    output_type="pt",
+                    generator=[torch.Generator().manual_seed(s) for s in seeds],
                 ).images
-                for label, s in zip(labels, seeds, strict=True)
-            ]
+                rows.append(images)
+                if (time.perf_counter() - start) * (len(rows) + 1) / len(rows) > _GRID_SECONDS:
+                    break
         finally:
             self.scheduler = scheduler
-        grid = torch.cat([torch.cat(list(row), dim=2) for row in pictures], dim=1)
-        pixels = (grid.permute(1, 2, 0).cpu().float() * 255).round().byte().numpy()
-        return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+        digits = len(attributes) if attributes else 0
+        return _captioned(
+            rows, ["" if label is None else format(label, f"0{digits}b" if digits else "d") for label in labels]
+        )
 
     def _seconds_per_forward(self) -> float:
         config, device = self.unet.config, self._execution_device
@@ -204,8 +212,16 @@ class PublishedPipeline(DiffusionPipeline):
         index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _grid_shape(labels: int, seconds_per_forward: float) -> tuple[int, int]:
-    """Rows and columns of a sample grid that stays within its time."""
-    images = max(1, int(_GRID_SECONDS / (_GRID_STEPS * seconds_per_forward)))
-    rows = min(labels, images)
-    return rows, min(_GRID_COLUMNS, images // rows)
+def _captioned(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str]) -> Image.Image:
+    """The rows under captions of their columns; small images enlarged by a whole factor, pixel by pixel."""
+    width, height = rows[0][0].size
+    factor = max(1, _CELL // min(width, height))
+    width, height = width * factor, height * factor
+    grid = Image.new("RGB", (width * len(captions), _CAPTION + height * len(rows)), "white")
+    draw = ImageDraw.Draw(grid)
+    for i, caption in enumerate(captions):
+        centre = ((i + 0.5) * width, _CAPTION / 2)
+        draw.text(centre, caption, fill="black", anchor="mm", font=ImageFont.load_default(12))
+        for j, row in enumerate(rows):
+            grid.paste(row[i].resize((width, height), Image.Resampling.NEAREST), (i * width, _CAPTION + j * height))
+    return grid
