@@ -117,7 +117,10 @@ def test_distributions_carry_the_checkpoints_and_no_tests(distributions):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert archive.read("diffusers_xai/hub/model_card.md") == (ROOT / "model_card.md").read_bytes()
-    assert names == package | {"diffusers_xai/hub/model_card.md"}
+    app = {path.name for path in (ROOT / "spaces").iterdir() if path.is_file()}
+    assert {"app.py", "README.md", "requirements.txt"} <= app
+    assert names == package | {"diffusers_xai/hub/model_card.md"} | {f"diffusers_xai/spaces/{name}" for name in app}
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames()}
+    package |= {f"spaces/{name}" for name in app}
     assert names == package | {"LICENSE", "PKG-INFO", "README.md", "model_card.md", "pyproject.toml", ".gitignore"}

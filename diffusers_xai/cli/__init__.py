@@ -1,4 +1,4 @@
-"""The command line: `diffusers-xai profile …`, `experiment …`, `push …`.
+"""The command line: `diffusers-xai profile …`, `experiment …`, `app`, `push …`.
 
 Every subcommand is one module that adds its parser and runs it. A `CommandError`, or an error of the library that says
 what is wrong with the request, becomes one line on stderr and exit code 2.
@@ -15,7 +15,7 @@ from typing import NoReturn
 import diffusers
 from safetensors import SafetensorError
 
-from diffusers_xai.cli import experiment, profile, push
+from diffusers_xai.cli import app, experiment, profile, push
 from diffusers_xai.cli.base import PROGRAM, CommandError
 
 
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     profile.add_command(commands)
     experiment.add_command(commands)
+    app.add_command(commands)
     push.add_command(commands)
     return parser
 

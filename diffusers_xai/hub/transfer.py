@@ -77,7 +77,7 @@ def push_folder(
     Args:
         folder (`Path`): What to upload.
         repo_id (`str`): `user/name`, or a name in the user's own namespace.
-        repo_type (`str`): `"model"` or `"dataset"`.
+        repo_type (`str`): `"model"`, `"dataset"` or `"space"` (of Gradio).
         message (`str`): Of the commit.
         private (`bool`, *optional*): Whether a new repository is private; the account's default if `None`.
         token (`str` or `bool`, *optional*): The token of `hf auth login`, or of `HF_TOKEN`, if `None`.
@@ -95,7 +95,12 @@ def push_folder(
     check_push(repo_id, token)
     with hub_errors(repo_id):
         repo_id = huggingface_hub.create_repo(
-            repo_id, repo_type=repo_type, private=private, token=token, exist_ok=True
+            repo_id,
+            repo_type=repo_type,
+            private=private,
+            token=token,
+            exist_ok=True,
+            space_sdk="gradio" if repo_type == "space" else None,
         ).repo_id
         if private and not huggingface_hub.repo_info(repo_id, repo_type=repo_type, token=token).private:
             raise HubError(f"{repo_id} exists already and is public: nothing was pushed, for private was asked")

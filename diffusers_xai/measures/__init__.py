@@ -4,6 +4,7 @@ from diffusers_xai.measures.distance import layer_distance
 from diffusers_xai.measures.masks import (
     as_mask,
     mask_from_box,
+    mask_from_drawing,
     mask_from_png,
     mask_from_polygon,
     mask_from_runs,
@@ -22,6 +23,7 @@ __all__ = [
     "channel_sums",
     "layer_distance",
     "mask_from_box",
+    "mask_from_drawing",
     "mask_from_png",
     "mask_from_polygon",
     "mask_from_runs",

@@ -97,6 +97,31 @@ def mask_from_box(box: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     return mask
 
 
+def mask_from_drawing(drawn: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a small image that a drawing on its enlargement touches by a quarter or more.
+
+    Args:
+        drawn (`np.ndarray` of shape `(height, width)`, bool): True where something was drawn; at least as large as
+            `size`.
+        size (`tuple[int, int]`): Height and width of the samples.
+
+    Returns:
+        `np.ndarray` of shape `size` and dtype bool; may be all False.
+
+    Raises:
+        ValueError: If the drawing is smaller than the samples.
+    """
+    height, width = drawn.shape
+    if height < size[0] or width < size[1]:
+        raise ValueError(f"Expected a drawing of at least {size[0]}x{size[1]} pixels, got {height}x{width}.")
+    rows = np.arange(height) * size[0] // height
+    columns = np.arange(width) * size[1] // width
+    touched, whole = np.zeros(size), np.zeros(size)
+    np.add.at(touched, (rows[:, None], columns[None]), drawn)
+    np.add.at(whole, (rows[:, None], columns[None]), 1)
+    return touched >= whole / 4
+
+
 def mask_from_polygon(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> np.ndarray:
     """A filled polygon, its outline included; what lies outside the image is cut off.
 

@@ -1,6 +1,8 @@
 """Figures of a profile: each function takes a `DiffusionProfile` and returns a `plotly.graph_objects.Figure`."""
 
+from diffusers_xai.plots.attention_distance import attention_distance
 from diffusers_xai.plots.attention_strip import attention_strip
+from diffusers_xai.plots.channel_map import channel_map
 from diffusers_xai.plots.gradient_energy import gradient_energy
 from diffusers_xai.plots.gradient_maps import gradient_maps
 from diffusers_xai.plots.gradient_volume import gradient_volume
@@ -10,10 +12,13 @@ from diffusers_xai.plots.max_channel_maps import max_channel_maps
 from diffusers_xai.plots.process_strip import process_strip
 from diffusers_xai.plots.run_pair import run_pair, run_similarity
 from diffusers_xai.plots.ssim_trajectory import ssim_trajectory
+from diffusers_xai.plots.unet_schematic import unet_schematic
 
 
 __all__ = [
+    "attention_distance",
     "attention_strip",
+    "channel_map",
     "gradient_energy",
     "gradient_maps",
     "gradient_volume",
@@ -24,4 +29,5 @@ __all__ = [
     "run_pair",
     "run_similarity",
     "ssim_trajectory",
+    "unet_schematic",
 ]

@@ -1,0 +1,99 @@
+"""`diffusers-xai app`: starts the interface in the browser, or uploads it as a Space."""
+
+import argparse
+import importlib.util
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from diffusers_xai.cli.base import CommandError, say
+from diffusers_xai.hub.transfer import check_push, push_folder
+
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def add_command(commands: Any) -> None:
+    """Adds the subcommand to the parser's `commands`."""
+    parser = commands.add_parser(
+        "app",
+        help="start the interface in the browser",
+        description="Starts the Gradio interface on this machine, or uploads it with the package as a Space.",
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("--port", type=int, metavar="N", help="port of 127.0.0.1. Default: a free one from 7860 on")
+    add("--share", action="store_true", help="also give a public link for a few days, through Gradio's servers")
+    add("--checkpoint", type=Path, metavar="DIR", help="folder of a pipeline. Default: the embedded model")
+    add("--push", metavar="REPO", help="do not start it, but upload it to the Space user/name; made if need be")
+    add("--private", action="store_true", default=None, help="make a new Space private")
+    add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Starts or uploads.
+
+    Raises:
+        CommandError, OSError: for a request that cannot be met.
+    """
+    if args.checkpoint is not None and not (args.checkpoint / "model_index.json").is_file():
+        raise CommandError(f"no checkpoint at {args.checkpoint}: expected a folder with model_index.json")
+    folder = app_folder()
+    if args.push is not None:
+        if args.checkpoint is not None:
+            raise CommandError("a Space shows the embedded model: leave out --checkpoint with --push")
+        print(push_space(folder, args.push, args.private))
+        return
+    if importlib.util.find_spec("gradio") is None:
+        raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
+    sys.path.insert(0, str(folder))
+    app = _load_app(folder)
+    options = [("--port", args.port), ("--checkpoint", args.checkpoint)]
+    argv = [text for name, value in options if value is not None for text in (name, str(value))]
+    app.main(argv + ["--share"] * args.share)
+
+
+def app_folder() -> Path:
+    """The folder of the app: inside an installed package, or beside it in a clone.
+
+    Raises:
+        CommandError: if there is none.
+    """
+    for folder in (_PACKAGE / "spaces", _PACKAGE.parent / "spaces"):
+        if (folder / "app.py").is_file() and (folder / "space_events.py").is_file():
+            return folder
+    raise CommandError(f"the app's files are missing: expected {_PACKAGE / 'spaces'}")
+
+
+def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:
+    """Uploads the app with the package beside `app.py`, in one commit: a Space's build installs requirements alone.
+
+    Returns:
+        `str`: The URL of the commit.
+
+    Raises:
+        OSError, ValueError: see [`push_folder`]; the Hub is then unchanged.
+    """
+    check_push(repo_id)
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "spaces", ".*")
+    with tempfile.TemporaryDirectory() as scratch:
+        space = Path(scratch) / "space"
+        shutil.copytree(folder, space, ignore=ignored)
+        shutil.copytree(_PACKAGE, space / "diffusers_xai", ignore=ignored)
+        say(f"Uploading the app to the Space {repo_id}")
+        commit = push_folder(
+            space, repo_id, repo_type="space", message="Upload the app", private=private,
+            replaced=["diffusers_xai/*", "space_*.py"],
+        )  # fmt: skip
+    return commit.commit_url
+
+
+def _load_app(folder: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("diffusers_xai_app", folder / "app.py")
+    if spec is None or spec.loader is None:
+        raise CommandError(f"{folder / 'app.py'} cannot be loaded")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,106 @@
+"""A profile as one zip file, and back from a zip file that anybody may have made."""
+
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from diffusers_xai.profile.diffusion_profile import DiffusionProfile
+
+
+MAX_BYTES, MAX_MEMBERS = 256 * 2**20, 2000
+
+
+def write_archive(profile: DiffusionProfile, file: str | os.PathLike) -> Path:
+    """Writes the folder of a profile, safetensors and JSON, as a zip file.
+
+    Args:
+        profile (`DiffusionProfile`): What to write.
+        file (`str` or `os.PathLike`): The file; it is replaced.
+
+    Returns:
+        `Path`: The file.
+    """
+    file = Path(file)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "profile"
+        profile.save_pretrained(folder)
+        part = file.with_name(f".{file.name}.part")
+        try:
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+                for member in sorted(folder.rglob("*")):
+                    if member.is_file():
+                        archive.write(member, member.relative_to(folder))
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+    return file
+
+
+def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: int = MAX_BYTES) -> DiffusionProfile:
+    """Unpacks a zip file of a profile into a new folder and opens it there.
+
+    Args:
+        file (`str` or `os.PathLike`): The zip file; it is not trusted.
+        folder (`str` or `os.PathLike`): A folder that does not exist; its parent does.
+        max_bytes (`int`): The most that the unpacked files may take.
+
+    Returns:
+        `DiffusionProfile`: All its arrays have been read once, so that a damaged one is found now.
+
+    Raises:
+        FileExistsError: If `folder` exists.
+        ValueError: If the file is no zip file of safetensors and JSON alone, names files outside, is larger than
+            `max_bytes` when unpacked, or holds no sound profile. Nothing is left at `folder`.
+    """
+    folder = Path(folder)
+    folder.mkdir()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            _check(members, max_bytes)
+            left = max_bytes
+            for member in members:
+                left -= _extract(archive, member, folder, left)
+        profile = DiffusionProfile.from_pretrained(folder)
+        for name in profile:
+            profile[name]
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError(f"expected a zip file of a profile: {error}") from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return profile
+
+
+def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
+    if not 1 <= len(members) <= MAX_MEMBERS:
+        raise ValueError(f"expected 1 to {MAX_MEMBERS} files in the zip file, got {len(members)}")
+    for member in members:
+        path = PurePosixPath(member.filename)
+        if path.suffix not in (".safetensors", ".json"):
+            raise ValueError(f"expected safetensors and JSON files alone, got {member.filename!r}")
+        if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(member.filename):
+            raise ValueError(f"expected files inside the profile's folder, got {member.filename!r}")
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"expected files, got the link {member.filename!r}")
+    total = sum(member.file_size for member in members)
+    if total > max_bytes:
+        raise ValueError(f"expected at most {max_bytes / 2**20:.0f} MB when unpacked, got {total / 2**20:.0f} MB")
+
+
+def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
+    """Unpacks one file and counts its bytes: what the zip file states may be a lie."""
+    target = folder / member.filename
+    target.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with archive.open(member) as source, open(target, "xb") as sink:
+        while piece := source.read(2**20):
+            count += len(piece)
+            if count > left:
+                raise ValueError("expected less when unpacked than the zip file holds")
+            sink.write(piece)
+    return count

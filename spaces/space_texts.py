@@ -1,0 +1,115 @@
+"""The words of the interface: a sentence for every panel, and the definitions that they link to."""
+
+_DEFINITIONS = {
+    "samples": ("x_t and x̂₀", "x_t is the state at timestep t: noise at t = 1000, the image at 0. x̂₀ is the"
+    " image that"
+     " follows from x_t and the noise that the network predicts in it."),
+    "ssim": ("SSIM", "Structural similarity of two images over windows of 7 pixels: 1 for equal ones. The trajectory"
+     " compares the state of each step with that of the next (thesis eq. 4.1.8)."),
+    "activation": ("Activation a<sub>l,t</sub> and max channel c*", "The output of layer l at time t, one map"
+    " per channel. c* is"
+     " the channel with the largest sum over the image, or over your region (thesis eq. 4.1.4)."),
+    "distance": ("LayerDist", "The Frobenius norm of the difference of two activations of a layer (thesis eq."
+    " 4.1.10)."),
+    "attention": ("A_t", "The outputs of all attention layers, summed over the channels, enlarged to the image"
+    " and summed"
+     " (thesis section 4.3)."),
+    "gradient": ("Gradient volume (PGV), energy and gradient map", "The volume holds, for each masked output"
+    " pixel k, the"
+     " derivative of its colour sum by every input pixel (thesis eq. 4.1.2). Its energy is √Σ_k g_k². A"
+     " gradient map is"
+     " the derivative of the masked output's sum by a layer's output."),
+    "edit": ("Channel masking and label switch", "Masking sets channels of a layer to zero at every step"
+    " (thesis alg. 6)."
+     " A switch gives the network another label from some step on."),
+    "index": ("Predetermination", "The share of the steps after which a label switch leaves the image alike:"
+    " SSIM of 0.9"
+     " or more to the unswitched image (thesis section 5.3.2)."),
+}  # fmt: skip
+
+DEFINITIONS_HTML = (
+    "<h2>Definitions</h2><dl>"
+    + "".join(f'<dt id="def-{key}"><b>{title}</b></dt><dd>{text}</dd>' for key, (title, text) in _DEFINITIONS.items())
+    + "</dl><p>“Thesis” is E.-D. M. Schörverth, <i>An XAI Interface for Diffusion Models</i>, TU Berlin, 2023.</p>"
+)
+
+INTRO = """# How a diffusion model makes a face
+Choose what the face should have, press **Sample**, and look inside: what each layer saw, where the network attended,
+which pixels mattered. Then change something and compare. Faces are 32 × 32 pixels, from a small model for research."""
+
+EMPTY = "Nothing to see yet: press **Sample**, or click an example."
+
+
+def explain(key: str, text: str) -> str:
+    """A sentence about a panel, with the link to the definition."""
+    return f"{text} [Definition](#def-{key})"
+
+
+SAMPLES = explain(
+    "samples",
+    "**The process.** From left to right, noise x_t becomes an image; below, x̂₀ is the image that the network"
+    " predicts at that time.",
+)
+SSIM = explain(
+    "ssim",
+    "**SSIM trajectory.** How alike successive states are: 1 is no change, so a dip is a time at which much is"
+    " decided.",
+)
+SCHEMATIC = explain(
+    "activation",
+    "**The U-Net.** The image shrinks to the middle and grows again; blocks with a dot and a thick border are"
+    " recorded.",
+)
+MAP = explain(
+    "activation",
+    "**Activation map.** One channel of a layer at one time: bright is active. Move the sliders; the right map is the"
+    " channel that is most active.",
+)
+MAX = explain(
+    "activation", "**Max channels.** For every layer the most active channel c* over time: see when a shape appears."
+)
+DISTANCES = explain(
+    "distance", "**Layer distances.** How much a layer's output changes between recorded steps: high is busy."
+)
+ATTENTION = explain(
+    "attention",
+    "**Attention A_t.** All attention layers summed into one map: bright pixels got the strongest attention output"
+    " at that time.",
+)
+ATTENTION_LAYER = explain(
+    "attention", "**Attention by layer.** The map of the most active channel of one layer, over time."
+)
+VOLUME = explain(
+    "gradient",
+    "**Gradient volume (PGV).** Each point is an input pixel that changes a masked output pixel; near-diagonal"
+    " clouds mean"
+    " that pixels depend on their neighbourhood. Turn it with the mouse.",
+)
+ENERGY = explain(
+    "gradient", "**Gradient energy.** The volume seen from the front: bright input pixels matter most to your region."
+)
+SENSITIVITY = explain(
+    "gradient", "**Label sensitivity.** How much each attribute of the label changes your region, as a share."
+)
+GRADIENT_MAP = explain(
+    "gradient",
+    "**Gradient map.** How the masked output depends on one channel: blue lowers it, orange raises it, white"
+    " does nothing.",
+)
+COMPARE = explain(
+    "edit",
+    "**Comparison.** Keep a run, change a setting, sample again: upper row the kept run, middle the new one,"
+    " below what"
+    " differs (bright is more).",
+)
+COMPARE_SSIM = explain("ssim", "**SSIM between the runs.** 1 is equal; where the curve falls, the runs part.")
+COMPARE_ATTENTION = explain("distance", "**Distance of A_t.** How differently the two runs attend; 0 is equally.")
+PREDETERMINATION = explain(
+    "index",
+    "**Predetermination.** The label is switched at ten times. Where the curve reaches 0.9 the image no longer cares"
+    " about the label: it is decided. The first image is never switched.",
+)
+COMPARE_MAPS = explain("attention", "**A_t of both runs.** Above the kept run, below this one.")
+COMPARE_VOLUMES = explain(
+    "gradient", "**Gradient volumes of both runs** near the middle of the process, in the same order."
+)

@@ -1,0 +1,65 @@
+"""Profiles as zip files, good and bad ones."""
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from diffusers_xai.profile.archive import read_archive, write_archive
+from tests.plots.profiles import make_profile
+
+
+def test_a_profile_comes_back_from_its_zip_file(tmp_path):
+    profile = make_profile()
+    file = write_archive(profile, tmp_path / "profile.zip")
+    back = read_archive(file, tmp_path / "back")
+    assert set(back) == set(profile)
+    assert all(np.array_equal(back[name].values, profile[name].values) for name in profile)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def bad_zip(path, name, data=b"x"):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("weights.pkl", "safetensors and JSON"),
+        ("../profile.json", "inside the profile"),
+        ("/tmp/profile.json", "inside the profile"),
+        ("a\\profile.json", "inside the profile"),
+        ("profile.json", "damaged"),
+    ],
+)
+def test_bad_members_are_refused_and_nothing_is_left(tmp_path, name, message):
+    file = bad_zip(tmp_path / "bad.zip", name)
+    with pytest.raises(ValueError, match=message):
+        read_archive(file, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.zip"]
+
+
+def test_a_bomb_is_refused(tmp_path):
+    file = bad_zip(tmp_path / "bomb.zip", "profile.json", b" " * 5_000_000)
+    assert file.stat().st_size < 10_000
+    with pytest.raises(ValueError, match="at most 1 MB"):
+        read_archive(file, tmp_path / "out", max_bytes=2**20)
+    data = file.read_bytes().replace((5_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    file.write_bytes(data)  # a lie about the size
+    with pytest.raises(ValueError, match="zip file|less when"):
+        read_archive(file, tmp_path / "out", max_bytes=2**20)
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_and_other_files_are_refused(tmp_path):
+    member = zipfile.ZipInfo("profile.json")
+    member.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
+        archive.writestr(member, "/etc/passwd")
+    with pytest.raises(ValueError, match="link"):
+        read_archive(tmp_path / "link.zip", tmp_path / "out")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ValueError, match="zip file"):
+        read_archive(tmp_path / "text.zip", tmp_path / "out")

@@ -1,0 +1,258 @@
+"""The app in a real headless Chromium, as a person would use it."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+pytestmark = [pytest.mark.browser]
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+ARGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT = 20_000
+
+
+class Server:
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/"
+        environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("serve.py")), str(self.port)]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        for _ in range(240):
+            assert self.process.poll() is None, "the server ended"
+            try:
+                urllib.request.urlopen(self.url, timeout=5)
+                return
+            except OSError:
+                time.sleep(0.5)
+        raise TimeoutError("the server did not start")
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    yield opened(context.new_page(), server.url)
+    context.close()
+
+
+def opened(page, url):
+    page.set_default_timeout(WAIT)
+    page.goto(url)
+    page.wait_for_selector("#sample")
+    page.wait_for_function("document.querySelector('#status').innerText.trim().length > 10")
+    return page
+
+
+def status(page):
+    return page.inner_text("#status")
+
+
+def sample(page, expected="Done:"):
+    """Samples anew, and waits for the new result."""
+    page.evaluate("document.querySelector('#live img')?.setAttribute('data-old', '1')")
+    page.click("#sample")
+    page.wait_for_function("!document.querySelector('#status').innerText.includes('Done:')")
+    page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
+    page.wait_for_timeout(1500)
+
+
+def tab(page, name):
+    page.click(f"button[role=tab]:has-text('{name}')")
+    page.wait_for_timeout(800)
+
+
+def pixels(page):
+    return page.get_attribute("#live img", "src")
+
+
+def volume_titles(page):
+    tab(page, "Gradients")
+    page.wait_for_selector("text=above the mean >> visible=true")
+    return [text for text in page.locator(".annotation-text").all_text_contents() if "above the mean" in text]
+
+
+def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path):
+    sample(page)
+    smiling = pixels(page)
+    tab(page, "Activations")
+    assert page.locator(".js-plotly-plot:visible").count() >= 6
+    page.click("#keep")
+    page.click("#label label:has-text('Male')")
+    sample(page)
+    assert pixels(page) != smiling
+    tab(page, "Comparison")
+    page.wait_for_selector("text=SSIM between the two runs")
+    assert page.locator(".js-plotly-plot:visible").count() >= 5
+
+    before = pixels(page)
+    page.click("#ablation-panel > button")
+    page.fill("#ablate-channel input", "5")
+    page.click("#ablate-add")
+    page.wait_for_selector("#ablations >> text=/:5/")
+    sample(page, "1 masked channels")
+    assert pixels(page) != before
+    page.click("#switch-panel > button")
+    page.check("#switch input")
+    sample(page, "label switched at step 12")
+
+    page.click("#share-panel > button")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "profile.zip")
+    names = zipfile.ZipFile(tmp_path / "profile.zip").namelist()
+    assert "profile.json" in names
+    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
+    page.set_input_files("#upload input[type=file]", tmp_path / "profile.zip")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('Opened the profile')")
+
+
+def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):
+    sample(page)
+    before = volume_titles(page)
+    assert len(before) == 3
+    page.click("#mask-panel > button")
+    canvas = page.locator("#mask canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 15, y)
+    page.mouse.down()
+    page.mouse.move(x + 15, y, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(800)
+    sample(page)
+    assert volume_titles(page) != before
+
+
+def test_a_display_control_draws_anew_and_does_not_sample(page):
+    sample(page)
+    image, told = pixels(page), status(page)
+    tab(page, "Activations")
+    page.locator("#map-channel input[type=number]").fill("3")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".annotation-text:has-text('channel 3')")
+    assert (pixels(page), status(page)) == (image, told)
+
+
+def test_it_works_by_keyboard_alone(page):
+    page.focus("#seed input")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("7")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "sample":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('seed 7.')")
+
+
+def test_a_link_restores_the_settings_and_a_bad_one_is_told(page, server):
+    opened(page, server.url + "?seed=99&label=3&steps=25&every=5&layers=&gradients=0")
+    page.wait_for_function("document.querySelector('#seed input').value == '99'")
+    assert [box.is_checked() for box in page.locator("#label input").all()] == [False, False, True, True]
+    page.click("#share-panel > button")
+    page.click("#make-link")
+    page.wait_for_function("(document.querySelector('#link textarea, #link input').value || '').startsWith('http')")
+    link = page.input_value("#link textarea, #link input")
+    assert re.search(r"\?seed=99&steps=25&every=5&label=3", link)
+    opened(page, server.url + "?seed=x")
+    assert "damaged" in status(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_phone_shows_all_without_scrolling_sideways(browser, server, theme):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    page = opened(context.new_page(), server.url + f"?__theme={theme}")
+    sample(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    context.close()
+
+
+def test_every_control_has_a_label(page):
+    unnamed = page.evaluate(
+        """[...document.querySelectorAll('button, input, textarea')].filter(e => e.offsetParent && !(
+            e.innerText?.trim() || e.ariaLabel || e.title || e.labels?.length || e.closest('label')
+            || e.getAttribute('aria-labelledby') || e.placeholder)).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert unnamed == []
+
+
+def test_two_sessions_do_not_see_each_other(browser, server):
+    pages = [opened(browser.new_context().new_page(), server.url) for _ in range(2)]
+    pages[0].fill("#seed input", "1")
+    pages[1].fill("#seed input", "2")
+    for page in pages:
+        page.click("#sample")
+    for seed, page in enumerate(pages, start=1):
+        page.wait_for_function(f"document.querySelector('#status').innerText.includes('seed {seed}.')")
+    assert pixels(pages[0]) != pixels(pages[1])
+    tab(pages[1], "Comparison")
+    pages[0].click("#keep")
+    pages[0].wait_for_timeout(1000)
+    assert "No run is kept yet" in pages[1].inner_text("body")
+
+
+def test_cancel_ends_a_run(page):
+    page.click("#steps input")
+    page.click("[role=option]:has-text('250')")
+    page.click("#sample")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('step ')")
+    page.click("#cancel")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('Cancelled')")
+
+
+def test_files_outside_are_refused(server):
+    for path in ("/etc/passwd", str(Path(__file__).parents[2] / "spaces" / "app.py")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}gradio_api/file={path}", timeout=30)
+        assert refused.value.code in (403, 404)
+
+
+def test_a_server_that_dies_in_mid_run_is_told(browser):
+    server = Server()
+    try:
+        page = opened(browser.new_context().new_page(), server.url)
+        page.click("#steps input")
+        page.click("[role=option]:has-text('250')")
+        page.click("#sample")
+        page.wait_for_function("document.querySelector('#status').innerText.includes('step ')")
+    finally:
+        server.stop()
+    page.wait_for_selector("text=/connection|server/i >> visible=true")
+    page.wait_for_function("/connection.*(lost|error)|lost/i.test(document.body.innerText)")
