@@ -22,7 +22,7 @@ class Finding:
 
     Args:
         claim (`str`): What the thesis says.
-        criterion (`str`): What has to be above zero, in words; fixed before any result was seen.
+        criterion (`str`): What has to be above zero, in words.
         experiment (`str`): The experiment it is read from.
         effect (`float`): The mean over the seeds of what the criterion says.
         low (`float`), high (`float`): 95 % bootstrap interval of the mean.
@@ -107,7 +107,7 @@ def _criteria(results: Mapping[str, ExperimentResult]) -> list[tuple[str, str, s
             _between(ssim, 200, 100).mean("step") - tail.min("step") - 0.005,
         ),
         (
-            "It recovers from the dip.",
+            "It rises at the very end (recovers from the dip).",
             "SSIM of the last step, less the lowest one from t = 99 on, less 0.005",
             "ssim-trajectory",
             ssim.isel(step=-1) - tail.min("step") - 0.005,
@@ -231,7 +231,7 @@ def to_markdown(table: list[Finding], results: Mapping[str, ExperimentResult], p
         f"What the thesis found, tested on the checkpoint `{first['checkpoint'].rstrip('/').rsplit('/', 1)[-1]}`:"
         f" {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided. A claim holds where the"
         " 95 % bootstrap interval of its effect lies above zero, and does not where it lies below. The criteria were"
-        " written down before any result was seen. Another checkpoint may answer otherwise: the thesis's was trained"
+        " fixed before these runs. Another checkpoint may answer otherwise: the thesis's was trained"
         " for longer, on more faces, at twice or four times the size.",
         "",
         "| claim | verdict | effect (95 % interval) | effect is the mean over the seeds of |",
