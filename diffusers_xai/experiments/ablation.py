@@ -11,7 +11,7 @@ import xarray as xr
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.backbones import get_backbone
-from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import generators, over_seeds
 from diffusers_xai.explainers import Activations, Samples
@@ -64,7 +64,6 @@ def run(
     wanted = list(layers) if layers is not None else list(LAYERS) if backbone.aliases else backbone.attention_outputs()
     attention = set(backbone.attention_outputs())
     paths = sorted(backbone.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
-    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
     mask = None if mask is None else as_mask(mask, pipe._sample_shape[-2:])
     arguments: dict[str, Any] = {
@@ -106,7 +105,7 @@ def run(
             for (layer, draw_index, _), value in zip(batch, values.tolist(), strict=True):
                 ssim[layer, draw_index] = value
         coords = {
-            "layer": [names.get(path, path) for path in paths],
+            "layer": layer_names(backbone, paths),
             "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
             "channels": ("layer", [widths[path] for path in paths]),
         }

@@ -11,7 +11,7 @@ import xarray as xr
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.experiments.base import provenance
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import GradientMaps, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask, as_mask
@@ -69,17 +69,8 @@ def run(
     time = TIME * pipe.scheduler.config.get("num_train_timesteps", 1000)
 
     def sample(part: list[int], record: list, edits: list) -> Any:
-        output: Any = pipe(
-            class_labels=labels[0] if labels else None,
-            batch_size=len(part),
-            num_inference_steps=num_inference_steps,
-            generator=generators(part),
-            guidance_scale=guidance_scale,
-            record=[Samples(every=num_inference_steps), *record],
-            edits=edits,
-            output_type="pt",
-        )
-        return output.profile
+        what = [Samples(every=num_inference_steps), *record]
+        return profile_of(pipe, labels, part, num_inference_steps, guidance_scale, what, edits)
 
     def measure(part: list[int]) -> xr.Dataset:
         intact = sample(part, [GradientMaps(layers=path, mask=region, of="noise", timesteps=[time])], [])

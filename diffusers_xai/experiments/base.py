@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from diffusers_xai.backbones import Backbone
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.pipelines import XAIPipeline
 
@@ -60,6 +61,12 @@ def provenance(pipe: XAIPipeline, seeds: Sequence[int], **settings: Any) -> dict
         "versions": versions,
         **settings,
     }
+
+
+def layer_names(backbone: Backbone, paths: Sequence[str]) -> list[str]:
+    """What to call layers: their article-style alias where they have one, the shortest of several, or their path."""
+    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
+    return [names.get(path, path) for path in paths]
 
 
 def label_text(settings: dict[str, Any], label: int) -> str:

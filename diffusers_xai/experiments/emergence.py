@@ -1,7 +1,6 @@
 """When the final image's structure shows in the layers, and when in the state itself (thesis chapter 5)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -12,9 +11,9 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
 from diffusers_xai.backbones import get_backbone
-from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
@@ -60,20 +59,17 @@ def run(
         raise ValueError(f"expected at least two seeds at a time, got {len(seeds)} seeds and batch_size {batch_size}")
     backbone = get_backbone(pipe)
     paths = list(backbone.resolve_layers(layers or list(backbone.attention_outputs())))
-    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
     every = max(1, num_inference_steps // records)
 
     def measure(part: list[int]) -> xr.Dataset:
-        output: Any = pipe(
-            class_labels=labels[0] if labels else None,
-            batch_size=len(part),
-            num_inference_steps=num_inference_steps,
-            generator=generators(part),
-            guidance_scale=guidance_scale,
-            record=[Samples(every=every), Activations(layers=paths, every=every)],
-            output_type="pt",
+        profile = profile_of(
+            pipe,
+            labels,
+            part,
+            num_inference_steps,
+            guidance_scale,
+            [Samples(every=every), Activations(layers=paths, every=every)],
         )
-        profile = output.profile
         samples, final = profile["samples"], profile["final_sample"].values
         size = samples.shape[-2:]
         maps = [samples.values.mean(2)] + [_layer_map(profile[f"activations/{path}"], size) for path in paths]
@@ -93,7 +89,7 @@ def run(
             {"correlation": (dims, np.stack(correlation)), "chance": (dims, np.stack(chance))},
             {
                 "target": list(targets),
-                "layer": [STATE, *(names.get(path, path) for path in paths)],
+                "layer": [STATE, *layer_names(backbone, paths)],
                 "step": samples["step"].values,
                 "timestep": ("step", samples["timestep"].values),
             },
@@ -110,7 +106,7 @@ def run(
 THRESHOLD = 0.3
 
 
-def _layer_map(activations: xr.DataArray, size: tuple[int, int]) -> np.ndarray:
+def _layer_map(activations: xr.DataArray, size: tuple[int, ...]) -> np.ndarray:
     """Output summed over channels, at the sample's size: (step, sample, height, width)."""
     if "branch" in activations.dims:
         activations = activations.sel(branch="cond")

@@ -1,16 +1,15 @@
 """How much layers change from step to step (thesis fig. 5.7)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.backbones import get_backbone
-from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Activations
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import curves_over_time
@@ -46,21 +45,14 @@ def run(
     """
     backbone = get_backbone(pipe)
     paths = list(backbone.resolve_layers(layers or list(backbone.attention_outputs())))
-    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
     every = max(1, num_inference_steps // records)
 
     def measure(part: list[int]) -> xr.Dataset:
-        output: Any = pipe(
-            class_labels=labels[0] if labels else None,
-            batch_size=len(part),
-            num_inference_steps=num_inference_steps,
-            generator=generators(part),
-            guidance_scale=guidance_scale,
-            record=[Activations(layers=paths, every=every)],
-            output_type="pt",
+        profile = profile_of(
+            pipe, labels, part, num_inference_steps, guidance_scale, [Activations(layers=paths, every=every)]
         )
-        curves = [output.profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
-        joined = xr.concat(curves, "layer").assign_coords(layer=[names.get(path, path) for path in paths])
+        curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
+        joined = xr.concat(curves, "layer").assign_coords(layer=layer_names(backbone, paths))
         return joined.transpose("seed", "layer", "step").to_dataset(name="distance")
 
     # A seed's activations are kept until its distances are taken: few at a time.

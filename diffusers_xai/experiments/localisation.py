@@ -1,7 +1,6 @@
 """Where the pixels of a region look, early and late in the process (thesis fig. 5.8, 5.9)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,7 +9,7 @@ import xarray as xr
 from diffusers_xai.analysis import summary
 from diffusers_xai.experiments.base import provenance
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import GradientVolume, Samples
 from diffusers_xai.measures import Mask, as_mask
 from diffusers_xai.pipelines import XAIPipeline
@@ -64,20 +63,12 @@ def run(
     ]
 
     def measure(part: list[int]) -> xr.Dataset:
-        output: Any = pipe(
-            class_labels=labels[0] if labels else None,
-            batch_size=len(part),
-            num_inference_steps=num_inference_steps,
-            generator=generators(part),
-            guidance_scale=guidance_scale,
-            record=what,
-            output_type="pt",
-        )
-        volume = output.profile["gradient_volume"].rename(sample="seed").transpose("seed", "step", "pixel", ...)
+        profile = profile_of(pipe, labels, part, num_inference_steps, guidance_scale, what)
+        volume = profile["gradient_volume"].rename(sample="seed").transpose("seed", "step", "pixel", ...)
         squares = (_of_clean_image(volume) ** 2).sum(["pixel", "channel"])
         total = squares.sum(["height", "width"])
         within, far = (xr.DataArray(x, dims=("height", "width")) for x in (region, distances**2))
-        final = output.profile["final_sample"].rename(sample="seed")
+        final = profile["final_sample"].rename(sample="seed")
         return (
             xr.Dataset(
                 {

@@ -8,9 +8,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.backbones import get_backbone
-from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
@@ -47,7 +47,7 @@ def run_strip(
     every = max(1, num_inference_steps // 10)
 
     def measure(part: list[int]) -> xr.Dataset:
-        profile = _profile(pipe, labels, part, num_inference_steps, guidance_scale, [Samples(every=every)])
+        profile = profile_of(pipe, labels, part, num_inference_steps, guidance_scale, [Samples(every=every)])
         samples = profile["samples"].rename(sample="seed").transpose("seed", "step", ...)
         data = xr.Dataset({"samples": samples, "final": profile["final_sample"].rename(sample="seed")})
         return data.reset_coords(drop=True).assign_coords(timestep=("step", samples["timestep"].values))
@@ -103,12 +103,11 @@ def run_layers(
     wanted = layers or (["downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"]
                         if backbone.aliases else list(backbone.attention_outputs())[:1])  # fmt: skip
     paths = list(backbone.resolve_layers(wanted))
-    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
     time = TIME * pipe.scheduler.config.get("num_train_timesteps", 1000)
 
     def measure(part: list[int]) -> xr.Dataset:
         what = [Samples(every=num_inference_steps), Activations(layers=paths, timesteps=[time])]
-        profile = _profile(pipe, labels, part, num_inference_steps, guidance_scale, what)
+        profile = profile_of(pipe, labels, part, num_inference_steps, guidance_scale, what)
         channels = [[profile.max_channel(p, timestep=time, sample=i) for p in paths] for i in range(len(part))]
         maps = [[_record(profile, path)[i, channels[i][j]] for j, path in enumerate(paths)] for i in range(len(part))]
         return xr.Dataset(
@@ -117,7 +116,7 @@ def run_layers(
                 "channel": (("seed", "layer"), np.array(channels)),
                 "final": (("seed", "rgb", "height", "width"), profile["final_sample"].values),
             },
-            {"layer": [names.get(path, path) for path in paths]},
+            {"layer": layer_names(backbone, paths)},
         )
 
     data = over_seeds(measure, list(seeds)[:_MAX_SEEDS], batch_size=batch_size, description="layers of a block")
@@ -142,21 +141,6 @@ def plot_layers(result: ExperimentResult) -> go.Figure:
         rows.append([*row, Tile(to_rgb(part["final"].values), "the result")])
     names = [f"seed {seed}" for seed in data["seed"].values.tolist()]
     return tile_grid(rows, [*layers, "result"], names, scale_title="activation")
-
-
-def _profile(
-    pipe: XAIPipeline, labels: Sequence[int], seeds: list[int], steps: int, guidance_scale: float, record: list
-) -> Any:
-    output: Any = pipe(
-        class_labels=labels[0] if labels else None,
-        batch_size=len(seeds),
-        num_inference_steps=steps,
-        generator=generators(seeds),
-        guidance_scale=guidance_scale,
-        record=record,
-        output_type="pt",
-    )
-    return output.profile
 
 
 def _record(profile: Any, path: str) -> np.ndarray:

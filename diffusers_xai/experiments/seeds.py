@@ -1,12 +1,18 @@
 """The same measurement over many seeds: in batches, with progress, and shared by processes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import xarray as xr
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
+
+from diffusers_xai.explainers import RecordSpec
+from diffusers_xai.interventions import Edits
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.profile import DiffusionProfile
 
 
 def over_seeds(
@@ -42,6 +48,29 @@ def over_seeds(
     if state.num_processes > 1:
         parts = gather_object(parts)
     return xr.concat([part for _, part in sorted(parts, key=lambda pair: pair[0])], "seed", data_vars="minimal")
+
+
+def profile_of(
+    pipe: XAIPipeline,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    record: Sequence[RecordSpec],
+    edits: Edits = (),
+) -> DiffusionProfile:
+    """Samples an image for each seed, of the first of `labels` if there is one, and returns what was recorded."""
+    output: Any = pipe(
+        class_labels=labels[0] if labels else None,
+        batch_size=len(seeds),
+        num_inference_steps=num_inference_steps,
+        generator=generators(seeds),
+        guidance_scale=guidance_scale,
+        record=record,
+        edits=edits,
+        output_type="pt",
+    )
+    return output.profile
 
 
 def process_state() -> PartialState:

@@ -1,7 +1,6 @@
 """How much each step changes the state (thesis fig. 5.6)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 import xarray as xr
@@ -9,7 +8,7 @@ import xarray as xr
 from diffusers_xai.experiments.base import label_text, provenance
 from diffusers_xai.experiments.curves import seed_curves
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Samples
 from diffusers_xai.pipelines import XAIPipeline
 
@@ -40,16 +39,9 @@ def run(
     """
 
     def measure(part: list[int]) -> xr.Dataset:
-        output: Any = pipe(
-            class_labels=labels[0] if labels else None,
-            batch_size=len(part),
-            num_inference_steps=num_inference_steps,
-            generator=generators(part),
-            guidance_scale=guidance_scale,
-            record=[Samples(every=num_inference_steps)],
-            output_type="pt",
+        profile = profile_of(
+            pipe, labels, part, num_inference_steps, guidance_scale, [Samples(every=num_inference_steps)]
         )
-        profile = output.profile
         return profile["measures/ssim"].rename(sample="seed").transpose("seed", "step").to_dataset(name="ssim")
 
     data = over_seeds(measure, seeds, batch_size=batch_size, description="SSIM of neighbouring states")
