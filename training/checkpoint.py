@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FOLDER = re.compile(r"checkpoint-(\d{8})")
 _PARTIAL = ".partial-"
 

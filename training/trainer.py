@@ -84,6 +84,12 @@ class Trainer:
         tensors, state = load_checkpoint(checkpoint)
         if state["seed"] != self.config.seed:
             raise ValueError(f"expected a checkpoint of seed {self.config.seed}, got one of seed {state['seed']}")
+        images = state["images_per_step"]
+        if images != self.stream.images_per_step:
+            raise ValueError(
+                f"expected {images} images per step, as in the checkpoint, got {self.stream.images_per_step}"
+                " (batch_size * gradient_accumulation_steps * processes); --start-from takes over the weights alone"
+            )
         load_weights(self.network, tensors["model"], checkpoint)
         self._set_mean(tensors["ema"])
         load_optimizer_states(self.optimizers, tensors["optimizer"], state["optimizer"])
@@ -212,10 +218,11 @@ class Trainer:
         # With fp16 the scaler skips steps of infinite gradients and lowers its factor.
         if all(map(math.isfinite, losses)) and (math.isfinite(norm) or self.accelerator.scaler is not None):
             return
+        loss = next((value for value in losses if not math.isfinite(value)), losses[-1])
         checkpoints = list_checkpoints(self.output)
         rest = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
         raise TrainingDivergedError(
-            f"step {self.step + 1} has the loss {losses[-1]:g} and gradients of norm {norm:g}; {rest}. A lower"
+            f"step {self.step + 1} has the loss {loss:g} and gradients of norm {norm:g}; {rest}. A lower"
             " learning_rate, more warmup_steps or mixed_precision 'no' may help."
         )
 

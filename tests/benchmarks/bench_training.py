@@ -1,12 +1,13 @@
 """Images per second of the training beside `denoising-diffusion-pytorch`'s trainer, on the same network.
 
     pip install --no-deps --target THEIRS denoising-diffusion-pytorch einops ema-pytorch
-    python -m tests.benchmarks.bench_training --theirs THEIRS [--device cuda --mixed-precision bf16 --compile]
+    python -m tests.benchmarks.bench_training --theirs THEIRS [--mixed-precision bf16 --compile]
 
 Both loops train our network (its trainer through an adapter), with Adam, a running mean, clipping and mirrored
-images, in turns. Its trainer reads JPEG files with as many workers as there are cores; ours has the images in memory.
-Beside them, its own U-Net of about as many parameters. Its package needs torchvision, which must not be installed
-beside a CPU build of torch: the transforms that it uses are written out here.
+images, in turns; ours in the memory format channels_last, which its trainer has no option for. Its trainer reads JPEG
+files with as many workers as there are cores; ours has the images in memory. Beside them, its own U-Net of about as
+many parameters. Its package needs torchvision, which must not be installed beside a CPU build of torch: the
+transforms that it uses are written out here.
 """
 
 import argparse

@@ -160,6 +160,7 @@ def test_bad_runs_give_one_clear_line(tmp_path, config_file, data_folder, settin
     wider = ["--set", 'model={"sample_size": 16, "block_out_channels": [8, 8]}']
     assert "another network" in last_error("--output", tmp_path / "run", "--export", tmp_path / "pipe", *wider)
     again = ["--data", data_folder, "--output", tmp_path / "run", "--resume"]
+    assert "expected 3 images per step, as in the checkpoint, got 4" in last_error(*again, "--set", "batch_size=4")
     assert "optimizers" in last_error(*again, "--set", 'optimizer="muon"')
     damaged = list_checkpoints(tmp_path / "run")[-1] / "ema.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -182,6 +183,7 @@ def test_the_celeba_configurations_are_the_thesis_s(name, size, batch_size, max_
         None,
     )
     assert not config.stratified_timesteps
+    assert config.validate_every * config.batch_size == config.max_images  # once per epoch
     scheduler = DDPMScheduler(**config.scheduler)
     np.testing.assert_allclose(scheduler.betas, np.linspace(1e-4, 0.02, 1000), rtol=1e-5)
     assert (scheduler.config.prediction_type, scheduler.config.variance_type) == ("epsilon", "fixed_small")
