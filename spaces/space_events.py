@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import space_figures as figures
-import space_texts as texts
 from space_layout import Model
 from space_session import Session, Stopped, enlarged, readable_errors, run_alone
 from space_settings import Limits, Settings, SettingsError, from_query
@@ -260,18 +259,16 @@ class Events:
         return enlarged(figures.final_image(profile)), "Opened the profile from your file."
 
     def load(self, session: Session, request: gr.Request) -> list[Any]:
-        """The settings of the link that the page was opened by, or the default ones."""
-        settings = self.default
+        """The settings of the link that the page was opened by."""
         query = dict(request.query_params) if request is not None else {}
-        status = texts.EMPTY
-        if {"seed", "label", "layers", "ablate", "switch", "mask"} & set(query):
-            try:
-                settings = from_query(query, self.model.pipe, self.default, self.limits)
-                status = "Settings come from the link. Press **Sample**."
-            except SettingsError as error:
-                status = str(error)
+        if not {"seed", "label", "layers", "ablate", "switch", "mask"} & set(query):
+            return [gr.skip()] * (1 + len(self.inputs))  # what a visitor has set meanwhile stays
+        try:
+            settings = from_query(query, self.model.pipe, self.default, self.limits)
+        except SettingsError as error:
+            return [str(error), *[gr.skip()] * len(self.inputs)]
         session.settings = settings
-        return [status, *self._values(settings)]
+        return ["Settings come from the link. Press **Sample**.", *self._values(settings)]
 
     def _values(self, settings: Settings) -> list[Any]:
         names = [f"{self.model.layers.get(layer, layer)}:{channel}" for layer, channel in settings.ablations]

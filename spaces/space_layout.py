@@ -131,7 +131,7 @@ def _settings(c: SimpleNamespace, model: Model, default: Settings, limits: Limit
     c.plan = gr.Button("What would it cost?", size="sm", elem_id="plan")
     c.status = gr.Markdown(texts.EMPTY, elem_id="status")
     with gr.Accordion("Blocks and layers to record", open=False, elem_id="blocks-panel"):
-        chosen = model.default_blocks() if not default.layers else []
+        chosen = [block for block, paths in model.blocks.items() if set(paths) & set(default.layers)]
         c.blocks = gr.CheckboxGroup(
             list(model.blocks), value=chosen, label=f"Blocks (at most {limits.max_blocks} at a time)", elem_id="blocks"
         )
