@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,18 +86,25 @@ def run(args: argparse.Namespace) -> None:
         results = [_finished_or_new(name, args, pipe, labels) for name in fitting]
     if not main:
         return
-    for result in results:
-        for ending in args.format:
-            result.plot().write_image(args.out / f"{result.name}.{ending}", width=1000, scale=1.5)
+    pictures = {result.name: _write_figures(result, args) for result in results}
     if args.name == FINDINGS:
         by_name = {result.name: result for result in results}
-        pictures = {name: f"{name}.{args.format[0]}" for name in by_name} if args.format else {}
         text = to_markdown(findings(by_name), by_name, pictures)
         (args.out / "findings.md").write_text(text, encoding="utf-8")
         print(args.out / "findings.md")
     command = shlex.join([PROGRAM, *sys.argv[1:]])
     write_experiments(results, args.out / "report.html", command)
     print(args.out / "report.html")
+
+
+def _write_figures(result: ExperimentResult, args: argparse.Namespace) -> list[str]:
+    """Writes the figures in every format that was asked for; returns the files' names in the first format."""
+    figures = {result.name: result.plot(), f"{result.name}-images": result.plot_images()}
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    for ending in args.format:
+        for name, figure in figures.items():
+            figure.write_image(args.out / f"{name}.{ending}", width=1000, scale=1.5)
+    return [f"{name}.{args.format[0]}" for name in figures] if args.format else []
 
 
 def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, labels: list[int]) -> ExperimentResult:
@@ -117,6 +125,7 @@ def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, lab
         **{key: value if key != "mask" or value is None else value.tolist() for key, value in settings.items()},
         "checkpoint": _identity(args),
         "scheduler": type(pipe.scheduler).__name__,
+        "version": version("diffusers-xai"),
     }
     folder = args.out / name
     if (folder / "result.json").is_file():

@@ -13,12 +13,13 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.seeds import generators, of_first_seed, over_seeds
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask, as_mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
+from diffusers_xai.plots.tiles import Tile, tile_rows, to_rgb
 
 
 # Block outputs and attention layers by their article-style names.
@@ -58,7 +59,9 @@ def run(
 
     Returns:
         `ExperimentResult`: `ssim` to the intact image of dims (seed, layer, draw), the draw 0 being c* and the others
-        random, and `channel` of the same dims; coordinates `kind` (block or attention) and `channels` on `layer`.
+        random, and `channel` of the same dims; coordinates `kind` (block or attention) and `channels` on `layer`. Of
+        the first seed, the final states: `intact` (rgb, height, width), and `ablated` (layer, rgb, height, width)
+        without c*.
     """
     backbone = get_backbone(pipe)
     wanted = list(layers) if layers is not None else list(LAYERS) if backbone.aliases else backbone.attention_outputs()
@@ -93,6 +96,7 @@ def run(
         ]
         ssim = np.full((len(paths), 1 + random_channels), np.nan)
         whole = torch.from_numpy(intact["final_sample"].values)
+        ablated = np.empty((len(paths), *whole.shape[1:]), dtype=np.float32)
         for start in range(0, len(variants), batch_size):
             batch = variants[start : start + batch_size]
             final = _final_states(
@@ -102,22 +106,33 @@ def run(
                 [[ChannelAblation(paths[layer], channels=channel)] for layer, _, channel in batch],
             )
             values = structural_similarity(whole.expand_as(final), final)
-            for (layer, draw_index, _), value in zip(batch, values.tolist(), strict=True):
+            for (layer, draw_index, _), value, image in zip(batch, values.tolist(), final.numpy(), strict=True):
                 ssim[layer, draw_index] = value
+                if draw_index == 0:
+                    ablated[layer] = image
         coords = {
             "layer": layer_names(backbone, paths),
             "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
             "channels": ("layer", [widths[path] for path in paths]),
         }
         dims = ("seed", "layer", "draw")
-        return xr.Dataset({"ssim": (dims, ssim[None]), "channel": (dims, np.array(channels)[None])}, coords)
+        picture = ("rgb", "height", "width")
+        return xr.Dataset(
+            {
+                "ssim": (dims, ssim[None]),
+                "channel": (dims, np.array(channels)[None]),
+                "intact": (("seed", *picture), whole.numpy()),
+                "ablated": (("seed", "layer", *picture), ablated[None]),
+            },
+            coords,
+        )
 
     data = over_seeds(measure, seeds, batch_size=1, description="channel ablations")
     settings = provenance(
         pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
         masked=mask is not None,
     )  # fmt: skip
-    return ExperimentResult("ablation", data, settings)
+    return ExperimentResult("ablation", of_first_seed(data, "intact", "ablated"), settings)
 
 
 def _final_states(pipe: XAIPipeline, arguments: dict, noise: list[torch.Generator], edits: list) -> torch.Tensor:
@@ -128,8 +143,7 @@ def _final_states(pipe: XAIPipeline, arguments: dict, noise: list[torch.Generato
         edits=edits,
         record=[Samples(every=arguments["num_inference_steps"])],
     )
-    profile = output.profile  # fmt: skip
-    return torch.from_numpy(profile["final_sample"].values)
+    return torch.from_numpy(output.profile["final_sample"].values)
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
@@ -188,3 +202,13 @@ def plot(result: ExperimentResult) -> go.Figure:
         yaxis={"tickvals": list(range(len(rows))), "ticktext": rows, "autorange": "reversed", "automargin": True},
     )
     return figure
+
+
+def plot_images(result: ExperimentResult) -> go.Figure:
+    """Draws the intact image of the first seed, and the image without the channel c* of each layer."""
+    data = result.data
+    ssim, channels = (data[name].isel(seed=0, draw=0).values for name in ("ssim", "channel"))
+    tiles = [Tile(to_rgb(data["intact"].values), "intact", "intact")]
+    for layer, image, value, channel in zip(data["layer"].values, data["ablated"].values, ssim, channels, strict=True):
+        tiles.append(Tile(to_rgb(image), f"{layer} without channel {channel}", f"{layer}: SSIM {value:.2f}"))
+    return tile_rows(tiles, 6)

@@ -10,11 +10,12 @@ import xarray as xr
 
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.experiments.base import provenance
+from diffusers_xai.experiments.region import region_or_middle
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import GradientMaps, Samples
 from diffusers_xai.interventions import ChannelAblation
-from diffusers_xai.measures import Mask, as_mask
+from diffusers_xai.measures import Mask
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
 
@@ -60,12 +61,7 @@ def run(
     backbone = get_backbone(pipe)
     name = layer or (LAYER if LAYER in backbone.aliases else list(backbone.attention_outputs())[-1])
     path = next(iter(backbone.resolve_layers([name])))
-    height, width = pipe._sample_shape[-2:]
-    if mask is None:
-        region = np.zeros((height, width), dtype=bool)
-        region[3 * height // 8 : 5 * height // 8, 3 * width // 8 : 5 * width // 8] = True
-    else:
-        region = as_mask(mask, (height, width))
+    region = region_or_middle(pipe, mask)
     time = TIME * pipe.scheduler.config.get("num_train_timesteps", 1000)
 
     def sample(part: list[int], record: list, edits: list) -> Any:

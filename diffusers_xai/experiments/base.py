@@ -30,6 +30,7 @@ class Experiment:
         labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, or `ALL_LABELS`.
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
+        plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
         region (`str`, *optional*): Where `run` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"` or `"face"`.
@@ -45,6 +46,7 @@ class Experiment:
     seeds: int = 30
     steps: int = 1000
     region: str | None = None
+    plot_images: Callable[[ExperimentResult], go.Figure] | None = None
     table: Callable[[ExperimentResult], pd.DataFrame] | None = None
 
 

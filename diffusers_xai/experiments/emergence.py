@@ -1,17 +1,18 @@
 """When the final image's structure shows in the layers, and when in the state itself (thesis chapter 5)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
-import torch
-import torch.nn.functional as F
 import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.experiments.base import layer_names, provenance
+from diffusers_xai.experiments.maps import max_channel_maps, resized
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Activations, Samples
@@ -20,6 +21,9 @@ from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
 
 
 STATE = "x_t"
+EXCEEDS = {"exceeds": "correlation", "chance_exceeds": "chance"}
+THRESHOLD = 0.3
+MAP_NAMES = {"sum": "sum over the channels (part of A<sub>t</sub>)", "c*": "most active channel c*"}
 
 
 def run(
@@ -35,8 +39,8 @@ def run(
 ) -> ExperimentResult:
     """Correlation of each layer's map, and of the state x_t, with the edges and the foreground of the final image.
 
-    A layer's map is its output summed over the channels (its part of A_t), up-sampled bilinearly. Chance is what the
-    same maps show of the image of another seed.
+    A layer has two maps, both up-sampled bilinearly: its output summed over the channels (its part of A_t), and that
+    of its most active channel c* at the step. Chance is what the same maps show of the image of another seed.
 
     Source: METHOD: thesis chapter 5's claim that structure shows in `mid_attn.fn` before it shows in x_t, as a number.
 
@@ -51,9 +55,11 @@ def run(
         records (`int`): How many steps are looked at, evenly spread.
 
     Returns:
-        `ExperimentResult`: `correlation` and `chance` (absolute Pearson correlations) of dims (seed, target, layer,
-        step), the first layer being x_t itself; `lead` (seed, target, layer): by how much of the process a layer's
-        correlation exceeds 0.3, at two records in turn, before that of x_t does; negative if later, NaN if never.
+        `ExperimentResult`: `correlation` and `chance` (absolute Pearson correlations) of dims (seed, target, map,
+        layer, step), the first layer being x_t itself and the maps `sum` and `c*`. Of dims (seed, target, map, layer),
+        in parts of the process: `lead`, by how much earlier than that of x_t a layer's correlation exceeds 0.3, at two
+        records in turn; negative if later, NaN if never; `exceeds`, when it first exceeds both 0.3 and that of x_t, at
+        two records in turn, NaN if never; and `chance_exceeds`, the same of `chance`.
     """
     if len(seeds) < 2 or batch_size < 2:
         raise ValueError(f"expected at least two seeds at a time, got {len(seeds)} seeds and batch_size {batch_size}")
@@ -72,79 +78,116 @@ def run(
         )
         samples, final = profile["samples"], profile["final_sample"].values
         size = samples.shape[-2:]
-        maps = [samples.values.mean(2)] + [_layer_map(profile[f"activations/{path}"], size) for path in paths]
+        names = [f"activations/{path}" for path in paths]
+        state = samples.values.mean(2)
+        maps = {
+            "sum": [state, *(_sum_map(profile[name], size) for name in names)],
+            "c*": [state, *max_channel_maps(profile, names, size, mode="bilinear")["map"].values],
+        }
         # x_t is compared by its own edges too: whichever shows more of the image is taken.
         edges = edge_strength(samples.values)
         targets = {"edges": edge_strength(final), "foreground": foreground(final)}
-        correlation: list[np.ndarray] = []
-        chance: list[np.ndarray] = []
-        for target in targets.values():
-            other = np.roll(target, 1, axis=0)  # the next seed's image
-            for store, wanted in ((correlation, target), (chance, other)):
-                values = np.stack([map_correlation(m, wanted) for m in maps])  # layer, step, seed
-                values[0] = np.maximum(values[0], map_correlation(edges, wanted))
-                store.append(values)
-        dims = ("target", "layer", "step", "seed")
+        correlation, chance = (
+            np.array([[_correlations(kind, edges, wanted) for kind in maps.values()] for wanted in wanted_images])
+            for wanted_images in (targets.values(), [np.roll(target, 1, axis=0) for target in targets.values()])
+        )
+        dims = ("target", "map", "layer", "step", "seed")
         return xr.Dataset(
-            {"correlation": (dims, np.stack(correlation)), "chance": (dims, np.stack(chance))},
+            {"correlation": (dims, correlation), "chance": (dims, chance)},
             {
                 "target": list(targets),
+                "map": list(maps),
                 "layer": [STATE, *layer_names(backbone, paths)],
                 "step": samples["step"].values,
                 "timestep": ("step", samples["timestep"].values),
             },
-        ).transpose("seed", "target", "layer", "step")
+        ).transpose("seed", "target", "map", "layer", "step")
 
     data = over_seeds(measure, seeds, batch_size=max(2, batch_size // 2), description="structure in the layers")
     settings = provenance(
         pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
         threshold=THRESHOLD,
     )  # fmt: skip
-    return ExperimentResult("emergence", data.assign(lead=_lead(data["correlation"], num_inference_steps)), settings)
+    correlation = data["correlation"]
+    shown = _first(correlation > THRESHOLD, num_inference_steps)
+    state = shown.sel(layer=STATE, drop=True).fillna(1.0)
+    bar = np.maximum(correlation.sel(layer=STATE, drop=True), THRESHOLD)
+    exceeds = {name: _first(data[array] > bar, num_inference_steps) for name, array in EXCEEDS.items()}
+    return ExperimentResult("emergence", data.assign({"lead": state - shown, **exceeds}), settings)
 
 
-THRESHOLD = 0.3
+def _correlations(maps: list[np.ndarray], edges: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Correlations of dims (layer, step, seed); x_t stands first, and its edges count if they show more than it."""
+    values = np.stack([map_correlation(m, wanted) for m in maps])
+    values[0] = np.maximum(values[0], map_correlation(edges, wanted))
+    return values
 
 
-def _layer_map(activations: xr.DataArray, size: tuple[int, ...]) -> np.ndarray:
+def _sum_map(activations: xr.DataArray, size: tuple[int, ...]) -> np.ndarray:
     """Output summed over channels, at the sample's size: (step, sample, height, width)."""
     if "branch" in activations.dims:
         activations = activations.sel(branch="cond")
-    summed = torch.from_numpy(activations.values.astype(np.float32)).sum(2)
-    return F.interpolate(summed, size=size, mode="bilinear", align_corners=False).numpy()
+    return resized(activations.values.astype(np.float32).sum(2), size, "bilinear")
 
 
-def _lead(correlation: xr.DataArray, num_inference_steps: int) -> xr.DataArray:
-    """Part of the process between a layer's first step above the threshold and that of x_t."""
-    above = correlation > THRESHOLD
-    above = above & above.shift(step=-1, fill_value=True)  # at two records in turn: a single one may be chance
-    first = xr.where(above, correlation["step"], np.inf).min("step") / num_inference_steps
-    state = xr.where(np.isfinite(first.sel(layer=STATE, drop=True)), first.sel(layer=STATE, drop=True), 1.0)
-    return xr.where(np.isfinite(first), state - first, np.nan).transpose("seed", "target", "layer")
+def _first(shown: xr.DataArray, num_inference_steps: int) -> xr.DataArray:
+    """The part of the process done at the first record from which on it is shown twice in turn; NaN if never."""
+    twice = shown & shown.shift(step=-1, fill_value=True)  # a single record may be chance
+    first = xr.where(twice, shown["step"], np.inf).min("step") / num_inference_steps
+    return first.where(np.isfinite(first)).transpose("seed", "target", "map", "layer")
 
 
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the correlations over the process, x_t first, with chance dotted: edges above, foreground below."""
+    """Draws the correlations over the process, x_t first, with chance dotted; a column for each kind of map."""
     data = result.data
     timesteps = data["timestep"].values
-    targets = data["target"].values.tolist()
-    figure = make_subplots(rows=len(targets), cols=1, shared_xaxes=True, vertical_spacing=0.06)
+    targets, kinds = (data[name].values.tolist() for name in ("target", "map"))
+    figure = make_subplots(
+        rows=len(targets), cols=len(kinds), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
+        horizontal_spacing=0.03, column_titles=[MAP_NAMES[kind] for kind in kinds],
+    )  # fmt: skip
     for row, target in enumerate(targets, start=1):
-        part = data.sel(target=target)
-        for index, layer in enumerate(part["layer"].values.tolist()):
-            line = {**line_style(index), "width": 4 if layer == STATE else 2}
-            name = "x<sub>t</sub> itself" if layer == STATE else layer
-            figure.add_scatter(
-                x=timesteps, y=part["correlation"].sel(layer=layer).mean("seed").values, name=name, legendgroup=layer,
-                showlegend=row == 1, mode="lines", line=line, row=row, col=1,
-            )  # fmt: skip
-        chance = {"color": MUTED_COLOR, "dash": "dot", "width": 1.5}
-        figure.add_scatter(
-            x=timesteps, y=part["chance"].mean(["seed", "layer"]).values, name="chance", legendgroup="chance",
-            showlegend=row == 1, mode="lines", line=chance, row=row, col=1,
-        )  # fmt: skip
-        figure.add_hline(THRESHOLD, line={"color": MUTED_COLOR, "width": 1}, row=row, col=1)
-        figure.update_yaxes(title=f"correlation with the {target}", row=row)
+        for column, kind in enumerate(kinds, start=1):
+            part = data.sel(target=target, map=kind)
+            curves = part["correlation"].mean("seed")
+            lines = [
+                ("x<sub>t</sub> itself" if layer == STATE else layer, curves.sel(layer=layer), line_style(index))
+                for index, layer in enumerate(part["layer"].values.tolist())
+            ]
+            lines[0][2]["width"] = 4
+            chance = part["chance"].mean(["seed", "layer"])
+            lines.append(("chance", chance, {"color": MUTED_COLOR, "dash": "dot", "width": 1.5}))
+            for name, curve, line in lines:
+                figure.add_scatter(
+                    x=timesteps, y=curve.values, name=name, legendgroup=name, showlegend=row == column == 1,
+                    mode="lines", line=line, row=row, col=column,
+                )  # fmt: skip
+            figure.add_hline(THRESHOLD, line={"color": MUTED_COLOR, "width": 1}, row=row, col=column)
+        figure.update_yaxes(title=f"correlation with the {target}", row=row, col=1)
     figure.update_xaxes(range=[timesteps.max(), 0])
+    figure.update_yaxes(range=[0, 1])
     figure.update_xaxes(title="timestep t", row=len(targets))
-    return figure.update_layout(template=TEMPLATE, height=680)
+    return figure.update_layout(template=TEMPLATE, height=720, legend={"y": 1.06}, margin={"t": 96})
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """How often, and from when on, a layer's map shows more of the image than x_t does.
+
+    For each layer and target: the share of the seeds in which the correlation exceeds both 0.3 and that of x_t at some
+    time, the same for the image of another seed (chance), the part of the process done by then (median of those
+    seeds), and the mean lead of the crossing of 0.3.
+    """
+    data = result.data
+    rows = []
+    for layer in data["layer"].values.tolist()[1:]:
+        for kind in data["map"].values.tolist():
+            row: dict[str, Any] = {"layer": layer, "map": kind}
+            for target in data["target"].values.tolist():
+                part = data.sel(layer=layer, map=kind, target=target)
+                exceeds, lead = part["exceeds"].dropna("seed"), part["lead"].dropna("seed")
+                often, by_chance = (100 * float(np.isfinite(part[name]).mean()) for name in EXCEEDS)
+                row[f"{target}: exceeds x_t in"] = f"{often:.0f} % of seeds (chance: {by_chance:.0f} %)"
+                row[f"{target}: from"] = f"{100 * float(exceeds.median()):.0f} % done" if exceeds.size else "never"
+                row[f"{target}: lead"] = f"{100 * float(lead.mean()):+.1f} %" if lead.size else "never"
+            rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,6 +1,6 @@
 """What the thesis found, tested on a checkpoint: each claim with a criterion, an effect and its interval."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,12 +126,13 @@ def _criteria(results: Mapping[str, ExperimentResult]) -> list[tuple[str, str, s
         ),
         *(
             (
-                f"Structure ({target}) shows in mid_attn.fn before it shows in x_t.",
+                f"Structure ({target}) shows in {where} mid_attn.fn before it shows in x_t.",
                 "share of the seeds in which its correlation exceeds 0.3, at two records in turn, before that of x_t"
                 " does, less one half",
                 "emergence",
-                earlier.sel(target=target) - 0.5,
+                earlier.sel(target=target, map=kind) - 0.5,
             )
+            for kind, where in (("sum", "the sum over channels of"), ("c*", "the most active channel of"))
             for target in ("edges", "foreground")
         ),
         (
@@ -209,13 +210,15 @@ def findings(results: Mapping[str, ExperimentResult]) -> list[Finding]:
     return table
 
 
-def to_markdown(table: list[Finding], results: Mapping[str, ExperimentResult], pictures: Mapping[str, str]) -> str:
+def to_markdown(
+    table: list[Finding], results: Mapping[str, ExperimentResult], pictures: Mapping[str, Sequence[str]]
+) -> str:
     """A page with the table, how it was made, and the figures.
 
     Args:
         table (`list[Finding]`): Of [`findings`].
         results (`Mapping[str, ExperimentResult]`): What it was read from.
-        pictures (`Mapping[str, str]`): File of each experiment's figure, relative to the page.
+        pictures (`Mapping[str, Sequence[str]]`): Files of each experiment's figures, relative to the page.
     """
     from diffusers_xai.experiments.registry import EXPERIMENTS  # which knows all experiments, this page's among them
 
@@ -250,8 +253,9 @@ def to_markdown(table: list[Finding], results: Mapping[str, ExperimentResult], p
         "",
         "## Figures",
     ]
-    for name, picture in pictures.items():
+    for name, files in pictures.items():
         experiment = EXPERIMENTS[name]
-        lines += ["", f"### {experiment.title}", "", f"![{experiment.title}]({picture})", "", experiment.text]
-        lines += ["", f"Source: {experiment.source}."]
+        lines += ["", f"### {experiment.title}"]
+        lines += [line for file in files for line in ("", f"![{experiment.title}]({file})")]
+        lines += ["", experiment.text, "", f"Source: {experiment.source}."]
     return "\n".join(lines) + "\n"

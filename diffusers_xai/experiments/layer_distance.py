@@ -8,11 +8,13 @@ import xarray as xr
 from diffusers_xai.backbones import get_backbone
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.curves import band
+from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import over_seeds, profile_of
+from diffusers_xai.experiments.seeds import of_first_seed, over_seeds, profile_of
 from diffusers_xai.explainers import Activations
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import curves_over_time
+from diffusers_xai.plots.tiles import Tile, tile_grid
 
 
 def run(
@@ -41,7 +43,9 @@ def run(
         records (`int`): How many steps are recorded, evenly spread.
 
     Returns:
-        `ExperimentResult`: `distance` (Frobenius norm) of dims (seed, layer, step).
+        `ExperimentResult`: `distance` (Frobenius norm) of dims (seed, layer, step). Of the first seed, the record
+        before and the one after each layer's largest jump: `map` of the channel c* of that moment (layer, moment,
+        height, width), resized to the samples' size, its `channel` and the `map_timestep` (layer, moment).
     """
     backbone = get_backbone(pipe)
     paths = list(backbone.resolve_layers(layers or list(backbone.attention_outputs())))
@@ -51,15 +55,29 @@ def run(
         profile = profile_of(
             pipe, labels, part, num_inference_steps, guidance_scale, [Activations(layers=paths, every=every)]
         )
+        maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe._sample_shape[-2:])
         curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
         joined = xr.concat(curves, "layer").assign_coords(layer=layer_names(backbone, paths))
-        return joined.transpose("seed", "layer", "step").to_dataset(name="distance")
+        distance = joined.transpose("seed", "layer", "step")
+        jump = distance.argmax("step").variable  # from this record to the next
+        moments = xr.Variable.concat([jump, jump + 1], "moment")
+        around = maps.isel(step=moments)
+        timesteps = xr.Variable("step", profile[f"activations/{paths[0]}"]["timestep"].values)
+        return xr.Dataset(
+            {
+                "distance": distance,
+                "map": around["map"],
+                "channel": around["channel"],
+                "map_timestep": timesteps.isel(step=moments),
+            }
+        ).assign_coords(moment=["before", "after"])
 
     # A seed's activations are kept until its distances are taken: few at a time.
     data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 8), description="distances of layers")
     settings = provenance(
         pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
     )
+    data = of_first_seed(data, "map", "channel", "map_timestep")
     return ExperimentResult("layer-distance", data, settings)
 
 
@@ -72,3 +90,23 @@ def plot(result: ExperimentResult) -> go.Figure:
         band(figure, distance["timestep"].values, relative.sel(layer=layer), layer, index)
     figure.update_layout(height=480, showlegend=True)
     return figure
+
+
+def plot_images(result: ExperimentResult) -> go.Figure:
+    """Draws the maps of c* before and after each layer's largest jump of the first seed, a column for each layer."""
+    data = result.data
+    layers = data["layer"].values.tolist()
+    moments = data["moment"].values.tolist()
+    part = data.transpose("moment", "layer", ...)
+    rows = [
+        [
+            Tile(
+                part["map"].values[i, j],
+                f"{layer}, channel {int(part['channel'][i, j])}",
+                caption=f"t = {float(part['map_timestep'][i, j]):.0f}, c*={int(part['channel'][i, j])}",
+            )
+            for j, layer in enumerate(layers)
+        ]
+        for i in range(len(moments))
+    ]
+    return tile_grid(rows, layers, moments, scale_title="activation, in each map")

@@ -7,11 +7,14 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.experiments.base import provenance
+from diffusers_xai.backbones import get_backbone
+from diffusers_xai.experiments.base import layer_names, provenance
+from diffusers_xai.experiments.maps import max_channel_maps
+from diffusers_xai.experiments.region import clean_image_energy, region_or_middle
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import over_seeds, profile_of
-from diffusers_xai.explainers import GradientVolume, Samples
-from diffusers_xai.measures import Mask, as_mask
+from diffusers_xai.experiments.seeds import of_first_seed, over_seeds, profile_of
+from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
+from diffusers_xai.measures import Mask
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
 
@@ -28,6 +31,7 @@ def run(
     guidance_scale: float = 1.0,
     batch_size: int = 32,
     mask: Mask | None = None,
+    layers: Sequence[str] | None = None,
 ) -> ExperimentResult:
     """The gradient of a region of the predicted clean image to every input pixel, at four moments.
 
@@ -41,70 +45,58 @@ def run(
         guidance_scale (`float`): Classifier-free guidance; 1 is none.
         batch_size (`int`): Runs at a time.
         mask (`(height, width)` bool): The region whose pixels ask; a square in the middle if `None`.
+        layers (`Sequence[str]`, *optional*): Globs of the layers whose gradient maps are kept; an early, a middle and
+            a late attention layer if `None`.
 
     Returns:
         `ExperimentResult`: `energy` (root of the sum of the squared gradients of the region's pixels) of dims (seed,
         step, height, width); of dims (seed, step) `inside`, the share of the squared gradient within the region, and
         `radius`, the root mean square distance in pixels to the nearest pixel of the region; `final` (seed, channel,
-        height, width), and `mask`.
+        height, width), and `mask`. Of the first seed, `gradient_map` (layer, step, height, width) and
+        `gradient_channel` (layer, step): the map of the channel whose gradient has the largest absolute sum.
     """
-    height, width = pipe._sample_shape[-2:]
-    if mask is None:
-        region = np.zeros((height, width), dtype=bool)
-        region[3 * height // 8 : 5 * height // 8, 3 * width // 8 : 5 * width // 8] = True
-    else:
-        region = as_mask(mask, (height, width))
+    backbone = get_backbone(pipe)
+    attention = list(backbone.attention_outputs())
+    spread = dict.fromkeys([attention[0], attention[len(attention) // 2], attention[-1]])
+    paths = list(backbone.resolve_layers(list(spread) if layers is None else layers))
+    region = region_or_middle(pipe, mask)
     distances = _distance_to(region)
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
     times = [time * train_timesteps for time in TIMES]
     what = [
         Samples(every=num_inference_steps),
         GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
+        GradientMaps(layers=paths, mask=region, of="noise", timesteps=times),
     ]
 
     def measure(part: list[int]) -> xr.Dataset:
         profile = profile_of(pipe, labels, part, num_inference_steps, guidance_scale, what)
         volume = profile["gradient_volume"].rename(sample="seed").transpose("seed", "step", "pixel", ...)
-        squares = (_of_clean_image(volume) ** 2).sum(["pixel", "channel"])
+        squares = clean_image_energy(volume)
+        within, far = (xr.DataArray(values, dims=("height", "width")) for values in (region, distances**2))
         total = squares.sum(["height", "width"])
-        within, far = (xr.DataArray(x, dims=("height", "width")) for x in (region, distances**2))
-        final = profile["final_sample"].rename(sample="seed")
+        gradients = max_channel_maps(profile, [f"gradient_maps/{path}" for path in paths], region.shape, absolute=True)
         return (
             xr.Dataset(
                 {
                     "energy": np.sqrt(squares),
-                    "inside": squares.where(xr.DataArray(region, dims=("height", "width"))).sum(["height", "width"])
-                    / total,
-                    "radius": np.sqrt(
-                        (squares * xr.DataArray(distances**2, dims=("height", "width"))).sum(["height", "width"])
-                        / total
-                    ),
-                    "final": final,
+                    "inside": squares.where(within).sum(["height", "width"]) / total,
+                    "radius": np.sqrt((squares * far).sum(["height", "width"]) / total),
+                    "final": profile["final_sample"].rename(sample="seed"),
+                    "gradient_map": gradients["map"],
+                    "gradient_channel": gradients["channel"],
                 }
             )
             .reset_coords(drop=True)
-            .assign_coords(timestep=("step", volume["timestep"].values))
+            .assign_coords(timestep=("step", volume["timestep"].values), layer=layer_names(backbone, paths))
         )
 
     data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 8), description="gradient volumes")
     settings = provenance(
         pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
     )
-    return ExperimentResult("localisation", data.assign(mask=(("height", "width"), region)), settings)
-
-
-def _of_clean_image(volume: xr.DataArray) -> xr.DataArray:
-    """The volume of the predicted noise as that of the predicted clean image, but for a factor of each step.
-
-    x̂_0 is a multiple of x_t - s ε with s = √(1 - ᾱ), whatever the network predicts. In the volume of the noise
-    itself, a network that predicts x_0 shows little but the identity.
-    """
-    sigma = volume["sigma"].astype(np.float64)
-    gradient = -(sigma / np.sqrt(1 + sigma**2)) * volume.astype(np.float64)
-    identity = (volume["row"] == xr.DataArray(np.arange(volume.sizes["height"]), dims="height")) & (
-        volume["column"] == xr.DataArray(np.arange(volume.sizes["width"]), dims="width")
-    )
-    return gradient + identity
+    data = of_first_seed(data, "gradient_map", "gradient_channel").assign(mask=(("height", "width"), region))
+    return ExperimentResult("localisation", data, settings)
 
 
 def _distance_to(region: np.ndarray) -> np.ndarray:
@@ -132,3 +124,22 @@ def plot(result: ExperimentResult) -> go.Figure:
     names = [f"seed {seed}" for seed in data["seed"].values[:2].tolist()]
     figure = tile_grid(rows, [*labels, "result"], names, scale_title="energy of the gradients")
     return figure.update_layout(margin={"t": 56})
+
+
+def plot_images(result: ExperimentResult) -> go.Figure:
+    """Draws the gradient maps of the first seed: a row for each layer, a column for each moment."""
+    data = result.data
+    region = data["mask"].values.astype(bool)
+    timesteps = data["timestep"].values
+    layers = data["layer"].values.tolist()
+    rows = [
+        [
+            Tile(maps[i], f"{layer}, t = {t:.0f}", caption=f"channel {int(channels[i])}", outline=region)
+            for i, t in enumerate(timesteps)
+        ]
+        for layer, maps, channels in zip(
+            layers, data["gradient_map"].values, data["gradient_channel"].values, strict=True
+        )
+    ]
+    columns = [f"t = {t:.0f}" for t in timesteps]
+    return tile_grid(rows, columns, layers, scale="diverging", scale_title="gradient, in each map")

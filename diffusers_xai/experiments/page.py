@@ -9,7 +9,7 @@ from diffusers_xai.experiments.registry import EXPERIMENTS
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.report import write_page
 from diffusers_xai.report.page import page
-from diffusers_xai.report.section import Section, render
+from diffusers_xai.report.section import Section, render, render_figure
 
 
 def write_experiments(results: Sequence[ExperimentResult], path: Path, command: str) -> None:
@@ -31,11 +31,14 @@ def _section(result: ExperimentResult) -> str:
         source=f"Source: {html.escape(experiment.source)}. {html.escape(_made(result.settings))}",
         draw=result.plot,
     )
-    text = render(section)
-    if experiment.table is None:
-        return text
-    rows = experiment.table(result).to_html(index=False, border=0, justify="left")
-    return text.replace("</section>", f"<details open><summary>Table</summary>{rows}</details></section>")
+    parts = [render(section).removesuffix("</section>")]
+    images = result.plot_images()
+    if images is not None:
+        parts.append(render_figure(images, f"{experiment.title}: images of the first seed"))
+    if experiment.table is not None:
+        rows = experiment.table(result).to_html(index=False, border=0, justify="left")
+        parts.append(f"<details open><summary>Table</summary>{rows}</details>")
+    return "".join([*parts, "</section>"])
 
 
 def _made(settings: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
@@ -12,11 +13,12 @@ from diffusers_xai.analysis import predetermination_index, summary
 from diffusers_xai.experiments.base import label_text, provenance
 from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import over_seeds
+from diffusers_xai.experiments.seeds import of_first_seed, over_seeds
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE
+from diffusers_xai.plots.tiles import Tile, tile_rows, to_rgb
 
 
 THRESHOLD = 0.9
@@ -51,7 +53,7 @@ def run(
 
     Returns:
         `ExperimentResult`: `ssim` of dims (seed, switch) with the coordinates `step` and `share` (part of the steps
-        done before the switch), `index` (seed), and the final states `images` (run, channel, height, width) of the
+        done before the switch), `index` (seed), and the final states `images` (run, rgb, height, width) of the
         first seed, the unswitched run first.
     """
     if len(labels) != 2 or labels[0] == labels[1]:
@@ -63,7 +65,6 @@ def run(
     steps = [calls * i // switches for i in range(switches)]
     coords = {"step": ("switch", steps), "share": ("switch", np.array(steps) / calls)}
     coords["timestep"] = ("switch", [float(pipe.scheduler.timesteps[step]) for step in steps])
-    first_seed = list(seeds)[0]
 
     def measure(part: list[int]) -> xr.Dataset:
         final = switch_sweep(
@@ -74,19 +75,18 @@ def run(
         return xr.Dataset(
             {
                 "ssim": (("seed", "switch"), ssim.cpu().numpy()),
-                "images": (("seed", "run", "channel", "height", "width"), final.transpose(0, 1).float().cpu().numpy()),
+                "images": (("seed", "run", "rgb", "height", "width"), final.transpose(0, 1).float().cpu().numpy()),
             },
             coords,
         )
 
     data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 4), description="label switches")
     data = data.assign(index=predetermination_index(data["ssim"], THRESHOLD))
-    images = data["images"].sel(seed=first_seed, drop=True)
     settings = provenance(
         pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
         threshold=THRESHOLD,
     )  # fmt: skip
-    return ExperimentResult("predetermination", data.drop_vars("images").assign(images=images), settings)
+    return ExperimentResult("predetermination", of_first_seed(data, "images"), settings)
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -117,3 +117,28 @@ def plot(result: ExperimentResult) -> go.Figure:
         yaxis={"title": "SSIM to the unswitched image", "range": [min(0.0, float(data["ssim"].min())), 1.02]},
     )
     return figure
+
+
+def plot_images(result: ExperimentResult) -> go.Figure:
+    """Draws the final images of the first seed: never switched, and switched at each step."""
+    data = result.data
+    captions = ["never switched"]
+    for step, ssim in zip(data["step"].values, data["ssim"].isel(seed=0).values, strict=True):
+        captions.append(f"at step {step}: SSIM {ssim:.2f}")
+    images = data["images"].values
+    return tile_rows([Tile(to_rgb(image), text, text) for image, text in zip(images, captions, strict=True)], 6)
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """SSIM to the unswitched image for each switch, and the index, each as mean and 95 % interval over the seeds."""
+    data = result.data
+    similarity, index = summary(data["ssim"]), summary(data["index"])
+
+    def told(facts: xr.Dataset) -> str:
+        return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"
+
+    rows = [
+        {"switch": f"at step {int(step)}", "steps done": f"{share:.2f}", "SSIM": told(similarity.isel(switch=i))}
+        for i, (step, share) in enumerate(zip(data["step"].values, data["share"].values, strict=True))
+    ]
+    return pd.DataFrame([*rows, {"switch": "predetermination index", "steps done": told(index), "SSIM": ""}])

@@ -36,21 +36,30 @@ class ExperimentResult:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The numbers as one tidy table, a row for each seed, step, layer …; of pictures, their mean."""
+        """The numbers as one tidy table, a row for each seed, step, layer and so on.
+
+        Of pictures it has the mean; those of one seed alone are left out.
+        """
         averaged = {
             name: array.mean([dim for dim in _PICTURE_DIMS if dim in array.dims])
             for name, array in self.data.data_vars.items()
-            if name != "mask"
+            if "seed" in array.dims
         }
         return xr.Dataset(averaged).to_dataframe().reset_index()
 
     def plot(self) -> go.Figure:
-        """Draws the result."""
-        from diffusers_xai.experiments.registry import (
-            EXPERIMENTS,
-        )  # the registry knows the experiments, which make results
+        """Draws the numbers."""
+        return self._experiment().plot(self)
 
-        return EXPERIMENTS[self.name].plot(self)
+    def plot_images(self) -> go.Figure | None:
+        """Draws the images and maps behind the numbers, of the first seed; `None` where the experiment keeps none."""
+        draw = self._experiment().plot_images
+        return None if draw is None else draw(self)
+
+    def _experiment(self) -> Any:
+        from diffusers_xai.experiments.registry import EXPERIMENTS  # which knows the experiments, which make results
+
+        return EXPERIMENTS[self.name]
 
     def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
         """Writes `result.json` and `arrays.safetensors` into a new folder, which appears when it is complete.

@@ -50,6 +50,11 @@ def over_seeds(
     return xr.concat([part for _, part in sorted(parts, key=lambda pair: pair[0])], "seed", data_vars="minimal")
 
 
+def of_first_seed(data: xr.Dataset, *names: str) -> xr.Dataset:
+    """The same numbers, the variables `names` (pictures, say) being kept of the first seed only."""
+    return data.assign({name: data[name].isel(seed=0, drop=True) for name in names})
+
+
 def profile_of(
     pipe: XAIPipeline,
     labels: Sequence[int],

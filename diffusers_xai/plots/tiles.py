@@ -174,6 +174,12 @@ def tile_grid(
     return figure
 
 
+def tile_rows(tiles: Sequence[Tile], columns: int) -> go.Figure:
+    """Draws `tiles` from left to right and from top to bottom, `columns` in a row; captions tell them apart."""
+    rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
+    return tile_grid(rows, [""] * columns, [""] * len(rows))
+
+
 def _scaled(values: np.ndarray, scale: str) -> np.ndarray:
     if scale != "log":
         return values

@@ -44,9 +44,14 @@ def can_compare_samples(profile: DiffusionProfile) -> bool:
 
 def render(section: Section) -> str:
     """The section's HTML."""
-    figure = section.draw().to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
+    figure = render_figure(section.draw(), section.alt, wide=section.wide)
     return (
-        f"<section><h2>{section.title}</h2><p>{section.text}</p>"
-        f'<div class="figure{" wide" * section.wide}" role="img" aria-label="{html.escape(section.alt)}"'
-        f' tabindex="0">{figure}</div><p class="source">{section.source}</p></section>'
+        f"<section><h2>{section.title}</h2><p>{section.text}</p>{figure}"
+        f'<p class="source">{section.source}</p></section>'
     )
+
+
+def render_figure(figure: go.Figure, alt: str, *, wide: bool = False) -> str:
+    """A figure's HTML; `alt` tells those who do not see it what it shows."""
+    drawn = figure.to_html(full_html=False, include_plotlyjs=False, config=_CONFIG)
+    return f'<div class="figure{" wide" * wide}" role="img" aria-label="{html.escape(alt)}" tabindex="0">{drawn}</div>'

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from diffusers_xai import Activations, ChannelAblation, LabelSwitch, Samples, XAIPipeline
+from diffusers_xai import Activations, AttentionMaps, ChannelAblation, LabelSwitch, Samples, XAIPipeline
 from diffusers_xai.cli import main
-from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, emergence
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -40,8 +41,8 @@ def ssim(a, b):
 
 def run(name, pipe, **settings):
     result = EXPERIMENTS[name].run(pipe, **settings)
-    figure = result.plot()
-    assert figure.data
+    for figure in (result.plot(), result.plot_images()):
+        assert figure is None or figure.data
     assert len(result.to_dataframe())
     return result
 
@@ -53,6 +54,45 @@ def test_ssim_trajectory(pipe):
         run_states = states(pipe, 3, seed, 6)
         expected = [ssim(a, b) for a, b in zip(run_states, run_states[1:], strict=False)]
         np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-4)
+
+
+def clean_image_energy(pipe, x, t, label, mask):
+    """Root of the summed squares of the gradients of the region's predicted clean image, but for a factor."""
+    x = x[None].clone().requires_grad_()
+    output = pipe.unet(x, t, class_labels=torch.tensor([label])).sample
+    alpha = pipe.scheduler.alphas_cumprod[t]
+    clean = {
+        "epsilon": (x - (1 - alpha).sqrt() * output) / alpha.sqrt(),
+        "sample": output,
+        "v_prediction": alpha.sqrt() * x - (1 - alpha).sqrt() * output,
+    }[pipe.scheduler.config.prediction_type]
+    energy = torch.zeros(x.shape[-2:])
+    for row, column in np.argwhere(mask):
+        (gradient,) = torch.autograd.grad(clean[0, :, row, column].sum(), x, retain_graph=True)
+        energy += gradient[0].square().sum(0)
+    return energy.sqrt().numpy()
+
+
+def test_the_images_of_label_divergence(pipe):
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[5:7, 4:9] = True
+    result = run("label-divergence", pipe, labels=[3, 12], seeds=SEEDS, num_inference_steps=20, mask=mask)
+    data = result.data
+    assert data["moment_timestep"].values.tolist() == [950, 800, 600, 400, 200, 50]
+    for i, label in enumerate((3, 12)):
+        run_states = states(pipe, label, SEEDS[0], 20)
+        np.testing.assert_allclose(data["final"][i], run_states[-1], atol=1e-3)
+        for moment, step in enumerate((0, 3, 7, 11, 15, 18)):
+            np.testing.assert_allclose(data["sample"][i, moment], run_states[step], atol=1e-3)
+        energy = clean_image_energy(pipe, run_states[11], 400, label, mask)
+        mine = data["energy"][i, 3].values
+        np.testing.assert_allclose(mine / mine.max(), energy / energy.max(), atol=2e-3)
+        alone = pipe(
+            label, num_inference_steps=20, generator=torch.Generator().manual_seed(SEEDS[0]), record=[AttentionMaps()]
+        ).profile
+        np.testing.assert_allclose(
+            data["attention_map"][i, 3], np.squeeze(alone["attention_map"].sel(step=11).values), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_label_divergence(pipe):
@@ -77,7 +117,13 @@ def test_predetermination(pipe):
         switched = [states(pipe, 3, seed, 8, edits=[LabelSwitch(at=at, to=12)])[-1] for at in (0, 2, 4, 6)]
         expected = [ssim(whole, image) for image in switched]
         np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-3)
-    np.testing.assert_allclose(result.data["images"][0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
+    first = result.data["images"]
+    np.testing.assert_allclose(first[0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
+    np.testing.assert_allclose(first[2], states(pipe, 3, SEEDS[0], 8, edits=[LabelSwitch(at=2, to=12)])[-1], atol=1e-3)
+    table = EXPERIMENTS["predetermination"].table(result)
+    assert table["SSIM"][1].startswith(f"{float(result.data['ssim'][:, 1].mean()):.3f} (")
+    assert table["steps done"].tolist()[:4] == ["0.00", "0.25", "0.50", "0.75"]
+    assert table["steps done"][4].startswith(f"{float(result.data['index'].mean()):.3f} (")
 
 
 def test_label_pairs(pipe):
@@ -109,6 +155,9 @@ def test_ablation(pipe):
                 changed = states(pipe, 3, seed, 5, edits=[ChannelAblation(layer, channels=channel)])[-1]
                 value = float(result.data["ssim"].sel(seed=seed, layer=layer)[draw])
                 assert value == pytest.approx(ssim(intact, changed), abs=1e-3)
+                if seed == SEEDS[0] and draw == 0:
+                    np.testing.assert_allclose(result.data["ablated"].sel(layer=layer), changed, atol=1e-3)
+                    np.testing.assert_allclose(result.data["intact"], intact, atol=1e-3)
 
 
 def test_the_ablation_table(pipe):
@@ -135,6 +184,26 @@ def test_layer_distance(pipe):
     np.testing.assert_allclose(result.data["distance"].sel(seed=9, layer="downs.0.2.fn"), expected, rtol=1e-3)
 
 
+def test_the_maps_around_the_largest_jump(pipe):
+    result = run("layer-distance", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=16)
+    profile = pipe(
+        3, num_inference_steps=6, generator=torch.Generator().manual_seed(SEEDS[0]),
+        record=_activations(["downs.0.2.fn", "mid_attn.fn"]),
+    ).profile  # fmt: skip
+    timesteps = profile["activations/mid_attn.fn"]["timestep"].values
+    for layer in ("downs.0.2.fn", "mid_attn.fn"):
+        values = profile[f"activations/{layer}"].values[:, 0]
+        before = int(((values[1:] - values[:-1]).astype(np.float64) ** 2).sum((1, 2, 3)).argmax())
+        mine = result.data.sel(layer=layer)
+        for moment, step in (("before", before), ("after", before + 1)):
+            channel = int(values[step].sum((1, 2)).argmax())
+            assert int(mine["channel"].sel(moment=moment)) == channel
+            scale = 16 // values.shape[-1]
+            expected = np.kron(values[step, channel], np.ones((scale, scale)))
+            np.testing.assert_allclose(mine["map"].sel(moment=moment), expected, rtol=1e-3, atol=1e-4)
+            assert float(mine["map_timestep"].sel(moment=moment)) == timesteps[step]
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_localisation_is_that_of_the_clean_image(prediction_type):
     pipe = XAIPipeline(convnext_unet(), DDIMScheduler(prediction_type=prediction_type, clip_sample=False))
@@ -143,19 +212,8 @@ def test_localisation_is_that_of_the_clean_image(prediction_type):
     mask[5:7, 4:9] = True
     result = run("localisation", pipe, labels=[3], seeds=[4], num_inference_steps=10, mask=mask)
     t = int(result.data["timestep"][2])
-    x = states(pipe, 3, 4, 10)[int(result.data["step"][2])][None].requires_grad_()
-    output = pipe.unet(x, t, class_labels=torch.tensor([3])).sample
-    alpha = pipe.scheduler.alphas_cumprod[t]
-    clean = {
-        "epsilon": (x - (1 - alpha).sqrt() * output) / alpha.sqrt(),
-        "sample": output,
-        "v_prediction": alpha.sqrt() * x - (1 - alpha).sqrt() * output,
-    }[prediction_type]
-    energy = torch.zeros(16, 16)
-    for row, column in np.argwhere(mask):
-        (gradient,) = torch.autograd.grad(clean[0, :, row, column].sum(), x, retain_graph=True)
-        energy += gradient[0].square().sum(0)
-    energy = energy.sqrt().numpy()
+    x = states(pipe, 3, 4, 10)[int(result.data["step"][2])]
+    energy = clean_image_energy(pipe, x, t, 3, mask)
     mine = result.data["energy"].sel(seed=4)[2].values
     np.testing.assert_allclose(mine / mine.max(), energy / energy.max(), atol=2e-3)
     inside = (energy[mask] ** 2).sum() / (energy**2).sum()
@@ -166,6 +224,27 @@ def test_localisation_is_that_of_the_clean_image(prediction_type):
     )
     radius = np.sqrt((energy**2 * distance**2).sum() / (energy**2).sum())
     assert float(result.data["radius"].sel(seed=4)[2]) == pytest.approx(radius, rel=2e-3)
+
+
+def test_the_gradient_maps_of_localisation(pipe):
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[5:7, 4:9] = True
+    layer = "downs.0.2.fn"
+    result = run("localisation", pipe, labels=[3], seeds=SEEDS, num_inference_steps=10, mask=mask, layers=[layer])
+    assert result.data["layer"].values.tolist() == [layer]
+    kept = []
+    module = pipe.unet.get_submodule(pipe.unet.layer_aliases[layer])
+    hook = module.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    t, step = (int(result.data[name][2]) for name in ("timestep", "step"))
+    x = states(pipe, 3, SEEDS[0], 10)[step]
+    kept.clear()
+    output = pipe.unet(x[None].requires_grad_(), t, class_labels=torch.tensor([3])).sample
+    hook.remove()
+    (gradient,) = torch.autograd.grad(output[0][:, torch.from_numpy(mask)].sum(), kept[0])
+    channel = int(gradient[0].abs().sum((1, 2)).argmax())
+    part = result.data.sel(layer=layer).isel(step=2)
+    assert int(part["gradient_channel"]) == channel
+    np.testing.assert_allclose(part["gradient_map"], gradient[0, channel], rtol=1e-3, atol=1e-4)
 
 
 def test_process_and_layer_types(pipe):
@@ -185,13 +264,42 @@ def test_process_and_layer_types(pipe):
     np.testing.assert_allclose(part["map"], values, rtol=1e-3, atol=1e-4)
 
 
-def test_emergence(pipe):
+def first_twice(above, steps):
+    for i, value in enumerate(above):
+        if value and (i + 1 == len(above) or above[i + 1]):
+            return steps[i] / 6
+    return np.nan
+
+
+def test_emergence(pipe, monkeypatch):
+    low = 0.08  # untrained layers show no more of an image
+    monkeypatch.setattr(emergence, "THRESHOLD", low)
     result = run("emergence", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=6)
-    layers = result.data["layer"].values.tolist()
-    assert layers[0] == "x_t"
-    assert "mid_attn.fn" in layers
-    assert ((result.data["correlation"] >= 0) & (result.data["correlation"] <= 1 + 1e-9)).all()
-    assert (result.data["lead"].sel(layer="x_t").fillna(0) == 0).all()
+    data = result.data
+    assert data["layer"].values[0] == "x_t"
+    layer, edge = "downs.0.2.fn", data["correlation"].sel(target="edges")
+    for seed in SEEDS:
+        profile = pipe(
+            3, num_inference_steps=6, generator=torch.Generator().manual_seed(seed), record=_activations(layer)
+        ).profile
+        luminance = np.tensordot([0.299, 0.587, 0.114], states(pipe, 3, seed, 6)[-1].double(), 1)
+        edges = np.hypot(ndimage.sobel(luminance, 0, mode="nearest"), ndimage.sobel(luminance, 1, mode="nearest"))
+        values = profile[f"activations/{layer}"].values[:, 0].astype(np.float64)
+        for kind, maps in (("sum", values.sum(1)), ("c*", [v[v.sum((1, 2)).argmax()] for v in values])):
+            expected = [abs(np.corrcoef(m.ravel(), edges.ravel())[0, 1]) for m in maps]
+            np.testing.assert_allclose(edge.sel(seed=seed, map=kind, layer=layer), expected, atol=2e-3)
+    steps = data["step"].values.tolist()
+    for index in np.ndindex(len(SEEDS), 2, 2, data.sizes["layer"]):
+        mine, state = data["correlation"].values[index], data["correlation"].values[(*index[:3], 0)]
+        shown, state_shown = first_twice(mine > low, steps), first_twice(state > low, steps)
+        lead = (1.0 if np.isnan(state_shown) else state_shown) - shown
+        np.testing.assert_allclose(data["lead"].values[index], lead)
+        exceeds = first_twice((mine > low) & (mine > state), steps)
+        np.testing.assert_allclose(data["exceeds"].values[index], exceeds)
+    assert np.isfinite(data["exceeds"]).any()
+    table = EXPERIMENTS["emergence"].table(result).set_index(["layer", "map"])
+    share = np.isfinite(data["exceeds"].sel(layer=layer, map="c*", target="foreground")).mean()
+    assert table.loc[(layer, "c*"), "foreground: exceeds x_t in"].startswith(f"{100 * float(share):.0f} % of seeds")
     with pytest.raises(ValueError, match="at least two seeds"):
         EXPERIMENTS["emergence"].run(pipe, labels=[3], seeds=[1])
 

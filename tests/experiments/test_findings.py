@@ -42,8 +42,8 @@ def make_results(**changes):
         "ssim-trajectory": xr.Dataset({"ssim": over_time(rise)}),
         "label-divergence": xr.Dataset({"ssim": over_time(falling), "final_ssim": ("seed", np.full(30, 0.6))}),
         "emergence": xr.Dataset(
-            {"lead": (("seed", "target", "layer"), np.tile([0.0, 0.2], (30, 2, 1)))},
-            {"target": ["edges", "foreground"], "layer": ["x_t", "mid_attn.fn"], "seed": SEEDS},
+            {"lead": (("seed", "target", "map", "layer"), np.tile([0.0, 0.2], (30, 2, 2, 1)))},
+            {"target": ["edges", "foreground"], "map": ["sum", "c*"], "layer": ["x_t", "mid_attn.fn"], "seed": SEEDS},
         ),
         "localisation": xr.Dataset(
             {"radius": (("seed", "step"), np.tile([1.0, 2.0, 3.0, 8.0], (30, 1)))},
@@ -110,11 +110,11 @@ def test_effects_are_those_of_the_criterion():
 def test_the_page_names_every_claim_and_verdict():
     results = make_results()
     table = findings(results)
-    page = to_markdown(table, results, {"ablation": "ablation.png"})
+    page = to_markdown(table, results, {"ablation": ["ablation.png", "ablation-images.png"]})
     assert f"{len(table)} hold, 0 do not, 0 are undecided" in page
     assert all(f"| {finding.claim} | **{HOLDS}** |" in page for finding in table)
     assert "checkpoint `faces`" in page
-    assert "](ablation.png)" in page
+    assert page.index("](ablation.png)") < page.index("](ablation-images.png)")
     opposite = dataclasses.replace(table[0], low=-2.0, high=-1.0)
     assert opposite.verdict == FAILS
 

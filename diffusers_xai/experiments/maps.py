@@ -1,0 +1,51 @@
+"""The maps of layers' most active channels, at one size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+
+from diffusers_xai.profile import DiffusionProfile
+
+
+def max_channel_maps(
+    profile: DiffusionProfile,
+    names: Sequence[str],
+    size: Sequence[int],
+    *,
+    absolute: bool = False,
+    mode: str = "nearest",
+) -> xr.Dataset:
+    """The map of the channel c* of each layer at every recorded step; c* is looked up at each step.
+
+    Source: thesis eq. 4.1.4.
+
+    Args:
+        profile ([`DiffusionProfile`]): Holds the arrays.
+        names (`Sequence[str]`): Full names of arrays of maps with the same steps, such as `"activations/<layer>"`.
+        size (`Sequence[int]`): Height and width that all maps are resized to, and
+        mode (`str`, defaults to `"nearest"`): how, see `torch.nn.functional.interpolate`.
+        absolute (`bool`, defaults to `False`): See [`DiffusionProfile.max_channel`].
+
+    Returns:
+        `xarray.Dataset`: `map` of dims (layer, step, seed, height, width), float32, and `channel` of dims (layer,
+        step, seed). Under guidance, of the branch with the label.
+    """
+    maps, channels = [], []
+    for name in names:
+        array = profile[name]
+        array = array.sel(branch="cond") if "branch" in array.dims else array
+        best = profile.max_channels(name, absolute=absolute).values
+        values = np.take_along_axis(array.values, best[:, :, None, None, None], axis=2)[:, :, 0]
+        maps.append(resized(values, size, mode))
+        channels.append(best)
+    dims = ("layer", "step", "seed")
+    return xr.Dataset({"map": ((*dims, "height", "width"), np.stack(maps)), "channel": (dims, np.stack(channels))})
+
+
+def resized(maps: np.ndarray, size: Sequence[int], mode: str) -> np.ndarray:
+    """Maps of shape (…, height, width) -> (…, *size), float32, by `torch.nn.functional.interpolate`."""
+    flat = torch.from_numpy(maps.astype(np.float32).reshape(1, -1, *maps.shape[-2:]))
+    return F.interpolate(flat, size=tuple(size), mode=mode).numpy().reshape(*maps.shape[:-2], *size)
