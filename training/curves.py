@@ -29,14 +29,15 @@ _PANELS = (
 
 
 def read_log(run: Path) -> list[dict]:
-    """The records of a run.
+    """The records of a run, which may be under way: a line that is not written to its end is left out.
 
     Raises:
         FileNotFoundError: If the folder has no log.
         ValueError: If the log is damaged.
     """
     try:
-        return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
     except json.JSONDecodeError as error:
         raise ValueError(f"{run / 'log.jsonl'} is damaged: {error}") from error
 

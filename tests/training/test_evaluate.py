@@ -15,7 +15,7 @@ from tests.tiny import convnext_unet
 from tests.training.conftest import ATTRIBUTES
 from training.attribute_classifier import AttributeClassifier, accuracies, label_bits, train_classifier
 from training.config import TrainingConfig
-from training.curves import curves
+from training.curves import curves, read_log
 from training.curves import main as draw_curves
 from training.data import FaceImages, step_generator
 from training.diversity import diversity, nearest_distances
@@ -203,7 +203,9 @@ def test_curves_of_a_log(tmp_path, capsys):
     assert (figure.data[0].x, figure.data[0].y) == ((0.25, 0.5, 0.75), (1, 1 / 2, 1 / 3))
     assert [trace.y for trace in figure.data[1:4]] == [(0.4,), (0.3,), (12.0,)]
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.jsonl").write_text("\n".join(map(json.dumps, log)))
+    text = "".join(json.dumps(record) + "\n" for record in log)
+    (tmp_path / "run" / "log.jsonl").write_text(text + '{"step": 4, "lo')  # the line that a kill cut off
+    assert read_log(tmp_path / "run") == log
     assert draw_curves([str(tmp_path / "run"), "--out", str(tmp_path / "curves.html")]) == 0
     assert (tmp_path / "curves.html").is_file()
     assert draw_curves([str(tmp_path / "none"), "--out", str(tmp_path / "x.html")]) == 2

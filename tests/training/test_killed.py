@@ -32,7 +32,8 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(tmp_path, con
     arguments = ["--config", config_file, "--data", data_folder, *settings]
     whole = in_new_process("training/train.py", *arguments, "--output", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-2000:]
-    done = in_new_process("-m", "tests.training.killed_run", 20, 7, 1.5, *arguments, "--output", tmp_path / "killed")
+    killing = ["-m", "tests.training.killed_run", 20, 7, 1.5, 18]
+    done = in_new_process(*killing, *arguments, "--output", tmp_path / "killed")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["20"]
 
