@@ -1,0 +1,49 @@
+"""The pipeline that a repository carries for plain diffusers, beside the package's own."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.hub import plain_pipeline
+from tests.tiny import convnext_unet, unet_2d
+
+
+def generators():
+    return [torch.Generator().manual_seed(seed) for seed in (4, 9)]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [
+        (DDPMScheduler, {}),
+        (DDIMScheduler, {"eta": 0.5}),
+        (DPMSolverMultistepScheduler, {}),
+        (EulerAncestralDiscreteScheduler, {}),
+    ],
+)
+def test_pixels_are_those_of_the_package(scheduler, options, guidance_scale):
+    unet = convnext_unet()
+    images = []
+    for pipeline in (XAIPipeline, plain_pipeline.XAIPipeline):
+        pipe = pipeline(unet, scheduler(clip_sample=False) if scheduler is DDIMScheduler else scheduler())
+        pipe.set_progress_bar_config(disable=True)
+        images.append(
+            pipe(
+                class_labels=[3, 12], num_inference_steps=7, generator=generators(), guidance_scale=guidance_scale,
+                output_type="np", **options,
+            ).images
+        )  # fmt: skip
+    np.testing.assert_array_equal(*images)
+
+
+def test_an_unconditional_network():
+    unet = unet_2d()
+    images = []
+    for pipeline in (XAIPipeline, plain_pipeline.XAIPipeline):
+        pipe = pipeline(unet, DDPMScheduler())
+        pipe.set_progress_bar_config(disable=True)
+        images.append(pipe(batch_size=2, num_inference_steps=5, generator=generators(), output_type="np").images)
+    np.testing.assert_array_equal(*images)
