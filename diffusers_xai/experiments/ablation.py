@@ -211,4 +211,4 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     tiles = [Tile(to_rgb(data["intact"].values), "intact", "intact")]
     for layer, image, value, channel in zip(data["layer"].values, data["ablated"].values, ssim, channels, strict=True):
         tiles.append(Tile(to_rgb(image), f"{layer} without channel {channel}", f"{layer}: SSIM {value:.2f}"))
-    return tile_rows(tiles, 6)
+    return tile_rows(tiles, 5)

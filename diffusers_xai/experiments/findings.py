@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from diffusers_xai.analysis import bootstrap_interval
@@ -213,7 +214,7 @@ def findings(results: Mapping[str, ExperimentResult]) -> list[Finding]:
 def to_markdown(
     table: list[Finding], results: Mapping[str, ExperimentResult], pictures: Mapping[str, Sequence[str]]
 ) -> str:
-    """A page with the table, how it was made, and the figures.
+    """A page with the verdicts, how they were made, and the figures and tables of the experiments.
 
     Args:
         table (`list[Finding]`): Of [`findings`].
@@ -251,11 +252,19 @@ def to_markdown(
             for name in NEEDED
         ),
         "",
-        "## Figures",
+        "## Figures and tables",
     ]
     for name, files in pictures.items():
         experiment = EXPERIMENTS[name]
         lines += ["", f"### {experiment.title}"]
         lines += [line for file in files for line in ("", f"![{experiment.title}]({file})")]
-        lines += ["", experiment.text, "", f"Source: {experiment.source}."]
+        lines += ["", experiment.text]
+        if experiment.table is not None:
+            lines += ["", *_markdown_rows(experiment.table(results[name]))]
+        lines += ["", f"Source: {experiment.source}."]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_rows(table: pd.DataFrame) -> list[str]:
+    rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
+    return [f"| {' | '.join(map(str, row))} |" for row in rows]

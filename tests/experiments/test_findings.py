@@ -51,7 +51,12 @@ def make_results(**changes):
         ),
         "ablation": xr.Dataset(
             {"ssim": (("seed", "layer", "draw"), ablation + noise)},
-            {"layer": layers, "kind": ("layer", ["block"] * 5 + ["attention"] * 3), "seed": SEEDS},
+            {
+                "layer": layers,
+                "kind": ("layer", ["block"] * 5 + ["attention"] * 3),
+                "channels": ("layer", [24] * 8),
+                "seed": SEEDS,
+            },
         ),
         "predetermination": xr.Dataset(
             {"ssim": (("seed", "switch"), np.tile([0.3, 0.6, 0.95, 0.99], (30, 1)))},
@@ -115,6 +120,7 @@ def test_the_page_names_every_claim_and_verdict():
     assert all(f"| {finding.claim} | **{HOLDS}** |" in page for finding in table)
     assert "checkpoint `faces`" in page
     assert page.index("](ablation.png)") < page.index("](ablation-images.png)")
+    assert "| downs.0.3 | block | 24 | 0.300 (" in page
     opposite = dataclasses.replace(table[0], low=-2.0, high=-1.0)
     assert opposite.verdict == FAILS
 
