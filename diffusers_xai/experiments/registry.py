@@ -81,7 +81,7 @@ _ALL = (
         " the edges, and with the foreground, of the final image over the process, means over the seeds. The dotted"
         " line is what they show of the image of another seed: chance. A layer that rises before x_t does shows"
         " structure that is not to be seen yet. The table tells in how many seeds a layer shows more than x_t, from"
-        " when on, and by how much of the process its correlation passes the line at 0.3 before that of x_t does (lead).",
+        " when on, and by how much of the process its correlation passes 0.3 before that of x_t does (lead).",
         "thesis chapter 5, as a number",
         emergence.run,
         emergence.plot,
