@@ -31,14 +31,12 @@ def _section(result: ExperimentResult) -> str:
         source=f"Source: {html.escape(experiment.source)}. {html.escape(_made(result.settings))}",
         draw=result.plot,
     )
-    parts = [render(section).removesuffix("</section>")]
     images = result.plot_images()
-    if images is not None:
-        parts.append(render_figure(images, f"{experiment.title}: images of the first seed"))
+    more = "" if images is None else render_figure(images, f"{experiment.title}: images of the first seed")
     if experiment.table is not None:
         rows = experiment.table(result).to_html(index=False, border=0, justify="left")
-        parts.append(f"<details open><summary>Table</summary>{rows}</details>")
-    return "".join([*parts, "</section>"])
+        more += f'<details open><summary>Table</summary><div class="table" tabindex="0">{rows}</div></details>'
+    return render(section, more)
 
 
 def _made(settings: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ figcaption {{ color: {MUTED_COLOR}; font-size: .875rem; margin-top: 4px; }}
 button {{ font: inherit; padding: 4px 16px; border: 1px solid #0072b2; border-radius: 6px; background: #0072b2;
   color: white; cursor: pointer; }}
 :focus-visible {{ outline: 3px solid #e69f00; outline-offset: 2px; }}
-.figure {{ overflow-x: auto; }}
+.figure, .table {{ overflow-x: auto; }}
 .wide > * {{ min-width: 1040px; }}
 table {{ border-collapse: collapse; width: 100%; font-size: .9375rem; }}
 th, td {{ text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-bottom: 1px solid #e4e7eb; }}

@@ -42,11 +42,11 @@ def can_compare_samples(profile: DiffusionProfile) -> bool:
     return sizes["step"] + ("final_sample" in profile) > 1 and min(sizes["height"], sizes["width"]) >= 7
 
 
-def render(section: Section) -> str:
-    """The section's HTML."""
+def render(section: Section, more: str = "") -> str:
+    """The section's HTML, with `more` of it after the figure."""
     figure = render_figure(section.draw(), section.alt, wide=section.wide)
     return (
-        f"<section><h2>{section.title}</h2><p>{section.text}</p>{figure}"
+        f"<section><h2>{section.title}</h2><p>{section.text}</p>{figure}{more}"
         f'<p class="source">{section.source}</p></section>'
     )
 
