@@ -30,9 +30,10 @@ def _section(result: ExperimentResult) -> str:
         alt=experiment.title,
         source=f"Source: {html.escape(experiment.source)}. {html.escape(_made(result.settings))}",
         draw=result.plot,
+        wide=True,
     )
     images = result.plot_images()
-    more = "" if images is None else render_figure(images, f"{experiment.title}: images of the first seed")
+    more = "" if images is None else render_figure(images, f"{experiment.title}: images of the first seed", wide=True)
     if experiment.table is not None:
         rows = experiment.table(result).to_html(index=False, border=0, justify="left")
         more += f'<details open><summary>Table</summary><div class="table" tabindex="0">{rows}</div></details>'

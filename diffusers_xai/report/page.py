@@ -43,6 +43,7 @@ table {{ border-collapse: collapse; width: 100%; font-size: .9375rem; }}
 th, td {{ text-align: left; vertical-align: top; padding: 5px 12px 5px 0; border-bottom: 1px solid #e4e7eb; }}
 th {{ color: {MUTED_COLOR}; font-weight: 500; width: 12em; }}
 td {{ overflow-wrap: anywhere; }}
+.table td {{ overflow-wrap: normal; min-width: 84px; }}
 h3 {{ font-size: 1rem; margin: 18px 0 6px; }}
 pre {{ background: #f3f5f8; border-radius: 6px; padding: 12px 14px; overflow-x: auto; font-size: .875rem; margin: 0; }}
 details {{ margin-top: 14px; }}
