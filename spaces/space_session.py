@@ -1,12 +1,9 @@
-"""One visitor's session, and the runs of the model that all visitors share."""
+"""One visitor's session, and how errors are told."""
 
-import gc
 import inspect
 import logging
-import queue
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -14,20 +11,15 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import torch
 from PIL import Image
-from space_settings import Limits, Settings
+from space_settings import Settings
 
-from diffusers_xai import DiffusionProfile, XAIPipeline
+from diffusers_xai import DiffusionProfile
 from diffusers_xai.plots.tiles import to_rgb
 
 
 _logger = logging.getLogger(__name__)
 SERVER_MESSAGE = "Something went wrong on the server. Please try again with other settings."
-
-
-class Stopped(Exception):
-    """A run that was cancelled or took too long."""
 
 
 class Session:
@@ -36,6 +28,8 @@ class Session:
     def __init__(self) -> None:
         self.profile: DiffusionProfile | None = None
         self.kept: DiffusionProfile | None = None
+        self.blocks: dict[str, list[str]] = {}  # of the model that made the profile
+        self.dark = False  # the page's theme
         self.settings: Settings | None = None
         self.confirmed: Settings | None = None
         self.stop = threading.Event()
@@ -91,72 +85,10 @@ def readable_errors(function: Callable) -> Callable:
     return wrapper
 
 
-_MODEL = threading.Lock()  # a pipeline runs once at a time: its scheduler is its own
-
-
-def run_alone(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls what uses the model, after the runs of others."""
-    with _MODEL:
-        return function(*args, **kwargs)
-
-
-def enlarged(sample: np.ndarray, size: int = 320) -> np.ndarray:
-    """A `(C, H, W)` image in [-1, 1] -> RGB, its pixels as squares."""
-    image = Image.fromarray(to_rgb(sample))
+def enlarged(sample: np.ndarray, size: int = 320, region: np.ndarray | None = None) -> np.ndarray:
+    """A `(C, H, W)` image in [-1, 1] -> RGB, its pixels as squares, those of the `(H, W)` region tinted orange."""
+    rgb = to_rgb(sample)
+    if region is not None and region.shape == rgb.shape[:2]:
+        rgb = np.where(region[..., None], 0.65 * rgb + 0.35 * np.array([213, 94, 0]), rgb).astype(np.uint8)
+    image = Image.fromarray(rgb)
     return np.asarray(image.resize((size, size * image.height // image.width), Image.Resampling.NEAREST))
-
-
-def sample_stream(
-    pipe: XAIPipeline, settings: Settings, limits: Limits, stop: threading.Event | None
-) -> Iterator[tuple[int, np.ndarray] | DiffusionProfile]:
-    """Samples; yields `(steps done, x_t)` now and then, and the profile at the end.
-
-    Raises:
-        Stopped: If `stop` was set or the time is over; the text says which.
-    """
-    states: queue.Queue = queue.Queue()
-    deadline = time.monotonic() + limits.max_seconds
-    abandoned = threading.Event()
-
-    def on_step_end(_: Any, step: int, timestep: Any, tensors: dict) -> dict:
-        if abandoned.is_set() or (stop is not None and stop.is_set()):
-            raise Stopped("Cancelled: nothing was changed.")
-        if time.monotonic() > deadline:
-            raise Stopped(f"Stopped after {limits.max_seconds:.0f} s, the limit of this server. Ask for less.")
-        states.put((step + 1, tensors["sample"][0].float().cpu().numpy()))
-        return {}
-
-    def work() -> None:
-        torch.set_num_threads(1)  # more only wait for each other in a network as small as this
-        try:
-            with _MODEL:
-                out = pipe(
-                    class_labels=settings.label,
-                    num_inference_steps=settings.steps,
-                    generator=torch.Generator().manual_seed(settings.seed),
-                    record=settings.specs(),
-                    edits=settings.edits(),
-                    max_bytes=limits.max_bytes,
-                    callback_on_step_end=on_step_end,
-                    output_type="pt",
-                )
-            states.put(out.profile)
-        except BaseException as error:
-            states.put(error)
-
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    try:
-        while True:
-            item = states.get()
-            while not states.empty() and isinstance(item, tuple):
-                item = states.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            if not isinstance(item, tuple):
-                return
-            time.sleep(0.15)
-    finally:
-        abandoned.set()
-        gc.collect()  # a run's objects refer to each other: earlier profiles would stay for a while

@@ -1,10 +1,8 @@
-"""What a visitor asks for: checked, turned into a request to the pipeline, and into a link and back."""
+"""What a visitor asks for: checked, and turned into a request to the pipeline."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 import numpy as np
 
@@ -16,9 +14,8 @@ from diffusers_xai import (
     GradientVolume,
     LabelSwitch,
     Samples,
-    XAIPipeline,
 )
-from diffusers_xai.measures import mask_from_runs, mask_to_runs
+from diffusers_xai.measures import mask_from_runs
 
 
 @dataclass(frozen=True)
@@ -43,8 +40,9 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. `mask` is `mask_to_runs` as JSON text, so that settings can be compared and shared."""
+    """One run of a model. `mask` is `mask_to_runs` as JSON text, so that settings can be compared and shared."""
 
+    model: str = ""
     label: int | None = 0
     seed: int = 321
     steps: int = 100
@@ -86,9 +84,11 @@ class Settings:
             )
         return self
 
-    def specs(self) -> list[Any]:
-        """What is recorded."""
-        specs: list[Any] = [Samples(every=self.every), AttentionMaps(every=self.every)]
+    def specs(self, attention: bool = True) -> list[Any]:
+        """What is recorded; `attention` tells whether the model has any."""
+        specs: list[Any] = [Samples(every=self.every)]
+        if attention:
+            specs.append(AttentionMaps(every=self.every))
         if self.layers:
             specs.append(Activations(layers=list(self.layers), every=self.every))
         if self.gradients:
@@ -104,60 +104,3 @@ class Settings:
         if self.switch_at is not None:
             edits.append(LabelSwitch(at=self.switch_at, to=self.switch_to))
         return edits
-
-    def to_query(self) -> str:
-        """The settings as the query of a link, `?seed=…`."""
-        values: dict[str, Any] = {"seed": self.seed, "steps": self.steps, "every": self.every}
-        if self.label is not None:
-            values["label"] = self.label
-        values["layers"] = ",".join(self.layers)
-        values["gradients"] = int(self.gradients)
-        if self.mask is not None:
-            values["mask"] = self.mask
-        if self.ablations:
-            values["ablate"] = ",".join(f"{layer}:{channel}" for layer, channel in self.ablations)
-        if self.switch_at is not None:
-            values["switch"] = f"{self.switch_at}:{self.switch_to}"
-        return "?" + urlencode(values)
-
-
-def from_query(query: Mapping[str, str], pipe: XAIPipeline, default: Settings, limits: Limits) -> Settings:
-    """The settings of a link; what it does not name is as in `default`.
-
-    Raises:
-        SettingsError: If the link is damaged, names what the model does not have, or asks for too much.
-    """
-    try:
-        layers = query.get("layers")
-        ablate = [pair.rsplit(":", 1) for pair in query.get("ablate", "").split(",") if pair]
-        at, to = query["switch"].split(":") if "switch" in query else (None, "0")
-        mask = default.mask
-        if "mask" in query:
-            runs = json.loads(query["mask"])
-            if len(runs["runs"]) > 4096 or sum(runs["runs"]) > 2**16 or min(runs["runs"]) < 0:
-                raise ValueError("mask")
-            mask = json.dumps(mask_to_runs(mask_from_runs(runs)))
-            if tuple(runs["size"]) != pipe._sample_shape[1:]:
-                raise ValueError("mask")
-        settings = Settings(
-            label=int(query["label"]) if "label" in query and default.label is not None else default.label,
-            seed=int(query.get("seed", default.seed)),
-            steps=int(query.get("steps", default.steps)),
-            every=int(query.get("every", default.every)),
-            layers=default.layers if layers is None else tuple(name for name in layers.split(",") if name),
-            gradients=query.get("gradients", str(int(default.gradients))) == "1",
-            mask=mask,
-            ablations=tuple((layer, int(channel)) for layer, channel in ablate),
-            switch_at=None if at is None else int(at),
-            switch_to=int(to),
-        )
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
-        raise SettingsError("This link is damaged: the settings stay at their defaults.") from error
-    known = set(dict(pipe.unet.named_modules())) | set(getattr(pipe.unet, "layer_aliases", {}))
-    unknown = [
-        layer for layer in (*settings.layers, *(layer for layer, _ in settings.ablations)) if layer not in known
-    ]
-    count = pipe.unet.config.get("num_class_embeds") or 1
-    if unknown or not 0 <= (settings.label or 0) < count or not 0 <= settings.switch_to < count:
-        raise SettingsError("This link names a layer or a label that the model does not have.")
-    return settings.check(limits)

@@ -35,9 +35,25 @@ DEFINITIONS_HTML = (
 
 INTRO = """# How a diffusion model makes a face
 Choose what the face should have, press **Sample**, and look inside: what each layer saw, where the network attended,
-which pixels mattered. Then change something and compare. Faces are 32 × 32 pixels, from a small model for research."""
+which pixels mattered. Then change something and compare. The model of the package is small and for research."""
 
 EMPTY = "Nothing to see yet: press **Sample**, or click an example."
+EMPTY_SWEEP = "Nothing to see yet: choose another label than the one at the left, and run the sweep."
+CANCELLED = "Cancelled: a run on its way ends at its next step."
+NOT_KEPT = "No run is kept yet: press **Keep this run to compare**, then sample another one."
+KEPT = "This run is kept. Change a setting and sample again to compare."
+COMPARED = "Kept run and this run:"
+NO_LABELS = "This model has no labels, so there is nothing to switch."
+NO_LAYERS = "No layer was recorded: choose blocks under **Blocks and layers to record**, and sample again."
+NO_ATTENTION = "This model has no attention layers, so there is no attention to show."
+NO_ATTENTION_LAYER = "No attention layer was recorded: choose one under **Blocks and layers to record**."
+NO_GRADIENTS = "No gradients were computed: tick it under **Region for the gradients**, and sample again."
+NO_PROFILE_MAP = "This profile holds no attention map."
+
+
+def chosen(name: str) -> str:
+    """What is said when a visitor has chosen a model."""
+    return f"The model is now `{name}`. What is shown is of the last run: press **Sample** for a new one."
 
 
 def explain(key: str, text: str) -> str:
@@ -98,9 +114,8 @@ GRADIENT_MAP = explain(
 )
 COMPARE = explain(
     "edit",
-    "**Comparison.** Keep a run, change a setting, sample again: upper row the kept run, middle the new one,"
-    " below what"
-    " differs (bright is more).",
+    "**Comparison.** The kept run is above (“intact”), the new one in the middle (“changed”), and below is what"
+    " differs between them: bright is more.",
 )
 COMPARE_SSIM = explain("ssim", "**SSIM between the runs.** 1 is equal; where the curve falls, the runs part.")
 COMPARE_ATTENTION = explain("distance", "**Distance of A_t.** How differently the two runs attend; 0 is equally.")
@@ -113,3 +128,16 @@ COMPARE_MAPS = explain("attention", "**A_t of both runs.** Above the kept run, b
 COMPARE_VOLUMES = explain(
     "gradient", "**Gradient volumes of both runs** near the middle of the process, in the same order."
 )
+SWEEP_IMAGES = explain(
+    "index",
+    "**Images of the sweep.** The last states of one seed: never switched, then switched at later and later steps;"
+    " those like the first were decided before the switch.",
+)
+LIVE = explain("samples", "**The image while it forms.** x_t of the run on its way; at the end the sample itself.")
+REGION = explain(
+    "gradient",
+    "Paint on the last sample which pixels you ask about, at most {pixels}. Without paint it is the region of the last"
+    " run, tinted orange; at first the eyes, or the middle.",
+)
+ABLATION = explain("edit", "A masked channel is set to zero at every step: see what the image loses.")
+SWITCH = explain("edit", "The network is given another label from some step on: see whether the image still follows.")

@@ -23,13 +23,15 @@ def convnext_unet(**config):
     return ConvNextUNet2DModel(**{**defaults, **config}).eval()
 
 
-def unet_2d(**config):
+def unet_2d(attention=True, **config):
     torch.manual_seed(0)
+    with_attention = "Attn" if attention else ""
     return UNet2DModel(
         sample_size=16,
         block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", f"{with_attention}DownBlock2D"),
+        up_block_types=(f"{with_attention}UpBlock2D", "UpBlock2D"),
+        add_attention=attention,
         layers_per_block=1,
         attention_head_dim=4,
         norm_num_groups=4,

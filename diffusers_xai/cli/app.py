@@ -26,7 +26,10 @@ def add_command(commands: Any) -> None:
     add = parser.add_argument
     add("--port", type=int, metavar="N", help="port of 127.0.0.1. Default: a free one from 7860 on")
     add("--share", action="store_true", help="also give a public link for a few days, through Gradio's servers")
-    add("--checkpoint", type=Path, metavar="DIR", help="folder of a pipeline. Default: the embedded model")
+    add(
+        "--checkpoint", action="append", default=[], metavar="DIR|HUB_ID",
+        help="pipeline that visitors can choose beside the embedded one; may be given several times",
+    )  # fmt: skip
     add("--push", metavar="REPO", help="do not start it, but upload it to the Space user/name; made if need be")
     add("--private", action="store_true", default=None, help="make a new Space private")
     add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
@@ -38,11 +41,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CommandError, OSError: for a request that cannot be met.
     """
-    if args.checkpoint is not None and not (args.checkpoint / "model_index.json").is_file():
-        raise CommandError(f"no checkpoint at {args.checkpoint}: expected a folder with model_index.json")
     folder = app_folder()
     if args.push is not None:
-        if args.checkpoint is not None:
+        if args.checkpoint:
             raise CommandError("a Space shows the embedded model: leave out --checkpoint with --push")
         print(push_space(folder, args.push, args.private))
         return
@@ -50,9 +51,8 @@ def run(args: argparse.Namespace) -> None:
         raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
     sys.path.insert(0, str(folder))
     app = _load_app(folder)
-    options = [("--port", args.port), ("--checkpoint", args.checkpoint)]
-    argv = [text for name, value in options if value is not None for text in (name, str(value))]
-    app.main(argv + ["--share"] * args.share)
+    options = [("--port", args.port)] * (args.port is not None) + [("--checkpoint", name) for name in args.checkpoint]
+    app.main([text for name, value in options for text in (name, str(value))] + ["--share"] * args.share)
 
 
 def app_folder() -> Path:

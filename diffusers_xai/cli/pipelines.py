@@ -48,6 +48,23 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
 
 
+def open_checkpoint(checkpoint: str | None = None, revision: str | None = None) -> XAIPipeline:
+    """The pipeline of a folder or a Hub id, or else the one inside the package.
+
+    Raises:
+        CommandError: if there is no such checkpoint, or it cannot be loaded.
+    """
+    checkpoint = checkpoint or demo_checkpoint()
+    # What is not the form of a Hub id can only be a folder.
+    is_path = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") != 1
+    if is_path and not Path(checkpoint).is_dir():
+        raise CommandError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
+    try:
+        return XAIPipeline.from_pretrained(checkpoint, revision=revision)
+    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
+        raise CommandError(f"cannot load the checkpoint {checkpoint}: {error}") from error
+
+
 def load_pipeline(args: argparse.Namespace) -> XAIPipeline:
     """The pipeline that the options of [`add_pipeline_options`] name.
 
@@ -58,15 +75,7 @@ def load_pipeline(args: argparse.Namespace) -> XAIPipeline:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise CommandError(f"--device {args.device} cannot be used: {error}") from error
-    checkpoint = args.checkpoint or demo_checkpoint()
-    # What is not the form of a Hub id can only be a folder.
-    is_path = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") != 1
-    if is_path and not Path(checkpoint).is_dir():
-        raise CommandError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
-    try:
-        pipe = XAIPipeline.from_pretrained(checkpoint, revision=args.revision)
-    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
-        raise CommandError(f"cannot load the checkpoint {checkpoint}: {error}") from error
+    pipe = open_checkpoint(args.checkpoint, args.revision)
     if args.scheduler:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
     return pipe.to(args.device)

@@ -49,7 +49,7 @@ def run(
         switches (`int`): How many switches, evenly spread; the first one is at step 0.
         guidance_scale (`float`): Classifier-free guidance; 1 is none.
         batch_size (`int`): Rows of the network at a time, at least as many as seeds at a time.
-        options: Passed to `switch_sweep`.
+        options: Passed to `switch_sweep`, such as `callback_on_step_end`.
 
     Returns:
         `ExperimentResult`: `ssim` of dims (seed, switch) with the coordinates `step` and `share` (part of the steps

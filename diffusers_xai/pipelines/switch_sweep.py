@@ -1,6 +1,6 @@
 """Label switches at many steps in one pass: the steps before a switch are done once for all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ def switch_sweep(
     guidance_scale: float = 1.0,
     eta: float = 0.0,
     max_rows: int = 64,
+    callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], Any] | None = None,
 ) -> torch.Tensor:
     """Final states of runs whose label is switched at each of several steps, and of the run that is never switched.
 
@@ -57,6 +58,10 @@ def switch_sweep(
         eta (`float`, *optional*, defaults to 0.0): η of DDIM; other schedulers ignore it.
         max_rows (`int`, *optional*, defaults to 64): Images in one call of the network. With the number of seeds,
             every image is bit for bit that of a run of its own in a batch of all seeds; with more, up to rounding.
+        callback_on_step_end (`Callable`, *optional*):
+            Called as `callback(pipe, step, timestep, {"sample": x})` after every step of all runs, with x of shape
+            `(seed, channel, height, width)` of the run that is never switched. What it returns is not used. An error
+            that it raises ends the sweep and leaves the pipeline as it was.
 
     Returns:
         `torch.Tensor` of shape `(1 + switch, seed, channel, height, width)`: the unswitched run first.
@@ -90,6 +95,8 @@ def switch_sweep(
                 pipe.scheduler = run.scheduler
                 arguments = pipe._step_kwargs(run.generators, eta)
                 run.sample = run.scheduler.step(output, t, run.sample, **arguments).prev_sample
+            if callback_on_step_end is not None:
+                callback_on_step_end(pipe, i, t, {"sample": unswitched.sample})
     finally:
         pipe.scheduler = original
     return torch.stack([runs[step].sample for step in (-1, *steps)])

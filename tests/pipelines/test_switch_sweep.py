@@ -75,6 +75,38 @@ def test_no_call_is_larger_than_asked():
     assert max(rows) == 6
 
 
+def test_the_callback_sees_the_unswitched_run_at_every_step():
+    pipe, seen, expected = make(DDPMScheduler()), [], []
+    final = switch_sweep(
+        pipe, 3, 12, SEEDS, [0, 5], num_inference_steps=STEPS, max_rows=len(SEEDS),
+        callback_on_step_end=lambda pipe, step, t, tensors: seen.append((step, int(t), tensors["sample"].clone())),
+    )  # fmt: skip
+    pipe(
+        [3] * len(SEEDS), num_inference_steps=STEPS, generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        callback_on_step_end=lambda pipe, step, t, tensors: expected.append((step, int(t), tensors["sample"].clone())),
+    )  # fmt: skip
+    assert [(step, t) for step, t, _ in seen] == [(step, t) for step, t, _ in expected]
+    assert all(torch.equal(one[2], other[2]) for one, other in zip(seen, expected, strict=True))
+    assert torch.equal(seen[-1][2], final[0])
+
+
+def test_an_error_of_the_callback_ends_the_sweep_and_leaves_the_pipeline():
+    scheduler, steps = DDPMScheduler(), []
+    pipe = make(scheduler)
+
+    def stop_at_third(pipe, step, t, tensors):
+        steps.append(step)
+        if step == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        switch_sweep(
+            pipe, 3, 12, SEEDS, [0, 5], num_inference_steps=STEPS, callback_on_step_end=stop_at_third
+        )  # fmt: skip
+    assert steps == [0, 1, 2]
+    assert pipe.scheduler is scheduler
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,15 +1,26 @@
-"""The app on a port, with few steps: `python serve.py PORT`."""
+"""The app on a port, with few steps, and tiny models beside the embedded one: `python serve.py PORT`."""
 
 import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "spaces"))
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT / "spaces"), str(ROOT)]
 
 import app  # noqa: E402
+from diffusers import DDPMScheduler  # noqa: E402
+from space_models import Model  # noqa: E402
+
+from diffusers_xai import XAIPipeline  # noqa: E402
+from tests.tiny import unet_2d  # noqa: E402
+
+
+TINY = {"no labels": unet_2d(), "ten classes, no attention": unet_2d(attention=False, num_class_embeds=10)}
 
 
 if __name__ == "__main__":
     limits = app.Limits(max_mask_pixels=64)
-    demo = app.build(app.load_model(), limits, steps=25, every=5)
+    models = app.load_models()
+    models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
+    demo = app.build(models, limits, steps=25, every=5)
     demo.launch(server_name="127.0.0.1", server_port=int(sys.argv[1]), **app.launch_options(limits))

@@ -1,12 +1,6 @@
 """The app in a real headless Chromium, as a person would use it."""
 
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 import zipfile
@@ -14,96 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.spaces.browser import Server, opened, pixels, sample, status, tab, volume_titles
+
 
 pytestmark = [pytest.mark.browser]
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-ARGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-WAIT = 60_000  # ms, for a machine that is busy with other things
-
-
-class Server:
-    def __init__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/"
-        environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("serve.py")), str(self.port)]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        for _ in range(240):
-            assert self.process.poll() is None, "the server ended"
-            try:
-                urllib.request.urlopen(self.url, timeout=5)
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise TimeoutError("the server did not start")
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = Server()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, server):
-    context = browser.new_context(viewport={"width": 1280, "height": 1000})
-    yield opened(context.new_page(), server.url)
-    context.close()
-
-
-def opened(page, url):
-    page.set_default_timeout(WAIT)
-    page.goto(url)
-    page.wait_for_selector("#sample")
-    page.wait_for_function("document.querySelector('#status').innerText.trim().length > 10")
-    return page
-
-
-def status(page):
-    return page.inner_text("#status")
-
-
-def sample(page, expected="Done:"):
-    """Samples anew, and waits for the new result."""
-    page.evaluate("document.querySelector('#live img')?.setAttribute('data-old', '1')")
-    page.click("#sample")
-    page.wait_for_function("!document.querySelector('#status').innerText.includes('Done:')")
-    page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
-    page.wait_for_timeout(1500)
-
-
-def tab(page, name):
-    page.click(f"button[role=tab]:has-text('{name}')")
-    page.wait_for_timeout(800)
-
-
-def pixels(page):
-    return page.get_attribute("#live img", "src")
-
-
-def volume_titles(page):
-    tab(page, "Gradients")
-    page.wait_for_selector("text=above the mean >> visible=true")
-    return [text for text in page.locator(".annotation-text").all_text_contents() if "above the mean" in text]
 
 
 def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path):
@@ -202,6 +110,10 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser, server, theme):
     sample(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def test_the_page_has_a_title(page):
+    assert page.title() == "How a diffusion model makes a face"
 
 
 def test_every_control_has_a_label(page):

@@ -2,14 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import pytest
 import yaml
+from diffusers import DDPMPipeline, DDPMScheduler
 
 from diffusers_xai.cli import app, main
 from tests.reference.local_hub import LocalHub
+from tests.spaces.browser import free_port, wait_for_page
+from tests.tiny import unet_2d
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):
@@ -19,9 +25,38 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     assert "pip install 'diffusers-xai[app]'" in capsys.readouterr().err
 
 
-def test_a_missing_checkpoint_is_told(tmp_path, capsys):
-    assert main(["app", "--checkpoint", str(tmp_path)]) == 2
-    assert "model_index.json" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "message"), [("", "model_index.json"), ("nowhere", "no checkpoint at")])
+def test_a_missing_checkpoint_is_told(tmp_path, capsys, name, message):
+    assert main(["app", "--checkpoint", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_it_serves_the_page_with_every_checkpoint_and_ends_on_interruption(tmp_path):
+    pytest.importorskip("gradio")
+    for name in ("cats", "digits"):
+        DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
+    port = free_port()
+    code = "import sys; from diffusers_xai.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--port", str(port), "--checkpoint", str(tmp_path / "cats"), "--checkpoint", str(tmp_path / "digits")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "app", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        page = wait_for_page(f"http://127.0.0.1:{port}/", process)
+        assert 'property="og:title" content="How a diffusion model makes a face"' in page
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=30) as answer:
+            components = json.load(answer)["components"]
+        (choices,) = [c["props"]["choices"] for c in components if c["props"].get("elem_id") == "model"]
+        assert [name for name, _ in choices] == ["cats", "digits", "lfw-32 (in the package)"]
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0
+    assert "Traceback" not in errors
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
 
 
 def test_push_makes_a_space_that_holds_the_package(tmp_path):

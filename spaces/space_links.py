@@ -1,0 +1,82 @@
+"""Settings as a link, and back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlencode
+
+from space_models import Model
+from space_settings import Limits, Settings, SettingsError
+
+from diffusers_xai.measures import mask_from_runs, mask_to_runs
+
+
+NAMES = {"model", "label", "seed", "steps", "every", "layers", "gradients", "mask", "ablate", "switch"}
+
+
+def to_query(settings: Settings) -> str:
+    """The settings as the query of a link, `?seed=…`."""
+    values: dict[str, Any] = {"seed": settings.seed, "steps": settings.steps, "every": settings.every}
+    if settings.label is not None:
+        values["label"] = settings.label
+    values["model"] = settings.model
+    values["layers"] = ",".join(settings.layers)
+    values["gradients"] = int(settings.gradients)
+    if settings.mask is not None:
+        values["mask"] = settings.mask
+    if settings.ablations:
+        values["ablate"] = ",".join(f"{layer}:{channel}" for layer, channel in settings.ablations)
+    if settings.switch_at is not None:
+        values["switch"] = f"{settings.switch_at}:{settings.switch_to}"
+    return "?" + urlencode(values)
+
+
+def from_query(query: Mapping[str, str], models: Mapping[str, Model], limits: Limits, **defaults: Any) -> Settings:
+    """The settings of a link; what it does not name is the model's default.
+
+    Args:
+        query (`Mapping[str, str]`): The parameters, see `NAMES`.
+        models (`Mapping[str, Model]`): What can be chosen; the first one if the link names none.
+        limits (`Limits`): What may be asked of the server.
+        defaults: Fields of `Settings`.
+
+    Raises:
+        SettingsError: If the link is damaged, names what there is not, or asks for too much; the text says which.
+    """
+    name = query.get("model", next(iter(models)))
+    if name not in models:
+        raise SettingsError(f"This link is for a model that is not offered here. Offered: {', '.join(models)}.")
+    model = models[name]
+    try:
+        settings = _read(query, model, model.default(limits, **defaults))
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+        raise SettingsError("This link is damaged: the settings stay at their defaults.") from error
+    named = {*settings.layers, *(layer for layer, _ in settings.ablations)}
+    labels = {settings.label or 0, settings.switch_to}
+    if not named <= set(model.layers) or not labels <= set(range(max(model.classes, 1))):
+        raise SettingsError("This link names a layer or a label that the model does not have.")
+    return settings.check(model.limits(limits))
+
+
+def _read(query: Mapping[str, str], model: Model, default: Settings) -> Settings:
+    changes: dict[str, Any] = {name: int(query[name]) for name in ("seed", "steps", "every") if name in query}
+    if "label" in query and model.classes:
+        changes["label"] = int(query["label"])
+    if "layers" in query:
+        changes["layers"] = tuple(layer for layer in query["layers"].split(",") if layer)
+    if "gradients" in query:
+        changes["gradients"] = query["gradients"] == "1"
+    if "mask" in query:
+        runs = json.loads(query["mask"])
+        if tuple(runs["size"]) != model.size or len(runs["runs"]) > 4096 or min(runs["runs"]) < 0:
+            raise ValueError("mask")
+        if sum(runs["runs"]) != model.size[0] * model.size[1]:
+            raise ValueError("mask")
+        changes["mask"] = json.dumps(mask_to_runs(mask_from_runs(runs)))
+    pairs = [pair.rsplit(":", 1) for pair in query.get("ablate", "").split(",") if pair]
+    changes["ablations"] = tuple((layer, int(channel)) for layer, channel in pairs)
+    if "switch" in query:
+        at, to = query["switch"].split(":")
+        changes |= {"switch_at": int(at), "switch_to": int(to)}
+    return replace(default, **changes)

@@ -1,0 +1,172 @@
+"""The models that visitors choose from, and what can be chosen of each."""
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from space_settings import Limits, Settings
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.backbones import get_backbone
+from diffusers_xai.backbones.blocks import layers_by_block, short_name
+from diffusers_xai.backbones.labels import encode_label
+from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.pipelines import open_checkpoint
+from diffusers_xai.measures import mask_from_box
+
+
+EMBEDDED = "lfw-32 (in the package)"
+STEPS = (25, 50, 100, 250, 1000)
+
+
+@dataclass(eq=False)
+class Model:
+    """A pipeline that all visitors share, one run at a time.
+
+    Args:
+        name (`str`): What visitors and links call it.
+        pipe ([`XAIPipeline`]): The pipeline.
+
+    Attributes:
+        blocks (`dict[str, list[str]]`): Short name of a block -> paths of its layers, in the forward pass's order.
+        layers (`dict[str, str]`): Path of a layer -> its short name.
+        has_attention (`bool`): Whether there is a layer that attention maps can be made of.
+        lock (`threading.Lock`): Held by the run on its way: a pipeline has one scheduler.
+    """
+
+    name: str
+    pipe: XAIPipeline
+    blocks: dict[str, list[str]] = field(init=False)
+    layers: dict[str, str] = field(init=False)
+    has_attention: bool = field(init=False)
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.pipe.set_progress_bar_config(disable=True)
+        aliases = dict(getattr(self.pipe.unet, "layer_aliases", {}))
+        aliases = {alias: path for alias, path in aliases.items() if not alias.endswith((".fn.fn", ".mlp"))}
+        aliases["mid"] = "mid_block"
+        blocks = layers_by_block(self.pipe.unet)
+        self.layers = {path: short_name(path, aliases) for paths in blocks.values() for path in paths}
+        self.blocks = {short_name(block, aliases): paths for block, paths in blocks.items()}
+        self.has_attention = bool(get_backbone(self.pipe).attention_outputs())
+
+    @property
+    def classes(self) -> int:
+        """The number of labels; 0 for an unconditional model."""
+        return self.pipe.unet.config.get("num_class_embeds") or 0
+
+    @property
+    def attributes(self) -> list[str]:
+        """The names of the label's bits; a number is chosen instead where there are none."""
+        return list(self.pipe.unet.config.get("class_attributes") or ()) if self.classes else []
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the samples."""
+        return self.pipe._sample_shape[1], self.pipe._sample_shape[2]
+
+    @property
+    def is_small(self) -> bool:
+        """Whether one thread is the fastest, and gradients take no long wait."""
+        return sum(parameter.numel() for parameter in self.pipe.unet.parameters()) < 2e7
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a run: in a small network more would only wait for each other."""
+        return 1 if self.is_small else os.cpu_count() or 1
+
+    @property
+    def about(self) -> str:
+        """The model in a line."""
+        labels = f"labels of {len(self.attributes)} attributes" if self.attributes else f"{self.classes} labels"
+        return f"{self.size[1]} × {self.size[0]} pixels, {labels if self.classes else 'no labels'}"
+
+    def limits(self, limits: Limits) -> Limits:
+        """What may be asked of this model."""
+        trained = self.pipe.scheduler.config.get("num_train_timesteps", 1000)
+        pixels = self.size[0] * self.size[1]
+        return replace(
+            limits, max_steps=min(limits.max_steps, trained), max_mask_pixels=min(limits.max_mask_pixels, pixels)
+        )
+
+    def default(self, limits: Limits, **changes: Any) -> Settings:
+        """What is set when a visitor chooses the model.
+
+        Args:
+            limits (`Limits`): What may be asked of the server.
+            changes: Fields of `Settings`, within the limits.
+        """
+        label = self.label_of(["Smiling"] if "Smiling" in self.attributes else [], 0)
+        other = max(self.classes // 2 - 1, 0)
+        settings = Settings(
+            model=self.name,
+            label=label,
+            layers=tuple(map(self.default_layer, self.default_blocks())),
+            gradients=self.is_small,
+            switch_to=other if other != label else min(other + 1, max(self.classes - 1, 0)),
+        )
+        settings = replace(settings, **changes)
+        steps = min(settings.steps, self.limits(limits).max_steps)
+        return replace(settings, steps=steps, every=min(settings.every, steps))
+
+    def step_choices(self, limits: Limits, steps: int) -> list[int]:
+        """Numbers of steps to choose from, `steps` among them."""
+        return sorted({*(count for count in STEPS if count <= self.limits(limits).max_steps), steps})
+
+    def default_layer(self, block: str) -> str:
+        """The attention layer of a block, or its first layer."""
+        paths = self.blocks[block]
+        return min(paths, key=lambda path: (not path.endswith(".attn"), ".attentions." not in path))
+
+    def default_blocks(self) -> list[str]:
+        """A few, spread over the network."""
+        names = list(self.blocks)
+        return [names[i] for i in sorted({0, len(names) // 3, len(names) // 2, len(names) - 1})] if names else []
+
+    def default_mask(self, max_pixels: int) -> np.ndarray:
+        """The eyes of an aligned face, or as much of them as allowed: bool (height, width)."""
+        height, width = self.size
+        tall, wide = height / 8, width * 3 / 8
+        shrink = min(1.0, (max_pixels / max(tall * wide, 1)) ** 0.5)
+        tall, wide = max(int(tall * shrink), 1), max(int(wide * shrink), 1)
+        left, top = (width - wide) // 2, height * 7 // 16 - tall // 2
+        return mask_from_box((left, top, left + wide, top + tall), self.size)
+
+    def label_of(self, names: Sequence[str] | None, number: int | None) -> int | None:
+        """The label with these attributes, or this number where labels have none; `None` without labels."""
+        if not self.classes:
+            return None
+        config = self.pipe.unet.config
+        chosen = {name: name in (names or ()) for name in self.attributes} if self.attributes else int(number or 0)
+        return encode_label(chosen, config["num_class_embeds"], config.get("null_class_label"), self.attributes)
+
+    def names_of(self, label: int | None) -> list[str]:
+        """The attributes that a label has."""
+        bits = reversed(range(len(self.attributes)))
+        return [name for name, bit in zip(self.attributes, bits, strict=True) if label and label >> bit & 1]
+
+
+def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:
+    """Name -> model: the given ones, the first of which visitors see first, and the embedded one.
+
+    Args:
+        checkpoints (`Sequence[str]`): Folders or Hub ids of pipelines.
+
+    Raises:
+        CommandError: If one cannot be loaded, or two have the same name.
+    """
+    models = {}
+    for checkpoint in (*checkpoints, None):
+        is_folder = checkpoint is not None and Path(checkpoint).is_dir()
+        name = EMBEDDED if checkpoint is None else Path(checkpoint).resolve().name if is_folder else checkpoint
+        if name in models:
+            raise CommandError(f"two checkpoints are called {name}: rename one of the folders")
+        pipe = open_checkpoint(checkpoint)
+        models[name] = Model(name, pipe.to("cuda") if torch.cuda.is_available() else pipe)
+    return models

@@ -1,0 +1,128 @@
+"""What a visitor can have computed, one run of a model at a time: it tells how far it is, and can be ended."""
+
+import gc
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from space_models import Model
+from space_settings import Limits, Settings, SettingsError
+
+from diffusers_xai import DiffusionProfile
+from diffusers_xai.experiments import predetermination
+from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.explainers.plan import RecordingPlan
+
+
+CANCELLED = "Cancelled: nothing was changed."
+
+
+class Stopped(SettingsError):
+    """A run that was cancelled or took too long."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A run on its way: how many of its steps are done, and its sample (channel, height, width)."""
+
+    done: int
+    total: int
+    sample: np.ndarray
+
+
+def plan(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> RecordingPlan:
+    """What the run would cost."""
+    specs = settings.specs(model.has_attention)
+    return model.pipe.plan(specs, settings.edits(), num_inference_steps=settings.steps)
+
+
+def sample(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> DiffusionProfile:
+    """One image, recorded."""
+    output: Any = model.pipe(
+        class_labels=settings.label,
+        num_inference_steps=settings.steps,
+        generator=torch.Generator().manual_seed(settings.seed),
+        record=settings.specs(model.has_attention),
+        edits=settings.edits(),
+        max_bytes=limits.max_bytes,
+        callback_on_step_end=on_step_end,
+        output_type="pt",
+    )
+    return output.profile
+
+
+def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> ExperimentResult:
+    """The label switched at ten times, for three seeds."""
+    if settings.label is None:
+        raise ValueError("This model has no labels to switch between.")
+    return predetermination.run(
+        model.pipe,
+        labels=[settings.label, settings.switch_to],
+        seeds=[settings.seed + i for i in range(3)],
+        num_inference_steps=settings.steps,
+        switches=min(10, settings.steps),
+        callback_on_step_end=on_step_end,
+    )
+
+
+def run_stream(
+    task: Callable[..., Any], model: Model, settings: Settings, limits: Limits, stop: threading.Event | None = None
+) -> Iterator[Any]:
+    """Does `plan`, `sample` or `sweep` after the model's other runs; yields a `State` now and then, and the result.
+
+    Raises:
+        Stopped: If `stop` was set or the time is over; the text says which.
+    """
+    states: queue.Queue = queue.Queue()
+    abandoned = threading.Event()
+
+    def end_if_cancelled() -> None:
+        if abandoned.is_set() or (stop is not None and stop.is_set()):
+            raise Stopped(CANCELLED)
+
+    def work() -> Any:
+        deadline = time.monotonic() + limits.max_seconds
+
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+            end_if_cancelled()
+            if time.monotonic() > deadline:
+                raise Stopped(f"Stopped after {limits.max_seconds:.0f} s, the limit of this server. Ask for less.")
+            shown = tensors["sample"][0].float().cpu().numpy()
+            states.put(State(step + 1, len(pipe.scheduler.timesteps), shown))
+            return {}
+
+        torch.set_num_threads(model.threads)
+        return task(model, settings, limits, on_step_end)
+
+    def work_in_turn() -> None:
+        try:
+            while not model.lock.acquire(timeout=0.2):
+                end_if_cancelled()
+            try:
+                result = work()
+            finally:
+                model.lock.release()
+            states.put(result)
+        except BaseException as error:
+            states.put(error)
+
+    threading.Thread(target=work_in_turn, daemon=True).start()
+    try:
+        while True:
+            item = states.get()
+            while not states.empty() and isinstance(item, State):
+                item = states.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if not isinstance(item, State):
+                return
+            time.sleep(0.15)
+    finally:
+        abandoned.set()
+        gc.collect()  # a run's objects refer to each other: earlier profiles would stay for a while

@@ -1,0 +1,81 @@
+"""What each control shows for some settings: when the page is built, for a link, and for another model."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import space_texts as texts
+from space_models import Model
+from space_settings import Limits, Settings
+
+
+EXAMPLES = [(["Smiling"], 321), (["Smiling", "Wearing_Lipstick"], 7), (["Male", "Bangs"], 12)]
+
+
+def shown(model: Model, settings: Settings, limits: Limits) -> dict[str, dict[str, Any]]:
+    """Name of a control -> its value, its choices, and whether it is visible."""
+    blocks = [block for block, paths in model.blocks.items() if set(paths) & set(settings.layers)]
+    ablated = [f"{model.layers[layer]}:{channel}" for layer, channel in settings.ablations]
+    at, has_labels, has_blocks = settings.switch_at, model.classes > 0, bool(model.blocks)
+    return {
+        "model": {"value": model.name, "info": model.about},
+        **_label("label", model, settings.label),
+        "seed": {"value": settings.seed},
+        "steps": {"choices": model.step_choices(limits, settings.steps), "value": settings.steps},
+        "every": {"value": settings.every},
+        "examples": {"visible": {name for names, _ in EXAMPLES for name in names} <= set(model.attributes)},
+        "blocks_panel": {"visible": has_blocks},
+        "blocks": {"choices": list(model.blocks), "value": blocks},
+        **shown_slots(model, blocks, settings.layers, limits),
+        "gradients": {"value": settings.gradients},
+        "ablation_panel": {"visible": has_blocks},
+        "ablate_layer": {
+            "choices": [(name, path) for path, name in model.layers.items()],
+            "value": model.default_layer(model.default_blocks()[-1]) if has_blocks else None,
+        },
+        "ablations": {"choices": ablated, "value": ablated},
+        "switch_panel": {"visible": has_labels},
+        "switch": {"value": at is not None},
+        "switch_at": {"value": 50 if at is None else round(100 * at / settings.steps)},
+        **_label("switch", model, settings.switch_to),
+        **_label("sweep", model, settings.switch_to),
+        "sweep": {"interactive": has_labels},
+        "sweep_status": {"value": texts.EMPTY_SWEEP if has_labels else texts.NO_LABELS},
+    }
+
+
+def shown_slots(model: Model, blocks: Any, held: Iterable[Any], limits: Limits) -> dict[str, dict[str, Any]]:
+    """The slots: slot i offers the layers of the i-th chosen block.
+
+    Args:
+        model (`Model`): The chosen model.
+        blocks (sequence of `str`): The chosen blocks, in any order.
+        held (iterable of `str`): Layers that stay chosen, wherever they stood.
+        limits (`Limits`): How many slots there are.
+    """
+    chosen = chosen_layers(model, blocks, held)
+    slots: dict[str, dict[str, Any]] = {f"slot_{i}": {"visible": False} for i in range(limits.max_blocks)}
+    for slot, (block, layer) in zip(slots, chosen, strict=False):
+        choices = [(model.layers[path], path) for path in model.blocks[block]]
+        slots[slot] = {"choices": choices, "value": layer, "label": f"Layer of {block}", "visible": True}
+    return slots
+
+
+def chosen_layers(model: Model, blocks: Any, held: Iterable[Any]) -> list[tuple[str, str]]:
+    """(block, layer) of the chosen blocks: the one of `held` that lies in the block, or the default."""
+    held = list(held)
+    return [
+        (block, next((layer for layer in held if layer in paths), model.default_layer(block)))
+        for block, paths in model.blocks.items()
+        if block in (blocks or [])
+    ]
+
+
+def _label(name: str, model: Model, label: int | None) -> dict[str, dict[str, Any]]:
+    """The two boxes of a label: attributes to check, or a number where they have no names; neither without labels."""
+    names, plain = model.attributes, model.classes > 0 and not model.attributes
+    return {
+        f"{name}_names": {"choices": names, "value": model.names_of(label), "visible": bool(names)},
+        f"{name}_class": {
+            "choices": list(range(model.classes)) if plain else [0], "value": label if plain else 0, "visible": plain
+        },
+    }  # fmt: skip

@@ -1,0 +1,75 @@
+"""How the page looks, by day and by night."""
+
+from typing import Any
+
+import gradio as gr
+import plotly.graph_objects as go
+import plotly.io
+
+from diffusers_xai.plots.style import GRID_COLOR, MUTED_COLOR, TEXT_COLOR
+
+
+CSS = """
+.gradio-container {max-width: 1400px !important}
+.figure {background: white; border-radius: 8px; overflow-x: auto; padding: 4px}
+.dark .figure {background: #18181b}
+.figure .js-plotly-plot {min-width: 760px}
+.gradio-container a {color: var(--link-text-color); text-decoration: underline}
+.tab-container button.selected {color: var(--link-text-color)}
+#status .pending, #sweep-status .pending {opacity: 1}
+#status {min-height: 2.2em}
+#definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
+@media (max-width: 700px) {
+  #sample, #cancel {min-height: 48px}
+  #sweep-images .grid-container {grid-template-columns: repeat(3, 1fr) !important}
+  .figure::before {content: "Swipe sideways to see all of it."; color: var(--body-text-color-subdued); font-size: 12px}
+}
+"""
+
+# What the browser tells about the theme, for the handler of the page's start.
+IS_DARK = "(session, _) => [session, document.body.classList.contains('dark')]"
+
+THEME = gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    block_label_text_color="*neutral_800",
+    block_title_text_color="*neutral_800",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
+    button_primary_text_color="white",
+    button_secondary_background_fill_hover_dark="*primary_700",
+    button_border_width="1px",
+    button_secondary_border_color="*neutral_400",
+    checkbox_border_color="*neutral_500",
+    checkbox_label_background_fill_selected="*primary_700",
+    checkbox_label_background_fill_selected_dark="*primary_700",
+    input_border_width="1px",
+    input_border_color="*neutral_400",
+    link_text_color="*primary_700",
+    link_text_color_dark="*primary_300",
+)
+
+# The colours of text, lines and areas in the figures of the package -> what can be seen on a dark page.
+_DARK = {
+    TEXT_COLOR: "#f4f4f5", MUTED_COLOR: "#c3c9d2", GRID_COLOR: "#3f3f46", "#000000": "#f4f4f5", "#eef1f4": "#27272a",
+    "#fafbfc": "#18181b",
+}  # fmt: skip
+
+
+def themed(figure: go.Figure, dark: bool) -> go.Figure:
+    """The figure with a transparent background, in colours that can be read on the page's theme."""
+    if dark:
+        text = figure.to_json()
+        for light, other in _DARK.items():
+            text = text.replace(f'"{light}"', f'"{other}"')
+        figure = plotly.io.from_json(text, skip_invalid=True)
+        figure.update_layout(hoverlabel={"bgcolor": "#27272a", "font": {"color": "#f4f4f5"}})
+    for axis in figure.select_yaxes():
+        if axis.minor.showgrid:  # else Plotly would mix their colour with the background, which is clear
+            axis.minor.gridcolor = _DARK[GRID_COLOR] if dark else GRID_COLOR
+    clear: Any = "rgba(0,0,0,0)"
+    return figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear)

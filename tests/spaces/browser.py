@@ -1,0 +1,86 @@
+"""What the browser tests share: a server in a process of its own, and what a person does on the page."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+ARGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+WAIT = 60_000  # ms, for a machine that is busy with other things
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_for_page(url, process):
+    """The page of a server that is starting."""
+    for _ in range(240):
+        assert process.poll() is None, "the server ended"
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.read().decode()
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError("the server did not start")
+
+
+class Server:
+    def __init__(self):
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/"
+        environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("serve.py")), str(port)]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        wait_for_page(self.url, self.process)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def opened(page, url):
+    page.set_default_timeout(WAIT)
+    page.goto(url)
+    page.wait_for_selector("#sample")
+    page.wait_for_function("document.querySelector('#status').innerText.trim().length > 10")
+    return page
+
+
+def status(page):
+    return page.inner_text("#status")
+
+
+def sample(page, expected="Done:"):
+    """Samples anew, and waits for the new result."""
+    page.evaluate("document.querySelector('#live img')?.setAttribute('data-old', '1')")
+    page.click("#sample")
+    page.wait_for_function("!document.querySelector('#status').innerText.includes('Done:')")
+    page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
+    page.wait_for_timeout(1500)
+
+
+def tab(page, name):
+    page.click(f"button[role=tab]:has-text('{name}')")
+    page.wait_for_timeout(800)
+
+
+def pixels(page):
+    return page.get_attribute("#live img", "src")
+
+
+def volume_titles(page):
+    tab(page, "Gradients")
+    page.wait_for_selector("text=above the mean >> visible=true")
+    return [text for text in page.locator(".annotation-text").all_text_contents() if "above the mean" in text]

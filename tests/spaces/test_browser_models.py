@@ -1,0 +1,134 @@
+"""Choosing among models in the browser: the embedded one, one without labels, one with classes and no attention."""
+
+import re
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import pytest
+
+from tests.spaces.browser import opened, pixels, sample, status, tab
+
+
+pytestmark = [pytest.mark.browser]
+EMBEDDED, NO_LABELS, CLASSES = "lfw-32 (in the package)", "no labels", "ten classes, no attention"
+
+
+def choose(page, name):
+    page.click("#model input")
+    page.click(f"[role=option]:has-text('{name}')")
+    page.wait_for_function("name => document.querySelector('#status').innerText.includes(name)", arg=name)
+    page.wait_for_timeout(500)
+
+
+def open_panel(page, name):
+    page.click(f"#{name} > button")
+    page.wait_for_timeout(300)
+
+
+def visible_slots(page):
+    return [page.inner_text(f"#slot-{i} [data-testid=block-info]") for i in range(6) if page.is_visible(f"#slot-{i}")]
+
+
+def test_a_model_without_labels_hides_what_needs_them_and_samples(page):
+    assert page.is_visible("#label")
+    choose(page, NO_LABELS)
+    assert "16 × 16 pixels, no labels" in page.inner_text("#model")
+    for hidden in ("#label", "#label-class", "#switch-panel", "#sweep-to", "#sweep-to-class"):
+        assert not page.is_visible(hidden), hidden
+    open_panel(page, "blocks-panel")
+    assert page.locator("#blocks label").all_inner_texts() == [
+        "down_blocks.0", "down_blocks.1", "mid", "up_blocks.0", "up_blocks.1",
+    ]  # fmt: skip
+    sample(page)
+    assert page.locator(".js-plotly-plot:visible").count() >= 6
+    tab(page, "Gradients")
+    assert page.locator(".js-plotly-plot:visible").count() == 3  # no label sensitivity
+    tab(page, "Predetermination")
+    assert "no labels" in page.inner_text("#sweep-status")
+    assert page.is_disabled("#sweep")
+
+
+def test_a_model_without_attention_says_so_and_its_class_is_a_number(page):
+    choose(page, CLASSES)
+    assert page.is_visible("#label-class")
+    assert not page.is_visible("#label")
+    sample(page)
+    first = pixels(page)
+    tab(page, "Attention")
+    assert "has no attention layers" in page.inner_text("#attention-note")
+    assert page.locator(".js-plotly-plot:visible").count() == 0
+    page.click("#label-class input")
+    page.click("[role=option]:text-is('7')")
+    sample(page)
+    assert pixels(page) != first
+
+
+def test_slots_follow_the_chosen_blocks_and_keep_their_layers(page):
+    open_panel(page, "blocks-panel")
+    assert visible_slots(page) == ["Layer of downs.0", "Layer of downs.2", "Layer of mid", "Layer of ups.2"]
+    page.click("#slot-1 input")
+    page.click("[role=option]:text-is('downs.2.0')")
+    page.click("#blocks label:has-text('downs.0')")
+    page.wait_for_function("document.querySelector('#slot-0').innerText.includes('downs.2')")
+    page.wait_for_timeout(500)
+    assert visible_slots(page) == ["Layer of downs.2", "Layer of mid", "Layer of ups.2"]
+    assert page.input_value("#slot-0 input") == "downs.2.0"
+    page.click("#blocks label:has-text('downs.1')")
+    page.wait_for_function("document.querySelector('#slot-0').innerText.includes('downs.1')")
+    page.wait_for_timeout(500)
+    assert visible_slots(page) == ["Layer of downs.1", "Layer of downs.2", "Layer of mid", "Layer of ups.2"]
+    assert page.input_value("#slot-1 input") == "downs.2.0"
+    sample(page)
+    labels = "\n".join(page.locator(".js-plotly-plot:visible text").all_text_contents())
+    assert "downs.2.0" in labels
+    assert "downs.0" not in re.findall(r"● (\S+)", labels)
+
+
+def test_two_visitors_use_two_models(browser, server):
+    pages = [opened(browser.new_context().new_page(), server.url) for _ in range(2)]
+    choose(pages[1], NO_LABELS)
+    for page in pages:
+        page.click("#sample")
+    for page in pages:
+        page.wait_for_function("document.querySelector('#status').innerText.includes('Done:')")
+    assert [page.input_value("#model input") for page in pages] == [EMBEDDED, NO_LABELS]
+    assert [page.is_visible("#label") for page in pages] == [True, False]
+    assert pixels(pages[0]) != pixels(pages[1])
+    for page in pages:
+        page.context.close()
+
+
+def test_a_link_opens_its_model_and_a_wrong_name_is_told(page, server):
+    choose(page, CLASSES)
+    page.click("#label-class input")
+    page.click("[role=option]:text-is('4')")
+    open_panel(page, "share-panel")
+    page.click("#make-link")
+    page.wait_for_function("(document.querySelector('#link textarea, #link input').value || '').startsWith('http')")
+    link = page.input_value("#link textarea, #link input")
+    query = dict(parse_qsl(urlsplit(link).query, keep_blank_values=True))
+    assert (query["model"], query["label"]) == (CLASSES, "4")
+    opened(page, link)
+    page.wait_for_function("document.querySelector('#status').innerText.includes('from the link')")
+    assert page.input_value("#model input") == CLASSES
+    assert page.input_value("#label-class input") == "4"
+    opened(page, server.url + "?" + urlencode({"model": "google/ddpm-cat-256"}))
+    page.wait_for_function("document.querySelector('#status').innerText.includes('not offered here')")
+    assert EMBEDDED in status(page)
+    assert page.input_value("#model input") == EMBEDDED
+
+
+def test_a_link_restores_every_setting(page, server):
+    mask = '{"size": [32, 32], "runs": [330, 5, 27, 5, 657]}'
+    settings = {
+        "model": EMBEDDED, "seed": "5", "steps": "20", "every": "4", "label": "9",
+        "layers": "down_blocks.1.attentions.0.attn,mid_block.resnets.0", "gradients": "1", "mask": mask,
+        "ablate": "down_blocks.0.resnets.0:3,mid_block.resnets.1:7", "switch": "10:6",
+    }  # fmt: skip
+    opened(page, f"{server.url}?{urlencode(settings)}")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('from the link')")
+    page.wait_for_timeout(500)
+    open_panel(page, "share-panel")
+    page.click("#make-link")
+    page.wait_for_function("(document.querySelector('#link textarea, #link input').value || '').startsWith('http')")
+    link = page.input_value("#link textarea, #link input")
+    assert dict(parse_qsl(urlsplit(link).query, keep_blank_values=True)) == settings

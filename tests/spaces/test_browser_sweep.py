@@ -1,0 +1,67 @@
+"""The switch sweep in the browser: its steps are told, and it can be cancelled."""
+
+import re
+
+import pytest
+
+from tests.spaces.browser import opened, sample, tab
+
+
+pytestmark = [pytest.mark.browser]
+
+
+def sweep_status(page):
+    return page.inner_text("#sweep-status")
+
+
+def start(page):
+    tab(page, "Predetermination")
+    page.click("#sweep")
+    page.wait_for_function("/step \\d+ of 50/.test(document.querySelector('#sweep-status').innerText)")
+
+
+def test_the_sweep_tells_its_steps_and_shows_curve_and_images(page):
+    start(page)
+    seen = {int(re.search(r"step (\d+) of 50", sweep_status(page))[1])}
+    while "Done:" not in sweep_status(page):
+        step = re.search(r"step (\d+) of 50", sweep_status(page))
+        seen |= {int(step[1])} if step else set()
+        page.wait_for_timeout(100)
+    assert len(seen) >= 3
+    assert "seeds 321 to 323" in sweep_status(page)
+    page.wait_for_selector("#sweep-images img")
+    assert page.locator("#sweep-images .thumbnail-item").count() == 11
+    page.wait_for_selector("text=index >> visible=true")
+
+
+@pytest.mark.parametrize("button", ["#cancel", "#sweep-cancel"])
+def test_a_cancelled_sweep_ends_and_the_model_is_free(page, button):
+    start(page)
+    page.click(button)
+    page.wait_for_function("document.querySelector('#sweep-status').innerText.includes('Cancelled')")
+    assert not page.is_visible("#sweep-images")
+    sample(page)
+
+
+def test_a_switch_to_the_same_label_is_refused(page):
+    tab(page, "Predetermination")
+    for name in ("Male", "Wearing_Lipstick"):
+        page.click(f"#sweep-to label:has-text('{name}')")
+    page.click("#sweep")
+    page.wait_for_selector("text=Choose another label to switch to")
+
+
+def test_a_phone_shows_all_images_of_the_sweep(browser, server):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
+    page = opened(context.new_page(), server.url)
+    page.click(".overflow-menu button")
+    page.click(".overflow-dropdown button:has-text('Predetermination')")
+    page.click("#sweep")
+    page.wait_for_selector("#sweep-images img")
+    page.wait_for_timeout(1000)
+    boxes = [image.bounding_box() for image in page.locator("#sweep-images .thumbnail-item").all()]
+    frame = page.locator("#sweep-images").bounding_box()
+    assert len(boxes) == 11
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    assert all(box["y"] + box["height"] <= frame["y"] + frame["height"] for box in boxes)
+    context.close()

@@ -1,0 +1,113 @@
+"""The models of a server, and what can be chosen of each."""
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.cli.base import CommandError
+from tests.spaces.modules import module
+from tests.tiny import convnext_unet, unet_2d
+
+
+pytest.importorskip("gradio")
+settings = module("space_settings")
+models = module("space_models")
+shown = module("space_shown")
+LIMITS = settings.Limits()
+
+
+def make(unet, scheduler=None):
+    return models.Model("tiny", XAIPipeline(unet, scheduler or DDPMScheduler()))
+
+
+def test_models_of_folders_stand_before_the_embedded_one(tmp_path):
+    for name in ("cats", "digits"):
+        DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
+    found = models.load_models([str(tmp_path / "cats"), str(tmp_path / "digits")])
+    assert list(found) == ["cats", "digits", models.EMBEDDED]
+    assert [model.name for model in found.values()] == list(found)
+    assert found["cats"].classes == 0
+    assert found[models.EMBEDDED].attributes == ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]
+
+
+def test_checkpoints_that_cannot_be_offered_are_told(tmp_path):
+    with pytest.raises(CommandError, match="no checkpoint at nowhere"):
+        models.load_models(["nowhere"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CommandError, match="cannot load the checkpoint .*model_index.json"):
+        models.load_models([str(tmp_path / "empty")])
+    for parent in ("a", "b"):
+        DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / parent / "cats")
+    with pytest.raises(CommandError, match="two checkpoints are called cats"):
+        models.load_models([str(tmp_path / parent / "cats") for parent in ("a", "b")])
+
+
+def test_labels_by_attribute_by_number_and_none():
+    faces = make(convnext_unet())  # Bangs, Male, Smiling, Wearing_Lipstick: the first is the most significant bit
+    assert faces.label_of(["Smiling", "Bangs"], 3) == 0b1010
+    assert faces.names_of(0b0101) == ["Male", "Wearing_Lipstick"]
+    classes = make(unet_2d(num_class_embeds=10))
+    assert classes.label_of(None, 7) == 7
+    assert classes.names_of(7) == []
+    assert make(unet_2d()).label_of(["Smiling"], 3) is None
+
+
+@pytest.mark.parametrize(
+    ("unet", "visible"),
+    [
+        (convnext_unet(), {"label_names", "switch_names", "sweep_names", "switch_panel", "examples"}),
+        (unet_2d(num_class_embeds=10), {"label_class", "switch_class", "sweep_class", "switch_panel"}),
+        (unet_2d(), set()),
+    ],
+    ids=["attributes", "classes", "no labels"],
+)
+def test_what_is_shown_of_a_model(unet, visible):
+    model = make(unet)
+    values = shown.shown(model, model.default(LIMITS), LIMITS)
+    optional = {name for name in values if name.startswith(("label", "switch_", "sweep_", "examples"))}
+    assert {name for name in optional if values[name].get("visible")} == visible
+    assert values["sweep"]["interactive"] == bool(visible)
+    assert values["blocks"]["choices"] == list(model.blocks)
+
+
+def test_attention_is_known_before_a_run():
+    assert make(unet_2d()).has_attention
+    assert not make(unet_2d(attention=False)).has_attention
+    assert make(convnext_unet()).has_attention
+
+
+def test_slots_follow_the_chosen_blocks():
+    model = make(unet_2d())
+    values = shown.shown_slots(model, ["up_blocks.0", "down_blocks.1"], ["up_blocks.0.resnets.1"], LIMITS)
+    assert [values[f"slot_{i}"].get("label") for i in range(6)] == [
+        "Layer of down_blocks.1", "Layer of up_blocks.0", None, None, None, None
+    ]  # fmt: skip
+    assert values["slot_0"]["value"] == "down_blocks.1.attentions.0"  # the attention layer, by default
+    assert values["slot_1"]["value"] == "up_blocks.0.resnets.1"
+    assert ("down_blocks.1.resnets.0", "down_blocks.1.resnets.0") in values["slot_0"]["choices"]
+    assert [values[f"slot_{i}"]["visible"] for i in range(6)] == [True, True, False, False, False, False]
+
+
+def test_limits_are_those_of_the_model():
+    limits = make(unet_2d(), DDIMScheduler(num_train_timesteps=60)).limits(settings.Limits(max_mask_pixels=4096))
+    assert (limits.max_steps, limits.max_mask_pixels) == (60, 256)
+    model = make(unet_2d(), DDIMScheduler(num_train_timesteps=60))
+    assert model.step_choices(LIMITS, 60) == [25, 50, 60]
+    assert (model.default(LIMITS).steps, model.default(LIMITS).every) == (60, 10)
+
+
+def test_the_default_mask_is_the_eyes_or_less():
+    mask = make(convnext_unet(sample_size=32)).default_mask(256)
+    expected = np.zeros((32, 32), dtype=bool)
+    expected[12:16, 10:22] = True
+    assert np.array_equal(mask, expected)
+    assert 20 <= make(convnext_unet(sample_size=64)).default_mask(48).sum() <= 48
+    assert make(convnext_unet()).default_mask(1).sum() == 1
+
+
+def test_the_default_switch_goes_to_another_label():
+    for unet in (convnext_unet(), unet_2d(num_class_embeds=2), unet_2d(num_class_embeds=10)):
+        default = make(unet).default(LIMITS)
+        assert default.switch_to != default.label
+        assert 0 <= default.switch_to < unet.config.num_class_embeds

@@ -1,0 +1,123 @@
+"""A ZeroGPU Space, simulated: what computes goes through `spaces.GPU`, in a process of its own."""
+
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from tests.spaces.modules import handler, load_app, module
+from tests.tiny import convnext_unet
+
+
+gr = pytest.importorskip("gradio")
+models = module("space_models")
+settings = module("space_settings")
+
+
+class FakeSpaces(types.ModuleType):
+    """Decorates as `spaces` does.
+
+    What goes to the worker and comes back is pickled, as between processes; errors that are not Gradio's lose their
+    text; a generator that is closed is told to the worker.
+    """
+
+    def __init__(self):
+        super().__init__("spaces")
+        self.durations, self.calls, self.closed = [], [], 0
+
+    def GPU(self, task=None, *, duration=60):
+        assert task is None
+        self.durations.append(duration)
+
+        def decorate(function):
+            def on_worker(*args):
+                self.calls.append(pickle.loads(pickle.dumps(args)))
+                run = function(*self.calls[-1])
+                try:
+                    for item in run:
+                        yield pickle.loads(pickle.dumps(item))
+                except GeneratorExit:
+                    run.close()
+                    self.closed += 1
+                    raise
+                except gr.Error:
+                    raise
+                except Exception as error:
+                    raise gr.Error(type(error).__name__, title="ZeroGPU worker error") from None
+
+            return on_worker
+
+        return decorate
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    spaces = FakeSpaces()
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.setenv("SPACE_ID", "user/faces")
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    return spaces
+
+
+@pytest.fixture
+def demo(fake, monkeypatch):
+    model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
+    return model, load_app(monkeypatch).build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
+
+
+def test_sampling_goes_through_the_decorated_function(fake, demo):
+    model, blocks = demo
+    sample, visitor, values = handler(blocks, "sample")
+    *_, (image, told) = sample(*values)
+    assert told.startswith("Done: 4 steps, seed 321")
+    assert image.shape == (320, 320, 3)
+    assert fake.durations == [60]  # of one decorated function, below the 180 s of a server of one's own
+    assert [(task.__name__, name) for task, name, _ in fake.calls] == [("plan", "tiny"), ("sample", "tiny")]
+    expected = model.pipe(
+        fake.calls[-1][2].label, num_inference_steps=4, generator=torch.Generator().manual_seed(321), output_type="pt"
+    )
+    shown = torch.from_numpy(visitor.profile["final_sample"].values).div(2).add(0.5).clamp(0, 1)
+    assert torch.equal(shown, expected.images)
+
+
+def test_the_sweep_goes_through_it_too(fake, demo):
+    sweep, _, values = handler(demo[1], "sweep")
+    *_, (told, figure, images) = sweep(*values)
+    assert told.startswith("Done: seeds 321 to 323")
+    assert figure["value"].data
+    assert len(images["value"]) == 11
+    assert [(task.__name__, name) for task, name, _ in fake.calls] == [("sweep", "tiny")]
+
+
+def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
+    sweep, visitor, values = handler(demo[1], "sweep")
+    run = sweep(*values)
+    assert "step" in next(run)[0]
+    visitor.stop.set()
+    assert [told for told, *_ in run] == ["Cancelled: nothing was changed."]
+    assert fake.closed == 1
+
+
+def test_what_is_wrong_with_a_request_is_told_from_the_other_process(fake, monkeypatch):
+    app, model = load_app(monkeypatch), models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
+    demo = app.build({"tiny": model}, settings.Limits(max_seconds=0.0), steps=1000, gradients=False)
+    sweep, _, values = handler(demo, "sweep")
+    with pytest.raises(gr.Error, match="Stopped after 0 s, the limit of this server"):
+        list(sweep(*values))
+
+
+def test_elsewhere_nothing_is_decorated(monkeypatch):
+    fake = FakeSpaces()
+    monkeypatch.setitem(sys.modules, "spaces", fake)
+    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+    monkeypatch.setenv("SPACE_ID", "user/faces")
+    model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
+    demo = load_app(monkeypatch).build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
+    sample, visitor, values = handler(demo, "sample")
+    list(sample(*values))
+    assert visitor.profile is not None
+    assert (fake.durations, fake.calls) == ([], [])
