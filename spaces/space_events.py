@@ -92,12 +92,22 @@ class Events:
     def sweep(self, session: Session, *values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
         """The switch sweep of three seeds."""
         settings = self.controls.sweep_settings(*values)
-        progress(0, desc="Waiting for the model")
+        model, limits = self.controls.model(settings.model), self.controls.server_limits
+        progress(0, desc="Planning")
         try:
-            for item in self.stream(runs.sweep, self.controls.model(settings.model), settings, session.stop):
+            *_, plan = self.stream(runs.plan, model, settings, session.stop)
+            seconds = runs.sweep_seconds(plan)
+            text = f"**Plan:** about {max(1, seconds):.0f} s at most."
+            if seconds > limits.confirm_seconds and session.confirmed != settings:
+                session.confirmed = settings
+                yield f"{text} That is long: press the button again to start it.", gr.skip(), gr.skip()
+                return
+            progress(0, desc="Waiting for the model")
+            for item in self.stream(runs.sweep, model, settings, session.stop):
                 if isinstance(item, runs.State):
-                    progress((item.done, item.total), desc="Switching the label at ten times", unit="steps")
-                    yield f"Switching the label at ten times: step {item.done} of {item.total}.", gr.skip(), gr.skip()
+                    what = "Switching the label at ten times"
+                    progress((item.done, item.total), desc=what, unit="steps")
+                    yield f"{text} {what}: step {item.done} of {item.total}.", gr.skip(), gr.skip()
                 else:
                     yield self._shown_sweep(session, settings, item)
         except runs.Stopped as stopped:

@@ -20,6 +20,7 @@ from diffusers_xai.explainers.plan import RecordingPlan
 
 
 CANCELLED = "Cancelled: nothing was changed."
+SWEEP_SEEDS, SWEEP_SWITCHES = 3, 10
 
 
 class Stopped(SettingsError):
@@ -63,11 +64,17 @@ def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) ->
     return predetermination.run(
         model.pipe,
         labels=[settings.label, settings.switch_to],
-        seeds=[settings.seed + i for i in range(3)],
+        seeds=[settings.seed + i for i in range(SWEEP_SEEDS)],
         num_inference_steps=settings.steps,
-        switches=min(10, settings.steps),
+        switches=min(SWEEP_SWITCHES, settings.steps),
         callback_on_step_end=on_step_end,
     )
+
+
+def sweep_seconds(plan: RecordingPlan) -> float:
+    """How long the sweep takes at most, by the plan of one of its runs; a switched run is done from its switch on."""
+    runs = 1 + sum(1 - i / SWEEP_SWITCHES for i in range(SWEEP_SWITCHES))
+    return SWEEP_SEEDS * runs * plan.sampling_seconds
 
 
 def run_stream(

@@ -70,3 +70,8 @@ def test_a_long_run_is_told_and_starts_at_the_second_press(monkeypatch, demo):
     assert visitor.profile is None
     *_, (_, told) = sample(*values)
     assert told.startswith("Done:")
+    sweep, visitor, values = handler(demo, "sweep")
+    ((told, *_),) = sweep(*values)
+    assert "press the button again" in told
+    *_, (told, *_) = sweep(*values)
+    assert told.startswith("Done:")

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +57,11 @@ def test_models_without_labels_or_attention_are_sampled_as_by_their_pipeline(une
 def test_the_sweep_equals_runs_of_their_own():
     model = make(convnext_unet())
     wanted = Settings(label=3, switch_to=12, seed=8, steps=10)
+    rows = []
+    hook = model.pipe.unet.register_forward_pre_hook(lambda unet, inputs: rows.append(len(inputs[0])))
     *states, result = run_stream(runs.sweep, model, wanted, Limits())
+    hook.remove()
+    assert runs.sweep_seconds(SimpleNamespace(sampling_seconds=10.0)) == pytest.approx(sum(rows))  # 1 s a row
     assert all(state.total == 10 for state in states)
     assert result.data.sizes["switch"] == 10
     images = []
