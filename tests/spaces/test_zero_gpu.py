@@ -90,7 +90,7 @@ def test_the_sweep_goes_through_it_too(fake, demo):
     assert told.startswith("Done: seeds 321 to 323")
     assert figure["value"].data
     assert len(images["value"]) == 11
-    assert [(task.__name__, name) for task, name, _ in fake.calls] == [("sweep", "tiny")]
+    assert [(task.__name__, name) for task, name, _ in fake.calls] == [("plan", "tiny"), ("sweep", "tiny")]
 
 
 def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
