@@ -62,11 +62,24 @@ def status(page):
     return page.inner_text("#status")
 
 
+def watch(page, selector):
+    """Notes in `told` every text that an element shows from now on: polling may miss one that does not last."""
+    page.evaluate(
+        """selector => {
+            const element = document.querySelector(selector)
+            const told = window.told = []
+            const changes = {childList: true, subtree: true, characterData: true}
+            new MutationObserver(() => told.push(element.innerText)).observe(element, changes)
+        }""",
+        selector,
+    )
+
+
 def sample(page, expected="Done:"):
     """Samples anew, and waits for the new result."""
-    page.evaluate("document.querySelector('#live img')?.setAttribute('data-old', '1')")
+    watch(page, "#status")
     page.click("#sample")
-    page.wait_for_function("!document.querySelector('#status').innerText.includes('Done:')")
+    page.wait_for_function("told.some(text => !text.includes('Done:'))")
     page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
     page.wait_for_timeout(1500)
 

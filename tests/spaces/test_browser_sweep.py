@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.spaces.browser import opened, sample, tab
+from tests.spaces.browser import opened, sample, tab, watch
 
 
 pytestmark = [pytest.mark.browser]
@@ -16,18 +16,15 @@ def sweep_status(page):
 
 def start(page):
     tab(page, "Predetermination")
+    watch(page, "#sweep-status")
     page.click("#sweep")
-    page.wait_for_function("/step \\d+ of 50/.test(document.querySelector('#sweep-status').innerText)")
+    page.wait_for_function("told.some(text => /step \\d+ of 50/.test(text))")
 
 
 def test_the_sweep_tells_its_steps_and_shows_curve_and_images(page):
     start(page)
-    seen = {int(re.search(r"step (\d+) of 50", sweep_status(page))[1])}
-    while "Done:" not in sweep_status(page):
-        step = re.search(r"step (\d+) of 50", sweep_status(page))
-        seen |= {int(step[1])} if step else set()
-        page.wait_for_timeout(100)
-    assert len(seen) >= 3
+    page.wait_for_function("document.querySelector('#sweep-status').innerText.includes('Done:')")
+    assert len(set(re.findall(r"step (\d+) of 50", " ".join(page.evaluate("told"))))) >= 3
     assert "seeds 321 to 323" in sweep_status(page)
     page.wait_for_selector("#sweep-images img")
     assert page.locator("#sweep-images .thumbnail-item").count() == 11
