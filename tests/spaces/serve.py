@@ -19,7 +19,8 @@ TINY = {"no labels": unet_2d(), "ten classes, no attention": unet_2d(attention=F
 
 
 if __name__ == "__main__":
-    limits = app.Limits(max_mask_pixels=64)
+    # On a busy machine plans are long: none of them asks for a second press here.
+    limits = app.Limits(max_mask_pixels=64, confirm_seconds=600, max_seconds=600)
     models = app.load_models()
     models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
     demo = app.build(models, limits, steps=25, every=5)
