@@ -62,8 +62,7 @@ class Events:
         progress(0, desc="Planning")
         try:
             text, seconds = self._plan(session, settings)
-            if seconds > self.controls.server_limits.confirm_seconds and session.confirmed != settings:
-                session.confirmed = settings
+            if self._asks_again(session, settings, seconds):
                 yield gr.skip(), f"{text} That is long: press **Sample** again to start it."
                 return
             progress(0, desc="Waiting for the model")
@@ -81,6 +80,13 @@ class Events:
         except runs.Stopped as stopped:
             yield gr.skip(), str(stopped)
 
+    def _asks_again(self, session: Session, settings: Settings, seconds: float) -> bool:
+        """Whether a long run waits for a second press, which starts it."""
+        if seconds <= self.controls.server_limits.confirm_seconds or session.confirmed == settings:
+            return False
+        session.confirmed = settings
+        return True
+
     def _words(self, settings: Settings) -> str:
         words = ""
         if settings.ablations:
@@ -92,14 +98,13 @@ class Events:
     def sweep(self, session: Session, *values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
         """The switch sweep of three seeds."""
         settings = self.controls.sweep_settings(*values)
-        model, limits = self.controls.model(settings.model), self.controls.server_limits
+        model = self.controls.model(settings.model)
         progress(0, desc="Planning")
         try:
             *_, plan = self.stream(runs.plan, model, settings, session.stop)
             seconds = runs.sweep_seconds(plan)
             text = f"**Plan:** about {max(1, seconds):.0f} s at most."
-            if seconds > limits.confirm_seconds and session.confirmed != settings:
-                session.confirmed = settings
+            if self._asks_again(session, settings, seconds):
                 yield f"{text} That is long: press the button again to start it.", gr.skip(), gr.skip()
                 return
             progress(0, desc="Waiting for the model")

@@ -10,7 +10,7 @@ from space_session import Session
 from space_theme import themed
 
 from diffusers_xai import DiffusionProfile, plots
-from diffusers_xai.plots.style import layer_name, layers_over_time, recorded_layers
+from diffusers_xai.plots.style import is_attention, layer_name, layers_over_time, recorded_layers
 
 
 PLOTS = (
@@ -38,7 +38,7 @@ def layer_choices(profile: DiffusionProfile, group: str = "activations") -> list
 
 def attention_choices(profile: DiffusionProfile) -> list[tuple[str, str]]:
     """(name, path) of the recorded attention layers."""
-    return [choice for choice in layer_choices(profile) if "attn" in choice[1] or "attention" in choice[1]]
+    return [(name, path) for name, path in layer_choices(profile) if is_attention(path)]
 
 
 def overview(session: Session) -> dict[str, dict[str, Any]]:

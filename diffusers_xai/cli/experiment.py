@@ -99,12 +99,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _write_figures(result: ExperimentResult, args: argparse.Namespace) -> list[str]:
     """Writes the figures in every format that was asked for; returns the files' names in the first format."""
+    if not args.format:
+        return []
     figures = {result.name: result.plot(), f"{result.name}-images": result.plot_images()}
     figures = {name: figure for name, figure in figures.items() if figure is not None}
     for ending in args.format:
         for name, figure in figures.items():
             figure.write_image(args.out / f"{name}.{ending}", width=1000, scale=1.5)
-    return [f"{name}.{args.format[0]}" for name in figures] if args.format else []
+    return [f"{name}.{args.format[0]}" for name in figures]
 
 
 def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, labels: list[int]) -> ExperimentResult:

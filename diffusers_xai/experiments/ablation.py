@@ -11,7 +11,7 @@ import xarray as xr
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.backbones import get_backbone
-from diffusers_xai.experiments.base import layer_names, provenance
+from diffusers_xai.experiments.base import interval_text, layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import generators, of_first_seed, over_seeds
 from diffusers_xai.explainers import Activations, Samples
@@ -160,10 +160,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         "channels": ssim["channels"].values,
     }
     for name, facts in columns.items():
-        data[name] = [
-            f"{mean:.3f} ({low:.3f} to {high:.3f})"
-            for mean, low, high in zip(facts["mean"].values, facts["low"].values, facts["high"].values, strict=True)
-        ]
+        data[name] = [interval_text(facts.isel(layer=i)) for i in range(ssim.sizes["layer"])]
     return pd.DataFrame(data)
 
 

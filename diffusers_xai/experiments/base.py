@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+import xarray as xr
 
 from diffusers_xai.backbones import Backbone
 from diffusers_xai.experiments.result import ExperimentResult
@@ -71,14 +72,24 @@ def layer_names(backbone: Backbone, paths: Sequence[str]) -> list[str]:
     return [names.get(path, path) for path in paths]
 
 
+def label_bits(settings: dict[str, Any], label: int) -> str:
+    """A label in short: its bits, or its number where they have no names."""
+    attributes = settings["attributes"]
+    return f"{label:0{len(attributes)}b}" if attributes else f"label {label}"
+
+
 def label_text(settings: dict[str, Any], label: int) -> str:
     """A label as a reader knows it: its bits, and the attributes that hold."""
-    attributes = settings["attributes"]
+    attributes, bits = settings["attributes"], label_bits(settings, label)
     if not attributes:
-        return f"label {label}"
-    bits = f"{label:0{len(attributes)}b}"
+        return bits
     names = [name.replace("_", " ").lower() for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
     return f"{bits} ({', '.join(names) or 'none'})"
+
+
+def interval_text(facts: xr.Dataset) -> str:
+    """What `analysis.summary` says of one mean, for a table: the mean and its interval."""
+    return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"
 
 
 def _installed(name: str) -> bool:

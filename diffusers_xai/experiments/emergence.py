@@ -18,6 +18,7 @@ from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
+from diffusers_xai.profile.selection import pick_branch
 
 
 STATE = "x_t"
@@ -125,9 +126,7 @@ def _correlations(maps: list[np.ndarray], edges: np.ndarray, wanted: np.ndarray)
 
 def _sum_map(activations: xr.DataArray, size: tuple[int, ...]) -> np.ndarray:
     """Output summed over channels, at the sample's size: (step, sample, height, width)."""
-    if "branch" in activations.dims:
-        activations = activations.sel(branch="cond")
-    return resized(activations.values.astype(np.float32).sum(2), size, "bilinear")
+    return resized(pick_branch(activations, "cond").values.astype(np.float32).sum(2), size, "bilinear")
 
 
 def _first(shown: xr.DataArray, num_inference_steps: int) -> xr.DataArray:

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from diffusers_xai.experiments.base import label_text, provenance
+from diffusers_xai.experiments.base import label_bits, label_text, provenance
 from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.region import clean_image_energy, region_or_middle
 from diffusers_xai.experiments.result import ExperimentResult
@@ -19,6 +19,7 @@ from diffusers_xai.measures import Mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.profile.selection import pick_branch
 
 
 TIMES = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)  # parts of the training's timesteps at which pictures are kept
@@ -70,9 +71,7 @@ def run(
         profile = output.profile
         samples = torch.from_numpy(profile["samples"].values).unflatten(1, (2, count))
         final = torch.from_numpy(profile["final_sample"].values).unflatten(0, (2, count))
-        maps = profile["attention_map"]
-        if "branch" in maps.dims:
-            maps = maps.sel(branch="cond")
+        maps = pick_branch(profile["attention_map"], "cond")
         halves = np.split(maps.values.astype(np.float64), 2, axis=1)
         ssim = np.stack([structural_similarity(a, b).numpy() for a, b in samples])
         coords = {"step": profile["samples"]["step"], "timestep": profile["samples"]["timestep"]}
@@ -115,23 +114,18 @@ def _pictures(
         output_type="pt",
     )
     profile = output.profile
-    maps = profile["attention_map"]
-    maps = maps.sel(branch="cond") if "branch" in maps.dims else maps
+    maps = pick_branch(profile["attention_map"], "cond")
     squares = clean_image_energy(profile["gradient_volume"]).transpose("sample", "step", ...)
     image = ("run", "moment", "rgb", "height", "width")
     return xr.Dataset(
         {
             "sample": (image, np.swapaxes(profile["samples"].values, 0, 1)),
-            "attention_map": (("run", "moment", "height", "width"), _one_channel(np.swapaxes(maps.values, 0, 1))),
+            "attention_map": (("run", "moment", "height", "width"), np.swapaxes(maps.values, 0, 1)),
             "energy": (("run", "moment", "height", "width"), np.sqrt(squares.values).astype(np.float32)),
             "final": (("run", "rgb", "height", "width"), profile["final_sample"].values),
         },
         {"moment_timestep": ("moment", maps["timestep"].values)},
     )
-
-
-def _one_channel(maps: np.ndarray) -> np.ndarray:
-    return maps[:, :, 0] if maps.ndim == 5 else maps
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -158,7 +152,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     data, settings = result.data, result.settings
     region = data["mask"].values.astype(bool)
     times = [f"t = {t:.0f}" for t in data["moment_timestep"].values]
-    bits = [label_text(settings, label).split(" (")[0] for label in settings["labels"]]
+    bits = [label_bits(settings, label) for label in settings["labels"]]
     rows: list[list[Tile | None]] = []
     for run in range(2):
         images = [*data["sample"].values[run], data["final"].values[run]]

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.experiments import predetermination
-from diffusers_xai.experiments.base import label_text, provenance
+from diffusers_xai.experiments.base import label_bits, label_text, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
@@ -65,7 +65,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws the mean index of each pair: the label to start with downwards, the one to switch to sideways."""
     index = result.data["index"].mean("seed")
     names = [label_text(result.settings, label) for label in index["first"].values.tolist()]
-    bits = [name.split()[0] if result.settings["attributes"] else name for name in names]
+    bits = [label_bits(result.settings, label) for label in index["first"].values.tolist()]
     text = np.where(np.isfinite(index.values), np.char.mod("%.2f", np.nan_to_num(index.values)), "")
     figure = go.Figure(
         go.Heatmap(

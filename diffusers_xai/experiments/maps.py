@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.selection import pick_branch
 
 
 def max_channel_maps(
@@ -35,8 +36,7 @@ def max_channel_maps(
     """
     maps, channels = [], []
     for name in names:
-        array = profile[name]
-        array = array.sel(branch="cond") if "branch" in array.dims else array
+        array = pick_branch(profile[name], "cond")
         best = profile.max_channels(name, absolute=absolute).values
         values = np.take_along_axis(array.values, best[:, :, None, None, None], axis=2)[:, :, 0]
         maps.append(resized(values, size, mode))

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from diffusers_xai.analysis import predetermination_index, summary
-from diffusers_xai.experiments.base import label_text, provenance
+from diffusers_xai.experiments.base import interval_text, label_text, provenance
 from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import of_first_seed, over_seeds
@@ -134,11 +134,12 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     data = result.data
     similarity, index = summary(data["ssim"]), summary(data["index"])
 
-    def told(facts: xr.Dataset) -> str:
-        return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"
-
     rows = [
-        {"switch": f"at step {int(step)}", "steps done": f"{share:.2f}", "SSIM": told(similarity.isel(switch=i))}
+        {
+            "switch": f"at step {int(step)}",
+            "steps done": f"{share:.2f}",
+            "SSIM": interval_text(similarity.isel(switch=i)),
+        }
         for i, (step, share) in enumerate(zip(data["step"].values, data["share"].values, strict=True))
     ]
-    return pd.DataFrame([*rows, {"switch": "predetermination index", "steps done": told(index), "SSIM": ""}])
+    return pd.DataFrame([*rows, {"switch": "predetermination index", "steps done": interval_text(index), "SSIM": ""}])

@@ -14,6 +14,7 @@ from diffusers_xai.experiments.seeds import over_seeds, profile_of
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.profile.selection import pick_branch
 
 
 TIME = 0.2  # part of the training's timesteps; thesis: t = 200
@@ -144,5 +145,4 @@ def plot_layers(result: ExperimentResult) -> go.Figure:
 
 
 def _record(profile: Any, path: str) -> np.ndarray:
-    array = profile[f"activations/{path}"].isel(step=0)
-    return (array.sel(branch="cond") if "branch" in array.dims else array).values
+    return pick_branch(profile[f"activations/{path}"].isel(step=0), "cond").values

@@ -6,6 +6,7 @@ import xarray as xr
 
 from diffusers_xai.plots.style import TEMPLATE, line_style, time_label
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.selection import pick_branch
 
 
 def label_sensitivity(profile: DiffusionProfile, *, sample: int = 0) -> go.Figure:
@@ -21,9 +22,7 @@ def label_sensitivity(profile: DiffusionProfile, *, sample: int = 0) -> go.Figur
     Raises:
         KeyError: if the profile holds no `label_sensitivity`.
     """
-    array = profile["label_sensitivity"].isel(sample=sample)
-    if "branch" in array.dims:
-        array = array.sel(branch="cond")
+    array = pick_branch(profile["label_sensitivity"].isel(sample=sample), "cond")
     if "height" in array.dims:
         array = array.sum(["height", "width"])
     squares: xr.DataArray = array.astype(np.float64) ** 2

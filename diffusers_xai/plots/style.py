@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.selection import pick_branch
 
 
 FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -61,8 +62,7 @@ def time_label(array: xr.DataArray, step: int) -> str:
 
 def record_at(array: xr.DataArray, step: int, sample: int) -> np.ndarray:
     """What `array` holds of one sample at a step; under guidance, of the branch with the label."""
-    record = array.sel(step=step).isel(sample=sample)
-    record = record.sel(branch="cond") if "branch" in record.dims else record
+    record = pick_branch(array.sel(step=step).isel(sample=sample), "cond")
     return record.values.astype(np.float32)  # plotly has no float16
 
 
@@ -97,7 +97,12 @@ def recorded_layers(profile: DiffusionProfile, group: str = "activations") -> di
 def layers_over_time(profile: DiffusionProfile) -> list[str]:
     """The recorded attention layers, or all layers where none of them is one, that have at least two steps."""
     layers = [path for path, array in recorded_layers(profile).items() if array.sizes["step"] > 1]
-    return [path for path in layers if "attn" in path or "attention" in path] or layers
+    return [path for path in layers if is_attention(path)] or layers
+
+
+def is_attention(path: str) -> bool:
+    """Whether a recorded layer is an attention layer, by its module path; a profile knows no modules."""
+    return "attn" in path or "attention" in path
 
 
 def layers_with_maps(profile: DiffusionProfile, group: str = "activations") -> list[str]:
