@@ -7,7 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.backbones import get_backbone
+from diffusers_xai.backbones import Backbone, get_backbone
+from diffusers_xai.backbones.blocks import layers_by_block
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.region import clean_image_energy, region_or_middle
@@ -46,7 +47,7 @@ def run(
         batch_size (`int`): Runs at a time.
         mask (`(height, width)` bool): The region whose pixels ask; a square in the middle if `None`.
         layers (`Sequence[str]`, *optional*): Globs of the layers whose gradient maps are kept; an early, a middle and
-            a late attention layer if `None`.
+            a late attention layer if `None`, or layers of such blocks in a network without attention.
 
     Returns:
         `ExperimentResult`: `energy` (root of the sum of the squared gradients of the region's pixels) of dims (seed,
@@ -56,9 +57,7 @@ def run(
         `gradient_channel` (layer, step): the map of the channel whose gradient has the largest absolute sum.
     """
     backbone = get_backbone(pipe)
-    attention = list(backbone.attention_outputs())
-    spread = dict.fromkeys([attention[0], attention[len(attention) // 2], attention[-1]])
-    paths = list(backbone.resolve_layers(list(spread) if layers is None else layers))
+    paths = list(backbone.resolve_layers(_spread_layers(backbone) if layers is None else layers))
     region = region_or_middle(pipe, mask)
     distances = _distance_to(region)
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
@@ -97,6 +96,13 @@ def run(
     )
     data = of_first_seed(data, "gradient_map", "gradient_channel").assign(mask=(("height", "width"), region))
     return ExperimentResult("localisation", data, settings)
+
+
+def _spread_layers(backbone: Backbone) -> list[str]:
+    """An early, a middle and a late attention layer, or the last layers of such blocks where there is no attention."""
+    names = list(backbone.attention_outputs())
+    names = names or [paths[-1] for paths in layers_by_block(backbone.denoiser).values()]
+    return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
 
 
 def _distance_to(region: np.ndarray) -> np.ndarray:

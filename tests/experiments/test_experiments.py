@@ -325,6 +325,15 @@ def test_networks_of_diffusers_without_labels():
             run(name, pipe, seeds=[1, 2], num_inference_steps=5)
 
 
+def test_localisation_without_attention():
+    pipe = XAIPipeline(unet_2d(attention=False), DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    result = run("localisation", pipe, seeds=[1], num_inference_steps=5)
+    layers = sorted(result.data["layer"].values.tolist())
+    assert layers == ["down_blocks.0.downsamplers.0", "mid_block.resnets.1", "up_blocks.1.resnets.1"]
+    assert (abs(result.data["gradient_map"]).max(["height", "width"]) > 0).all()
+
+
 def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
     XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
