@@ -1,7 +1,20 @@
 """Numbers over many runs: means with intervals, and what curves say."""
 
-from diffusers_xai.analysis.bootstrap import bootstrap_interval, summary
 from diffusers_xai.analysis.predetermination import predetermination_index
+from diffusers_xai.analysis.statistics import (
+    benjamini_hochberg,
+    equivalence_test,
+    mean_interval,
+    share_interval,
+    summary,
+)
 
 
-__all__ = ["bootstrap_interval", "predetermination_index", "summary"]
+__all__ = [
+    "benjamini_hochberg",
+    "equivalence_test",
+    "mean_interval",
+    "predetermination_index",
+    "share_interval",
+    "summary",
+]

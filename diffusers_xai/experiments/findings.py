@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from diffusers_xai.analysis import bootstrap_interval
+from diffusers_xai.analysis import mean_interval
 from diffusers_xai.experiments.result import ExperimentResult
 
 
@@ -26,7 +26,7 @@ class Finding:
         criterion (`str`): What has to be above zero, in words.
         experiment (`str`): The experiment it is read from.
         effect (`float`): The mean over the seeds of what the criterion says.
-        low (`float`), high (`float`): 95 % bootstrap interval of the mean.
+        low (`float`), high (`float`): 95 % interval of the mean.
         seeds (`int`): Number of seeds.
     """
 
@@ -204,7 +204,7 @@ def findings(results: Mapping[str, ExperimentResult]) -> list[Finding]:
         raise ValueError(f"findings are about networks with a layer mid_attn.fn, got {layers}")
     table = []
     for claim, criterion, experiment, values in _criteria(results):
-        low, high = bootstrap_interval(values.values)
+        low, high = mean_interval(values.values)
         table.append(
             Finding(claim, criterion, experiment, float(values.mean()), float(low), float(high), values.sizes["seed"])
         )
@@ -234,7 +234,7 @@ def to_markdown(
         "",
         f"What the thesis found, tested on the checkpoint `{first['checkpoint'].rstrip('/').rsplit('/', 1)[-1]}`:"
         f" {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided. A claim holds where the"
-        " 95 % bootstrap interval of its effect lies above zero, and does not where it lies below. The criteria were"
+        " 95 % interval of its effect lies above zero, and does not where it lies below. The criteria were"
         " fixed before these runs. Another checkpoint may answer otherwise: the thesis's was trained"
         " for longer, on more faces, at twice or four times the size.",
         "",

@@ -41,7 +41,7 @@ _ALL = (
         "How much each step changes the image",
         "SSIM between each state of the process and the next, for many seeds. High values mean that a step changes"
         " little. The line is the mean over the seeds, the light band one standard deviation of the seeds, the dark"
-        " band the 95 % bootstrap interval of the mean.",
+        " band the 95 % interval of the mean.",
         "thesis eq. 4.1.8, fig. 5.6",
         ssim_trajectory.run,
         ssim_trajectory.plot,
@@ -119,7 +119,7 @@ _ALL = (
         "From when on the label no longer matters",
         "The label is switched at ten steps of the process, and each image is compared with that of the run that was"
         " never switched. The index is the share of the process after which a switch leaves the image alike (SSIM of"
-        " at least 0.9), with the 95 % bootstrap interval over the seeds. The images are those of the first seed.",
+        " at least 0.9), with the 95 % interval over the seeds. The images are those of the first seed.",
         "thesis section 5.3.2, fig. 5.17, D.2",
         predetermination.run,
         predetermination.plot,
