@@ -5,8 +5,9 @@ from diffusers import ModelMixin  # diffusers looks it up here when it loads our
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.explainers import (
     Activations,
-    AttentionMaps,
+    AttentionOutputs,
     AttentionWeights,
+    GradientEnergy,
     GradientMaps,
     GradientVolume,
     Samples,
@@ -16,18 +17,19 @@ from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.models import ConvNextUNet2DModel
 from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput
 from diffusers_xai.profile import DiffusionProfile
-from diffusers_xai.recorder import record
+from diffusers_xai.recording import record
 
 
 register_with_diffusers(ConvNextUNet2DModel)
 
 __all__ = [
     "Activations",
-    "AttentionMaps",
+    "AttentionOutputs",
     "AttentionWeights",
     "ChannelAblation",
     "ConvNextUNet2DModel",
     "DiffusionProfile",
+    "GradientEnergy",
     "GradientMaps",
     "GradientVolume",
     "LabelSwitch",

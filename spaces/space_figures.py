@@ -78,7 +78,7 @@ def _volume(profile: DiffusionProfile) -> Any:
 def notes(profile: DiffusionProfile, has_attention: bool) -> dict[str, str]:
     """Name of a tab's note -> what is missing there and why; empty where nothing is."""
     attention = "" if attention_choices(profile) else texts.NO_ATTENTION_LAYER
-    if "attention_map" not in profile:
+    if "attention_outputs" not in profile:
         attention = texts.NO_PROFILE_MAP if has_attention else texts.NO_ATTENTION
     return {
         "activations_note": "" if recorded_layers(profile) else texts.NO_LAYERS,

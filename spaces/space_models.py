@@ -12,11 +12,11 @@ import torch
 from space_settings import Limits, Settings
 
 from diffusers_xai import XAIPipeline
-from diffusers_xai.backbones import get_backbone
-from diffusers_xai.backbones.blocks import layers_by_block, short_name
-from diffusers_xai.backbones.labels import encode_label
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.pipelines import open_checkpoint
+from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers.blocks import layers_by_block, short_name
+from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.measures import mask_from_box
 
 

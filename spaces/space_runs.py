@@ -16,7 +16,7 @@ from space_settings import Limits, Settings, SettingsError
 from diffusers_xai import DiffusionProfile
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.explainers.plan import RecordingPlan
+from diffusers_xai.recording.plan import RecordingPlan
 
 
 CANCELLED = "Cancelled: nothing was changed."

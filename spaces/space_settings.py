@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusers_xai import (
     Activations,
-    AttentionMaps,
+    AttentionOutputs,
     ChannelAblation,
     GradientMaps,
     GradientVolume,
@@ -88,7 +88,7 @@ class Settings:
         """What is recorded; `attention` tells whether the model has any."""
         specs: list[Any] = [Samples(every=self.every)]
         if attention:
-            specs.append(AttentionMaps(every=self.every))
+            specs.append(AttentionOutputs(every=self.every))
         if self.layers:
             specs.append(Activations(layers=list(self.layers), every=self.every))
         if self.gradients:
@@ -102,5 +102,5 @@ class Settings:
         """What is changed."""
         edits: list[Any] = [ChannelAblation(layer, channels=channel) for layer, channel in self.ablations]
         if self.switch_at is not None:
-            edits.append(LabelSwitch(at=self.switch_at, to=self.switch_to))
+            edits.append(LabelSwitch(from_step=self.switch_at, to=self.switch_to))
         return edits

@@ -370,7 +370,7 @@ def test_an_unconditional_model_of_diffusers(place, capsys):
     XAIPipeline(unet=unet, scheduler=DDIMScheduler()).save_pretrained("plain")
     assert cli.main(["profile", "--checkpoint", "plain", "--steps", "2"]) == 0
     made = DiffusionProfile.from_pretrained("profile")
-    assert "attention_map" in made
+    assert "attention_outputs" in made
     assert any(name.startswith("activations/") for name in made)
     assert cli.main(["profile", "--checkpoint", "plain", "--label", "3", "--out", "b"]) == 2
     assert "takes no labels" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from diffusers import DDIMScheduler, DDPMScheduler, HeunDiscreteScheduler
 
 from diffusers_xai import (
     Activations,
-    AttentionMaps,
+    AttentionOutputs,
     ChannelAblation,
+    GradientEnergy,
     GradientMaps,
     GradientVolume,
     LabelSwitch,
@@ -27,7 +28,7 @@ MASK[3:5, 3:6] = True
 SPECS = [
     Samples(every=2),
     Activations(layers=["down_blocks.*", "mid_block", "conv_in"]),
-    AttentionMaps(steps=[1, 2]),
+    AttentionOutputs(steps=[1, 2]),
 ]
 GRADIENTS = [GradientVolume(mask=MASK, steps=1), GradientMaps(layers=["mid_block", "conv_in"], mask=MASK, every=2)]
 
@@ -51,9 +52,9 @@ CASES = {
     "gradients": ("xai", {}, GRADIENTS),
     "guided gradients": ("xai", {"guidance_scale": 2.0}, GRADIENTS),
     "noise": ("xai", {"guidance_scale": 2.0}, [GradientVolume(mask=MASK, of="noise", dtype="float16", every=3)]),
-    "energy": ("xai", {}, [GradientVolume(mask=MASK, estimate="energy", probes=4)]),
+    "energy": ("xai", {}, [GradientEnergy(mask=MASK, probes=4)]),
     "heun": ("xai", {}, SPECS),
-    "bfloat16": ("xai", {}, [Samples(), Activations(layers="**.attn"), AttentionMaps()]),
+    "bfloat16": ("xai", {}, [Samples(), Activations(layers="**.attn"), AttentionOutputs()]),
     "the same array twice": ("xai", {}, [Samples(every=2), Samples(steps=[0, 3], x0=False), *SPECS]),
 }
 
@@ -81,7 +82,7 @@ def test_plan_of_an_unconditional_network(scheduler):
 
 def test_the_default_scheduler_of_a_plan_is_the_thesis_run():
     pipe, _ = make_pipeline("xai")
-    plan = pipe.plan([Samples(every=100), AttentionMaps(timesteps=[700, 500, 100])])
+    plan = pipe.plan([Samples(every=100), AttentionOutputs(timesteps=[700, 500, 100])])
     assert (plan.steps, plan.samples) == (1000, 1)
     # 10 records of x_t and of x0, 3 x 16 x 16 float32; SSIM in float64 at every step; the final sample.
     assert plan.nbytes == 2 * 10 * 3072 + 1000 * 8 + 3072 + 3 * 16 * 16 * 4
@@ -172,7 +173,7 @@ def test_max_bytes_lets_through_what_fits_and_refuses_a_byte_less(name):
 
 def test_max_bytes_names_the_largest_and_what_would_fit(tmp_path):
     pipe, sample = make_pipeline("xai")
-    specs = [Samples(measures=()), Activations(layers="mid_block"), AttentionMaps(steps=3)]
+    specs = [Samples(measures=()), Activations(layers="mid_block"), AttentionOutputs(steps=3)]
     limit = 150_000
     with pytest.raises(ValueError, match="would take") as error:
         sample(record=specs, num_inference_steps=20, max_bytes=limit, profile_dir=tmp_path / "fox")
@@ -198,8 +199,8 @@ def test_max_bytes_names_the_largest_and_what_would_fit(tmp_path):
         ([ChannelAblation("downs.0.3", channels=99)], ValueError, r"in 0..7, got \[99\]"),
         ([ChannelAblation("downs.1.3", channels=0, mask=np.ones((8, 8), bool))], ValueError, r"got \(8, 8\)"),
         ([ChannelAblation("downs.1.3", channels=0, steps=20)], ValueError, r"within 0\.\.9"),
-        ([LabelSwitch(at=11, to=3)], ValueError, "`at` in 0..10, got 11"),
-        ([LabelSwitch(at=3, to=16)], ValueError, "got 16"),
+        ([LabelSwitch(from_step=11, to=3)], ValueError, "`from_step` in 0..10, got 11"),
+        ([LabelSwitch(from_step=3, to=16)], ValueError, "got 16"),
     ],
 )
 def test_a_plan_refuses_the_edits_that_a_run_would_refuse(edits, error, message):

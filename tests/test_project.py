@@ -78,7 +78,7 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     exec(compile(readme_python()[0], "README.md", "exec"), {})
     assert (tmp_path / "face.png").exists()
     profile = diffusers_xai.DiffusionProfile.from_pretrained("face-profile")
-    assert {"samples", "x0", "attention_map"} <= set(profile)
+    assert {"samples", "x0", "attention_outputs"} <= set(profile)
     assert "activations/downs.1.2.fn" in profile
 
 

@@ -17,7 +17,7 @@ from diffusers import (
 from diffusers.hooks import FirstBlockCacheConfig
 from skimage.metrics import structural_similarity
 
-from diffusers_xai import Activations, AttentionMaps, ConvNextUNet2DModel, Samples, record
+from diffusers_xai import Activations, AttentionOutputs, ConvNextUNet2DModel, Samples, record
 from tests.tiny import make_pipeline
 
 
@@ -28,7 +28,7 @@ SCHEDULERS = {
     "dpm": DPMSolverMultistepScheduler,
     "heun": HeunDiscreteScheduler,
 }
-SPECS = [Samples(), Activations(layers=["down_blocks.*", "mid_block"]), AttentionMaps(every=2)]
+SPECS = [Samples(), Activations(layers=["down_blocks.*", "mid_block"]), AttentionOutputs(every=2)]
 
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
 
@@ -174,7 +174,7 @@ def test_attention_map_is_the_sum_of_upsampled_layer_outputs(name):
         modules = [m.to_out[0] for m in pipe.unet.modules() if type(m).__name__ == "Attention"]
     for module in modules:
         module.register_forward_hook(lambda m, args, out: outputs.append(out.clone()))
-    with record(pipe, [AttentionMaps(steps=0)]) as run:
+    with record(pipe, [AttentionOutputs(steps=0)]) as run:
         sample(num_inference_steps=1)
 
     size = pipe.unet.config.sample_size
@@ -185,7 +185,7 @@ def test_attention_map_is_the_sum_of_upsampled_layer_outputs(name):
             out = out.transpose(1, 2).reshape(out.shape[0], -1, side, side)
         summed = out.sum(1, keepdim=True)
         expected = expected + F.interpolate(summed, (size, size), mode="bilinear", align_corners=False)[:, 0]
-    recorded = run.profile["attention_map"].sel(step=0)
+    recorded = run.profile["attention_outputs"].sel(step=0)
     if name == "stable_diffusion":
         recorded = recorded.transpose("branch", "sample", "height", "width").values.reshape(4, size, size)
     np.testing.assert_allclose(np.asarray(recorded), expected.numpy(), rtol=1e-4, atol=1e-4)
@@ -209,7 +209,7 @@ def test_steps_timesteps_and_every_select_what_they_say():
     specs = [
         Samples(timesteps=[740, 0], measures=()),
         Activations(layers="mid_block", steps=[-1, 1]),
-        AttentionMaps(every=3),
+        AttentionOutputs(every=3),
     ]
     with record(pipe, specs) as run:
         sample(num_inference_steps=5)  # t = 800, 600, 400, 200, 0
@@ -217,7 +217,7 @@ def test_steps_timesteps_and_every_select_what_they_say():
     assert profile["samples"].step.values.tolist() == [0, 4]
     assert profile["samples"].timestep.values.tolist() == [800, 0]
     assert profile["activations/mid_block"].step.values.tolist() == [1, 4]
-    assert profile["attention_map"].step.values.tolist() == [0, 3]
+    assert profile["attention_outputs"].step.values.tolist() == [0, 3]
     assert "measures/ssim" not in profile
 
 
@@ -262,7 +262,7 @@ def test_requests_that_match_nothing_are_refused_before_the_first_forward():
     for specs, error, message in [
         ([Activations(layers="downs.7.3")], KeyError, r"matches 'downs.7.3'; nearest: .*downs\.1\.3"),
         ([Samples(steps=[2, 9])], ValueError, r"0\.\.3 .* got \[9\]; the run has 4 steps"),
-        ([AttentionMaps(timesteps=[-5])], ValueError, r"within 0..1000, got \[-5\]"),
+        ([AttentionOutputs(timesteps=[-5])], ValueError, r"within 0..1000, got \[-5\]"),
         (["samples"], TypeError, "got 'samples'"),
     ]:
         before = state_of(pipe)

@@ -92,7 +92,7 @@ def test_every_picture_has_a_text_and_every_section_a_heading(report):
     ("missing", "heading"),
     [
         (["x0"], "What the network predicts on the way"),
-        (["attention_map"], "Where attention works"),
+        (["attention_outputs"], "Where attention works"),
         (["measures/ssim", "samples"], "How much the image changes"),
         ([f"activations/{ATTENTION}", f"activations/{CONV}"], "What single channels see"),
     ],
@@ -114,8 +114,8 @@ def test_gradients_have_their_sections(report, missing):
 
 
 def test_another_run_is_compared(report):
-    ablation = {"type": "ChannelAblation", "layer": [CONV], "channels": [3], "replace": "zero", "amount": 1.0}
-    edited = make_profile(edits=[ablation, {"type": "LabelSwitch", "to": 12, "at": 5, "timestep": None}])
+    ablation = {"type": "ChannelAblation", "layers": [CONV], "channels": [3], "replace": "zero", "amount": 1.0}
+    edited = make_profile(edits=[ablation, {"type": "LabelSwitch", "to": 12, "from_step": 5, "from_timestep": None}])
     page = report(make_profile(), edited=edited)
     assert {"What the change does", "When the two runs part"} <= set(page.headings())
     assert "channel 3 of mid_block2 set to zero; the label switched to Bangs, Male, not Smiling" in page.text
@@ -137,7 +137,7 @@ def test_what_comes_from_the_profile_is_escaped(report):
         versions={attack: attack},
         created=attack,
         record=[{"type": attack, "layers": attack}],
-        edits=[{"type": attack, "layer": attack}],
+        edits=[{"type": attack, "layers": attack}],
     )
     page = report(profile, command=["diffusers-xai", attack])
     assert "<script>alert" not in page.source

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffusers_xai import Activations, AttentionMaps, DiffusionProfile, Samples, record
-from diffusers_xai.explainers import store
+from diffusers_xai import Activations, AttentionOutputs, DiffusionProfile, Samples, record
+from diffusers_xai.recording import stores
 from tests.tiny import PIPELINES, make_pipeline
 
 
-SPECS = [Samples(), Activations(layers=["down_blocks.*", "mid_block"], every=2), AttentionMaps(steps=[1, 2])]
+SPECS = [Samples(), Activations(layers=["down_blocks.*", "mid_block"], every=2), AttentionOutputs(steps=[1, 2])]
 
 
 @pytest.fixture
 def a_shard_per_step(monkeypatch):
-    monkeypatch.setattr(store, "SHARD_BYTES", 1)
+    monkeypatch.setattr(stores, "SHARD_BYTES", 1)
 
 
 def recorded(name, profile_dir=None, specs=SPECS):
@@ -76,7 +76,7 @@ def test_streamed_and_kept_profiles_are_equal_bit_for_bit(name, tmp_path, a_shar
 
 def test_shards_gather_steps(tmp_path, monkeypatch):
     # Samples and x0 of two images of 3 x 16 x 16 in float32, and two float64: 12304 bytes per step.
-    monkeypatch.setattr(store, "SHARD_BYTES", 2 * 12304)
+    monkeypatch.setattr(stores, "SHARD_BYTES", 2 * 12304)
     pipe, sample = make_pipeline("xai")
     with record(pipe, [Samples()], profile_dir=tmp_path / "fox"):
         sample(num_inference_steps=6)
@@ -88,7 +88,7 @@ def test_shards_gather_steps(tmp_path, monkeypatch):
 
 
 def test_waiting_steps_are_written_when_they_are_old(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(stores, "SHARD_SECONDS", 0.0)
     recorded("xai", tmp_path / "fox")
     assert len(shards(tmp_path / "fox", "samples")) == 4
 
@@ -139,9 +139,9 @@ def test_a_refused_run_leaves_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("broken")])
-@pytest.mark.parametrize("shard_bytes", [1, store.SHARD_BYTES])
+@pytest.mark.parametrize("shard_bytes", [1, stores.SHARD_BYTES])
 def test_an_interrupted_run_leaves_the_steps_done(tmp_path, monkeypatch, error, shard_bytes):
-    monkeypatch.setattr(store, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(stores, "SHARD_BYTES", shard_bytes)
     specs = [Samples(measures=()), Activations(layers="mid_block")]
     pipe, sample = make_pipeline("xai")
     with record(pipe, specs) as run:
@@ -177,10 +177,10 @@ def test_an_interrupt_while_writing_loses_no_step(tmp_path, monkeypatch, a_shard
 KILLED = """
 import functools, os, signal, sys
 from diffusers_xai import Activations, Samples, record
-from diffusers_xai.explainers import store
+from diffusers_xai.recording import stores
 from tests.tiny import make_pipeline
 
-store.SHARD_BYTES = int(sys.argv[2])
+stores.SHARD_BYTES = int(sys.argv[2])
 pipe, sample = make_pipeline("xai")
 original, calls = pipe.scheduler.step, []
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_xai.backbones import Backbone, get_backbone
 from diffusers_xai.cli.base import PROGRAM, CommandError, say
 from diffusers_xai.cli.output import check_disk, check_out, new_folder
 from diffusers_xai.cli.pipelines import EYES, add_pipeline_options, load_pipeline, num_threads, positive
@@ -23,11 +22,20 @@ from diffusers_xai.cli.requests import (
     region,
     resolve_ablations,
 )
-from diffusers_xai.explainers import Activations, AttentionMaps, GradientMaps, GradientVolume, RecordSpec, Samples
-from diffusers_xai.interventions import ChannelAblation, EditSpec
+from diffusers_xai.denoisers import Backbone, get_backbone
+from diffusers_xai.explainers import (
+    Activations,
+    AttentionOutputs,
+    GradientEnergy,
+    GradientMaps,
+    GradientVolume,
+    Samples,
+)
+from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording import EditSpec, RecordSpec
 from diffusers_xai.report import write_report
 
 
@@ -210,14 +218,14 @@ def _default_layers(backbone: Backbone) -> list[str]:
 def _specs(backbone: Backbone, layers: Sequence[str], every: int) -> list[RecordSpec]:
     specs: list[RecordSpec] = [Samples(every=every)]
     if backbone.attention_outputs():
-        specs.append(AttentionMaps(every=every))
+        specs.append(AttentionOutputs(every=every))
     if layers:
         specs.append(Activations(layers=layers, every=every))
     return specs
 
 
 def _gradient_specs(mask: np.ndarray | None, layers: Sequence[str], every: int) -> list[RecordSpec]:
-    energy = GradientVolume(mask=mask, of=_GRADIENTS_OF, estimate="energy", probes=_PROBES, every=every)
+    energy = GradientEnergy(mask=mask, of=_GRADIENTS_OF, probes=_PROBES, every=every)
     maps = [GradientMaps(layers=layers, mask=mask, of=_GRADIENTS_OF, every=every)] if layers else []
     return [energy, *maps]
 

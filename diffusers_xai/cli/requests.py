@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_xai.backbones import Backbone
-from diffusers_xai.backbones.labels import encode_label
 from diffusers_xai.cli.base import CommandError
+from diffusers_xai.denoisers import Backbone
+from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.measures import mask_from_box, mask_from_png
 from diffusers_xai.profile import DiffusionProfile
@@ -143,5 +143,5 @@ def parse_switches(texts: Sequence[str], config: Mapping[str, Any], calls: int) 
             raise CommandError(f"--switch {text}: expected a step in 0..{calls - 1}")
         if config.get("num_class_embeds") is None:
             raise CommandError(f"--switch {text}: this checkpoint takes no labels")
-        switches.append(LabelSwitch(at=int(step), to=parse_label(label, config, f"--switch {step}:")))
+        switches.append(LabelSwitch(from_step=int(step), to=parse_label(label, config, f"--switch {step}:")))
     return switches

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.backbones import get_backbone
+from diffusers_xai.denoisers import get_backbone
 from diffusers_xai.experiments.base import interval_text, layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import generators, of_first_seed, over_seeds

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from diffusers_xai.backbones import get_backbone
+from diffusers_xai.denoisers import get_backbone
 from diffusers_xai.experiments.base import provenance
 from diffusers_xai.experiments.region import region_or_middle
 from diffusers_xai.experiments.result import ExperimentResult

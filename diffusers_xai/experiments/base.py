@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.backbones import Backbone
+from diffusers_xai.denoisers import Backbone
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.pipelines import XAIPipeline
 

@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
-from diffusers_xai.backbones import get_backbone
+from diffusers_xai.denoisers import get_backbone
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.maps import max_channel_maps, resized
 from diffusers_xai.experiments.result import ExperimentResult

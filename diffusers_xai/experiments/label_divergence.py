@@ -14,7 +14,7 @@ from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.region import clean_image_energy, region_or_middle
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import generators, over_seeds
-from diffusers_xai.explainers import AttentionMaps, GradientVolume, Samples
+from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
 from diffusers_xai.measures import Mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
@@ -51,8 +51,8 @@ def run(
     Returns:
         `ExperimentResult`: `ssim` and `attention_distance` (Frobenius norm of the difference of A_t) of dims (seed,
         step), and `final_ssim` (seed). Of the two runs of the first seed at six moments, with the coordinate
-        `moment_timestep`: `sample` (run, moment, rgb, height, width), `attention_map` and `energy` (root of the sum of
-        the squared gradients of the region's clean image) of dims (run, moment, height, width); and `mask`.
+        `moment_timestep`: `sample` (run, moment, rgb, height, width), `attention_outputs` and `energy` (root of the
+        sum of the squared gradients of the region's clean image) of dims (run, moment, height, width); and `mask`.
     """
     if len(labels) != 2 or labels[0] == labels[1]:
         raise ValueError(f"expected two different labels to compare, got {list(labels)}")
@@ -65,13 +65,13 @@ def run(
             num_inference_steps=num_inference_steps,
             generator=generators(part, copies=2),
             guidance_scale=guidance_scale,
-            record=[Samples(every=every), AttentionMaps(every=every)],
+            record=[Samples(every=every), AttentionOutputs(every=every)],
             output_type="pt",
         )
         profile = output.profile
         samples = torch.from_numpy(profile["samples"].values).unflatten(1, (2, count))
         final = torch.from_numpy(profile["final_sample"].values).unflatten(0, (2, count))
-        maps = pick_branch(profile["attention_map"], "cond")
+        maps = pick_branch(profile["attention_outputs"], "cond")
         halves = np.split(maps.values.astype(np.float64), 2, axis=1)
         ssim = np.stack([structural_similarity(a, b).numpy() for a, b in samples])
         coords = {"step": profile["samples"]["step"], "timestep": profile["samples"]["timestep"]}
@@ -108,19 +108,19 @@ def _pictures(
         guidance_scale=guidance_scale,
         record=[
             Samples(timesteps=times),
-            AttentionMaps(timesteps=times),
+            AttentionOutputs(timesteps=times),
             GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
         ],
         output_type="pt",
     )
     profile = output.profile
-    maps = pick_branch(profile["attention_map"], "cond")
+    maps = pick_branch(profile["attention_outputs"], "cond")
     squares = clean_image_energy(profile["gradient_volume"]).transpose("sample", "step", ...)
     image = ("run", "moment", "rgb", "height", "width")
     return xr.Dataset(
         {
             "sample": (image, np.swapaxes(profile["samples"].values, 0, 1)),
-            "attention_map": (("run", "moment", "height", "width"), np.swapaxes(maps.values, 0, 1)),
+            "attention_outputs": (("run", "moment", "height", "width"), np.swapaxes(maps.values, 0, 1)),
             "energy": (("run", "moment", "height", "width"), np.sqrt(squares.values).astype(np.float32)),
             "final": (("run", "rgb", "height", "width"), profile["final_sample"].values),
         },
@@ -158,7 +158,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
         images = [*data["sample"].values[run], data["final"].values[run]]
         names = [*times, "the result"]
         rows.append([Tile(to_rgb(image), name) for image, name in zip(images, names, strict=True)])
-    for name, outline in (("attention_map", None), ("energy", region)):
+    for name, outline in (("attention_outputs", None), ("energy", region)):
         for run in range(2):
             maps = data[name].values[run]
             rows.append([*(Tile(m, t, outline=outline) for m, t in zip(maps, times, strict=True)), None])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.backbones import get_backbone
+from diffusers_xai.denoisers import get_backbone
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.maps import max_channel_maps

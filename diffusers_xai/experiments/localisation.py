@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.backbones import Backbone, get_backbone
-from diffusers_xai.backbones.blocks import layers_by_block
+from diffusers_xai.denoisers import Backbone, get_backbone
+from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.region import clean_image_energy, region_or_middle

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.backbones import get_backbone
+from diffusers_xai.denoisers import get_backbone
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import over_seeds, profile_of

@@ -9,10 +9,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
 
-from diffusers_xai.explainers import RecordSpec
-from diffusers_xai.interventions import Edits
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording import Edits, RecordSpec
 
 
 def over_seeds(

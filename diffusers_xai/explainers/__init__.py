@@ -1,24 +1,20 @@
 """What to record: one method per file, with what it taps and how it becomes labelled arrays."""
 
 from diffusers_xai.explainers.activations import Activations
-from diffusers_xai.explainers.attention_maps import AttentionMaps
+from diffusers_xai.explainers.attention_outputs import AttentionOutputs
 from diffusers_xai.explainers.attention_weights import AttentionWeights
+from diffusers_xai.explainers.gradient_energy import GradientEnergy
 from diffusers_xai.explainers.gradient_maps import GradientMaps
 from diffusers_xai.explainers.gradient_volume import GradientVolume
-from diffusers_xai.explainers.plan import RecordingPlan
-from diffusers_xai.explainers.recording import Recording
 from diffusers_xai.explainers.samples import Samples
-from diffusers_xai.explainers.spec import RecordSpec
 
 
 __all__ = [
     "Activations",
-    "AttentionMaps",
+    "AttentionOutputs",
     "AttentionWeights",
+    "GradientEnergy",
     "GradientMaps",
     "GradientVolume",
-    "RecordSpec",
-    "Recording",
-    "RecordingPlan",
     "Samples",
 ]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffusers_xai.explainers.layers import layer_names, with_dims
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.recording.layers import layer_names, with_dims
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps import tap_output
 
 
 if TYPE_CHECKING:
-    from diffusers_xai.explainers.recording import Recording
+    from diffusers_xai.recording.recording import Recording
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from diffusers_xai.backbones.base import Backbone, token_grid
-from diffusers_xai.explainers.layers import layer_names
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.denoisers.base import Backbone, token_grid
+from diffusers_xai.recording.layers import layer_names
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps.attention import tap_attention
 
 
 if TYPE_CHECKING:
-    from diffusers_xai.explainers.recording import Recording
+    from diffusers_xai.recording.recording import Recording
 
 _QUERIES_AT_ONCE = 256
 
@@ -30,7 +30,7 @@ class AttentionWeights(RecordSpec):
     Arrays: `attention_weights/<layer>` of dims (step, sample, head, height, width) over the image positions of the
     keys, averaged over all queries; cross-attention has (…, head, token) over the condition's tokens. With `pixels`,
     the weights of these queries, with the dim `pixel` after `head` and the coordinates `row` and `column` on it. Under
-    guidance `branch` stands after `sample`. Linear attention has no such weights: see [`AttentionMaps`].
+    guidance `branch` stands after `sample`. Linear attention has no such weights: see [`AttentionOutputs`].
 
     Args:
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers of softmax attention if `None`.
@@ -98,7 +98,7 @@ class AttentionWeights(RecordSpec):
         if without:
             raise ValueError(
                 f"Expected layers of softmax attention, available: {', '.join(available) or 'none'}; got"
-                f" {', '.join(without[:5])}. `AttentionMaps` shows linear attention."
+                f" {', '.join(without[:5])}. `AttentionOutputs` shows linear attention."
             )
         return asked
 

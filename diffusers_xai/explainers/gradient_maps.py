@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffusers_xai.explainers.gradient_base import GradientSpec, check_finite
-from diffusers_xai.explainers.layers import layer_names, with_dims
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.explainers.replay import StepReplay
+from diffusers_xai.recording.gradients import GradientSpec, check_finite
+from diffusers_xai.recording.layers import layer_names, with_dims
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.replay import StepReplay
 
 
 if TYPE_CHECKING:
-    from diffusers_xai.explainers.recording import Recording
+    from diffusers_xai.recording.recording import Recording
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,9 +28,7 @@ class GradientMaps(GradientSpec):
 
     Args:
         layers (`str` or list of `str`): See [`Activations`].
-        mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The output pixels that are
-            summed; all if `None`.
-        of (`str`, defaults to `"step"`): See [`GradientSpec`].
+        mask, pixels, of: See [`GradientSpec`]; the pixels are summed.
         steps, timesteps, every: See [`RecordSpec`].
 
     Raises:

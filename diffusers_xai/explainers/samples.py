@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.explainers.spec import RecordSpec
 from diffusers_xai.measures import structural_similarity
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps import SchedulerStep, predicted_x0_and_noise
 
 
 if TYPE_CHECKING:
-    from diffusers_xai.explainers.recording import Recording
+    from diffusers_xai.recording.recording import Recording
 
 _IMAGE = ("channel", "height", "width")
 _SSIM_WINDOW = 7

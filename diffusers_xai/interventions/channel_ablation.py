@@ -8,14 +8,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from diffusers_xai.backbones import stated_channels
+from diffusers_xai.denoisers import stated_channels
 from diffusers_xai.interventions.replacement import ProfileReplacement, describe_replacement, replacement_tensor
-from diffusers_xai.interventions.spec import EditSpec
 from diffusers_xai.measures import Mask, as_mask, mask_to_runs, resize_mask
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.edits import EditSpec
+from diffusers_xai.recording.layers import layer_names
+from diffusers_xai.recording.steps import StepSpec
 from diffusers_xai.taps import SchedulerStep, edit_output
-from diffusers_xai.taps.run import Run
-from diffusers_xai.taps.steps import StepSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class ChannelAblation(StepSpec, EditSpec):
     Source: thesis alg. 6, listing C.1 (`r = 0`, `a = 1`, at every step).
 
     Args:
-        layer (`str` or list of `str`): Module paths, aliases (`downs.1.3`), or globs of either, as in
+        layers (`str` or list of `str`): Module paths, aliases (`downs.1.3`), or globs of either, as in
             [`Activations`].
         channels (`int` or sequence of `int`): 0-based indices, the same in every matching layer.
         replace (`"zero"`, `"mean"`, `torch.Tensor`, `np.ndarray` or [`DiffusionProfile`], defaults to `"zero"`): What
@@ -50,7 +51,7 @@ class ChannelAblation(StepSpec, EditSpec):
         RuntimeError: after the first step, if a layer did not run.
     """
 
-    layer: str | Iterable[str]
+    layers: str | Iterable[str]
     channels: int | Iterable[int]
     replace: Literal["zero", "mean"] | torch.Tensor | np.ndarray | DiffusionProfile = "zero"
     amount: float = 1.0
@@ -63,10 +64,7 @@ class ChannelAblation(StepSpec, EditSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        layers = (self.layer,) if isinstance(self.layer, str) else tuple(self.layer)
-        if not all(isinstance(layer, str) for layer in layers):
-            raise TypeError(f"Expected `layer` as a name or several, got {layers}.")
-        object.__setattr__(self, "layer", layers)
+        object.__setattr__(self, "layers", layer_names(self.layers))
         object.__setattr__(self, "channels", _channel_indices(self.channels))
         if not 0 <= self.amount <= 1:
             raise ValueError(f"Expected `amount` in [0, 1], got {self.amount}.")
@@ -76,7 +74,7 @@ class ChannelAblation(StepSpec, EditSpec):
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Edits the output of every matching layer."""
-        for path, module in run.backbone.resolve_layers(self.layer).items():
+        for path, module in run.backbone.resolve_layers(self.layers).items():
             layer = _AblatedLayer(self, run, path, stated_channels(module), samples)
             run.on_start(layer.start)
             run.on_step(layer.check_has_run)

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from diffusers_xai.backbones.labels import encode_label
-from diffusers_xai.interventions.spec import EditSpec
-from diffusers_xai.taps.run import Run
-from diffusers_xai.taps.steps import nearest_steps
+from diffusers_xai.denoisers.labels import encode_label
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.edits import EditSpec
+from diffusers_xai.recording.steps import nearest_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +25,32 @@ class LabelSwitch(EditSpec):
 
     Args:
         to (`int` or `dict[str, bool]`): The new label, as in `class_labels`.
-        at (`int`, *optional*): Index of the first denoiser call with the new label: 0 switches the whole run, the
-            number of steps nothing.
-        timestep (`float`, *optional*): Instead of `at`, a value of the scheduler's t: the step whose t is nearest (the
-            first of several) is the first one with the new label.
+        from_step (`int`, *optional*): Index of the first step with the new label: 0 switches the whole run, the number
+            of steps nothing.
+        from_timestep (`float`, *optional*): Instead of `from_step`, a value of the scheduler's t: the step
+            whose t is nearest (the first of several) is the first one with the new label.
 
     Raises:
         TypeError: for a label that is neither an integer nor a dict.
-        ValueError: if not exactly one of `at` and `timestep` is given; when the run is attached, if the model is
-            unconditional or has no such label; before sampling starts, if there is no such step.
+        ValueError: if not exactly one of `from_step` and `from_timestep` is given; when the run is attached, if
+            the model is unconditional or has no such label; before sampling starts, if there is no such step.
     """
 
     to: int | Mapping[str, bool]
-    at: int | None = None
-    timestep: float | None = None
+    from_step: int | None = None
+    from_timestep: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.at is None) == (self.timestep is None):
-            raise ValueError(f"Expected one of `at` and `timestep`, got at={self.at} and timestep={self.timestep}.")
-        if self.at is not None and (not _is_index(self.at) or self.at < 0):
-            raise ValueError(f"Expected `at` as a step index from 0 on, got {self.at!r}.")
+        if (self.from_step is None) == (self.from_timestep is None):
+            raise ValueError(
+                f"Expected one of `from_step` and `from_timestep`, got {self.from_step} and {self.from_timestep}."
+            )
+        if self.from_step is not None and (not _is_index(self.from_step) or self.from_step < 0):
+            raise ValueError(f"Expected `from_step` as a step index from 0 on, got {self.from_step!r}.")
         if not isinstance(self.to, Mapping) and not _is_index(self.to):
             raise TypeError(f"Expected `to` as an integer or a dict of attributes, got {self.to!r}.")
         object.__setattr__(self, "to", dict(self.to) if isinstance(self.to, Mapping) else int(self.to))
-        object.__setattr__(self, "at", None if self.at is None else int(self.at))
+        object.__setattr__(self, "from_step", None if self.from_step is None else int(self.from_step))
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Replaces the labels in the denoiser's calls."""
@@ -88,16 +90,18 @@ class LabelSwitch(EditSpec):
 
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON-able data."""
-        return {"type": "LabelSwitch", "to": self.to, "at": self.at, "timestep": self.timestep}
+        return {"type": "LabelSwitch", "to": self.to, "from_step": self.from_step, "from_timestep": self.from_timestep}
 
     def _first_step(self, run: Run) -> int:
         count = len(run.timesteps)
-        if self.timestep is not None:
+        if self.from_timestep is not None:
             train_timesteps = run.scheduler.config.get("num_train_timesteps", 1000)
-            return min(nearest_steps(self, [self.timestep], run.timesteps, train_timesteps))
-        if self.at is None or self.at > count:
-            raise ValueError(f"LabelSwitch: expected `at` in 0..{count}, got {self.at}; the run has {count} steps.")
-        return self.at
+            return min(nearest_steps(self, [self.from_timestep], run.timesteps, train_timesteps))
+        if self.from_step is None or self.from_step > count:
+            raise ValueError(
+                f"LabelSwitch: expected `from_step` in 0..{count}, got {self.from_step}; the run has {count} steps."
+            )
+        return self.from_step
 
 
 def _is_index(value: Any) -> bool:

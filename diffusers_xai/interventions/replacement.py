@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from diffusers_xai.profile import DiffusionProfile
-from diffusers_xai.taps.run import Run
+from diffusers_xai.recording.clock import Run
 
 
 CONSTANTS = ("zero", "mean")

@@ -14,18 +14,17 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.func import functional_call
 
-from diffusers_xai.backbones import get_backbone
-from diffusers_xai.backbones.labels import encode_labels
-from diffusers_xai.explainers import RecordSpec
-from diffusers_xai.explainers.plan import RecordingPlan, make_plan
-from diffusers_xai.explainers.planned import PlanContext
-from diffusers_xai.interventions import Edits, check_samples, count_samples, edits_with_samples
+from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers.labels import encode_labels
 from diffusers_xai.pipelines.publishing import PublishedPipeline
 from diffusers_xai.profile import DiffusionProfile
-from diffusers_xai.recorder import record as record_run
+from diffusers_xai.recording import Edits, RecordSpec, check_samples, count_samples, edits_with_samples
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.plan import RecordingPlan, make_plan
+from diffusers_xai.recording.planned import PlanContext
+from diffusers_xai.recording.record import record as record_run
 from diffusers_xai.taps import copy_scheduler, scale_model_input
 from diffusers_xai.taps.probe import probe_outputs, shortest_time
-from diffusers_xai.taps.run import Run
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -106,9 +105,9 @@ class XAIPipeline(PublishedPipeline):
                 Initial noise of unit variance, drawn from `generator` if `None`.
             record (sequence of `RecordSpec`, *optional*): What to record, e.g. `[Samples(every=100)]`.
             edits (sequence of `EditSpec`, or one sequence of them per image, *optional*):
-                What to change while sampling, e.g. `[LabelSwitch(at=500, to=3)]`. One sequence per image compares
-                variants in one batch: a single label and a single generator are then those of every image, with the
-                same noise for all.
+                What to change while sampling, e.g. `[LabelSwitch(from_step=500, to=3)]`. One sequence per image
+                compares variants in one batch: a single label and a single generator are then those of every image,
+                with the same noise for all.
             profile_dir (`str` or `os.PathLike`, *optional*): A new folder that the profile is written to while
                 sampling, so that memory does not grow with the number of steps, see [`record`].
             max_bytes (`int`, *optional*): Refuses a profile that would be larger, before the first step, see [`plan`].
@@ -187,7 +186,7 @@ class XAIPipeline(PublishedPipeline):
         batch_size: int | None = None,
         guidance_scale: float = 1.0,
     ) -> RecordingPlan:
-        r"""Tells what a recording would cost, without sampling: `print(pipe.plan([Samples(), AttentionMaps()]))`.
+        r"""Tells what a recording would cost, without sampling: `print(pipe.plan([Samples(), AttentionOutputs()]))`.
 
         The network is run a few times on one image, to see its layers and to measure its time.
 

@@ -41,9 +41,9 @@ def switch_sweep(
 ) -> torch.Tensor:
     """Final states of runs whose label is switched at each of several steps, and of the run that is never switched.
 
-    A run with `LabelSwitch(at=s, to=to)` equals the unswitched one up to step s. So the unswitched run is done once
-    and branched at each s: with its state, its scheduler and its source of noise. All runs advance together. For ten
-    switches evenly spread over the process, that takes 0.59 of the network's rows of the eleven runs.
+    A run with `LabelSwitch(from_step=s, to=to)` equals the unswitched one up to step s. So the unswitched run is done
+    once and branched at each s: with its state, its scheduler and its source of noise. All runs advance together. For
+    ten switches evenly spread over the process, that takes 0.59 of the network's rows of the eleven runs.
 
     Source: thesis section 5.3.2, fig. 5.17.
 

@@ -13,17 +13,17 @@ def attention_distance(one: DiffusionProfile, other: DiffusionProfile, *, sample
     """Draws LayerDist between the attention maps A_t of two runs at the steps that both have recorded.
 
     Args:
-        one (`DiffusionProfile`): A profile that holds `attention_map`.
+        one (`DiffusionProfile`): A profile that holds `attention_outputs`.
         other (`DiffusionProfile`): Another one.
         sample (`int`): Index of the sample.
 
     Raises:
-        KeyError: if one of the two holds no `attention_map`.
+        KeyError: if one of the two holds no `attention_outputs`.
         ValueError: if they have no recorded step in common.
 
     Source: thesis eq. 4.1.10, fig. A.1.
     """
-    mine, theirs = one["attention_map"], other["attention_map"]
+    mine, theirs = one["attention_outputs"], other["attention_outputs"]
     steps = sorted(set(mine["step"].values.tolist()) & set(theirs["step"].values.tolist()))
     if not steps:
         raise ValueError("Expected attention maps at a common step, got none; record both with the same interval.")

@@ -32,7 +32,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
     | `x0`                  | the clean sample predicted at the step | step, sample, channel, height, width           |
     | `final_sample`        | the scheduler's state after the run    | sample, channel, height, width                 |
     | `activations/<layer>` | the layer's output                     | step, sample, [branch,] channel, height, width |
-    | `attention_map`       | A_t, all attention layers in one map   | step, sample, height, width                    |
+    | `attention_outputs`   | A_t, all attention layers in one map   | step, sample, height, width                    |
     | `measures/<name>`     | the step's input against its result    | step, sample                                   |
 
     Every dim comes from one vocabulary, in this order: step, sample, branch, head, channel, height, width, token,
@@ -425,7 +425,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         """The mask, if it has the samples' size (where a recorded array tells that)."""
         if mask is None:
             return None
-        for name in ("samples", "x0", "final_sample", "attention_map"):
+        for name in ("samples", "x0", "final_sample", "attention_outputs"):
             header = self._headers.get(name)
             if header is not None and header.dims[-2:] == ("height", "width"):
                 return as_mask(mask, header.shape[-2:])

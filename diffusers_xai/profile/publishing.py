@@ -217,7 +217,7 @@ def _card(
         title=repo_id.rsplit("/", 1)[-1],
         count="an image" if count == 1 else f"{count} images",
         repo_id=repo_id,
-        example="attention_map" if "attention_map" in profile else next(iter(profile), "samples"),
+        example="attention_outputs" if "attention_outputs" in profile else next(iter(profile), "samples"),
         arrays="\n".join(rows),
         tables=" ".join(_TABLES[name] for name in tables) or "It holds no samples or measures for the Hub's viewer.",
         provenance=json.dumps({k: v for k, v in provenance.items() if k != "layer_aliases"}, indent=1),

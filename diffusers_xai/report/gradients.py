@@ -17,7 +17,7 @@ def gradient_sections(profile: DiffusionProfile, mask: np.ndarray | None) -> lis
     region = "outlined region" if mask is not None or "gradient_energy" not in profile else "whole image"
     found = []
     if "gradient_energy" in profile or "gradient_volume" in profile:
-        estimate = _spec(profile, "GradientVolume", estimate="energy")
+        estimate = _spec(profile, "GradientEnergy")
         probes = f", estimated from {estimate['probes']} random projections" if estimate else ""
         found.append(
             Section(

@@ -43,11 +43,12 @@ def changes(profile: DiffusionProfile, edited: DiffusionProfile) -> str:
 
 def _in_words(edit: dict | list, profile: DiffusionProfile) -> str:
     if isinstance(edit, dict) and edit.get("type") == "ChannelAblation" and edit.get("replace") == "zero":
-        layers = ", ".join(layer_name(profile, layer) for layer in edit["layer"])
+        layers = ", ".join(layer_name(profile, layer) for layer in edit["layers"])
         channels = ", ".join(map(str, edit["channels"]))
         verb = "set to zero" if edit.get("amount", 1) == 1 else f"weakened by {edit['amount']:.0%}"
         return f"channel{'s' * (len(edit['channels']) > 1)} {channels} of {layers} {verb}"
     if isinstance(edit, dict) and edit.get("type") == "LabelSwitch" and isinstance(edit.get("to"), int):
-        start = f"step {edit['at']}" if edit.get("at") is not None else f"t = {edit.get('timestep')}"
+        at = edit.get("from_step")
+        start = f"step {at}" if at is not None else f"t = {edit.get('from_timestep')}"
         return f"the label switched to {label_words(edit['to'], class_attributes(profile))} from {start} on"
     return str(edit)

@@ -75,7 +75,7 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 lambda: plots.layer_distances(profile),
             )
         )
-    if "attention_map" in profile:
+    if "attention_outputs" in profile:
         found.append(
             Section(
                 "Where attention works",

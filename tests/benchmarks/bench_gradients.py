@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_xai import ConvNextUNet2DModel, GradientMaps, GradientVolume, XAIPipeline
+from diffusers_xai import ConvNextUNet2DModel, GradientEnergy, GradientMaps, GradientVolume, XAIPipeline
 from tests.benchmarks.harness import interleaved, print_table
 from tests.reference import article_unet, pixel_loop
 
@@ -70,7 +70,7 @@ def main():
     volume, maps = seconds["volume"] - seconds["plain"], seconds["maps"] - seconds["plain"]
 
     mask = eye_mask()
-    specs = {"exact": GradientVolume(mask=mask), "energy": GradientVolume(mask=mask, estimate="energy")}  # 32 probes
+    specs = {"exact": GradientVolume(mask=mask), "energy": GradientEnergy(mask=mask)}  # 32 probes
     profiles = {}
     full = interleaved(
         {name: lambda name=name, spec=spec: profiles.update({name: sample(spec)}) for name, spec in specs.items()},

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from diffusers.utils import logging
 
-from diffusers_xai import Activations, AttentionMaps, Samples, XAIPipeline, demo_checkpoint
+from diffusers_xai import Activations, AttentionOutputs, Samples, XAIPipeline, demo_checkpoint
 from tests.benchmarks.harness import print_table
 
 
-SPECS = [Samples(), AttentionMaps(), Activations(layers=["down_blocks.*", "up_blocks.*"])]
+SPECS = [Samples(), AttentionOutputs(), Activations(layers=["down_blocks.*", "up_blocks.*"])]
 
 
 def sample(steps, profile_dir):

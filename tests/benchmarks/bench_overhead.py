@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers.utils import logging
 
-from diffusers_xai import Activations, AttentionMaps, ConvNextUNet2DModel, Samples, XAIPipeline, demo_checkpoint
+from diffusers_xai import Activations, AttentionOutputs, ConvNextUNet2DModel, Samples, XAIPipeline, demo_checkpoint
 from diffusers_xai.measures import structural_similarity
 from tests.benchmarks.harness import interleaved, print_table, ratios
 
 
 EVERY = 50
 LAYERS = ["downs.0.2.fn", "downs.1.2.fn", "downs.2.2.fn", "downs.3.2.fn", "mid_attn.fn", "ups.0.2.fn"]
-SPECS = [Samples(every=EVERY), AttentionMaps(every=EVERY), Activations(layers=LAYERS, every=EVERY)]
+SPECS = [Samples(every=EVERY), AttentionOutputs(every=EVERY), Activations(layers=LAYERS, every=EVERY)]
 
 
 def sample_plainly(pipe, steps):
@@ -66,7 +66,7 @@ def nnsight_model(unet):
     return NNsight(copy.deepcopy(unet))  # a copy: it stays instrumented
 
 
-def attention_map(outputs, size):
+def attention_output_map(outputs, size):
     maps = [F.interpolate(out.sum(1, keepdim=True), (size, size), mode="bilinear") for out in outputs]
     return torch.stack(maps).sum(0)[:, 0]
 
@@ -78,14 +78,14 @@ def sample_by_hand(pipe, steps, capture):
     scheduler, size = pipe.scheduler, pipe.unet.config.sample_size
     scheduler.set_timesteps(steps)
     x, label = torch.randn(1, 3, size, size, generator=generator), torch.tensor([3])
-    kept = {"samples": [], "x0": [], "ssim": [], "attention_map": [], "layers": []}
+    kept = {"samples": [], "x0": [], "ssim": [], "attention_outputs": [], "layers": []}
     for i, t in enumerate(scheduler.timesteps):
         if i % EVERY:
             output = pipe.unet(x, t, class_labels=label).sample
         else:
             output, layers, attentions = capture(x, t, label)
             kept["layers"].append([layer.clone() for layer in layers])
-            kept["attention_map"].append(attention_map(attentions, size))
+            kept["attention_outputs"].append(attention_output_map(attentions, size))
             kept["samples"].append(x.clone())
         step = scheduler.step(output, t, x, generator=generator)
         if i % EVERY == 0:
@@ -138,7 +138,7 @@ def check_same(name, pipe, recorded, images, kept):
         (profile["measures/ssim"].values, torch.stack(kept["ssim"])),
         (profile["samples"].values, torch.stack(kept["samples"])),
         (profile["x0"].values, torch.stack(kept["x0"])),
-        (profile["attention_map"].values, torch.stack(kept["attention_map"])),
+        (profile["attention_outputs"].values, torch.stack(kept["attention_outputs"])),
         *(
             (profile[layer].values, torch.stack([outputs[i] for outputs in kept["layers"]]))
             for i, layer in enumerate(names)

@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-from diffusers_xai import Activations, AttentionMaps, ChannelAblation, LabelSwitch, Samples, XAIPipeline
+from diffusers_xai import Activations, AttentionOutputs, ChannelAblation, LabelSwitch, Samples, XAIPipeline
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, emergence
 from tests.tiny import convnext_unet, unet_2d
@@ -88,10 +88,16 @@ def test_the_images_of_label_divergence(pipe):
         mine = data["energy"][i, 3].values
         np.testing.assert_allclose(mine / mine.max(), energy / energy.max(), atol=2e-3)
         alone = pipe(
-            label, num_inference_steps=20, generator=torch.Generator().manual_seed(SEEDS[0]), record=[AttentionMaps()]
+            label,
+            num_inference_steps=20,
+            generator=torch.Generator().manual_seed(SEEDS[0]),
+            record=[AttentionOutputs()],
         ).profile
         np.testing.assert_allclose(
-            data["attention_map"][i, 3], np.squeeze(alone["attention_map"].sel(step=11).values), rtol=1e-3, atol=1e-3
+            data["attention_outputs"][i, 3],
+            np.squeeze(alone["attention_outputs"].sel(step=11).values),
+            rtol=1e-3,
+            atol=1e-3,
         )
 
 
@@ -114,12 +120,14 @@ def test_predetermination(pipe):
     assert result.data["share"].values.tolist() == [0, 0.25, 0.5, 0.75]
     for seed in SEEDS:
         whole = states(pipe, 3, seed, 8)[-1]
-        switched = [states(pipe, 3, seed, 8, edits=[LabelSwitch(at=at, to=12)])[-1] for at in (0, 2, 4, 6)]
+        switched = [states(pipe, 3, seed, 8, edits=[LabelSwitch(from_step=at, to=12)])[-1] for at in (0, 2, 4, 6)]
         expected = [ssim(whole, image) for image in switched]
         np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-3)
     first = result.data["images"]
     np.testing.assert_allclose(first[0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
-    np.testing.assert_allclose(first[2], states(pipe, 3, SEEDS[0], 8, edits=[LabelSwitch(at=2, to=12)])[-1], atol=1e-3)
+    np.testing.assert_allclose(
+        first[2], states(pipe, 3, SEEDS[0], 8, edits=[LabelSwitch(from_step=2, to=12)])[-1], atol=1e-3
+    )
     table = EXPERIMENTS["predetermination"].table(result)
     assert table["SSIM"][1].startswith(f"{float(result.data['ssim'][:, 1].mean()):.3f} (")
     assert table["steps done"].tolist()[:4] == ["0.00", "0.25", "0.50", "0.75"]

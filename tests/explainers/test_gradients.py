@@ -7,7 +7,16 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
-from diffusers_xai import Activations, ConvNextUNet2DModel, GradientMaps, GradientVolume, Samples, XAIPipeline, record
+from diffusers_xai import (
+    Activations,
+    ConvNextUNet2DModel,
+    GradientEnergy,
+    GradientMaps,
+    GradientVolume,
+    Samples,
+    XAIPipeline,
+    record,
+)
 from tests.reference import article_unet, pixel_loop
 from tests.tiny import convnext_unet, make_pipeline, unet_2d
 
@@ -215,10 +224,10 @@ def test_every_chunk_size_gives_the_same_volume(chunk_size):
         np.testing.assert_allclose(profile[name].values, expected[name].values, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimate", [None, "energy"])
-def test_passes_side_by_side_give_the_same_gradients(estimate):
+@pytest.mark.parametrize("kind", [GradientVolume, GradientEnergy])
+def test_passes_side_by_side_give_the_same_gradients(kind):
     pipe, threads = make(), torch.get_num_threads()
-    spec = GradientVolume(pixels=[(i % 16, i // 16) for i in range(40)], steps=1, estimate=estimate)
+    spec = kind(pixels=[(i % 16, i // 16) for i in range(40)], steps=1)
     profiles = []
     try:
         for count in (1, 3):
@@ -336,7 +345,7 @@ def test_energy_estimate_lies_within_its_error(of):
     mask[4:10, 4:12] = True
     exact = run(pipe, [GradientVolume(mask=mask, steps=1, of=of)]).profile["gradient_volume"].values[0, 0]
     energy = np.sqrt((exact.astype(np.float64) ** 2).sum(0))
-    profile = run(pipe, [GradientVolume(mask=mask, steps=1, of=of, estimate="energy", probes=400)]).profile
+    profile = run(pipe, [GradientEnergy(mask=mask, steps=1, of=of, probes=400)]).profile
     estimate, error = (profile[name].values[0, 0] for name in ("gradient_energy", "gradient_energy_error"))
     relevant = energy > 1e-3 * energy.max()
     z = (estimate - energy)[relevant] / error[relevant]
@@ -372,7 +381,7 @@ def test_dtype_is_that_of_storage():
         (lambda: GradientVolume(mask=np.ones((16, 16), bool), pixels=[(0, 0)]), "got both"),
         (lambda: GradientVolume(of="image"), "'image'"),
         (lambda: GradientVolume(channels="mean"), "'mean'"),
-        (lambda: GradientVolume(estimate="energy", probes=1), "2 `probes`"),
+        (lambda: GradientEnergy(probes=1), "2 `probes`"),
         (lambda: GradientVolume(chunk_size=0), "chunk_size"),
         (lambda: GradientMaps(layers="mid_block", mask=np.ones((8, 8), bool)), r"got \(8, 8\)"),
         (lambda: [GradientVolume(pixels=[(0, 0)]), GradientVolume(pixels=[(1, 0)])], "one per profile"),

@@ -222,8 +222,8 @@ def test_a_profile_travels_and_is_read_file_by_file(tmp_path):
             tmp_path / "a",
             f"""{PUSH}
 import json, torch
-from diffusers_xai import Activations, AttentionMaps, Samples
-what = [Samples(every=2), AttentionMaps(), Activations(layers="mid_attn.fn", steps=[1])]
+from diffusers_xai import Activations, AttentionOutputs, Samples
+what = [Samples(every=2), AttentionOutputs(), Activations(layers="mid_attn.fn", steps=[1])]
 generators = [torch.Generator().manual_seed(s) for s in (4, 9)]
 profile = pipe([3, 12], num_inference_steps=5, generator=generators, record=what).profile
 first = profile.push_to_hub("tester/run", private=True)
@@ -242,7 +242,7 @@ from diffusers_xai import DiffusionProfile
 profile = DiffusionProfile.from_pretrained("tester/run", revision={first["first"]!r})
 local = DiffusionProfile.from_pretrained({str(tmp_path / "local")!r})
 repr(profile)
-attention = profile["attention_map"]
+attention = profile["attention_outputs"]
 try:
     DiffusionProfile.from_pretrained("tester/run", token="hf_wrong", cache_dir={str(tmp_path / "other")!r})
     private = "open"
@@ -250,7 +250,7 @@ except OSError as error:
     private = str(error)
 print(json.dumps({{
     "private": private, "names": sorted(profile) == sorted(local),
-    "equal": bool(np.array_equal(attention, local["attention_map"])),
+    "equal": bool(np.array_equal(attention, local["attention_outputs"])),
     "dims": list(attention.dims), "provenance": profile.provenance == local.provenance,
 }}))
 """,
@@ -263,7 +263,7 @@ print(json.dumps({{
             "provenance": True,
         }
         fetched = {e["path"].rsplit("/", 1)[-1] for e in hub.log if "/resolve/" in e["path"] and e["method"] == "GET"}
-        assert fetched == {"profile.json", "attention_map.safetensors"}
+        assert fetched == {"profile.json", "attention_outputs.safetensors"}
 
         third = in_process(
             hub,

@@ -327,7 +327,7 @@ def test_the_edit_describes_itself(tmp_path):
     assert replace != ChannelAblation("a", 1, torch.zeros(2, 8, 8)).to_dict()["replace"]
     assert data == {
         "type": "ChannelAblation",
-        "layer": ["downs.0.3"],
+        "layers": ["downs.0.3"],
         "channels": [3, 1],
         "amount": 0.5,
         "skip": True,

@@ -13,9 +13,13 @@ from tests.tiny import convnext_unet, make_pipeline
 VARIANTS = [
     [],
     [ChannelAblation("downs.0.3", [1, 5])],
-    [LabelSwitch(at=2, to=12)],
-    [ChannelAblation("mid_block", 3, "mean", steps=[0, 1]), ChannelAblation("downs.0.3", 2), LabelSwitch(at=0, to=7)],
-    [LabelSwitch(at=3, to=9), LabelSwitch(at=1, to=5)],
+    [LabelSwitch(from_step=2, to=12)],
+    [
+        ChannelAblation("mid_block", 3, "mean", steps=[0, 1]),
+        ChannelAblation("downs.0.3", 2),
+        LabelSwitch(from_step=0, to=7),
+    ],
+    [LabelSwitch(from_step=3, to=9), LabelSwitch(from_step=1, to=5)],
 ]
 
 
@@ -56,7 +60,7 @@ def test_a_sweep_over_layers_is_one_call():
     provenance = batch.profile.provenance
     assert provenance["seeds"] == [0] * 13
     assert provenance["class_labels"] == [3] * 13
-    assert [row[0]["layer"] for row in provenance["edits"][:-1]] == [[layer] for layer in layers]
+    assert [row[0]["layers"] for row in provenance["edits"][:-1]] == [[layer] for layer in layers]
     assert provenance["edits"][-1] == []
 
 
@@ -79,7 +83,7 @@ def test_all_variants_have_the_same_noise():
 
 def test_several_labels_and_generators_stay_those_of_their_images():
     _, sample = make()
-    edits = [[ChannelAblation("downs.0.3", 5)], [], [LabelSwitch(at=1, to=0)]]
+    edits = [[ChannelAblation("downs.0.3", 5)], [], [LabelSwitch(from_step=1, to=0)]]
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
     batch = sample([3, 9, 12], edits, generators).images
     for i, (label, row) in enumerate(zip([3, 9, 12], edits, strict=True)):

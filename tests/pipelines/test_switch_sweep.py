@@ -24,7 +24,7 @@ def separate_run(pipe, switch, **options):
         [3] * len(SEEDS),
         num_inference_steps=STEPS,
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-        edits=[] if switch is None else [LabelSwitch(at=switch, to=12)],
+        edits=[] if switch is None else [LabelSwitch(from_step=switch, to=12)],
         record=[Samples(every=STEPS)],
         **options,
     )

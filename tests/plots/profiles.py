@@ -28,7 +28,7 @@ def make_profile(samples: int = 1, guided: bool = False, **provenance) -> Diffus
         "x0": array(3, 10, 8),
         "final_sample": array(3, 10, 8)[0].drop_vars(["step", "timestep"]),
         "measures/ssim": array(steps=list(range(STEPS)), dims=()),
-        "attention_map": array(10, 8, dims=("height", "width"), branch=guided),
+        "attention_outputs": array(10, 8, dims=("height", "width"), branch=guided),
         f"activations/{ATTENTION}": array(6, 10, 8, branch=guided),
         f"activations/{CONV}": array(5, 5, 4, branch=guided),
     }
@@ -53,7 +53,7 @@ PIXELS = [(2, 1), (2, 2), (3, 1), (5, 6)]
 def with_gradients(profile: DiffusionProfile, *, separate: bool = False) -> DiffusionProfile:
     """The profile with gradients of `PIXELS` at its recorded steps 2, 12 and 22."""
     rng = np.random.default_rng(1)
-    samples, guided = profile["samples"].sizes["sample"], "branch" in profile["attention_map"].dims
+    samples, guided = profile["samples"].sizes["sample"], "branch" in profile["attention_outputs"].dims
     coords = {name: coord for name, coord in profile["samples"].sel(step=[2, 12, 22]).coords.items()}
     places = {"row": ("pixel", [row for row, _ in PIXELS]), "column": ("pixel", [column for _, column in PIXELS])}
 

@@ -37,9 +37,9 @@ def test_channel_map_shows_the_channel_and_the_max_channel():
 def test_attention_distance_is_the_norm_of_the_difference():
     one = make_profile()
     other = make_profile()
-    other["attention_map"].values[:] = other["attention_map"].values[::-1].copy()
+    other["attention_outputs"].values[:] = other["attention_outputs"].values[::-1].copy()
     figure = plots.attention_distance(one, other)
-    difference = (one["attention_map"].values - other["attention_map"].values)[:, 0].astype(float)
+    difference = (one["attention_outputs"].values - other["attention_outputs"].values)[:, 0].astype(float)
     assert np.allclose(figure.data[0].y, np.sqrt((difference**2).sum(axis=(1, 2))))
     with pytest.raises(KeyError):
-        plots.attention_distance(one, without(other, "attention_map"))
+        plots.attention_distance(one, without(other, "attention_outputs"))

@@ -73,7 +73,7 @@ def test_grey_images_and_latents_have_a_picture():
 @pytest.mark.parametrize("guided", [False, True])
 def test_attention_maps_are_drawn_unchanged(guided):
     profile = make_profile(guided=guided)
-    stored = profile["attention_map"].values[:, 0, 1] if guided else profile["attention_map"].values[:, 0]
+    stored = profile["attention_outputs"].values[:, 0, 1] if guided else profile["attention_outputs"].values[:, 0]
     figure = attention_strip(profile, count=4)
     maps = [trace for trace in figure.data if isinstance(trace, go.Heatmap)]
     for trace, i in zip(maps, (0, 4, 8), strict=True):

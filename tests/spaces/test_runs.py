@@ -32,7 +32,7 @@ def test_sampling_streams_states_and_ends_with_the_profile():
     assert all((item.total, 1 <= item.done <= 4) == (4, True) for item in items[:-1])
     profile = items[-1]
     assert profile["samples"]["step"].values.tolist() == [0, 2]
-    assert profile["attention_map"].sizes["step"] == 2
+    assert profile["attention_outputs"].sizes["step"] == 2
     assert "activations/mid_block.attentions.0.attn" in profile
 
 
@@ -49,7 +49,7 @@ def test_models_without_labels_or_attention_are_sampled_as_by_their_pipeline(une
     expected = model.pipe(label, num_inference_steps=3, generator=generator, output_type="pt").images[0]
     shown = torch.from_numpy(profile["final_sample"].values[0]).div(2).add(0.5).clamp(0, 1)
     assert torch.equal(shown, expected)
-    assert ("attention_map" in profile) == model.has_attention
+    assert ("attention_outputs" in profile) == model.has_attention
     *_, plan = run_stream(runs.plan, model, wanted, Limits())
     assert plan.nbytes == sum(array.nbytes for array in profile.values())
 
@@ -65,7 +65,7 @@ def test_the_sweep_equals_runs_of_their_own():
     assert all(state.total == 10 for state in states)
     assert result.data.sizes["switch"] == 10
     images = []
-    for edits in ([], [LabelSwitch(at=4, to=12)]):
+    for edits in ([], [LabelSwitch(from_step=4, to=12)]):
         generator = [torch.Generator().manual_seed(seed) for seed in (8, 9, 10)]
         output = model.pipe(
             [3] * 3,

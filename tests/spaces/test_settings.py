@@ -9,7 +9,7 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from diffusers_xai.backbones.blocks import layers_by_block
+from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.measures import mask_from_drawing, mask_to_runs
 from tests.spaces.modules import module
 from tests.tiny import convnext_unet, unet_2d

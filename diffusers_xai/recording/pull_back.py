@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from diffusers_xai.explainers.replay import StepReplay
+from diffusers_xai.recording.replay import StepReplay
 
 
 # (first row, gradients w.r.t. the sample, gradients w.r.t. the label conditioning): both (row, branch, sample, …).

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import xarray as xr
 
-from diffusers_xai.explainers.spec import RecordSpec
-from diffusers_xai.explainers.store import MemoryStore, StepArray
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.spec import RecordSpec
+from diffusers_xai.recording.stores import MemoryStore, StepArray
 from diffusers_xai.taps import SchedulerStep
-from diffusers_xai.taps.run import Run
 
 
 _LIBRARIES = ("diffusers-xai", "diffusers", "torch", "numpy", "safetensors", "xarray")

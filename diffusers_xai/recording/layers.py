@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from diffusers_xai.backbones import Backbone
+from diffusers_xai.denoisers import Backbone
 
 
 _DIMS_BY_RANK = {4: ("channel", "height", "width"), 3: ("channel", "token"), 2: ("channel",)}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusers_xai.recording.clock import Run, sample_argument, sample_name
 from diffusers_xai.taps import (
     SchedulerStep,
     copy_scheduler,
@@ -19,7 +20,6 @@ from diffusers_xai.taps import (
     predicted_x0_and_noise,
     scale_model_input,
 )
-from diffusers_xai.taps.run import Run, sample_argument, sample_name
 
 
 OUTPUTS = ("step", "noise")

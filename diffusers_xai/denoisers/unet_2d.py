@@ -3,7 +3,7 @@
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from diffusers_xai.backbones.base import Backbone
+from diffusers_xai.denoisers.base import Backbone
 
 
 class UNet2DBackbone(Backbone):

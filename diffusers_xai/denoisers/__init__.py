@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from diffusers_xai.backbones.base import Backbone, stated_channels
-from diffusers_xai.backbones.convnext_unet import ConvNextUNetBackbone
-from diffusers_xai.backbones.unet_2d import UNet2DBackbone, UNet2DConditionBackbone
+from diffusers_xai.denoisers.base import Backbone, stated_channels
+from diffusers_xai.denoisers.convnext_unet import ConvNextUNetBackbone
+from diffusers_xai.denoisers.unet_2d import UNet2DBackbone, UNet2DConditionBackbone
 
 
 # By class name: a class that a Hub repository carries as code has the same name and another module.

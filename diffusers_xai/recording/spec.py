@@ -6,12 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.taps.steps import StepSpec
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.steps import StepSpec
 
 
 if TYPE_CHECKING:
-    from diffusers_xai.explainers.recording import Recording
+    from diffusers_xai.recording.recording import Recording
 
 
 @dataclass(frozen=True, kw_only=True)

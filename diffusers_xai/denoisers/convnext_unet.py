@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import nn
 
-from diffusers_xai.backbones.base import Backbone
+from diffusers_xai.denoisers.base import Backbone
 
 
 class ConvNextUNetBackbone(Backbone):

@@ -5,13 +5,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from diffusers_xai.backbones import get_backbone
-from diffusers_xai.explainers import Recording, RecordSpec
-from diffusers_xai.explainers.plan import check_size, context_of
-from diffusers_xai.explainers.store import DiskStore, MemoryStore
-from diffusers_xai.interventions import Edits, check_samples, edits_with_samples
+from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.edits import Edits, check_samples, edits_with_samples
+from diffusers_xai.recording.plan import check_size, context_of
+from diffusers_xai.recording.recording import Recording
+from diffusers_xai.recording.spec import RecordSpec
+from diffusers_xai.recording.stores import DiskStore, MemoryStore
 from diffusers_xai.taps import force_eager
-from diffusers_xai.taps.run import Run
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def record(
     an exception, nothing stays attached. After an exception `profile` holds the steps done, marked `complete: false`.
 
     ```py
-    with record(pipe, [Samples(every=10), AttentionMaps()]) as run:
+    with record(pipe, [Samples(every=10), AttentionOutputs()]) as run:
         pipe("a red fox")
     run.profile
     ```

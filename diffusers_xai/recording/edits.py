@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from diffusers_xai.taps.run import Run
+from diffusers_xai.recording.clock import Run
 
 
 class EditSpec:
@@ -52,7 +52,7 @@ def edits_with_samples(edits: Edits) -> list[tuple[EditSpec, list[int] | None]]:
         pairs += [(edit, [index]) for edit in entry] if isinstance(entry, Sequence) else [(entry, None)]
     for edit, _ in pairs:
         if not isinstance(edit, EditSpec):
-            raise TypeError(f"Expected what to change, such as `LabelSwitch(at=500, to=3)`, got {edit!r}.")
+            raise TypeError(f"Expected what to change, such as `LabelSwitch(from_step=500, to=3)`, got {edit!r}.")
     if len({isinstance(entry, Sequence) for entry in edits}) > 1:
         raise TypeError("Expected edits of all images, or one sequence of edits per image, got a mixture.")
     return pairs

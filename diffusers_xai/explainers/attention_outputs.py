@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.explainers.spec import RecordSpec
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps import SchedulerStep, tap_output
 
 
 if TYPE_CHECKING:
-    from diffusers_xai.explainers.recording import Recording
+    from diffusers_xai.recording.recording import Recording
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionMaps(RecordSpec):
+class AttentionOutputs(RecordSpec):
     """Records A_t: all attention layers' outputs, summed over channels, up-sampled and added into one map.
 
     Outputs are taken before any residual sum (the thesis's layers "fn") and up-sampled bilinearly to the sample's
-    size. These are not softmax attention weights. Array: `attention_map` of dims (step, sample, height, width), with
-    `branch` after `sample` under guidance; unbounded, signed.
+    size. These are not softmax attention weights. Array: `attention_outputs` of dims (step, sample, height, width),
+    with `branch` after `sample` under guidance; unbounded, signed.
 
     Args:
         steps, timesteps, every: See [`RecordSpec`].
@@ -57,14 +57,14 @@ class AttentionMaps(RecordSpec):
 
         def keep(step: SchedulerStep) -> None:
             for call in sorted(maps):
-                recording.keep(self, "attention_map", maps[call], ("height", "width"))
+                recording.keep(self, "attention_outputs", maps[call], ("height", "width"))
             maps.clear()
 
-        recording.expect(self, ["attention_map"])
+        recording.expect(self, ["attention_outputs"])
         run.on_step(keep)
         for path, module in attention_outputs.items():
             stack.enter_context(tap_output(module, partial(add, path)))
 
     def plan(self, context: PlanContext) -> list[PlannedArray]:
         """One map of the sample's size."""
-        return [context.array("attention_map", context.steps(self), context.sample_shape[1:], torch.float32)]
+        return [context.array("attention_outputs", context.steps(self), context.sample_shape[1:], torch.float32)]

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusers_xai.explainers.planned import PlanContext, PlannedArray
-from diffusers_xai.explainers.spec import RecordSpec
 from diffusers_xai.profile.repr import format_size
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps.probe import probe_outputs
-from diffusers_xai.taps.run import Run
 
 
 _HEADER = ("object", "array", "steps", "shape at a step", "size", "backward passes", "time")

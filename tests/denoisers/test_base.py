@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from diffusers_xai.backbones import get_backbone
-from diffusers_xai.backbones.base import token_grid
+from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers.base import token_grid
 from tests.tiny import make_pipeline
 
 
