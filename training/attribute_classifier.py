@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from training.data import FaceImages, step_generator
+from training.batches import step_generator
+from training.data import FaceImages
 
 
 WEIGHTS_FILE, CONFIG_FILE = "attribute_classifier.safetensors", "attribute_classifier.json"

@@ -1,4 +1,4 @@
-"""Face images with attribute columns, and the order in which a run sees them."""
+"""Face images with attribute columns."""
 
 import io
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from training.celeba import attribute_values, check_attributes, labels_from_values, open_splits
 from training.config import TrainingConfig
-from training.objective import draw_timesteps
 
 
 @dataclass
@@ -32,16 +31,6 @@ class FaceImages:
 
     def __len__(self) -> int:
         return len(self.images)
-
-
-@dataclass
-class Batch:
-    """One forward pass: images in [-1, 1], labels with some dropped, 0-based timesteps, and the noise to add."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    timesteps: torch.Tensor
-    noise: torch.Tensor
 
 
 def load_splits(
@@ -138,90 +127,3 @@ def _crop_and_resize(image: Image.Image, center_crop: int | None, size: int) -> 
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))  # `resize(box=…)` would look over the edge
     return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
-
-
-def sampling_weights(labels: torch.Tensor, balance: float, floor: int) -> torch.Tensor:
-    """How often each row is drawn: n ** -balance with n = max(images of its label, floor); float64, sums to 1."""
-    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
-    weights = counts.clamp(min=max(floor, 1)).double()[inverse] ** -balance
-    return weights / weights.sum()
-
-
-def step_generator(seed: int, *position: int) -> torch.Generator:
-    """A generator that depends on the seed and the position alone, so that a resumed run needs no stored state."""
-    state = np.random.SeedSequence([seed, *position]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state))
-
-
-class BatchStream:
-    """The batches of a run as a function of the step: step 1000 is the same whether or not 999 was drawn before.
-
-    What a step sees depends on how many images it takes, not on how processes and forward passes share them.
-
-    Args:
-        data (`FaceImages`): The training split.
-        config (`TrainingConfig`): Batch size, balance, flips, label dropout, timesteps and seed.
-        null_label (`int`): The label that stands for "no label".
-        num_train_timesteps (`int`): Length of the noise schedule.
-        process (`int`): This process and
-        num_processes (`int`): how many share a step.
-    """
-
-    def __init__(
-        self,
-        data: FaceImages,
-        config: TrainingConfig,
-        null_label: int,
-        num_train_timesteps: int,
-        process: int = 0,
-        num_processes: int = 1,
-    ):
-        self.data = data
-        self.config = config
-        self.null_label = null_label
-        self.num_train_timesteps = num_train_timesteps
-        self.process = process
-        self.images_per_step = config.batch_size * config.gradient_accumulation_steps * num_processes
-        self.weights = sampling_weights(data.labels, config.class_balance, config.class_balance_floor)
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
-
-    def epoch_order(self, epoch: int) -> torch.Tensor:
-        """Rows of an epoch: each `len(data) * weight` times, rounded down or up at random, in random order.
-
-        With equal weights every row comes once.
-        """
-        generator = step_generator(self.config.seed, 0, epoch)
-        count = len(self.data)
-        points = (torch.arange(count) + torch.rand(1, generator=generator, dtype=torch.float64)) / count
-        rows = torch.searchsorted(self.weights.cumsum(0), points).clamp(max=count - 1)
-        return rows[torch.randperm(count, generator=generator)]
-
-    def rows(self, step: int) -> torch.Tensor:
-        """Row numbers of all images of the 0-based step, in all processes."""
-        chosen = []
-        for position in range(step * self.images_per_step, (step + 1) * self.images_per_step):
-            epoch, offset = divmod(position, len(self.data))
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, self.epoch_order(epoch)
-            chosen.append(self._order[offset])
-        return torch.stack(chosen)
-
-    def batches(self, step: int) -> list[Batch]:
-        """This process's batches of the 0-based step, one per forward pass."""
-        config, count = self.config, self.images_per_step
-        generator = step_generator(config.seed, 1, step)
-        rows = self.rows(step)
-        mirrored = torch.rand(count, generator=generator) < (0.5 if config.horizontal_flip else 0.0)
-        dropped = torch.rand(count, generator=generator) < config.label_dropout
-        timesteps = draw_timesteps(count, self.num_train_timesteps, config.stratified_timesteps, generator)
-        noise = torch.randn((count, *self.data.images.shape[1:]), generator=generator)
-        labels = self.data.labels[rows].masked_fill(dropped, self.null_label)
-
-        first = self.process * config.gradient_accumulation_steps * config.batch_size
-        batches = []
-        for i in range(config.gradient_accumulation_steps):
-            part = slice(first + i * config.batch_size, first + (i + 1) * config.batch_size)
-            images = self.data.images[rows[part]].float() / 127.5 - 1
-            images = torch.where(mirrored[part, None, None, None], images.flip(-1), images)
-            batches.append(Batch(images, labels[part], timesteps[part], noise[part]))
-        return batches

@@ -6,8 +6,9 @@ from PIL import Image
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
 from diffusers_xai.measures import structural_similarity
+from training.batches import step_generator
 from training.config import TrainingConfig
-from training.data import FaceImages, step_generator
+from training.data import FaceImages
 from training.objective import implied_clean_and_noise
 
 

@@ -16,6 +16,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from diffusers_xai import ConvNextUNet2DModel
+from training.batches import Batch, BatchesAhead, BatchStream
 from training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -25,7 +26,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import TrainingConfig
-from training.data import Batch, BatchStream, FaceImages
+from training.data import FaceImages
 from training.evaluation import sample_labels_in_config, tiles, validate
 from training.export import load_weights
 from training.objective import diffusion_loss, min_snr_weights, training_target
@@ -71,9 +72,11 @@ class Trainer:
             config,
             null_label=self.network.config.null_class_label,
             num_train_timesteps=self.scheduler.config.num_train_timesteps,
+            device=self.accelerator.device,
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
+        self.batches = BatchesAhead(self.stream)
         values, counts = train.labels.unique(return_counts=True)
         self.label_counts = {str(int(v)): int(n) for v, n in zip(values, counts, strict=True)}
         self.step = 0
@@ -140,7 +143,7 @@ class Trainer:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         losses, norm = [], 0.0
-        for batch in self.stream.batches(self.step):
+        for batch in self.batches.take(self.step):
             with accelerator.accumulate(self.model):
                 loss = self._loss(batch)
                 accelerator.backward(loss)
@@ -200,12 +203,11 @@ class Trainer:
                 self.save()
 
     def _loss(self, batch: Batch) -> torch.Tensor:
-        config, device = self.config, self.accelerator.device
-        clean, noise, timesteps = batch.images.to(device), batch.noise.to(device), batch.timesteps.to(device)
+        config, clean, noise, timesteps = self.config, batch.images, batch.noise, batch.timesteps
         noisy = self.scheduler.add_noise(clean, noise, timesteps)
         if config.channels_last:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-        labels = batch.labels.to(device) if self.network.class_embedding is not None else None
+        labels = batch.labels if self.network.class_embedding is not None else None
         with self.accelerator.autocast():
             prediction = self.model(noisy, timesteps, labels).sample
         weights = None

@@ -8,18 +8,11 @@ from PIL import Image
 
 from tests.training.conftest import ATTRIBUTES, write_parquet
 from training.config import TrainingConfig
-from training.data import BatchStream, FaceImages, load_splits, sampling_weights
+from training.data import load_splits
 
 
 def make_config(settings, **changes):
     return TrainingConfig(**{**settings, **changes})
-
-
-def make_stream(settings, labels, **kwargs):
-    changes = {name: kwargs.pop(name) for name in list(kwargs) if name not in ("process", "num_processes")}
-    images = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 3, 4, 4)
-    data = FaceImages(images, torch.tensor(labels))
-    return BatchStream(data, make_config(settings, **changes), -1, 1000, **kwargs)
 
 
 def test_labels_are_the_bits_of_the_attributes(settings, tmp_path):
@@ -90,79 +83,6 @@ def test_rows_above_a_limit_and_unreadable_images_are_left_out(settings, tmp_pat
     ((name, reason),) = train.faulty
     assert name == "row 2"  # the fifth without the two above the limit
     assert "not a readable picture" in reason
-
-
-def test_sampling_weights():
-    weights = sampling_weights(torch.tensor([0] * 100 + [1] * 25 + [2] * 4), balance=0.5, floor=16)
-    per_label = [weights[:100].sum(), weights[100:125].sum(), weights[125:].sum()]
-    expected = np.array([100 / 10, 25 / 5, 4 / 4])  # the third label counts as 16 images
-    np.testing.assert_allclose(per_label, expected / expected.sum(), rtol=1e-12)
-
-
-def test_balanced_epochs_have_the_frequencies_of_the_weights(settings):
-    stream = make_stream(settings, [0] * 200 + [1] * 25, class_balance=0.5, class_balance_floor=1)
-    epochs = torch.stack([torch.bincount(stream.epoch_order(e), minlength=225) for e in range(40)]).double()
-    expected = np.array([200**-0.5] * 200 + [25**-0.5] * 25)
-    expected *= 225 / expected.sum()
-    assert (epochs.sum(1) == 225).all()
-    assert (np.abs(epochs.numpy() - expected) < 1).all()  # every epoch is as near as whole numbers can be
-    np.testing.assert_allclose(epochs.mean(0), expected, atol=0.3)
-
-
-def test_without_balance_an_epoch_holds_every_row_once(settings):
-    stream = make_stream(settings, [0, 1, 1, 1, 2, 2, 3], class_balance=0.0)
-    orders = [stream.epoch_order(e).tolist() for e in range(3)]
-    assert all(sorted(order) == list(range(7)) for order in orders)
-    assert orders[0] != orders[1]
-
-
-def test_steps_follow_the_epochs_and_do_not_depend_on_history(settings):
-    stream = make_stream(settings, list(range(7)), class_balance=0.0)
-    rows = torch.cat([stream.rows(i) for i in range(7)])
-    assert rows.tolist() == [r for e in range(3) for r in stream.epoch_order(e).tolist()]
-    (late,) = make_stream(settings, list(range(7)), class_balance=0.0).batches(5)
-    (again,) = stream.batches(5)
-    for name in ("images", "labels", "timesteps", "noise"):
-        assert torch.equal(getattr(late, name), getattr(again, name))
-
-
-@pytest.mark.parametrize("stratified", [False, True])
-def test_a_step_is_the_same_however_it_is_shared(settings, stratified):
-    def streams(size, accumulation, processes):
-        return [
-            make_stream(
-                settings, list(range(13)), batch_size=size, gradient_accumulation_steps=accumulation,
-                stratified_timesteps=stratified, process=p, num_processes=processes,
-            )
-            for p in range(processes)
-        ]  # fmt: skip
-
-    (whole,) = streams(12, 1, 1)[0].batches(3)
-    for shares in ((3, 4, 1), (6, 1, 2), (2, 3, 2)):
-        parts = [batch for stream in streams(*shares) for batch in stream.batches(3)]
-        assert len(parts) == shares[1] * shares[2]
-        for name in ("images", "labels", "timesteps", "noise"):
-            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
-
-
-def test_label_dropout(settings):
-    stream = make_stream(settings, [3] * 50, batch_size=50, label_dropout=0.1)
-    labels = torch.cat([stream.batches(i)[0].labels for i in range(100)])
-    assert set(labels.tolist()) == {-1, 3}
-    assert (labels == -1).double().mean().item() == pytest.approx(0.1, abs=0.02)
-    assert set(make_stream(settings, [3] * 9, label_dropout=0.0).batches(0)[0].labels.tolist()) == {3}
-
-
-def test_half_of_the_images_are_mirrored(settings):
-    data = FaceImages(
-        torch.tensor([0, 255], dtype=torch.uint8).repeat(30, 3, 2, 1), torch.zeros(30, dtype=torch.int64)
-    )
-    stream = BatchStream(data, make_config(settings, batch_size=30), -1, 1000)
-    left = torch.cat([stream.batches(i)[0].images[:, 0, 0, 0] for i in range(40)])
-    assert set(left.tolist()) == {-1.0, 1.0}
-    assert (left > 0).double().mean().item() == pytest.approx(0.5, abs=0.06)
-    (still,) = BatchStream(data, make_config(settings, horizontal_flip=False), -1, 1000).batches(0)
-    assert set(still.images[..., 0].flatten().tolist()) == {-1.0}
 
 
 def test_missing_columns_are_named(settings, tmp_path):

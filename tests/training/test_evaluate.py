@@ -14,10 +14,11 @@ from diffusers_xai import XAIPipeline
 from tests.tiny import convnext_unet
 from tests.training.conftest import ATTRIBUTES
 from training.attribute_classifier import AttributeClassifier, accuracies, label_bits, train_classifier
+from training.batches import step_generator
 from training.config import TrainingConfig
 from training.curves import curves, read_log
 from training.curves import main as draw_curves
-from training.data import FaceImages, step_generator
+from training.data import FaceImages
 from training.diversity import diversity, nearest_distances
 from training.evaluate import main as evaluate
 from training.evaluation import bucket_losses, tiles
