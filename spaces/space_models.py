@@ -14,7 +14,7 @@ from space_settings import Limits, Settings
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.pipelines import open_checkpoint
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, short_name
 from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.measures import mask_from_box
@@ -54,7 +54,7 @@ class Model:
         blocks = layers_by_block(self.pipe.unet)
         self.layers = {path: short_name(path, aliases) for paths in blocks.values() for path in paths}
         self.blocks = {short_name(block, aliases): paths for block, paths in blocks.items()}
-        self.has_attention = bool(get_backbone(self.pipe).attention_outputs())
+        self.has_attention = bool(get_denoiser(self.pipe).attention_outputs())
 
     @property
     def classes(self) -> int:

@@ -22,7 +22,7 @@ from diffusers_xai.cli.requests import (
     region,
     resolve_ablations,
 )
-from diffusers_xai.denoisers import Backbone, get_backbone
+from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.explainers import (
     Activations,
     AttentionOutputs,
@@ -134,15 +134,15 @@ def run(args: argparse.Namespace) -> None:
         region(args.mask)  # before a checkpoint is downloaded
     say(f"Loading {args.checkpoint or 'the model inside the package'}")
     pipe = load_pipeline(args)
-    backbone, config, size = get_backbone(pipe), pipe.unet.config, _sample_size(pipe)
+    denoiser, config, size = get_denoiser(pipe), pipe.unet.config, _sample_size(pipe)
     labels = class_labels(args.label, config)
     mask = region(args.mask, args.box, size)
     pipe.scheduler.set_timesteps(args.steps)
     calls = len(pipe.scheduler.timesteps)  # some schedulers call the network twice in a step
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
-    layers = args.layers or _default_layers(backbone)
-    needed = layers_of_max_channels(args.ablate, backbone)
-    layers = [*layers, *sorted(set(needed) - set(backbone.resolve_layers(layers) if layers else {}))]
+    layers = args.layers or _default_layers(denoiser)
+    needed = layers_of_max_channels(args.ablate, denoiser)
+    layers = [*layers, *sorted(set(needed) - set(denoiser.resolve_layers(layers) if layers else {}))]
     switches = parse_switches(args.switch, config, calls)
 
     def sample(steps: int, record: list[RecordSpec], edits: Sequence[EditSpec] = ()) -> DiffusionProfile:
@@ -158,13 +158,13 @@ def run(args: argparse.Namespace) -> None:
         return output.profile
 
     def ablations(intact: DiffusionProfile) -> list[ChannelAblation]:
-        return resolve_ablations(args.ablate, backbone, intact, mask, train_timesteps)
+        return resolve_ablations(args.ablate, denoiser, intact, mask, train_timesteps)
 
     def planned_bytes(record: list[RecordSpec]) -> int:
         with num_threads(args):
             return pipe.plan(record, num_inference_steps=args.steps, guidance_scale=args.guidance_scale).nbytes
 
-    record = _specs(backbone, layers, every=1)
+    record = _specs(denoiser, layers, every=1)
     all_bytes = planned_bytes(record)  # at every step
     every = args.every or _stride(calls, _RECORDED_STEPS, all_bytes, _PROFILE_BYTES)
     gradients: list[RecordSpec] = []
@@ -182,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
     if args.ablate:
         sample(1, [Samples()], ablations(rehearsal))
     gradients += [volume] if has_volume else []
-    record = [*_specs(backbone, layers, every), *gradients]
+    record = [*_specs(denoiser, layers, every), *gradients]
     check_disk(args.out, planned_bytes(record))
 
     say(f"Sampling {args.steps} steps" + (f", recording every {every}th" if every > 1 else ""))
@@ -211,13 +211,13 @@ def _sample_size(pipe: XAIPipeline) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _default_layers(backbone: Backbone) -> list[str]:
-    return list(_LAYERS if backbone.aliases else backbone.attention_outputs())
+def _default_layers(denoiser: Denoiser) -> list[str]:
+    return list(_LAYERS if denoiser.aliases else denoiser.attention_outputs())
 
 
-def _specs(backbone: Backbone, layers: Sequence[str], every: int) -> list[RecordSpec]:
+def _specs(denoiser: Denoiser, layers: Sequence[str], every: int) -> list[RecordSpec]:
     specs: list[RecordSpec] = [Samples(every=every)]
-    if backbone.attention_outputs():
+    if denoiser.attention_outputs():
         specs.append(AttentionOutputs(every=every))
     if layers:
         specs.append(Activations(layers=layers, every=every))

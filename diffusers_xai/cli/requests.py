@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusers_xai.cli.base import CommandError
-from diffusers_xai.denoisers import Backbone
+from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.measures import mask_from_box, mask_from_png
@@ -91,7 +91,7 @@ def parse_ablation(text: str) -> tuple[str, tuple[int | str, ...]]:
     return layer, tuple(name if name == MAX_CHANNEL else int(name) for name in names)
 
 
-def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]], backbone: Backbone) -> list[str]:
+def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]], denoiser: Denoiser) -> list[str]:
     """Module paths of the layers whose c* has to be known; each ablation names layers that exist.
 
     Raises:
@@ -100,7 +100,7 @@ def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]],
     paths = []
     for layer, channels in ablations:
         try:
-            found = backbone.resolve_layers([layer])
+            found = denoiser.resolve_layers([layer])
         except KeyError as error:
             raise CommandError(f"--ablate {layer}: {error.args[0]}") from error
         paths += list(found) if MAX_CHANNEL in channels else []
@@ -109,7 +109,7 @@ def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]],
 
 def resolve_ablations(
     ablations: Sequence[tuple[str, Sequence[int | str]]],
-    backbone: Backbone,
+    denoiser: Denoiser,
     intact: DiffusionProfile,
     mask: np.ndarray | None,
     train_timesteps: int,
@@ -117,7 +117,7 @@ def resolve_ablations(
     """The edits, with c* looked up in the intact run: at t = 200 of 1000, within the mask."""
     edits = []
     for layer, channels in ablations:
-        for path in backbone.resolve_layers([layer]):
+        for path in denoiser.resolve_layers([layer]):
             indices = [
                 intact.max_channel(path, timestep=_MAX_CHANNEL_TIME * train_timesteps, mask=mask)
                 if channel == MAX_CHANNEL

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-from diffusers_xai.denoisers.base import Backbone, stated_channels
-from diffusers_xai.denoisers.convnext_unet import ConvNextUNetBackbone
-from diffusers_xai.denoisers.unet_2d import UNet2DBackbone, UNet2DConditionBackbone
+from diffusers_xai.denoisers.base import Denoiser, stated_channels
+from diffusers_xai.denoisers.convnext_unet import ConvNextUNetDenoiser
+from diffusers_xai.denoisers.unet_2d import UNet2DConditionDenoiser, UNet2DDenoiser
 
 
 # By class name: a class that a Hub repository carries as code has the same name and another module.
-BACKBONES: dict[str, type[Backbone]] = {
-    "ConvNextUNet2DModel": ConvNextUNetBackbone,
-    "UNet2DModel": UNet2DBackbone,
-    "UNet2DConditionModel": UNet2DConditionBackbone,
+DENOISERS: dict[str, type[Denoiser]] = {
+    "ConvNextUNet2DModel": ConvNextUNetDenoiser,
+    "UNet2DModel": UNet2DDenoiser,
+    "UNet2DConditionModel": UNet2DConditionDenoiser,
 }
 
 
-def get_backbone(pipeline: Any) -> Backbone:
+def get_denoiser(pipeline: Any) -> Denoiser:
     """The adapter of a pipeline's denoiser.
 
     Args:
@@ -25,26 +25,25 @@ def get_backbone(pipeline: Any) -> Backbone:
         TypeError: if the denoiser's family is not known, with the known ones.
     """
     for name in ("unet", "transformer"):
-        denoiser = getattr(pipeline, name, None)
-        if denoiser is None:
+        module = getattr(pipeline, name, None)
+        if module is None:
             continue
-        family = type(getattr(denoiser, "_orig_mod", denoiser)).__name__
-        backbone = BACKBONES.get(family)
-        if backbone is not None:
-            return backbone(denoiser)
+        family = type(getattr(module, "_orig_mod", module)).__name__
+        if family in DENOISERS:
+            return DENOISERS[family](module)
         raise TypeError(
-            f"Expected a denoiser of one of the families {sorted(BACKBONES)}, got {family} as"
+            f"Expected a denoiser of one of the families {sorted(DENOISERS)}, got {family} as"
             f" `{type(pipeline).__name__}.{name}`."
         )
     raise TypeError(f"Expected a pipeline with a `unet` or a `transformer`, got {type(pipeline).__name__}.")
 
 
 __all__ = [
-    "BACKBONES",
-    "Backbone",
-    "ConvNextUNetBackbone",
-    "UNet2DBackbone",
-    "UNet2DConditionBackbone",
-    "get_backbone",
+    "DENOISERS",
+    "Denoiser",
+    "ConvNextUNetDenoiser",
+    "UNet2DDenoiser",
+    "UNet2DConditionDenoiser",
+    "get_denoiser",
     "stated_channels",
 ]

@@ -9,27 +9,27 @@ import torch
 from torch import nn
 
 
-class Backbone:
+class Denoiser:
     """A denoiser seen as named layers.
 
     Args:
-        denoiser (`nn.Module`): The network that the pipeline calls at every step, compiled or not.
+        module (`nn.Module`): The network that the pipeline calls at every step, compiled or not.
 
     Attributes:
-        denoiser (`nn.Module`): The network itself, out of any compiled wrapper.
+        module (`nn.Module`): The network itself, out of any compiled wrapper.
         layers (`dict[str, nn.Module]`): Module path -> module, without the root and the lists that never run.
     """
 
     # Names of the guidance branches in the order in which the family's pipelines stack them along the batch.
     branches: tuple[str, ...] = ("uncond", "cond")
 
-    def __init__(self, denoiser: nn.Module):
-        self.pipeline_module = denoiser
-        self.denoiser: Any = getattr(denoiser, "_orig_mod", denoiser)
+    def __init__(self, module: nn.Module):
+        self.pipeline_module = module
+        self.module: Any = getattr(module, "_orig_mod", module)
         # A compiled submodule inserts `_orig_mod` into the paths: names stay those of the model.
         self.layers = {
             path.replace("_orig_mod.", "").removesuffix("._orig_mod"): module
-            for path, module in self.denoiser.named_modules()
+            for path, module in self.module.named_modules()
             if path and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
         }
 
@@ -41,7 +41,7 @@ class Backbone:
     @property
     def has_label_conditioning(self) -> bool:
         """Whether the denoiser has a `class_embedding` that a label goes through."""
-        return getattr(self.denoiser, "class_embedding", None) is not None
+        return getattr(self.module, "class_embedding", None) is not None
 
     def attention_outputs(self) -> dict[str, nn.Module]:
         """Attention layer path -> the module whose output is the layer's output before any residual sum."""
@@ -87,7 +87,7 @@ class Backbone:
                 known = [*self.layers, *aliases]
                 nearest = difflib.get_close_matches(pattern, known, n=5, cutoff=0.3) or known[:5]
                 raise KeyError(
-                    f"No layer of {type(self.denoiser).__name__} matches {pattern!r}; nearest: {', '.join(nearest)}."
+                    f"No layer of {type(self.module).__name__} matches {pattern!r}; nearest: {', '.join(nearest)}."
                 )
             found |= matches
         if not found:

@@ -3,10 +3,10 @@
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from diffusers_xai.denoisers.base import Backbone
+from diffusers_xai.denoisers.base import Denoiser
 
 
-class UNet2DBackbone(Backbone):
+class UNet2DDenoiser(Denoiser):
     """`UNet2DModel`: `Attention` adds its residual inside, so that the output of its last projection is tapped."""
 
     def attention_outputs(self) -> dict[str, nn.Module]:
@@ -18,5 +18,5 @@ class UNet2DBackbone(Backbone):
         return {path: module for path, module in self.layers.items() if isinstance(module, Attention)}
 
 
-class UNet2DConditionBackbone(UNet2DBackbone):
+class UNet2DConditionDenoiser(UNet2DDenoiser):
     """`UNet2DConditionModel` (Stable Diffusion): self-attention `attn1` and cross-attention `attn2`."""

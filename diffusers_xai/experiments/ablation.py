@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import interval_text, layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import generators, of_first_seed, over_seeds
@@ -63,10 +63,10 @@ def run(
         the first seed, the final states: `intact` (rgb, height, width), and `ablated` (layer, rgb, height, width)
         without c*.
     """
-    backbone = get_backbone(pipe)
-    wanted = list(layers) if layers is not None else list(LAYERS) if backbone.aliases else backbone.attention_outputs()
-    attention = set(backbone.attention_outputs())
-    paths = sorted(backbone.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
+    denoiser = get_denoiser(pipe)
+    wanted = list(layers) if layers is not None else list(LAYERS) if denoiser.aliases else denoiser.attention_outputs()
+    attention = set(denoiser.attention_outputs())
+    paths = sorted(denoiser.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
     mask = None if mask is None else as_mask(mask, pipe._sample_shape[-2:])
     arguments: dict[str, Any] = {
@@ -111,7 +111,7 @@ def run(
                 if draw_index == 0:
                     ablated[layer] = image
         coords = {
-            "layer": layer_names(backbone, paths),
+            "layer": layer_names(denoiser, paths),
             "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
             "channels": ("layer", [widths[path] for path in paths]),
         }

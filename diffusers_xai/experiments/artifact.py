@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import provenance
 from diffusers_xai.experiments.region import region_or_middle
 from diffusers_xai.experiments.result import ExperimentResult
@@ -58,9 +58,9 @@ def run(
         `intact`, `ablated` and `random`, and `change` (seed, changed, part): mean absolute change of the ablated and
         the random run in the region and outside of it.
     """
-    backbone = get_backbone(pipe)
-    name = layer or (LAYER if LAYER in backbone.aliases else list(backbone.attention_outputs())[-1])
-    path = next(iter(backbone.resolve_layers([name])))
+    denoiser = get_denoiser(pipe)
+    name = layer or (LAYER if LAYER in denoiser.aliases else list(denoiser.attention_outputs())[-1])
+    path = next(iter(denoiser.resolve_layers([name])))
     region = region_or_middle(pipe, mask)
     time = TIME * pipe.scheduler.config.get("num_train_timesteps", 1000)
 

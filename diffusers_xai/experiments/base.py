@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.denoisers import Backbone
+from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.pipelines import XAIPipeline
 
@@ -66,9 +66,9 @@ def provenance(pipe: XAIPipeline, seeds: Sequence[int], **settings: Any) -> dict
     }
 
 
-def layer_names(backbone: Backbone, paths: Sequence[str]) -> list[str]:
+def layer_names(denoiser: Denoiser, paths: Sequence[str]) -> list[str]:
     """What to call layers: their article-style alias where they have one, the shortest of several, or their path."""
-    names = {path: alias for alias, path in sorted(backbone.aliases.items(), key=lambda pair: -len(pair[0]))}
+    names = {path: alias for alias, path in sorted(denoiser.aliases.items(), key=lambda pair: -len(pair[0]))}
     return [names.get(path, path) for path in paths]
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.maps import max_channel_maps, resized
 from diffusers_xai.experiments.result import ExperimentResult
@@ -64,8 +64,8 @@ def run(
     """
     if len(seeds) < 2 or batch_size < 2:
         raise ValueError(f"expected at least two seeds at a time, got {len(seeds)} seeds and batch_size {batch_size}")
-    backbone = get_backbone(pipe)
-    paths = list(backbone.resolve_layers(layers or list(backbone.attention_outputs())))
+    denoiser = get_denoiser(pipe)
+    paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
     every = max(1, num_inference_steps // records)
 
     def measure(part: list[int]) -> xr.Dataset:
@@ -98,7 +98,7 @@ def run(
             {
                 "target": list(targets),
                 "map": list(maps),
-                "layer": [STATE, *layer_names(backbone, paths)],
+                "layer": [STATE, *layer_names(denoiser, paths)],
                 "step": samples["step"].values,
                 "timestep": ("step", samples["timestep"].values),
             },

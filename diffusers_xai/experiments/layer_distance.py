@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.curves import band
 from diffusers_xai.experiments.maps import max_channel_maps
@@ -47,8 +47,8 @@ def run(
         before and the one after each layer's largest jump: `map` of the channel c* of that moment (layer, moment,
         height, width), resized to the samples' size, its `channel` and the `map_timestep` (layer, moment).
     """
-    backbone = get_backbone(pipe)
-    paths = list(backbone.resolve_layers(layers or list(backbone.attention_outputs())))
+    denoiser = get_denoiser(pipe)
+    paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
     every = max(1, num_inference_steps // records)
 
     def measure(part: list[int]) -> xr.Dataset:
@@ -57,7 +57,7 @@ def run(
         )
         maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe._sample_shape[-2:])
         curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
-        joined = xr.concat(curves, "layer").assign_coords(layer=layer_names(backbone, paths))
+        joined = xr.concat(curves, "layer").assign_coords(layer=layer_names(denoiser, paths))
         distance = joined.transpose("seed", "layer", "step")
         jump = distance.argmax("step").variable  # from this record to the next
         moments = xr.Variable.concat([jump, jump + 1], "moment")

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.denoisers import Backbone, get_backbone
+from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.maps import max_channel_maps
@@ -56,8 +56,8 @@ def run(
         height, width), and `mask`. Of the first seed, `gradient_map` (layer, step, height, width) and
         `gradient_channel` (layer, step): the map of the channel whose gradient has the largest absolute sum.
     """
-    backbone = get_backbone(pipe)
-    paths = list(backbone.resolve_layers(_spread_layers(backbone) if layers is None else layers))
+    denoiser = get_denoiser(pipe)
+    paths = list(denoiser.resolve_layers(_spread_layers(denoiser) if layers is None else layers))
     region = region_or_middle(pipe, mask)
     distances = _distance_to(region)
     train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
@@ -87,7 +87,7 @@ def run(
                 }
             )
             .reset_coords(drop=True)
-            .assign_coords(timestep=("step", volume["timestep"].values), layer=layer_names(backbone, paths))
+            .assign_coords(timestep=("step", volume["timestep"].values), layer=layer_names(denoiser, paths))
         )
 
     data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 8), description="gradient volumes")
@@ -98,10 +98,10 @@ def run(
     return ExperimentResult("localisation", data, settings)
 
 
-def _spread_layers(backbone: Backbone) -> list[str]:
+def _spread_layers(denoiser: Denoiser) -> list[str]:
     """An early, a middle and a late attention layer, or the last layers of such blocks where there is no attention."""
-    names = list(backbone.attention_outputs())
-    names = names or [paths[-1] for paths in layers_by_block(backbone.denoiser).values()]
+    names = list(denoiser.attention_outputs())
+    names = names or [paths[-1] for paths in layers_by_block(denoiser.module).values()]
     return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
 
 

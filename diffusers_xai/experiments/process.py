@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import layer_names, provenance
 from diffusers_xai.experiments.result import ExperimentResult
 from diffusers_xai.experiments.seeds import over_seeds, profile_of
@@ -100,10 +100,10 @@ def run_layers(
     Returns:
         `ExperimentResult`: `map` of dims (seed, layer, height, width), `channel` (seed, layer), and `final`.
     """
-    backbone = get_backbone(pipe)
+    denoiser = get_denoiser(pipe)
     wanted = layers or (["downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"]
-                        if backbone.aliases else list(backbone.attention_outputs())[:1])  # fmt: skip
-    paths = list(backbone.resolve_layers(wanted))
+                        if denoiser.aliases else list(denoiser.attention_outputs())[:1])  # fmt: skip
+    paths = list(denoiser.resolve_layers(wanted))
     time = TIME * pipe.scheduler.config.get("num_train_timesteps", 1000)
 
     def measure(part: list[int]) -> xr.Dataset:
@@ -117,7 +117,7 @@ def run_layers(
                 "channel": (("seed", "layer"), np.array(channels)),
                 "final": (("seed", "rgb", "height", "width"), profile["final_sample"].values),
             },
-            {"layer": layer_names(backbone, paths)},
+            {"layer": layer_names(denoiser, paths)},
         )
 
     data = over_seeds(measure, list(seeds)[:_MAX_SEEDS], batch_size=batch_size, description="layers of a block")

@@ -50,18 +50,18 @@ class Activations(RecordSpec):
 
         def keep(path: str, output: torch.Tensor) -> None:
             if recording.is_selected(self):
-                values, dims = with_dims(path, output, run.backbone, run.sample_size)
+                values, dims = with_dims(path, output, run.denoiser, run.sample_size)
                 recording.keep(self, f"activations/{path}", values, dims)
 
-        for path, module in run.backbone.resolve_layers(self.layers).items():
+        for path, module in run.denoiser.resolve_layers(self.layers).items():
             recording.expect(self, [f"activations/{path}"])
             stack.enter_context(tap_output(module, partial(keep, path)))
 
     def plan(self, context: PlanContext) -> list[PlannedArray]:
         """The output of every matching layer that runs."""
         steps, arrays = context.steps(self), []
-        for path in context.backbone.resolve_layers(self.layers):
+        for path in context.denoiser.resolve_layers(self.layers):
             if path in context.outputs:
-                output, _ = with_dims(path, context.outputs[path], context.backbone, context.sample_shape[1:])
+                output, _ = with_dims(path, context.outputs[path], context.denoiser, context.sample_shape[1:])
                 arrays.append(context.array(f"activations/{path}", steps, output.shape[1:], output.dtype))
         return arrays

@@ -39,15 +39,15 @@ class AttentionOutputs(RecordSpec):
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps the output of every attention layer."""
         run = recording.run
-        attention_outputs = run.backbone.attention_outputs()
+        attention_outputs = run.denoiser.attention_outputs()
         if not attention_outputs:
-            raise ValueError(f"{type(run.backbone.denoiser).__name__} has no attention layer to make a map of.")
+            raise ValueError(f"{type(run.denoiser.module).__name__} has no attention layer to make a map of.")
         maps: dict[int, torch.Tensor] = {}  # by denoiser call within the step
 
         def add(path: str, output: torch.Tensor) -> None:
             if not recording.is_selected(self):
                 return
-            grid = run.backbone.to_grid(output, run.sample_size)
+            grid = run.denoiser.to_grid(output, run.sample_size)
             if grid.ndim != 4:
                 raise RuntimeError(f"{path}: tokens of shape {tuple(output.shape)} do not cover the image evenly.")
             summed = grid.detach().float().sum(dim=1, keepdim=True)

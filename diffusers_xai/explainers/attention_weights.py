@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from diffusers_xai.denoisers.base import Backbone, token_grid
+from diffusers_xai.denoisers.base import Denoiser, token_grid
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.planned import PlanContext, PlannedArray
 from diffusers_xai.recording.spec import RecordSpec
@@ -56,7 +56,7 @@ class AttentionWeights(RecordSpec):
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps the attention of every matching layer."""
         run = recording.run
-        layers = self._layers(run.backbone)
+        layers = self._layers(run.denoiser)
         recording.expect(self, [f"attention_weights/{path}" for path in layers], exclusive=True)
 
         def check_pixels() -> None:
@@ -87,13 +87,13 @@ class AttentionWeights(RecordSpec):
         run.on_start(check_pixels)
         stack.enter_context(tap_attention(layers, keep))
 
-    def _layers(self, backbone: Backbone) -> dict[str, torch.nn.Module]:
-        available = backbone.softmax_attention()
+    def _layers(self, denoiser: Denoiser) -> dict[str, torch.nn.Module]:
+        available = denoiser.softmax_attention()
         if self.layers is None:
             if not available:
-                raise ValueError(f"{type(backbone.denoiser).__name__} has no layer of softmax attention.")
+                raise ValueError(f"{type(denoiser.module).__name__} has no layer of softmax attention.")
             return available
-        asked = backbone.resolve_layers(self.layers)
+        asked = denoiser.resolve_layers(self.layers)
         without = [path for path in asked if path not in available]
         if without:
             raise ValueError(
@@ -133,8 +133,8 @@ class AttentionWeights(RecordSpec):
     def plan(self, context: PlanContext) -> list[PlannedArray]:
         """One array per layer."""
         arrays, sample_size = [], (context.sample_shape[1], context.sample_shape[2])
-        for path, module in self._layers(context.backbone).items():
-            output = context.backbone.to_grid(context.outputs[path], sample_size)
+        for path, module in self._layers(context.denoiser).items():
+            output = context.denoiser.to_grid(context.outputs[path], sample_size)
             keys = context.outputs.get(f"{path}.to_k")
             is_self = keys is None or keys.shape[1] == output.shape[-2] * output.shape[-1]
             shape = list(output.shape[-2:]) if is_self or keys is None else [keys.shape[1]]

@@ -46,7 +46,7 @@ class GradientMaps(GradientSpec):
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Replays every selected step with a graph."""
-        layers = recording.run.backbone.resolve_layers(self.layers)
+        layers = recording.run.denoiser.resolve_layers(self.layers)
         recording.expect(self, [f"gradient_maps/{path}" for path in layers], exclusive=True)
 
         def explain(replay: StepReplay) -> None:
@@ -59,7 +59,7 @@ class GradientMaps(GradientSpec):
                 if gradient is None:
                     raise RuntimeError(f"The output does not depend on layer {path!r}: it has no gradient map.")
                 check_finite(f"gradient_maps/{path}", gradient, gradient.dtype)
-                values, dims = with_dims(path, gradient, recording.run.backbone, size)
+                values, dims = with_dims(path, gradient, recording.run.denoiser, size)
                 recording.keep(self, f"gradient_maps/{path}", values, dims)
 
         self.on_replay(recording, stack, explain)
@@ -68,9 +68,9 @@ class GradientMaps(GradientSpec):
         """A map per matching layer, all from one backward pass per step."""
         steps = context.steps(self)
         arrays: list[PlannedArray] = []
-        for path in context.backbone.resolve_layers(self.layers):
+        for path in context.denoiser.resolve_layers(self.layers):
             if path in context.outputs:
-                output, _ = with_dims(path, context.outputs[path], context.backbone, context.sample_shape[1:])
+                output, _ = with_dims(path, context.outputs[path], context.denoiser, context.sample_shape[1:])
                 passes = 0 if arrays else len(steps)
                 arrays.append(
                     context.array(

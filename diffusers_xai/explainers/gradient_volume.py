@@ -65,7 +65,7 @@ class GradientVolume(PullBackSpec):
     def _keep_volume(self, recording: Recording, replay: StepReplay) -> None:
         size = recording.run.sample_size
         pixels = self.selected_pixels(size)
-        has_labels = recording.run.backbone.has_label_conditioning
+        has_labels = recording.run.denoiser.has_label_conditioning
         volume: list[torch.Tensor] = []
         sensitivity: list[torch.Tensor] = []
 
@@ -106,7 +106,7 @@ class GradientVolume(PullBackSpec):
         pixels = len(self.selected_pixels((size[0], size[1])))
         image = size if self.channels == "sum" else [channels, *size]
         arrays = [array("gradient_volume", [pixels, *image], pixels)]
-        if context.backbone.has_label_conditioning:
+        if context.denoiser.has_label_conditioning:
             condition: Any = context.outputs["class_embedding"].shape[1:]
             arrays.append(array("label_sensitivity", [pixels, *condition]))
         return arrays

@@ -74,7 +74,7 @@ class ChannelAblation(StepSpec, EditSpec):
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Edits the output of every matching layer."""
-        for path, module in run.backbone.resolve_layers(self.layers).items():
+        for path, module in run.denoiser.resolve_layers(self.layers).items():
             layer = _AblatedLayer(self, run, path, stated_channels(module), samples)
             run.on_start(layer.start)
             run.on_step(layer.check_has_run)
@@ -139,7 +139,7 @@ class _AblatedLayer:
         return edited if is_selected else output
 
     def _edit(self, output: torch.Tensor, step: int) -> torch.Tensor:
-        maps = self.run.backbone.to_grid(output, self.run.sample_size)
+        maps = self.run.denoiser.to_grid(output, self.run.sample_size)
         if maps.ndim == 3:  # tokens that do not cover the image
             maps = maps.transpose(1, 2)
         if maps.ndim not in (2, 3, 4) or self.stated_channels not in (None, maps.shape[1]):

@@ -54,7 +54,7 @@ class LabelSwitch(EditSpec):
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Replaces the labels in the denoiser's calls."""
-        denoiser = run.backbone.denoiser
+        denoiser = run.denoiser.module
         config = denoiser.config
         if config.get("num_class_embeds") is None:
             raise ValueError(f"LabelSwitch: this {type(denoiser).__name__} takes no class labels.")

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.func import functional_call
 
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.labels import encode_labels
 from diffusers_xai.pipelines.publishing import PublishedPipeline
 from diffusers_xai.profile import DiffusionProfile
@@ -216,21 +216,21 @@ class XAIPipeline(PublishedPipeline):
         sample = noise.to(device, self.unet.dtype)
         inputs = {"timestep": scheduler.timesteps[0], "class_labels": self._label_tensor(labels[:1], False, device)}
 
-        backbone = get_backbone(self)
-        run = Run(backbone, scheduler, lambda: guidance_scale != 1.0)
+        denoiser = get_denoiser(self)
+        run = Run(denoiser, scheduler, lambda: guidance_scale != 1.0)
         with ExitStack() as stack:
             for edit, samples in edits_of_samples:
                 edit.attach(run, stack, samples)
             run.rehearse(torch.cat([sample] * batch_size * len(run.branches)), scheduler.timesteps[0])
         context = PlanContext(
-            backbone=backbone,
+            denoiser=denoiser,
             timesteps=[float(t) for t in scheduler.timesteps],
             num_train_timesteps=scheduler.config.get("num_train_timesteps", 1000),
             samples=batch_size,
             branches=2 if guidance_scale != 1.0 else 1,
             sample_shape=self._sample_shape,
             dtype=self.unet.dtype,
-            outputs=probe_outputs(backbone.layers, lambda: self.unet(sample, **inputs)),
+            outputs=probe_outputs(denoiser.layers, lambda: self.unet(sample, **inputs)),
         )
         forward_seconds = shortest_time(lambda: self.unet(sample, **inputs), device)
         backward_seconds = 0.0

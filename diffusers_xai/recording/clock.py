@@ -28,7 +28,7 @@ class Run:
     once per guidance branch has several calls in a step.
 
     Attributes:
-        backbone: The denoiser's adapter.
+        denoiser: The denoiser's adapter.
         scheduler: The pipeline's scheduler.
         step (`int`): 0-based index of the current step.
         timesteps (`list[float]`): All timesteps of the run; empty until the first denoiser call.
@@ -37,8 +37,8 @@ class Run:
         is_guided: Tells whether the pipeline stacks guidance branches along the denoiser's batch.
     """
 
-    def __init__(self, backbone: Any, scheduler: Any, is_guided: Callable[[], bool] = lambda: False):
-        self.backbone = backbone
+    def __init__(self, denoiser: Any, scheduler: Any, is_guided: Callable[[], bool] = lambda: False):
+        self.denoiser = denoiser
         self.scheduler = scheduler
         self.is_guided = is_guided
         self.step = 0
@@ -94,7 +94,7 @@ class Run:
     @property
     def branches(self) -> tuple[str, ...]:
         """The guidance branches in a batch of the denoiser, in their order; without guidance only `"cond"`."""
-        return self.backbone.branches if self.is_guided() else ("cond",)
+        return self.denoiser.branches if self.is_guided() else ("cond",)
 
     @property
     def num_samples(self) -> int:
@@ -116,7 +116,7 @@ class Run:
     def attached(self) -> Iterator[None]:
         """Reads the pipeline's denoiser calls and scheduler steps while the context is open."""
         with ExitStack() as stack:
-            stack.enter_context(tap_call(self.backbone.denoiser, self._before_call))
+            stack.enter_context(tap_call(self.denoiser.module, self._before_call))
             stack.enter_context(tap_step(self.scheduler, self._after_step))
             yield
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from diffusers_xai.denoisers import Backbone
+from diffusers_xai.denoisers import Denoiser
 
 
 _DIMS_BY_RANK = {4: ("channel", "height", "width"), 3: ("channel", "token"), 2: ("channel",)}
@@ -24,7 +24,7 @@ def layer_names(layers: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def with_dims(
-    path: str, output: torch.Tensor, backbone: Backbone, sample_size: tuple[int, int]
+    path: str, output: torch.Tensor, denoiser: Denoiser, sample_size: tuple[int, int]
 ) -> tuple[torch.Tensor, tuple[str, ...]]:
     """A layer's output (batch, …) in the order of a profile's dims, with their names.
 
@@ -34,9 +34,9 @@ def with_dims(
     Raises:
         RuntimeError: for an output of other dimensions.
     """
-    if output.ndim == 3 and isinstance(backbone.layers[path], nn.GroupNorm):
+    if output.ndim == 3 and isinstance(denoiser.layers[path], nn.GroupNorm):
         output = output.transpose(1, 2)  # inside diffusers' attention it gets (batch, channel, token)
-    grid = backbone.to_grid(output, sample_size)
+    grid = denoiser.to_grid(output, sample_size)
     if grid.ndim not in _DIMS_BY_RANK:
         raise RuntimeError(f"{path}: expected an output of 2 to 4 dimensions, got shape {tuple(output.shape)}.")
     return grid.transpose(1, 2) if grid.ndim == 3 else grid, _DIMS_BY_RANK[grid.ndim]

@@ -146,14 +146,14 @@ def context_of(run: Run) -> PlanContext:
     """The context of a run that is at its first denoiser call. Runs the network once, beside the run."""
     args, kwargs = run.calls[-1]
     sample = run.model_input
-    denoiser = run.backbone.denoiser
+    denoiser = run.denoiser.module
     devices = [sample.device] if sample.device.type == "cuda" else []
     with run.replaying(), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        outputs = probe_outputs(run.backbone.layers, lambda: denoiser(*args, **kwargs))
+        outputs = probe_outputs(run.denoiser.layers, lambda: denoiser(*args, **kwargs))
     # An inpainting network receives more than the scheduler's state, one with a learned variance puts out more.
     channels = min(sample.shape[1], denoiser.config.get("out_channels", sample.shape[1]))
     return PlanContext(
-        backbone=run.backbone,
+        denoiser=run.denoiser,
         timesteps=run.timesteps,
         num_train_timesteps=run.scheduler.config.get("num_train_timesteps", 1000),
         samples=run.num_samples,

@@ -42,7 +42,7 @@ class PlanContext:
     """A coming run, as far as a spec must know it to state its size.
 
     Attributes:
-        backbone (`Backbone`): The denoiser's adapter.
+        denoiser (`Denoiser`): The denoiser's adapter.
         timesteps (`list[float]`): The scheduler's t at every step.
         num_train_timesteps (`int`): Timesteps lie in `0 .. num_train_timesteps`.
         samples (`int`): Number of images.
@@ -53,7 +53,7 @@ class PlanContext:
             data (device "meta"). Layers that do not run, or return no tensor, are not in it.
     """
 
-    backbone: Any
+    denoiser: Any
     timesteps: Sequence[float]
     num_train_timesteps: int
     samples: int

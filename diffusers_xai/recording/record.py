@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import Edits, check_samples, edits_with_samples
 from diffusers_xai.recording.plan import check_size, context_of
@@ -35,7 +35,7 @@ def record(
     ```
 
     Args:
-        pipeline (`DiffusionPipeline`): A pipeline of a known family (see `backbones`), with any scheduler.
+        pipeline (`DiffusionPipeline`): A pipeline of a known family (see `denoisers`), with any scheduler.
         specs (sequence of `RecordSpec`): What to record; what is recorded has the edits in it.
         edits (sequence of `EditSpec`, or one sequence of them per image): What to change: in all images, or in each
             image of the batch something else.
@@ -62,17 +62,17 @@ def record(
         if not isinstance(spec, RecordSpec):
             raise TypeError(f"Expected what to record, such as `Samples(every=10)`, got {spec!r}.")
     edits_of_samples = edits_with_samples(edits)
-    backbone = get_backbone(pipeline)
-    if getattr(backbone.denoiser, "is_cache_enabled", False):
+    denoiser = get_denoiser(pipeline)
+    if getattr(denoiser.module, "is_cache_enabled", False):
         raise RuntimeError(
             "A cache is enabled on the denoiser: layers of skipped steps would be recorded stale. Call"
             " `disable_cache()` before recording."
         )
-    run = Run(backbone, pipeline.scheduler, lambda: getattr(pipeline, "do_classifier_free_guidance", False))
+    run = Run(denoiser, pipeline.scheduler, lambda: getattr(pipeline, "do_classifier_free_guidance", False))
     store = MemoryStore() if profile_dir is None else DiskStore(profile_dir)
     recording = Recording(run, specs, pipeline, edits, store)
     with ExitStack() as stack:
-        stack.enter_context(force_eager(backbone.pipeline_module))
+        stack.enter_context(force_eager(denoiser.pipeline_module))
         stack.enter_context(run.attached())
         run.on_start(lambda: check_samples(edits, run.num_samples))
         for edit, samples in edits_of_samples:  # first, so that what is recorded has the edits in it

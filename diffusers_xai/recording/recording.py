@@ -125,7 +125,7 @@ class Recording:
         values = _split_branches(name, tensors[0] if len(tensors) == 1 else torch.cat(tensors), samples).numpy()
         if values.ndim == 1 + len(self._dims[name]):
             return StepArray(values, ("sample", *self._dims[name]), self._coords[name])
-        coords = {**self._coords[name], "branch": list(self.run.backbone.branches)}
+        coords = {**self._coords[name], "branch": list(self.run.denoiser.branches)}
         return StepArray(values, ("sample", "branch", *self._dims[name]), coords)
 
     def _describe_run(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Recording:
                     "class": type(pipeline).__name__,
                     "name_or_path": pipeline.config.get("_name_or_path"),
                 },
-                "model": {"class": type(run.backbone.denoiser).__name__, "config": dict(run.backbone.denoiser.config)},
+                "model": {"class": type(run.denoiser.module).__name__, "config": dict(run.denoiser.module.config)},
                 "scheduler": {"class": type(run.scheduler).__name__, "config": dict(run.scheduler.config)},
                 "record": [spec.to_dict() for spec in self.specs],
                 "edits": [
@@ -149,7 +149,7 @@ class Recording:
                     else edit_or_row.to_dict()
                     for edit_or_row in self._edits
                 ],
-                "layer_aliases": {k: path for k, path in run.backbone.aliases.items() if path in recorded},
+                "layer_aliases": {k: path for k, path in run.denoiser.aliases.items() if path in recorded},
                 "timesteps": run.timesteps,
                 "num_inference_steps": len(run.timesteps),
                 **self._provenance,

@@ -76,7 +76,7 @@ class StepReplay:
             layers (mapping from path to module, *optional*): Layers whose outputs are wanted.
             labels (`bool`): Whether to cut the graph at the label conditioning and give its leaf.
         """
-        denoiser = self._run.backbone.denoiser
+        denoiser = self._run.denoiser.module
         outputs: dict[str, torch.Tensor] = {}
         label_leaves: list[torch.Tensor] = []
 
@@ -155,7 +155,7 @@ class StepReplay:
                 args = (part, *(repeat(value) for value in args[1:]))
             else:
                 kwargs[sample_name(kwargs)] = part
-            outputs.append(first_tensor(self._run.backbone.denoiser(*args, **kwargs)))
+            outputs.append(first_tensor(self._run.denoiser.module(*args, **kwargs)))
         return torch.cat(outputs)
 
     def _repeat_rows(self, value: Any, rows: int, copies: int) -> Any:

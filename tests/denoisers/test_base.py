@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.base import token_grid
 from tests.tiny import make_pipeline
 
@@ -27,8 +27,8 @@ from tests.tiny import make_pipeline
 )
 def test_layers_are_found_by_path_alias_and_glob(patterns, expected):
     pipe, _ = make_pipeline("xai")
-    backbone = get_backbone(pipe)
-    found = backbone.resolve_layers(patterns)
+    denoiser = get_denoiser(pipe)
+    found = denoiser.resolve_layers(patterns)
     assert list(found) == expected
     modules = dict(pipe.unet.named_modules())
     assert all(found[path] is modules[path] for path in expected)
@@ -36,11 +36,11 @@ def test_layers_are_found_by_path_alias_and_glob(patterns, expected):
 
 def test_lists_that_never_run_are_no_layers():
     pipe, _ = make_pipeline("xai")
-    assert not any(isinstance(module, torch.nn.ModuleList) for module in get_backbone(pipe).layers.values())
+    assert not any(isinstance(module, torch.nn.ModuleList) for module in get_denoiser(pipe).layers.values())
     with pytest.raises(KeyError, match="No layer of ConvNextUNet2DModel matches 'down_blocks'"):
-        get_backbone(pipe).resolve_layers("down_blocks")
+        get_denoiser(pipe).resolve_layers("down_blocks")
     with pytest.raises(KeyError, match="at least one layer name"):
-        get_backbone(pipe).resolve_layers([])
+        get_denoiser(pipe).resolve_layers([])
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,6 @@ def test_tokens_become_the_grid_they_came_from():
     pipe, _ = make_pipeline("stable_diffusion")
     grid = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     tokens = grid.flatten(2).transpose(1, 2)
-    assert torch.equal(get_backbone(pipe).to_grid(tokens, (8, 8)), grid)
+    assert torch.equal(get_denoiser(pipe).to_grid(tokens, (8, 8)), grid)
     condition = torch.zeros(2, 77, 16)
-    assert get_backbone(pipe).to_grid(condition, (8, 8)) is condition
+    assert get_denoiser(pipe).to_grid(condition, (8, 8)) is condition

@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusers_xai import LabelSwitch, Samples, XAIPipeline, record
-from diffusers_xai.denoisers import get_backbone
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.recording.clock import Run
 from tests.test_recorder import SCHEDULERS, state_of
 from tests.tiny import convnext_unet, make_pipeline, unet_2d
@@ -120,7 +120,7 @@ def test_labels_given_by_position_are_switched():
     unet = convnext_unet()
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(2)
-    run = Run(get_backbone(SimpleNamespace(unet=unet)), scheduler)
+    run = Run(get_denoiser(SimpleNamespace(unet=unet)), scheduler)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), run.attached():
         LabelSwitch(from_step=0, to=4).attach(run, None)
