@@ -14,13 +14,14 @@ from diffusers_xai.explainers import (
 )
 from diffusers_xai.hub.registry import register_with_diffusers
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
-from diffusers_xai.models import ConvNextUNet2DModel
+from diffusers_xai.models import ConvNextUNet2DModel, EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser
 from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import record
 
 
-register_with_diffusers(ConvNextUNet2DModel)
+for _model in (ConvNextUNet2DModel, EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser):
+    register_with_diffusers(_model)
 
 __all__ = [
     "Activations",
@@ -29,10 +30,13 @@ __all__ = [
     "ChannelAblation",
     "ConvNextUNet2DModel",
     "DiffusionProfile",
+    "EmpiricalDenoiser",
+    "GaussianDenoiser",
     "GradientEnergy",
     "GradientMaps",
     "GradientVolume",
     "LabelSwitch",
+    "MixtureDenoiser",
     "ModelMixin",
     "Samples",
     "XAIPipeline",

@@ -107,7 +107,7 @@ def model_card(
         num_labels=config.get("num_class_embeds"),
         class_encoding=config.get("class_encoding"),
         network=config.get("_class_name", "ConvNextUNet2DModel"),
-        widths=list(config["block_out_channels"]),
+        widths=list(config.get("block_out_channels") or ()),
         prediction_type=prediction_type,
         carries_code=carries_code,
         sample_grid=SAMPLE_GRID if sample_grid else None,

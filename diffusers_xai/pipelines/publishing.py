@@ -20,7 +20,7 @@ from diffusers_xai import hub, models
 from diffusers_xai.hub.cards import SAMPLE_GRID, check_facts, model_card, read_facts
 from diffusers_xai.hub.registry import installed_classes
 from diffusers_xai.hub.transfer import check_push, push_folder
-from diffusers_xai.models import ConvNextUNet2DModel
+from diffusers_xai.models import ClosedFormDenoiser, ConvNextUNet2DModel
 from diffusers_xai.taps.probe import shortest_time
 
 
@@ -97,16 +97,17 @@ class PublishedPipeline(DiffusionPipeline):
         facts = check_facts(dict(card)) if card is not None else self._facts_of_source()
         picture: Image.Image | None = None if isinstance(sample_grid, bool) else Image.open(sample_grid)
         check_push(repo_id, token)
+        carries_code = not isinstance(self.unet, ClosedFormDenoiser)  # which are nothing without this package
         with tempfile.TemporaryDirectory(prefix="diffusers-xai-push-") as temporary:
             folder = Path(temporary)
-            self.save_pretrained(folder, with_code=True)
+            self.save_pretrained(folder, with_code=carries_code)
             if sample_grid is True:
                 picture = self.sample_grid()
             if picture is not None:
                 picture.save(folder / SAMPLE_GRID)
             if facts:
                 (folder / hub.cards.CARD_FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-            text = self.model_card(facts, repo_id, carries_code=True, sample_grid=picture is not None)
+            text = self.model_card(facts, repo_id, carries_code=carries_code, sample_grid=picture is not None)
             (folder / "README.md").write_text(text, encoding="utf-8")
             return push_folder(
                 folder,

@@ -5,10 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.pipelines import pipeline_loading_utils
 
-from diffusers_xai import XAIPipeline
+from diffusers_xai import GaussianDenoiser, XAIPipeline
 from tests.reference.local_hub import LocalHub
 from tests.tiny import convnext_unet, unet_2d
 
@@ -33,10 +34,22 @@ def run_on_hub(hub, tmp_path, code):
     )
 
 
-@pytest.mark.parametrize("kind", ["own", "ddpm"])
+def closed_form():
+    return GaussianDenoiser.fit(torch.rand(9, 3, 16, 16, generator=torch.Generator().manual_seed(0)), DDPMScheduler())
+
+
+KINDS = {
+    "own": (XAIPipeline, convnext_unet),
+    "closed form": (XAIPipeline, closed_form),
+    "ddpm": (DDPMPipeline, unet_2d),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_from_pretrained_opens_hub_repositories(kind, hub, tmp_path):
-    unet = convnext_unet() if kind == "own" else unet_2d()
-    pipe = (XAIPipeline if kind == "own" else DDPMPipeline)(unet, DDPMScheduler())
+    pipeline_class, make = KINDS[kind]
+    unet = make()
+    pipe = pipeline_class(unet, DDPMScheduler())
     pipe.save_pretrained(tmp_path / "local")
     code = f"""
 from huggingface_hub import HfApi
@@ -45,13 +58,13 @@ api.create_repo("tester/faces", private=True)
 api.upload_folder(repo_id="tester/faces", folder_path={str(tmp_path / "local")!r})
 from diffusers_xai import XAIPipeline
 pipe = XAIPipeline.from_pretrained("tester/faces")
-print(type(pipe.unet).__name__, type(pipe.scheduler).__name__, pipe.unet.conv_in.weight.double().sum().item())
+print(type(pipe.unet).__name__, type(pipe.scheduler).__name__, next(pipe.unet.parameters()).double().sum().item())
 """
     done = run_on_hub(hub, tmp_path, code)
     assert done.returncode == 0, done.stderr[-2000:]
     name, scheduler, weight_sum = done.stdout.split()[-3:]
     assert (name, scheduler) == (type(unet).__name__, "DDPMScheduler")
-    assert float(weight_sum) == unet.conv_in.weight.double().sum().item()
+    assert float(weight_sum) == next(unet.parameters()).double().sum().item()
     downloads = [entry["path"] for entry in hub.log if "/resolve/" in entry["path"]]
     assert any(path.endswith("diffusion_pytorch_model.safetensors") for path in downloads)
 

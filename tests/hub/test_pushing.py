@@ -303,3 +303,33 @@ print(json.dumps({{
     assert third["row"] == [400.0, 9, 12]
     assert third["ssim"] is True
     assert third["latest"] == ["final_sample", "measures/ssim", "samples", "x0"]  # the first one's files are gone
+
+
+def test_a_closed_form_is_pushed_without_code_for_plain_diffusers(tmp_path):
+    with LocalHub(tmp_path / "hub", storage="regular") as hub:
+        facts = in_process(
+            hub,
+            tmp_path / "a",
+            """
+import json, torch
+from diffusers import DDPMScheduler
+from huggingface_hub import HfApi, ModelCard
+from diffusers_xai import MixtureDenoiser, XAIPipeline
+images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+scheduler = DDPMScheduler()
+pipe = XAIPipeline(MixtureDenoiser.fit(images, torch.arange(9) % 2, scheduler), scheduler)
+pipe.set_progress_bar_config(disable=True)
+pipe.push_to_hub("tester/known")
+loaded = XAIPipeline.from_pretrained("tester/known")
+same = all(torch.equal(value, loaded.unet.state_dict()[name]) for name, value in pipe.unet.state_dict().items())
+card = ModelCard.load("tester/known").text
+print(json.dumps([same, type(loaded.unet).__name__, sorted(HfApi().list_repo_files("tester/known")), card]))
+""",
+        )
+    same, name, files, card = facts
+    assert same
+    assert name == "MixtureDenoiser"
+    assert not [file for file in files if file.endswith(".py")]
+    assert "a `MixtureDenoiser` with" in card
+    assert "trust_remote_code" not in card
+    assert 'Activations(layers="x0"' in card
