@@ -18,6 +18,7 @@ quality:
 
 # The pages in docs/ and the API reference, in build/site.
 docs:
+	PYTHONPATH=. $(BIN)python docs/_experiments.py
 	$(BIN)zensical build --clean --strict
 
 test:

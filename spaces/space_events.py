@@ -14,7 +14,6 @@ from space_session import Session, enlarged, readable_errors
 from space_settings import Settings, SettingsError
 from space_theme import IS_DARK, themed
 
-from diffusers_xai.experiments import predetermination
 from diffusers_xai.profile.archive import read_archive, write_archive
 
 
@@ -125,7 +124,7 @@ class Events:
         ]
         return (
             f"Done: seeds {settings.seed} to {settings.seed + 2}; the images are those of seed {settings.seed}.",
-            gr.update(value=themed(predetermination.plot(result), session.dark), visible=True),
+            gr.update(value=themed(result.plot(), session.dark), visible=True),
             gr.update(value=images, visible=True),
         )
 

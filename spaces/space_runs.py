@@ -14,8 +14,7 @@ from space_models import Model
 from space_settings import Limits, Settings, SettingsError
 
 from diffusers_xai import DiffusionProfile
-from diffusers_xai.experiments import predetermination
-from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.recording.plan import RecordingPlan
 
 
@@ -61,11 +60,10 @@ def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) ->
     """The label switched at ten times, for three seeds."""
     if settings.label is None:
         raise ValueError("This model has no labels to switch between.")
-    return predetermination.run(
+    seeds = range(settings.seed, settings.seed + SWEEP_SEEDS)
+    return EXPERIMENTS["predetermination"].run(
         model.pipe,
-        labels=[settings.label, settings.switch_to],
-        seeds=[settings.seed + i for i in range(SWEEP_SEEDS)],
-        num_inference_steps=settings.steps,
+        Sampling(labels=[settings.label, settings.switch_to], seeds=seeds, steps=settings.steps),
         switches=min(SWEEP_SWITCHES, settings.steps),
         callback_on_step_end=on_step_end,
     )

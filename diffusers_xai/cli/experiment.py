@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +14,12 @@ from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, say
 from diffusers_xai.cli.pipelines import EYES, FACE, add_pipeline_options, load_pipeline, num_threads, positive
 from diffusers_xai.cli.requests import parse_label, region
-from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import ALL_LABELS
-from diffusers_xai.experiments.findings import MIN_SEEDS, NEEDED, findings, to_markdown
+from diffusers_xai.experiments.findings import MIN_SEEDS, NEEDED, findings
+from diffusers_xai.experiments.findings_page import to_markdown
 from diffusers_xai.experiments.page import write_experiments
-from diffusers_xai.experiments.result import remove
-from diffusers_xai.experiments.seeds import process_state
+from diffusers_xai.experiments.sampling import process_state
 from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.pipelines import XAIPipeline
 
@@ -114,32 +115,27 @@ def _finished_or_new(name: str, args: argparse.Namespace, pipe: XAIPipeline, lab
     experiment = EXPERIMENTS[name]
     labels = _trained_labels(args, pipe) if experiment.labels == ALL_LABELS else labels[: experiment.labels]
     count = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
-    settings: dict[str, Any] = {
-        "labels": labels,
-        "seeds": list(range(count)),
-        "num_inference_steps": args.steps or experiment.steps,
-        "guidance_scale": args.guidance_scale,
-        "batch_size": args.batch_size,
-    }
+    sampling = Sampling(labels, range(count), args.steps or experiment.steps, args.guidance_scale, args.batch_size)
+    options: dict[str, Any] = {}
     if experiment.region is not None:
-        settings["mask"] = _mask(args, pipe, experiment.region)
+        options["mask"] = _mask(args, pipe, experiment.region)
     request = {
-        **{key: value if key != "mask" or value is None else value.tolist() for key, value in settings.items()},
+        **asdict(sampling),
+        **{key: None if value is None else value.tolist() for key, value in options.items()},
         "checkpoint": _identity(args),
         "scheduler": type(pipe.scheduler).__name__,
         "version": version("diffusers-xai"),
     }
     folder = args.out / name
-    if (folder / "result.json").is_file():
+    if (folder / "profile.json").is_file():
         result = ExperimentResult.load(folder)
         if result.settings.get("request") == json.loads(json.dumps(request)):
             say(f"{name}: finished before, kept")
             return result
-    result = experiment.run(pipe, **settings)
+    result = experiment.run(pipe, sampling, **options)
     result = ExperimentResult(result.name, result.data, {**result.settings, "request": request})
     if process_state().is_main_process:
-        remove(folder)
-        result.save(folder)
+        result.save(folder, overwrite=True)
     return result
 
 

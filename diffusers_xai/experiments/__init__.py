@@ -1,8 +1,23 @@
 """Experiments of the thesis's chapter 5 over many seeds: a pipeline in, labelled numbers and a figure out."""
 
-from diffusers_xai.experiments.base import Experiment
-from diffusers_xai.experiments.registry import EXPERIMENTS
-from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.base import EXPERIMENTS, Experiment, ExperimentResult
+from diffusers_xai.experiments.sampling import Sampling
 
 
-__all__ = ["EXPERIMENTS", "Experiment", "ExperimentResult"]
+# isort: off
+# Importing an experiment registers it; in the order of the thesis.
+from diffusers_xai.experiments import process  # noqa: F401
+from diffusers_xai.experiments import layer_types  # noqa: F401
+from diffusers_xai.experiments import ssim_trajectory  # noqa: F401
+from diffusers_xai.experiments import layer_distance  # noqa: F401
+from diffusers_xai.experiments import localisation  # noqa: F401
+from diffusers_xai.experiments import emergence  # noqa: F401
+from diffusers_xai.experiments import artifact  # noqa: F401
+from diffusers_xai.experiments import label_divergence  # noqa: F401
+from diffusers_xai.experiments import predetermination  # noqa: F401
+from diffusers_xai.experiments import label_pairs  # noqa: F401
+from diffusers_xai.experiments import ablation  # noqa: F401
+# isort: on
+
+
+__all__ = ["EXPERIMENTS", "Experiment", "ExperimentResult", "Sampling"]

@@ -11,9 +11,10 @@ import xarray as xr
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import interval_text, layer_names, provenance
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, of_first_seed, over_seeds
+from diffusers_xai.denoisers.blocks import short_name
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import interval_text
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask, as_mask, structural_similarity
@@ -27,18 +28,14 @@ LAYERS = ("downs.*.3", "mid_block2", "ups.*.3", "downs.*.2.fn", "mid_attn.fn", "
 TIME = 0.2  # part of the training's timesteps at which c* is looked up; thesis: t = 200
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int] = (),
-    seeds: Sequence[int] = range(10),
-    num_inference_steps: int = 100,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     layers: Sequence[str] | None = None,
     random_channels: int = 3,
     mask: Mask | None = None,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """Ablates c* of every layer at every step, and as many random channels of the same layer, one at a time.
 
     c* is the channel of the largest sum over the mask at t = 200 of the intact run. All ablations of a seed are
@@ -48,17 +45,13 @@ def run(
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        labels (`Sequence[int]`): The label; none for an unconditional model.
-        seeds (`Sequence[int]`): One intact run for each.
-        num_inference_steps (`int`): Denoising steps.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time.
+        sampling ([`Sampling`]): What is sampled.
         layers (`Sequence[str]`, *optional*): Globs of layers; block outputs and attention layers if `None`.
         random_channels (`int`): Random channels of each layer, other than c*.
         mask (`(height, width)` bool, *optional*): Where c* is looked for; the whole image if `None`.
 
     Returns:
-        `ExperimentResult`: `ssim` to the intact image of dims (seed, layer, draw), the draw 0 being c* and the others
+        `xarray.Dataset`: `ssim` to the intact image of dims (seed, layer, draw), the draw 0 being c* and the others
         random, and `channel` of the same dims; coordinates `kind` (block or attention) and `channels` on `layer`. Of
         the first seed, the final states: `intact` (rgb, height, width), and `ablated` (layer, rgb, height, width)
         without c*.
@@ -67,25 +60,18 @@ def run(
     wanted = list(layers) if layers is not None else list(LAYERS) if denoiser.aliases else denoiser.attention_outputs()
     attention = set(denoiser.attention_outputs())
     paths = sorted(denoiser.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
-    train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
+    time = timestep_at(pipe, TIME)
     mask = None if mask is None else as_mask(mask, pipe._sample_shape[-2:])
-    arguments: dict[str, Any] = {
-        "class_labels": labels[0] if labels else None,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "output_type": "pt",
-    }
 
-    def measure(part: list[int]) -> xr.Dataset:
+    def measure_batch(part: list[int]) -> xr.Dataset:
         (seed,) = part
-        what = [Samples(every=num_inference_steps), Activations(layers=paths, timesteps=[TIME * train_timesteps])]
-        output: Any = pipe(**arguments, batch_size=1, generator=generators(part), record=what)
-        intact = output.profile
+        what = [Samples(every=sampling.steps), Activations(layers=paths, timesteps=[time])]
+        intact = sampling.profile(pipe, part, what)
         widths = {path: intact[f"activations/{path}"].sizes["channel"] for path in paths}
         draw = np.random.default_rng(seed)
         channels = []
         for path in paths:
-            best = intact.max_channel(path, timestep=TIME * train_timesteps, mask=mask)
+            best = intact.max_channel(path, timestep=time, mask=mask)
             others = draw.permutation([c for c in range(widths[path]) if c != best])[:random_channels]
             channels.append([best, *others.tolist(), *[-1] * (random_channels - len(others))])
         variants = [
@@ -97,21 +83,18 @@ def run(
         ssim = np.full((len(paths), 1 + random_channels), np.nan)
         whole = torch.from_numpy(intact["final_sample"].values)
         ablated = np.empty((len(paths), *whole.shape[1:]), dtype=np.float32)
-        for start in range(0, len(variants), batch_size):
-            batch = variants[start : start + batch_size]
-            final = _final_states(
-                pipe,
-                arguments,
-                generators(part, copies=len(batch)),
-                [[ChannelAblation(paths[layer], channels=channel)] for layer, _, channel in batch],
-            )
+        for start in range(0, len(variants), sampling.batch_size):
+            batch = variants[start : start + sampling.batch_size]
+            edits = [[ChannelAblation(paths[layer], channels=channel)] for layer, _, channel in batch]
+            changed = sampling.profile(pipe, part, [Samples(every=sampling.steps)], edits)
+            final = torch.from_numpy(changed["final_sample"].values)
             values = structural_similarity(whole.expand_as(final), final)
             for (layer, draw_index, _), value, image in zip(batch, values.tolist(), final.numpy(), strict=True):
                 ssim[layer, draw_index] = value
                 if draw_index == 0:
                     ablated[layer] = image
         coords = {
-            "layer": layer_names(denoiser, paths),
+            "layer": [short_name(path, denoiser.aliases) for path in paths],
             "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
             "channels": ("layer", [widths[path] for path in paths]),
         }
@@ -127,23 +110,8 @@ def run(
             coords,
         )
 
-    data = over_seeds(measure, seeds, batch_size=1, description="channel ablations")
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-        masked=mask is not None,
-    )  # fmt: skip
-    return ExperimentResult("ablation", of_first_seed(data, "intact", "ablated"), settings)
-
-
-def _final_states(pipe: XAIPipeline, arguments: dict, noise: list[torch.Generator], edits: list) -> torch.Tensor:
-    output: Any = pipe(
-        **arguments,
-        generator=noise,
-        batch_size=len(edits),
-        edits=edits,
-        record=[Samples(every=arguments["num_inference_steps"])],
-    )
-    return torch.from_numpy(output.profile["final_sample"].values)
+    data = sampling.over_seeds(measure_batch, "channel ablations", seeds_at_once=1)
+    return of_first_seed(data, "intact", "ablated").assign_attrs(masked=mask is not None)
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
@@ -209,3 +177,23 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     for layer, image, value, channel in zip(data["layer"].values, data["ablated"].values, ssim, channels, strict=True):
         tiles.append(Tile(to_rgb(image), f"{layer} without channel {channel}", f"{layer}: SSIM {value:.2f}"))
     return tile_rows(tiles, 5)
+
+
+EXPERIMENT = register(
+    Experiment(
+        "ablation",
+        "What the most active channel of a layer is worth",
+        "In each layer the channel c* that is most active at t = 200 is set to zero at every step, and so are random"
+        " channels of the same layer, each in a run of its own. The lower the SSIM to the intact image, the more the"
+        " image needed the channel. Where the two intervals overlap, c* matters no more than chance. The images are"
+        " those of the first seed, without c* of each layer.",
+        "thesis eq. 4.1.4, alg. 6, fig. 5.10, 5.11, tables 5.1, 5.2",
+        measure,
+        plot,
+        seeds=8,
+        steps=50,
+        region="face",
+        plot_images=plot_images,
+        table=table,
+    )
+)

@@ -1,6 +1,5 @@
 """Which channel made a part of an image (thesis fig. 5.12)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,9 @@ import torch
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import provenance
-from diffusers_xai.experiments.region import region_or_middle
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import over_seeds, profile_of
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.maps import region_or_middle
+from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import GradientMaps, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask
@@ -24,17 +22,13 @@ TIME = 0.2  # part of the training's timesteps at which the gradient is asked; t
 LAYER = "ups.2.3"
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int] = (),
-    seeds: Sequence[int] = range(8),
-    num_inference_steps: int = 100,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     mask: Mask | None = None,
     layer: str | None = None,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """Finds the channel of a layer that a region depends on most, and samples again without it.
 
     The channel is the one of the largest sum of |gradient| of the region's noise at t = 200. A random other channel is
@@ -44,17 +38,13 @@ def run(
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        labels (`Sequence[int]`): The label; none for an unconditional model.
-        seeds (`Sequence[int]`): One run for each.
-        num_inference_steps (`int`): Denoising steps.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time.
+        sampling ([`Sampling`]): What is sampled.
         mask (`(height, width)` bool): The region, such as an artifact; a square in the middle if `None`.
         layer (`str`, *optional*): Name of the layer; the last expanding block's output, or an attention layer, if
             `None`.
 
     Returns:
-        `ExperimentResult`: `channel` (seed), `images` of dims (seed, run, channel, height, width) with the runs
+        `xarray.Dataset`: `channel` (seed), `images` of dims (seed, run, channel, height, width) with the runs
         `intact`, `ablated` and `random`, and `change` (seed, changed, part): mean absolute change of the ablated and
         the random run in the region and outside of it.
     """
@@ -62,13 +52,13 @@ def run(
     name = layer or (LAYER if LAYER in denoiser.aliases else list(denoiser.attention_outputs())[-1])
     path = next(iter(denoiser.resolve_layers([name])))
     region = region_or_middle(pipe, mask)
-    time = TIME * pipe.scheduler.config.get("num_train_timesteps", 1000)
+    time = timestep_at(pipe, TIME)
 
     def sample(part: list[int], record: list, edits: list) -> Any:
-        what = [Samples(every=num_inference_steps), *record]
-        return profile_of(pipe, labels, part, num_inference_steps, guidance_scale, what, edits)
+        what = [Samples(every=sampling.steps), *record]
+        return sampling.profile(pipe, part, what, edits)
 
-    def measure(part: list[int]) -> xr.Dataset:
+    def measure_batch(part: list[int]) -> xr.Dataset:
         intact = sample(part, [GradientMaps(layers=path, mask=region, of="noise", timesteps=[time])], [])
         gradients = f"gradient_maps/{path}"
         best = [intact.max_channel(gradients, timestep=time, absolute=True, sample=i) for i in range(len(part))]
@@ -89,12 +79,8 @@ def run(
             {"run": ["intact", "ablated", "random"], "changed": ["ablated", "random"], "part": ["inside", "outside"]},
         ).transpose("seed", ...)
 
-    data = over_seeds(measure, seeds, batch_size=batch_size, description="origin of a region")
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-        layer=path,
-    )  # fmt: skip
-    return ExperimentResult("artifact", data.assign(mask=(("height", "width"), region)), settings)
+    data = sampling.over_seeds(measure_batch, "origin of a region")
+    return data.assign(mask=(("height", "width"), region)).assign_attrs(layer=path)
 
 
 def _other_channel(seed: int, channel: int, count: int) -> int:
@@ -122,3 +108,19 @@ def plot(result: ExperimentResult) -> go.Figure:
         names.append(f"seed {int(seed)}")
     columns = ["intact", "without the channel", "what it changed", "without a random one"]
     return tile_grid(rows, columns, names, scale_title="absolute change")
+
+
+EXPERIMENT = register(
+    Experiment(
+        "artifact",
+        "Which channel made a part of the image",
+        "The channel of a layer that the outlined region depends on most, by its gradient at t = 200, is ablated in a"
+        " new run. The change should lie in the region, and be larger than that of a random channel.",
+        "thesis fig. 5.12",
+        measure,
+        plot,
+        seeds=8,
+        steps=100,
+        region="eyes",
+    )
+)

@@ -1,20 +1,86 @@
-"""What an experiment is, and how it says how it was made."""
+"""What an experiment is, and what it returns: labelled numbers that can be saved, tabulated and drawn."""
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.denoisers import Denoiser
-from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.profile.names import storable_array
+from diffusers_xai.profile.storage import read_profile, write_profile
 
 
 ALL_LABELS = 1000
+EXPERIMENTS: "dict[str, Experiment]" = {}
+_PICTURE_DIMS = ("rgb", "channel", "height", "width", "map_height", "map_width")
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """The outcome of an experiment.
+
+    Args:
+        name (`str`): Name of the experiment in `EXPERIMENTS`.
+        data (`xarray.Dataset`): Labelled numbers; `seed` is a dim wherever there is one value per seed.
+        settings (`dict[str, Any]`): How it was made, JSON-able: model, labels, seeds, steps, versions ….
+    """
+
+    name: str
+    data: xr.Dataset
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The numbers as one tidy table, a row for each seed, step, layer and so on.
+
+        Of pictures it has the mean; those of one seed alone are left out.
+        """
+        averaged = {
+            name: array.mean([dim for dim in _PICTURE_DIMS if dim in array.dims])
+            for name, array in self.data.data_vars.items()
+            if "seed" in array.dims
+        }
+        return xr.Dataset(averaged).to_dataframe().reset_index()
+
+    def plot(self) -> go.Figure:
+        """Draws the numbers."""
+        return EXPERIMENTS[self.name].plot(self)
+
+    def plot_images(self) -> go.Figure | None:
+        """Draws the images and maps behind the numbers, of the first seed; `None` where the experiment keeps none."""
+        draw = EXPERIMENTS[self.name].plot_images
+        return None if draw is None else draw(self)
+
+    def save(self, path: str | os.PathLike, *, overwrite: bool = False) -> None:
+        """Writes a new folder, which appears when it is complete: JSON and safetensors, laid out as a profile's.
+
+        Raises:
+            FileExistsError: If `path` exists and `overwrite` is false, or what is there is no result.
+            OSError: If writing fails; what was there stays.
+        """
+        arrays = {str(name): array for name, array in self.data.data_vars.items()}
+        facts = {"experiment": self.name, "settings": self.settings}
+        write_profile(Path(path), arrays, facts, overwrite, validate=storable_array)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Self:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no result at `path`.
+            ValueError: If it is damaged, of another format version, or a profile.
+        """
+        facts, arrays = read_profile(Path(path), validate=storable_array)
+        if facts.get("experiment") not in EXPERIMENTS:
+            raise ValueError(f"{path}: expected a result of {', '.join(EXPERIMENTS)}, got {facts.get('experiment')!r}")
+        data = xr.Dataset({name: stored.read().load() for name, stored in arrays.items()})
+        return cls(facts["experiment"], data, facts["settings"])
 
 
 @dataclass(frozen=True)
@@ -26,14 +92,15 @@ class Experiment:
         title (`str`): Heading.
         text (`str`): One paragraph: what is done, and how to read the figure.
         source (`str`): Where the thesis has it.
-        run (`Callable`): `(pipe, **settings) -> ExperimentResult`.
+        measure (`Callable`): `(pipe, sampling, **options) -> xarray.Dataset`; attributes of the data set go into the
+            result's settings.
         plot (`Callable`): Draws its result.
         labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, or `ALL_LABELS`.
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
-        region (`str`, *optional*): Where `run` takes a `mask`, what the command passes for the faces of the model
+        region (`str`, *optional*): Where `measure` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"` or `"face"`.
     """
 
@@ -41,7 +108,7 @@ class Experiment:
     title: str
     text: str
     source: str
-    run: Callable[..., ExperimentResult]
+    measure: Callable[..., xr.Dataset]
     plot: Callable[[ExperimentResult], go.Figure]
     labels: int = 1
     seeds: int = 30
@@ -50,51 +117,44 @@ class Experiment:
     plot_images: Callable[[ExperimentResult], go.Figure] | None = None
     table: Callable[[ExperimentResult], pd.DataFrame] | None = None
 
+    def run(self, pipe: XAIPipeline, sampling: Sampling | None = None, **options: Any) -> ExperimentResult:
+        """Measures.
 
-def provenance(pipe: XAIPipeline, seeds: Sequence[int], **settings: Any) -> dict[str, Any]:
-    """How a result was made, as JSON-able data: model, scheduler, seeds, versions, and the settings given."""
-    names = ("diffusers_xai", "diffusers", "torch")
-    versions = {name: importlib.metadata.version(name.replace("_", "-")) for name in names if _installed(name)}
+        Args:
+            pipe ([`XAIPipeline`]): The model.
+            sampling ([`Sampling`], *optional*): Labels, seeds and steps; by default as many seeds and steps as the
+                command takes, without a label.
+            options: Of the experiment's own, see its `measure`.
+
+        Raises:
+            ValueError: If the labels or an option do not fit.
+        """
+        sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
+        if self.labels == 2 and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
+            raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}")
+        data = self.measure(pipe, sampling, **options)
+        return ExperimentResult(self.name, data, {**_provenance(pipe, sampling), **data.attrs})
+
+
+def register(experiment: Experiment) -> Experiment:
+    """Adds an experiment to `EXPERIMENTS`, under its name."""
+    EXPERIMENTS[experiment.name] = experiment
+    return experiment
+
+
+def _provenance(pipe: XAIPipeline, sampling: Sampling) -> dict[str, Any]:
     return {
         "checkpoint": str(pipe.config.get("_name_or_path") or ""),
         "scheduler": type(pipe.scheduler).__name__,
         "attributes": list(pipe.unet.config.get("class_attributes") or ()),
         "num_class_embeds": pipe.unet.config.get("num_class_embeds"),
-        "seeds": list(seeds),
-        "versions": versions,
-        **settings,
+        "versions": {name: _version(name) for name in ("diffusers_xai", "diffusers", "torch")},
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(sampling).items()},
     }
 
 
-def layer_names(denoiser: Denoiser, paths: Sequence[str]) -> list[str]:
-    """What to call layers: their article-style alias where they have one, the shortest of several, or their path."""
-    names = {path: alias for alias, path in sorted(denoiser.aliases.items(), key=lambda pair: -len(pair[0]))}
-    return [names.get(path, path) for path in paths]
-
-
-def label_bits(settings: dict[str, Any], label: int) -> str:
-    """A label in short: its bits, or its number where they have no names."""
-    attributes = settings["attributes"]
-    return f"{label:0{len(attributes)}b}" if attributes else f"label {label}"
-
-
-def label_text(settings: dict[str, Any], label: int) -> str:
-    """A label as a reader knows it: its bits, and the attributes that hold."""
-    attributes, bits = settings["attributes"], label_bits(settings, label)
-    if not attributes:
-        return bits
-    names = [name.replace("_", " ").lower() for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
-    return f"{bits} ({', '.join(names) or 'none'})"
-
-
-def interval_text(facts: xr.Dataset) -> str:
-    """What `analysis.summary` says of one mean, for a table: the mean and its interval."""
-    return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"
-
-
-def _installed(name: str) -> bool:
+def _version(name: str) -> str | None:
     try:
-        importlib.metadata.version(name.replace("_", "-"))
+        return importlib.metadata.version(name.replace("_", "-"))
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None

@@ -11,10 +11,10 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import layer_names, provenance
+from diffusers_xai.denoisers.blocks import short_name
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.maps import max_channel_maps, resized
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import over_seeds, profile_of
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
@@ -27,17 +27,13 @@ THRESHOLD = 0.3
 MAP_NAMES = {"sum": "sum over the channels (part of A<sub>t</sub>)", "c*": "most active channel c*"}
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int] = (),
-    seeds: Sequence[int] = range(30),
-    num_inference_steps: int = 100,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     layers: Sequence[str] | None = None,
     records: int = 25,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """Correlation of each layer's map, and of the state x_t, with the edges and the foreground of the final image.
 
     A layer has two maps, both up-sampled bilinearly: its output summed over the channels (its part of A_t), and that
@@ -47,34 +43,28 @@ def run(
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        labels (`Sequence[int]`): The label; none for an unconditional model.
-        seeds (`Sequence[int]`): One run for each, at least two.
-        num_inference_steps (`int`): Denoising steps.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time, at least two.
+        sampling ([`Sampling`]): What is sampled.
         layers (`Sequence[str]`, *optional*): Globs of layers; all attention layers if `None`.
         records (`int`): How many steps are looked at, evenly spread.
 
     Returns:
-        `ExperimentResult`: `correlation` and `chance` (absolute Pearson correlations) of dims (seed, target, map,
+        `xarray.Dataset`: `correlation` and `chance` (absolute Pearson correlations) of dims (seed, target, map,
         layer, step), the first layer being x_t itself and the maps `sum` and `c*`. Of dims (seed, target, map, layer),
         in parts of the process: `lead`, by how much earlier than that of x_t a layer's correlation exceeds 0.3, at two
         records in turn; negative if later, NaN if never; `exceeds`, when it first exceeds both 0.3 and that of x_t, at
         two records in turn, NaN if never; and `chance_exceeds`, the same of `chance`.
     """
-    if len(seeds) < 2 or batch_size < 2:
-        raise ValueError(f"expected at least two seeds at a time, got {len(seeds)} seeds and batch_size {batch_size}")
+    if min(len(sampling.seeds), sampling.batch_size) < 2:
+        got = f"{len(sampling.seeds)} seeds and batch_size {sampling.batch_size}"
+        raise ValueError(f"expected at least two seeds at a time, got {got}")
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
-    every = max(1, num_inference_steps // records)
+    every = sampling.every(records)
 
-    def measure(part: list[int]) -> xr.Dataset:
-        profile = profile_of(
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        profile = sampling.profile(
             pipe,
-            labels,
             part,
-            num_inference_steps,
-            guidance_scale,
             [Samples(every=every), Activations(layers=paths, every=every)],
         )
         samples, final = profile["samples"], profile["final_sample"].values
@@ -98,23 +88,20 @@ def run(
             {
                 "target": list(targets),
                 "map": list(maps),
-                "layer": [STATE, *layer_names(denoiser, paths)],
+                "layer": [STATE, *[short_name(path, denoiser.aliases) for path in paths]],
                 "step": samples["step"].values,
                 "timestep": ("step", samples["timestep"].values),
             },
         ).transpose("seed", "target", "map", "layer", "step")
 
-    data = over_seeds(measure, seeds, batch_size=max(2, batch_size // 2), description="structure in the layers")
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-        threshold=THRESHOLD,
-    )  # fmt: skip
+    at_once = max(2, sampling.batch_size // 2)
+    data = sampling.over_seeds(measure_batch, "structure in the layers", seeds_at_once=at_once)
     correlation = data["correlation"]
-    shown = _first(correlation > THRESHOLD, num_inference_steps)
+    shown = _first(correlation > THRESHOLD, sampling.steps)
     state = shown.sel(layer=STATE, drop=True).fillna(1.0)
     bar = np.maximum(correlation.sel(layer=STATE, drop=True), THRESHOLD)
-    exceeds = {name: _first(data[array] > bar, num_inference_steps) for name, array in EXCEEDS.items()}
-    return ExperimentResult("emergence", data.assign({"lead": state - shown, **exceeds}), settings)
+    exceeds = {name: _first(data[array] > bar, sampling.steps) for name, array in EXCEEDS.items()}
+    return data.assign({"lead": state - shown, **exceeds}).assign_attrs(threshold=THRESHOLD)
 
 
 def _correlations(maps: list[np.ndarray], edges: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -129,10 +116,10 @@ def _sum_map(activations: xr.DataArray, size: tuple[int, ...]) -> np.ndarray:
     return resized(pick_branch(activations, "cond").values.astype(np.float32).sum(2), size, "bilinear")
 
 
-def _first(shown: xr.DataArray, num_inference_steps: int) -> xr.DataArray:
+def _first(shown: xr.DataArray, steps: int) -> xr.DataArray:
     """The part of the process done at the first record from which on it is shown twice in turn; NaN if never."""
     twice = shown & shown.shift(step=-1, fill_value=True)  # a single record may be chance
-    first = xr.where(twice, shown["step"], np.inf).min("step") / num_inference_steps
+    first = xr.where(twice, shown["step"], np.inf).min("step") / steps
     return first.where(np.isfinite(first)).transpose("seed", "target", "map", "layer")
 
 
@@ -190,3 +177,21 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                 row[f"{target}: lead"] = f"{100 * float(lead.mean()):+.1f} %" if lead.size else "never"
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+EXPERIMENT = register(
+    Experiment(
+        "emergence",
+        "When structure shows",
+        "How well each layer's maps (its part of A_t, and its most active channel c*) and the state x_t correlate with"
+        " the edges, and with the foreground, of the final image over the process, means over the seeds. The dotted"
+        " line is what they show of the image of another seed: chance. A layer that rises before x_t does shows"
+        " structure that is not to be seen yet. The table tells in how many seeds a layer shows more than x_t, from"
+        " when on, and by how much of the process its correlation passes 0.3 before that of x_t does (lead).",
+        "thesis chapter 5, as a number",
+        measure,
+        plot,
+        steps=100,
+        table=table,
+    )
+)

@@ -1,19 +1,15 @@
 """Where the runs of two labels part (thesis fig. 5.13 to 5.16)."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from diffusers_xai.experiments.base import label_bits, label_text, provenance
-from diffusers_xai.experiments.curves import band
-from diffusers_xai.experiments.region import clean_image_energy, region_or_middle
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import generators, over_seeds
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import band, label_bits, label_text
+from diffusers_xai.experiments.maps import clean_image_energy, region_or_middle
+from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
 from diffusers_xai.measures import Mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -25,50 +21,33 @@ from diffusers_xai.profile.selection import pick_branch
 TIMES = (0.95, 0.8, 0.6, 0.4, 0.2, 0.05)  # parts of the training's timesteps at which pictures are kept
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int],
-    seeds: Sequence[int] = range(30),
-    num_inference_steps: int = 1000,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     mask: Mask | None = None,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """SSIM of the states, and distance of the attention maps, of two runs from the same noise with different labels.
 
     Source: thesis section 5.3.1, fig. 5.13 to 5.16, D.1; eq. 4.1.2, 4.1.8, 4.1.10.
 
     Args:
         pipe ([`XAIPipeline`]): A conditional model with attention.
-        labels (`Sequence[int]`): Two labels.
-        seeds (`Sequence[int]`): A pair of runs for each.
-        num_inference_steps (`int`): Denoising steps; a hundred of them are compared.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time, two for a seed.
+        sampling ([`Sampling`]): What is sampled.
         mask (`(height, width)` bool): The region whose gradient volume is kept; a square in the middle if `None`.
 
     Returns:
-        `ExperimentResult`: `ssim` and `attention_distance` (Frobenius norm of the difference of A_t) of dims (seed,
+        `xarray.Dataset`: `ssim` and `attention_distance` (Frobenius norm of the difference of A_t) of dims (seed,
         step), and `final_ssim` (seed). Of the two runs of the first seed at six moments, with the coordinate
         `moment_timestep`: `sample` (run, moment, rgb, height, width), `attention_outputs` and `energy` (root of the
         sum of the squared gradients of the region's clean image) of dims (run, moment, height, width); and `mask`.
     """
-    if len(labels) != 2 or labels[0] == labels[1]:
-        raise ValueError(f"expected two different labels to compare, got {list(labels)}")
-    every = max(1, num_inference_steps // 100)
+    every = sampling.every(100)
 
-    def measure(part: list[int]) -> xr.Dataset:
+    def measure_batch(part: list[int]) -> xr.Dataset:
         count = len(part)
-        output: Any = pipe(
-            class_labels=[labels[0]] * count + [labels[1]] * count,
-            num_inference_steps=num_inference_steps,
-            generator=generators(part, copies=2),
-            guidance_scale=guidance_scale,
-            record=[Samples(every=every), AttentionOutputs(every=every)],
-            output_type="pt",
-        )
-        profile = output.profile
+        what = [Samples(every=every), AttentionOutputs(every=every)]
+        profile = sampling.profile(pipe, part, what, labels=sampling.labels)
         samples = torch.from_numpy(profile["samples"].values).unflatten(1, (2, count))
         final = torch.from_numpy(profile["final_sample"].values).unflatten(0, (2, count))
         maps = pick_branch(profile["attention_outputs"], "cond")
@@ -85,35 +64,21 @@ def run(
             coords,
         )
 
-    data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 2), description="two labels, same noise")
+    data = sampling.over_seeds(measure_batch, "two labels, same noise", seeds_at_once=max(1, sampling.batch_size // 2))
     region = region_or_middle(pipe, mask)
-    pictures = _pictures(pipe, labels, list(seeds)[0], num_inference_steps, guidance_scale, region)
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-    )
-    data = xr.merge([data, pictures]).assign(mask=(("height", "width"), region))
-    return ExperimentResult("label-divergence", data, settings)
+    pictures = _pictures(pipe, sampling, region)
+    return xr.merge([data, pictures]).assign(mask=(("height", "width"), region))
 
 
-def _pictures(
-    pipe: XAIPipeline, labels: Sequence[int], seed: int, num_inference_steps: int, guidance_scale: float,
-    region: np.ndarray,
-) -> xr.Dataset:  # fmt: skip
+def _pictures(pipe: XAIPipeline, sampling: Sampling, region: np.ndarray) -> xr.Dataset:
     """States, attention maps and gradients of a seed's two runs at a few moments."""
-    times = [time * pipe.scheduler.config.get("num_train_timesteps", 1000) for time in TIMES]
-    output: Any = pipe(
-        class_labels=list(labels),
-        num_inference_steps=num_inference_steps,
-        generator=generators([seed], copies=2),
-        guidance_scale=guidance_scale,
-        record=[
-            Samples(timesteps=times),
-            AttentionOutputs(timesteps=times),
-            GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
-        ],
-        output_type="pt",
-    )
-    profile = output.profile
+    times = [timestep_at(pipe, time) for time in TIMES]
+    what = [
+        Samples(timesteps=times),
+        AttentionOutputs(timesteps=times),
+        GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
+    ]
+    profile = sampling.profile(pipe, sampling.seeds[:1], what, labels=sampling.labels)
     maps = pick_branch(profile["attention_outputs"], "cond")
     squares = clean_image_energy(profile["gradient_volume"]).transpose("sample", "step", ...)
     image = ("run", "moment", "rgb", "height", "width")
@@ -165,3 +130,21 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     kinds = ("x<sub>t</sub>", "A<sub>t</sub>", "gradients")
     row_labels = [f"{kind}<br>{label}" for kind in kinds for label in bits]
     return tile_grid(rows, [*times, "result"], row_labels, scale_title="each map in its own range")
+
+
+EXPERIMENT = register(
+    Experiment(
+        "label-divergence",
+        "Where the runs of two labels part",
+        "Two runs start from the same noise with different labels. Above: SSIM of their states, which is 1 as long as"
+        " they are the same. Below: the distance of their attention maps A_t, which the label changes before the"
+        " states differ. The light band is one standard deviation of the seeds, the dark one the mean's interval. The"
+        " images are the states, attention maps and gradients of the outlined region, of both runs of the first seed.",
+        "thesis section 5.3.1, fig. 5.13 to 5.16, D.1",
+        measure,
+        plot,
+        labels=2,
+        region="eyes",
+        plot_images=plot_images,
+    )
+)

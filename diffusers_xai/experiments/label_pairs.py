@@ -1,6 +1,6 @@
 """The predetermination index of every pair of labels."""
 
-from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -8,57 +8,45 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.experiments import predetermination
-from diffusers_xai.experiments.base import label_bits, label_text, provenance
-from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.base import ALL_LABELS, Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import label_bits, label_text
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int],
-    seeds: Sequence[int] = range(4),
-    num_inference_steps: int = 50,
     switches: int = 10,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """Sweeps the switch from every label to every other one.
 
     Source: thesis section 5.3.2, fig. 5.17, D.2.
 
     Args:
         pipe ([`XAIPipeline`]): A conditional model.
-        labels (`Sequence[int]`): Labels that the model was trained on, at least two.
-        seeds (`Sequence[int]`): A sweep of each pair for each.
-        num_inference_steps (`int`): Denoising steps.
+        sampling ([`Sampling`]): What is sampled.
         switches (`int`): How many switches, evenly spread; the first one is at step 0.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Rows of the network at a time.
 
     Returns:
-        `ExperimentResult`: `index` and `switched_ssim` (SSIM of the switch at step 0) of dims (seed, first, second);
+        `xarray.Dataset`: `index` and `switched_ssim` (SSIM of the switch at step 0) of dims (seed, first, second);
         NaN where both are the same.
     """
+    labels, seeds = sampling.labels, sampling.seeds
     if len(set(labels)) < 2:
         raise ValueError(f"expected at least two different labels, got {list(labels)}")
-    count, seeds = len(labels), list(seeds)
+    count = len(labels)
     index, ssim = (np.full((len(seeds), count, count), np.nan) for _ in range(2))
     for i, j in permutations(range(count), 2):
-        data = predetermination.run(
-            pipe, labels=[labels[i], labels[j]], seeds=seeds, num_inference_steps=num_inference_steps,
-            switches=switches, guidance_scale=guidance_scale, batch_size=batch_size,
-        ).data  # fmt: skip
+        pair = replace(sampling, labels=(labels[i], labels[j]))
+        data = predetermination.measure(pipe, pair, switches=switches)
         index[:, i, j], ssim[:, i, j] = data["index"].values, data["ssim"].isel(switch=0).values
     dims = ("seed", "first", "second")
-    coords = {"seed": seeds, "first": list(labels), "second": list(labels)}
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-        threshold=predetermination.THRESHOLD,
-    )  # fmt: skip
+    coords = {"seed": list(seeds), "first": list(labels), "second": list(labels)}
     data = xr.Dataset({"index": (dims, index), "switched_ssim": (dims, ssim)}, coords)
-    return ExperimentResult("label-pairs", data, settings)
+    return data.assign_attrs(threshold=predetermination.THRESHOLD)
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -80,3 +68,20 @@ def plot(result: ExperimentResult) -> go.Figure:
         yaxis={"autorange": "reversed", "automargin": True, "showgrid": False},
         margin={"t": 60},
     )
+
+
+EXPERIMENT = register(
+    Experiment(
+        "label-pairs",
+        "How early each pair of labels is settled",
+        "The index of the predetermination for every pair of labels that the model was trained on: the share of the"
+        " process after which a switch from the label of the row to that of the column leaves the image alike, means"
+        " over the seeds. Low values are pairs that are told apart early, or hardly at all.",
+        "thesis section 5.3.2, fig. 5.17, D.2",
+        measure,
+        plot,
+        labels=ALL_LABELS,
+        seeds=2,
+        steps=50,
+    )
+)

@@ -6,58 +6,47 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import layer_names, provenance
-from diffusers_xai.experiments.curves import band
+from diffusers_xai.denoisers.blocks import short_name
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import band
 from diffusers_xai.experiments.maps import max_channel_maps
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import of_first_seed, over_seeds, profile_of
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed
 from diffusers_xai.explainers import Activations
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import curves_over_time
 from diffusers_xai.plots.tiles import Tile, tile_grid
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int] = (),
-    seeds: Sequence[int] = range(10),
-    num_inference_steps: int = 1000,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     layers: Sequence[str] | None = None,
     records: int = 50,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """LayerDist of each layer between recorded steps, in units of the layer's mean distance.
 
     Source: thesis eq. 4.1.10, fig. 5.7.
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        labels (`Sequence[int]`): The label; none for an unconditional model.
-        seeds (`Sequence[int]`): One run for each.
-        num_inference_steps (`int`): Denoising steps.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time.
+        sampling ([`Sampling`]): What is sampled.
         layers (`Sequence[str]`, *optional*): Globs of layers; all attention layers if `None`.
         records (`int`): How many steps are recorded, evenly spread.
 
     Returns:
-        `ExperimentResult`: `distance` (Frobenius norm) of dims (seed, layer, step). Of the first seed, the record
+        `xarray.Dataset`: `distance` (Frobenius norm) of dims (seed, layer, step). Of the first seed, the record
         before and the one after each layer's largest jump: `map` of the channel c* of that moment (layer, moment,
         height, width), resized to the samples' size, its `channel` and the `map_timestep` (layer, moment).
     """
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
-    every = max(1, num_inference_steps // records)
 
-    def measure(part: list[int]) -> xr.Dataset:
-        profile = profile_of(
-            pipe, labels, part, num_inference_steps, guidance_scale, [Activations(layers=paths, every=every)]
-        )
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        profile = sampling.profile(pipe, part, [Activations(layers=paths, every=sampling.every(records))])
         maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe._sample_shape[-2:])
         curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
-        joined = xr.concat(curves, "layer").assign_coords(layer=layer_names(denoiser, paths))
+        joined = xr.concat(curves, "layer").assign_coords(layer=[short_name(path, denoiser.aliases) for path in paths])
         distance = joined.transpose("seed", "layer", "step")
         jump = distance.argmax("step").variable  # from this record to the next
         moments = xr.Variable.concat([jump, jump + 1], "moment")
@@ -73,12 +62,8 @@ def run(
         ).assign_coords(moment=["before", "after"])
 
     # A seed's activations are kept until its distances are taken: few at a time.
-    data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 8), description="distances of layers")
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-    )
-    data = of_first_seed(data, "map", "channel", "map_timestep")
-    return ExperimentResult("layer-distance", data, settings)
+    data = sampling.over_seeds(measure_batch, "distances of layers", seeds_at_once=max(1, sampling.batch_size // 8))
+    return of_first_seed(data, "map", "channel", "map_timestep")
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -110,3 +95,19 @@ def plot_images(result: ExperimentResult) -> go.Figure:
         for i in range(len(moments))
     ]
     return tile_grid(rows, layers, moments, scale_title="activation, in each map")
+
+
+EXPERIMENT = register(
+    Experiment(
+        "layer-distance",
+        "How much the layers change",
+        "The distance of a layer's output to that at the next recorded step, each layer in units of its own mean, over"
+        " the process. A peak is a moment at which the layer turns to something else. The maps are those of the most"
+        " active channel c* of each layer, before and after its largest jump, of the first seed.",
+        "thesis eq. 4.1.10, fig. 5.7",
+        measure,
+        plot,
+        seeds=10,
+        plot_images=plot_images,
+    )
+)

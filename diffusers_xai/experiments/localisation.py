@@ -8,12 +8,10 @@ import xarray as xr
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import Denoiser, get_denoiser
-from diffusers_xai.denoisers.blocks import layers_by_block
-from diffusers_xai.experiments.base import layer_names, provenance
-from diffusers_xai.experiments.maps import max_channel_maps
-from diffusers_xai.experiments.region import clean_image_energy, region_or_middle
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import of_first_seed, over_seeds, profile_of
+from diffusers_xai.denoisers.blocks import layers_by_block, short_name
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.maps import clean_image_energy, max_channel_maps, region_or_middle
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
 from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
 from diffusers_xai.measures import Mask
 from diffusers_xai.pipelines import XAIPipeline
@@ -23,34 +21,26 @@ from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
 TIMES = (0.95, 0.7, 0.6, 0.1)  # parts of the training's timesteps; thesis: t = 950, 700, 600, 100
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int] = (),
-    seeds: Sequence[int] = range(8),
-    num_inference_steps: int = 100,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     mask: Mask | None = None,
     layers: Sequence[str] | None = None,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """The gradient of a region of the predicted clean image to every input pixel, at four moments.
 
     Source: thesis eq. 4.1.2, fig. 5.8, 5.9.
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        labels (`Sequence[int]`): The label; none for an unconditional model.
-        seeds (`Sequence[int]`): One run for each.
-        num_inference_steps (`int`): Denoising steps.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time.
+        sampling ([`Sampling`]): What is sampled.
         mask (`(height, width)` bool): The region whose pixels ask; a square in the middle if `None`.
         layers (`Sequence[str]`, *optional*): Globs of the layers whose gradient maps are kept; an early, a middle and
             a late attention layer if `None`, or layers of such blocks in a network without attention.
 
     Returns:
-        `ExperimentResult`: `energy` (root of the sum of the squared gradients of the region's pixels) of dims (seed,
+        `xarray.Dataset`: `energy` (root of the sum of the squared gradients of the region's pixels) of dims (seed,
         step, height, width); of dims (seed, step) `inside`, the share of the squared gradient within the region, and
         `radius`, the root mean square distance in pixels to the nearest pixel of the region; `final` (seed, channel,
         height, width), and `mask`. Of the first seed, `gradient_map` (layer, step, height, width) and
@@ -60,16 +50,15 @@ def run(
     paths = list(denoiser.resolve_layers(_spread_layers(denoiser) if layers is None else layers))
     region = region_or_middle(pipe, mask)
     distances = _distance_to(region)
-    train_timesteps = pipe.scheduler.config.get("num_train_timesteps", 1000)
-    times = [time * train_timesteps for time in TIMES]
+    times = [timestep_at(pipe, time) for time in TIMES]
     what = [
-        Samples(every=num_inference_steps),
+        Samples(every=sampling.steps),
         GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
         GradientMaps(layers=paths, mask=region, of="noise", timesteps=times),
     ]
 
-    def measure(part: list[int]) -> xr.Dataset:
-        profile = profile_of(pipe, labels, part, num_inference_steps, guidance_scale, what)
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        profile = sampling.profile(pipe, part, what)
         volume = profile["gradient_volume"].rename(sample="seed").transpose("seed", "step", "pixel", ...)
         squares = clean_image_energy(volume)
         within, far = (xr.DataArray(values, dims=("height", "width")) for values in (region, distances**2))
@@ -87,15 +76,14 @@ def run(
                 }
             )
             .reset_coords(drop=True)
-            .assign_coords(timestep=("step", volume["timestep"].values), layer=layer_names(denoiser, paths))
+            .assign_coords(
+                timestep=("step", volume["timestep"].values),
+                layer=[short_name(path, denoiser.aliases) for path in paths],
+            )
         )
 
-    data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 8), description="gradient volumes")
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-    )
-    data = of_first_seed(data, "gradient_map", "gradient_channel").assign(mask=(("height", "width"), region))
-    return ExperimentResult("localisation", data, settings)
+    data = sampling.over_seeds(measure_batch, "gradient volumes", seeds_at_once=max(1, sampling.batch_size // 8))
+    return of_first_seed(data, "gradient_map", "gradient_channel").assign(mask=(("height", "width"), region))
 
 
 def _spread_layers(denoiser: Denoiser) -> list[str]:
@@ -149,3 +137,23 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     ]
     columns = [f"t = {t:.0f}" for t in timesteps]
     return tile_grid(rows, columns, layers, scale="diverging", scale_title="gradient, in each map")
+
+
+EXPERIMENT = register(
+    Experiment(
+        "localisation",
+        "Where the pixels of a region look",
+        "How much the clean image that is predicted within the outline depends on every pixel of the input, at four"
+        " moments (each map in its own range), for two seeds. Above: how much of the squared gradient lies inside the"
+        " region, and its root mean square distance from it in pixels, means over all seeds. The maps of the layers"
+        " show the gradient of the region by the channel it depends on most, of the first seed; blue and orange have"
+        " opposite signs.",
+        "thesis eq. 4.1.2, fig. 5.8, 5.9",
+        measure,
+        plot,
+        seeds=8,
+        steps=100,
+        region="eyes",
+        plot_images=plot_images,
+    )
+)

@@ -1,4 +1,4 @@
-"""The maps of layers' most active channels, at one size."""
+"""Maps at one size: of layers' most active channels, and of what a region of the clean image depends on."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 import xarray as xr
 
+from diffusers_xai.measures import Mask, as_mask
+from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
 
@@ -49,3 +51,35 @@ def resized(maps: np.ndarray, size: Sequence[int], mode: str) -> np.ndarray:
     """Maps of shape (…, height, width) -> (…, *size), float32, by `torch.nn.functional.interpolate`."""
     flat = torch.from_numpy(maps.astype(np.float32).reshape(1, -1, *maps.shape[-2:]))
     return F.interpolate(flat, size=tuple(size), mode=mode).numpy().reshape(*maps.shape[:-2], *size)
+
+
+def region_or_middle(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:
+    """The mask of shape (height, width), bool; a square in the middle of the image if it is `None`."""
+    height, width = pipe._sample_shape[-2:]
+    if mask is not None:
+        return as_mask(mask, (height, width))
+    region = np.zeros((height, width), dtype=bool)
+    region[3 * height // 8 : 5 * height // 8, 3 * width // 8 : 5 * width // 8] = True
+    return region
+
+
+def clean_image_energy(volume: xr.DataArray) -> xr.DataArray:
+    """Squared gradient of the predicted clean image, summed over the region's pixels and the input's channels.
+
+    x̂_0 is a multiple of x_t - s ε with s = √(1 - ᾱ), whatever the network predicts; that factor of each step is left
+    out. In the volume of the noise itself, a network that predicts x_0 shows little but the identity.
+
+    Source: thesis eq. 4.1.2.
+
+    Args:
+        volume (`xarray.DataArray`): A volume of the noise, with the dims pixel, channel, height, width and others.
+
+    Returns:
+        `xarray.DataArray` without the dims pixel and channel, float64.
+    """
+    sigma = volume["sigma"].astype(np.float64)
+    gradient = -(sigma / np.sqrt(1 + sigma**2)) * volume.astype(np.float64)
+    identity = (volume["row"] == xr.DataArray(np.arange(volume.sizes["height"]), dims="height")) & (
+        volume["column"] == xr.DataArray(np.arange(volume.sizes["width"]), dims="width")
+    )
+    return ((gradient + identity) ** 2).sum(["pixel", "channel"])

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers_xai.experiments.registry import EXPERIMENTS
-from diffusers_xai.experiments.result import ExperimentResult
+from diffusers_xai.experiments.base import EXPERIMENTS, ExperimentResult
 from diffusers_xai.report import write_page
 from diffusers_xai.report.page import page
 from diffusers_xai.report.section import Section, render, render_figure
@@ -43,7 +42,7 @@ def _section(result: ExperimentResult) -> str:
 def _made(settings: dict[str, Any]) -> str:
     seeds = settings["seeds"]
     return (
-        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {settings['num_inference_steps']} steps of"
+        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {settings['steps']} steps of"
         f" {settings['scheduler']}, guidance {settings['guidance_scale']:g}, labels"
         f" {', '.join(map(str, settings['labels'])) or 'none'}."
     )

@@ -1,6 +1,5 @@
 """From when on a label no longer changes the image (thesis fig. 5.17, D.2)."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,9 @@ import torch
 import xarray as xr
 
 from diffusers_xai.analysis import predetermination_index, summary
-from diffusers_xai.experiments.base import interval_text, label_text, provenance
-from diffusers_xai.experiments.curves import band
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import of_first_seed, over_seeds
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import band, interval_text, label_text
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
@@ -24,17 +22,13 @@ from diffusers_xai.plots.tiles import Tile, tile_rows, to_rgb
 THRESHOLD = 0.9
 
 
-def run(
+def measure(
     pipe: XAIPipeline,
+    sampling: Sampling,
     *,
-    labels: Sequence[int],
-    seeds: Sequence[int] = range(30),
-    num_inference_steps: int = 1000,
     switches: int = 10,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
     **options: Any,
-) -> ExperimentResult:
+) -> xr.Dataset:
     """Switches the label at several steps and compares the image with the unswitched run's.
 
     The steps before a switch are done once for all, see `switch_sweep`.
@@ -43,34 +37,36 @@ def run(
 
     Args:
         pipe ([`XAIPipeline`]): A conditional model.
-        labels (`Sequence[int]`): The label to start with, and the one to switch to.
-        seeds (`Sequence[int]`): A sweep for each.
-        num_inference_steps (`int`): Denoising steps.
+        sampling ([`Sampling`]): What is sampled.
         switches (`int`): How many switches, evenly spread; the first one is at step 0.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Rows of the network at a time, at least as many as seeds at a time.
         options: Passed to `switch_sweep`, such as `callback_on_step_end`.
 
     Returns:
-        `ExperimentResult`: `ssim` of dims (seed, switch) with the coordinates `step` and `share` (part of the steps
+        `xarray.Dataset`: `ssim` of dims (seed, switch) with the coordinates `step` and `share` (part of the steps
         done before the switch), `index` (seed), and the final states `images` (run, rgb, height, width) of the
         first seed, the unswitched run first.
     """
-    if len(labels) != 2 or labels[0] == labels[1]:
-        raise ValueError(f"expected two different labels, the first one to start with, got {list(labels)}")
-    if not 2 <= switches <= num_inference_steps:
-        raise ValueError(f"expected switches in 2..{num_inference_steps}, got {switches}")
-    pipe.scheduler.set_timesteps(num_inference_steps)
+    if not 2 <= switches <= sampling.steps:
+        raise ValueError(f"expected switches in 2..{sampling.steps}, got {switches}")
+    pipe.scheduler.set_timesteps(sampling.steps)
     calls = len(pipe.scheduler.timesteps)
     steps = [calls * i // switches for i in range(switches)]
     coords = {"step": ("switch", steps), "share": ("switch", np.array(steps) / calls)}
     coords["timestep"] = ("switch", [float(pipe.scheduler.timesteps[step]) for step in steps])
 
-    def measure(part: list[int]) -> xr.Dataset:
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        first, second = sampling.labels
         final = switch_sweep(
-            pipe, labels[0], labels[1], part, steps, num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale, max_rows=batch_size, **options,
-        )  # fmt: skip
+            pipe,
+            first,
+            second,
+            part,
+            steps,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            max_rows=sampling.batch_size,
+            **options,
+        )
         ssim = torch.stack([structural_similarity(final[0], switched) for switched in final[1:]], dim=1)
         return xr.Dataset(
             {
@@ -80,13 +76,9 @@ def run(
             coords,
         )
 
-    data = over_seeds(measure, seeds, batch_size=max(1, batch_size // 4), description="label switches")
+    data = sampling.over_seeds(measure_batch, "label switches", seeds_at_once=max(1, sampling.batch_size // 4))
     data = data.assign(index=predetermination_index(data["ssim"], THRESHOLD))
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale,
-        threshold=THRESHOLD,
-    )  # fmt: skip
-    return ExperimentResult("predetermination", of_first_seed(data, "images"), settings)
+    return of_first_seed(data, "images").assign_attrs(threshold=THRESHOLD)
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -143,3 +135,21 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         for i, (step, share) in enumerate(zip(data["step"].values, data["share"].values, strict=True))
     ]
     return pd.DataFrame([*rows, {"switch": "predetermination index", "steps done": interval_text(index), "SSIM": ""}])
+
+
+EXPERIMENT = register(
+    Experiment(
+        "predetermination",
+        "From when on the label no longer matters",
+        "The label is switched at ten steps of the process, and each image is compared with that of the run that was"
+        " never switched. The index is the share of the process after which a switch leaves the image alike (SSIM of"
+        " at least 0.9), with the 95 % interval over the seeds. The images are those of the first seed.",
+        "thesis section 5.3.2, fig. 5.17, D.2",
+        measure,
+        plot,
+        labels=2,
+        steps=100,
+        plot_images=plot_images,
+        table=table,
+    )
+)

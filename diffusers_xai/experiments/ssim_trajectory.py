@@ -1,54 +1,33 @@
 """How much each step changes the state (thesis fig. 5.6)."""
 
-from collections.abc import Sequence
-
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.experiments.base import label_text, provenance
-from diffusers_xai.experiments.curves import seed_curves
-from diffusers_xai.experiments.result import ExperimentResult
-from diffusers_xai.experiments.seeds import over_seeds, profile_of
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import label_text, seed_curves
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.pipelines import XAIPipeline
 
 
-def run(
-    pipe: XAIPipeline,
-    *,
-    labels: Sequence[int] = (),
-    seeds: Sequence[int] = range(30),
-    num_inference_steps: int = 1000,
-    guidance_scale: float = 1.0,
-    batch_size: int = 32,
-) -> ExperimentResult:
+def measure(pipe: XAIPipeline, sampling: Sampling) -> xr.Dataset:
     """SSIM of each state with the next one, for every seed.
 
     Source: thesis eq. 4.1.8, fig. 5.6.
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        labels (`Sequence[int]`): The label; none for an unconditional model.
-        seeds (`Sequence[int]`): One run for each.
-        num_inference_steps (`int`): Denoising steps. SSIM of neighbours depends on how far apart they are.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
-        batch_size (`int`): Runs at a time.
+        sampling ([`Sampling`]): What is sampled.
 
     Returns:
-        `ExperimentResult`: `ssim` of dims (seed, step).
+        `xarray.Dataset`: `ssim` of dims (seed, step).
     """
 
-    def measure(part: list[int]) -> xr.Dataset:
-        profile = profile_of(
-            pipe, labels, part, num_inference_steps, guidance_scale, [Samples(every=num_inference_steps)]
-        )
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        profile = sampling.profile(pipe, part, [Samples(every=sampling.steps)])
         return profile["measures/ssim"].rename(sample="seed").transpose("seed", "step").to_dataset(name="ssim")
 
-    data = over_seeds(measure, seeds, batch_size=batch_size, description="SSIM of neighbouring states")
-    settings = provenance(
-        pipe, seeds, labels=list(labels), num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
-    )
-    return ExperimentResult("ssim-trajectory", data, settings)
+    return sampling.over_seeds(measure_batch, "SSIM of neighbouring states")
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -56,3 +35,17 @@ def plot(result: ExperimentResult) -> go.Figure:
     labels = result.settings["labels"]
     name = label_text(result.settings, labels[0]) if labels else "all"
     return seed_curves(result.data["ssim"], "SSIM of x<sub>t</sub> and the next state", name)
+
+
+EXPERIMENT = register(
+    Experiment(
+        "ssim-trajectory",
+        "How much each step changes the image",
+        "SSIM between each state of the process and the next, for many seeds. High values mean that a step changes"
+        " little. The line is the mean over the seeds, the light band one standard deviation of the seeds, the dark"
+        " band the 95 % interval of the mean.",
+        "thesis eq. 4.1.8, fig. 5.6",
+        measure,
+        plot,
+    )
+)

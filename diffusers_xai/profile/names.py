@@ -21,7 +21,7 @@ _MAX_LISTED = 12
 
 
 def validate_array(name: str, array: xr.DataArray) -> xr.DataArray:
-    """Checks an array against the profile's vocabulary.
+    """Checks an array against the profile's vocabulary, and that it can be stored.
 
     Args:
         name (`str`): Name of the array in the profile, such as `"samples"` or `"activations/mid_block"`.
@@ -35,13 +35,30 @@ def validate_array(name: str, array: xr.DataArray) -> xr.DataArray:
         TypeError: If `array` is no DataArray, or an attribute cannot be written as JSON.
         ValueError: If the name, the dims, the dtype or the coordinates are not what a profile holds.
     """
-    if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"expected an array name such as 'samples' or 'activations/<layer>', got {name!r}")
-    if not isinstance(array, xr.DataArray):
-        raise TypeError(f"{name}: expected an xarray.DataArray, got {type(array).__name__}")
+    _check_name_and_type(name, array)
     positions = [DIMS.index(dim) if dim in DIMS else -1 for dim in array.dims]
     if not array.dims or -1 in positions or positions != sorted(positions):
         raise ValueError(f"{name}: expected dims from {DIMS}, in this order, got {array.dims}")
+    array = storable_array(name, array)
+    _validate_steps(name, array)
+    _validate_branches(name, array)
+    return array
+
+
+def storable_array(name: str, array: xr.DataArray) -> xr.DataArray:
+    """Checks that an array can be stored as a profile's are, whatever its dims.
+
+    Args:
+        name (`str`): Its name.
+        array (`xarray.DataArray`): The array.
+
+    Returns:
+        `xarray.DataArray`: As [`validate_array`] returns it.
+
+    Raises:
+        TypeError, ValueError: As of [`validate_array`], but for the dims and their coordinates.
+    """
+    _check_name_and_type(name, array)
     if str(array.dtype) not in DTYPES:
         raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {array.dtype}")
     if array.size == 0:
@@ -58,9 +75,14 @@ def validate_array(name: str, array: xr.DataArray) -> xr.DataArray:
             array = array.assign_coords(
                 {key: (coord.dims, _fixed_width_text(f"{name}: coordinate {key!r}", coord), attrs)}
             )
-    _validate_steps(name, array)
-    _validate_branches(name, array)
     return array
+
+
+def _check_name_and_type(name: str, array: xr.DataArray) -> None:
+    if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"expected an array name such as 'samples' or 'activations/<layer>', got {name!r}")
+    if not isinstance(array, xr.DataArray):
+        raise TypeError(f"{name}: expected an xarray.DataArray, got {type(array).__name__}")
 
 
 def _fixed_width_text(name: str, coord: xr.DataArray) -> np.ndarray:

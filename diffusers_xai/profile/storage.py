@@ -37,6 +37,7 @@ _SAFETENSORS_DTYPES = {
 
 
 Locate = Callable[[str], Path]
+Validate = Callable[[str, xr.DataArray], xr.DataArray]
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,13 @@ class StoredArray:
         return self.header.copy(data=values)
 
 
-def write_profile(path: Path, arrays: Mapping[str, xr.DataArray], provenance: dict[str, Any], overwrite: bool) -> None:
+def write_profile(
+    path: Path,
+    arrays: Mapping[str, xr.DataArray],
+    provenance: dict[str, Any],
+    overwrite: bool,
+    validate: Validate = validate_array,
+) -> None:
     """Writes a profile beside `path` and moves it there once it is complete.
 
     Args:
@@ -80,6 +87,7 @@ def write_profile(path: Path, arrays: Mapping[str, xr.DataArray], provenance: di
         arrays (`Mapping[str, xarray.DataArray]`): The arrays by name; they are taken one after the other.
         provenance (`dict`): How the profile was made, JSON-able.
         overwrite (`bool`): Whether a profile at `path` may be replaced, with everything in its folder.
+        validate (`Validate`): What arrays must pass; those of a profile have its dims.
 
     Raises:
         FileExistsError: If `path` exists and `overwrite` is false, or it holds something else than a profile.
@@ -92,7 +100,7 @@ def write_profile(path: Path, arrays: Mapping[str, xr.DataArray], provenance: di
     new = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.new")
     try:
         new.mkdir()
-        _write_folder(new, arrays, provenance)
+        ProfileWriter(new, validate).append(arrays.items(), provenance)
         _check_target(path, overwrite)
         _move(new, path)
     except BaseException:
@@ -123,16 +131,15 @@ def _move(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_folder(folder: Path, arrays: Mapping[str, xr.DataArray], provenance: dict[str, Any]) -> None:
-    ProfileWriter(folder).append(arrays.items(), provenance)
-
-
-def read_profile(path: Path, locate: Locate | None = None) -> tuple[dict[str, Any], dict[str, StoredArray]]:
+def read_profile(
+    path: Path, locate: Locate | None = None, validate: Validate = validate_array
+) -> tuple[dict[str, Any], dict[str, StoredArray]]:
     """Reads a profile's index, and no array.
 
     Args:
         path (`Path`): A folder written by [`write_profile`].
         locate (`Locate`, *optional*): Where an array's file lies, by its name in the folder; in `path` if `None`.
+        validate (`Validate`): What arrays must pass; those of a profile have its dims.
 
     Returns:
         `tuple[dict, dict[str, StoredArray]]`: The provenance, and the arrays by name.
@@ -160,7 +167,7 @@ def read_profile(path: Path, locate: Locate | None = None) -> tuple[dict[str, An
         )
     try:
         arrays = {
-            name: _parse_entry(locate or folder.joinpath, name, entry, index["id"])
+            name: _parse_entry(locate or folder.joinpath, name, entry, index["id"], validate)
             for name, entry in index["arrays"].items()
         }
         return dict(index["provenance"]), arrays
@@ -176,7 +183,7 @@ def _interrupted_saves(path: Path) -> str:
     return f"; an interrupted save left {' and '.join(left)} beside it, to be renamed by hand" if left else ""
 
 
-def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: str) -> StoredArray:
+def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: str, validate: Validate) -> StoredArray:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {entry['dtype']!r}")
     files = tuple(_checked_file_name(name, file) for file in entry["files"])
@@ -185,7 +192,7 @@ def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: s
     placeholder = np.broadcast_to(np.zeros((), entry["dtype"]), tuple(entry["shape"]))
     coords = {key: _coord_from_json(name, coord) for key, coord in entry["coords"].items()}
     header = xr.DataArray(placeholder, dims=tuple(entry["dims"]), coords=coords, attrs=entry["attrs"])
-    return StoredArray(validate_array(name, header), files, locate, profile_id)
+    return StoredArray(validate(name, header), files, locate, profile_id)
 
 
 def _checked_file_name(name: str, file: str) -> str:

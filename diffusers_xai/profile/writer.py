@@ -3,7 +3,7 @@
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,15 +29,17 @@ class ProfileWriter:
 
     Args:
         folder (`Path`): The folder; made with the first write.
+        validate (`Callable`): `(name, array) -> array`, what arrays must pass.
 
     Raises:
         FileExistsError: If there is a file, or a folder with files in it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, validate: Callable[[str, xr.DataArray], xr.DataArray] = validate_array):
         if folder.is_file() or any(file.is_file() for file in folder.rglob("*")):
             raise FileExistsError(f"{folder} exists already: choose another folder")
         self.folder = folder
+        self._validate = validate
         self._id = uuid.uuid4().hex
         self._entries: dict[str, dict[str, Any]] = {}
         self._stems: dict[str, str] = {}
@@ -58,7 +60,7 @@ class ProfileWriter:
         entries, written = dict(self._entries), []
         try:
             for name, array in arrays:
-                array = validate_array(name, array)
+                array = self._validate(name, array)
                 before = entries.get(name)
                 file = self._file(name, 0 if before is None else len(before["files"]))
                 written.append(file)

@@ -9,7 +9,7 @@ from skimage.metrics import structural_similarity
 
 from diffusers_xai import Activations, AttentionOutputs, ChannelAblation, LabelSwitch, Samples, XAIPipeline
 from diffusers_xai.cli import main
-from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, emergence
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling, emergence
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -39,8 +39,14 @@ def ssim(a, b):
     return structural_similarity(a, b, win_size=7, channel_axis=0, data_range=2.0)
 
 
+def measured(name, pipe, **settings):
+    """`settings` are those of `Sampling`, and the experiment's own options."""
+    fields = {key: settings.pop(key) for key in Sampling.__dataclass_fields__ if key in settings}
+    return EXPERIMENTS[name].run(pipe, Sampling(**fields), **settings)
+
+
 def run(name, pipe, **settings):
-    result = EXPERIMENTS[name].run(pipe, **settings)
+    result = measured(name, pipe, **settings)
     for figure in (result.plot(), result.plot_images()):
         assert figure is None or figure.data
     assert len(result.to_dataframe())
@@ -48,7 +54,7 @@ def run(name, pipe, **settings):
 
 
 def test_ssim_trajectory(pipe):
-    result = run("ssim-trajectory", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=2)
+    result = run("ssim-trajectory", pipe, labels=[3], seeds=SEEDS, steps=6, batch_size=2)
     assert result.data["ssim"].dims == ("seed", "step")
     for seed in SEEDS:
         run_states = states(pipe, 3, seed, 6)
@@ -76,7 +82,7 @@ def clean_image_energy(pipe, x, t, label, mask):
 def test_the_images_of_label_divergence(pipe):
     mask = np.zeros((16, 16), dtype=bool)
     mask[5:7, 4:9] = True
-    result = run("label-divergence", pipe, labels=[3, 12], seeds=SEEDS, num_inference_steps=20, mask=mask)
+    result = run("label-divergence", pipe, labels=[3, 12], seeds=SEEDS, steps=20, mask=mask)
     data = result.data
     assert data["moment_timestep"].values.tolist() == [950, 800, 600, 400, 200, 50]
     for i, label in enumerate((3, 12)):
@@ -102,7 +108,7 @@ def test_the_images_of_label_divergence(pipe):
 
 
 def test_label_divergence(pipe):
-    result = run("label-divergence", pipe, labels=[3, 12], seeds=SEEDS, num_inference_steps=6, batch_size=4)
+    result = run("label-divergence", pipe, labels=[3, 12], seeds=SEEDS, steps=6, batch_size=4)
     for seed in SEEDS:
         first, second = states(pipe, 3, seed, 6), states(pipe, 12, seed, 6)
         expected = [ssim(a, b) for a, b in zip(first[:-1], second[:-1], strict=True)]
@@ -110,11 +116,11 @@ def test_label_divergence(pipe):
         assert result.data["final_ssim"].sel(seed=seed) == pytest.approx(ssim(first[-1], second[-1]), abs=1e-4)
     assert (result.data["attention_distance"] > 0).all()
     with pytest.raises(ValueError, match="two different labels"):
-        EXPERIMENTS["label-divergence"].run(pipe, labels=[3, 3])
+        measured("label-divergence", pipe, labels=[3, 3])
 
 
 def test_predetermination(pipe):
-    settings = {"labels": [3, 12], "seeds": SEEDS, "num_inference_steps": 8, "switches": 4}
+    settings = {"labels": [3, 12], "seeds": SEEDS, "steps": 8, "switches": 4}
     result = run("predetermination", pipe, **settings, batch_size=12)
     assert result.data["step"].values.tolist() == [0, 2, 4, 6]
     assert result.data["share"].values.tolist() == [0, 0.25, 0.5, 0.75]
@@ -135,17 +141,15 @@ def test_predetermination(pipe):
 
 
 def test_label_pairs(pipe):
-    result = run("label-pairs", pipe, labels=[3, 5, 12], seeds=SEEDS, num_inference_steps=8, switches=4, batch_size=12)
+    result = run("label-pairs", pipe, labels=[3, 5, 12], seeds=SEEDS, steps=8, switches=4, batch_size=12)
     assert np.isnan(result.data["index"].sel(first=3, second=3)).all()
-    alone = EXPERIMENTS["predetermination"].run(
-        pipe, labels=[12, 5], seeds=SEEDS, num_inference_steps=8, switches=4, batch_size=12
-    )
+    alone = measured("predetermination", pipe, labels=[12, 5], seeds=SEEDS, steps=8, switches=4, batch_size=12)
     np.testing.assert_array_equal(result.data["index"].sel(first=12, second=5), alone.data["index"])
     np.testing.assert_array_equal(result.data["switched_ssim"].sel(first=12, second=5), alone.data["ssim"][:, 0])
 
 
 def test_ablation(pipe):
-    settings = {"labels": [3], "seeds": SEEDS[:2], "num_inference_steps": 5, "random_channels": 2}
+    settings = {"labels": [3], "seeds": SEEDS[:2], "steps": 5, "random_channels": 2}
     result = run("ablation", pipe, **settings, batch_size=7)
     assert result.data["ssim"].dims == ("seed", "layer", "draw")
     for seed in SEEDS[:2]:
@@ -169,7 +173,7 @@ def test_ablation(pipe):
 
 
 def test_the_ablation_table(pipe):
-    result = EXPERIMENTS["ablation"].run(pipe, labels=[3], seeds=SEEDS, num_inference_steps=2, random_channels=2)
+    result = measured("ablation", pipe, labels=[3], seeds=SEEDS, steps=2, random_channels=2)
     table = EXPERIMENTS["ablation"].table(result).set_index("layer")
     ssim = result.data["ssim"].sel(layer="downs.0.3").values
     assert table.loc["downs.0.3", "c*"].startswith(f"{ssim[:, 0].mean():.3f} (")
@@ -183,7 +187,7 @@ def _activations(layer):
 
 
 def test_layer_distance(pipe):
-    result = run("layer-distance", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=16)
+    result = run("layer-distance", pipe, labels=[3], seeds=SEEDS, steps=6, batch_size=16)
     profile = pipe(
         3, num_inference_steps=6, generator=torch.Generator().manual_seed(9), record=_activations("downs.0.2.fn")
     ).profile
@@ -193,7 +197,7 @@ def test_layer_distance(pipe):
 
 
 def test_the_maps_around_the_largest_jump(pipe):
-    result = run("layer-distance", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=16)
+    result = run("layer-distance", pipe, labels=[3], seeds=SEEDS, steps=6, batch_size=16)
     profile = pipe(
         3, num_inference_steps=6, generator=torch.Generator().manual_seed(SEEDS[0]),
         record=_activations(["downs.0.2.fn", "mid_attn.fn"]),
@@ -218,7 +222,7 @@ def test_localisation_is_that_of_the_clean_image(prediction_type):
     pipe.set_progress_bar_config(disable=True)
     mask = np.zeros((16, 16), dtype=bool)
     mask[5:7, 4:9] = True
-    result = run("localisation", pipe, labels=[3], seeds=[4], num_inference_steps=10, mask=mask)
+    result = run("localisation", pipe, labels=[3], seeds=[4], steps=10, mask=mask)
     t = int(result.data["timestep"][2])
     x = states(pipe, 3, 4, 10)[int(result.data["step"][2])]
     energy = clean_image_energy(pipe, x, t, 3, mask)
@@ -238,7 +242,7 @@ def test_the_gradient_maps_of_localisation(pipe):
     mask = np.zeros((16, 16), dtype=bool)
     mask[5:7, 4:9] = True
     layer = "downs.0.2.fn"
-    result = run("localisation", pipe, labels=[3], seeds=SEEDS, num_inference_steps=10, mask=mask, layers=[layer])
+    result = run("localisation", pipe, labels=[3], seeds=SEEDS, steps=10, mask=mask, layers=[layer])
     assert result.data["layer"].values.tolist() == [layer]
     kept = []
     module = pipe.unet.get_submodule(pipe.unet.layer_aliases[layer])
@@ -256,10 +260,10 @@ def test_the_gradient_maps_of_localisation(pipe):
 
 
 def test_process_and_layer_types(pipe):
-    result = run("process", pipe, labels=[3], seeds=SEEDS, num_inference_steps=10)
+    result = run("process", pipe, labels=[3], seeds=SEEDS, steps=10)
     run_states = states(pipe, 3, 9, 10)
     np.testing.assert_allclose(result.data["samples"].sel(seed=9), torch.stack(run_states[:-1]), atol=1e-3)
-    result = run("layer-types", pipe, labels=[3], seeds=SEEDS, num_inference_steps=5)
+    result = run("layer-types", pipe, labels=[3], seeds=SEEDS, steps=5)
     names = {"downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"}
     assert set(result.data["layer"].values) == names
     recorded = pipe(
@@ -282,7 +286,7 @@ def first_twice(above, steps):
 def test_emergence(pipe, monkeypatch):
     low = 0.08  # untrained layers show no more of an image
     monkeypatch.setattr(emergence, "THRESHOLD", low)
-    result = run("emergence", pipe, labels=[3], seeds=SEEDS, num_inference_steps=6, batch_size=6)
+    result = run("emergence", pipe, labels=[3], seeds=SEEDS, steps=6, batch_size=6)
     data = result.data
     assert data["layer"].values[0] == "x_t"
     layer, edge = "downs.0.2.fn", data["correlation"].sel(target="edges")
@@ -309,13 +313,13 @@ def test_emergence(pipe, monkeypatch):
     share = np.isfinite(data["exceeds"].sel(layer=layer, map="c*", target="foreground")).mean()
     assert table.loc[(layer, "c*"), "foreground: exceeds x_t in"].startswith(f"{100 * float(share):.0f} % of seeds")
     with pytest.raises(ValueError, match="at least two seeds"):
-        EXPERIMENTS["emergence"].run(pipe, labels=[3], seeds=[1])
+        measured("emergence", pipe, labels=[3], seeds=[1])
 
 
 def test_artifact(pipe):
     mask = np.zeros((16, 16), dtype=bool)
     mask[5:9, 4:9] = True
-    result = run("artifact", pipe, labels=[3], seeds=SEEDS, num_inference_steps=5, mask=mask, layer="ups.0.3")
+    result = run("artifact", pipe, labels=[3], seeds=SEEDS, steps=5, mask=mask, layer="ups.0.3")
     for seed in SEEDS:
         part = result.data.sel(seed=seed)
         intact = states(pipe, 3, seed, 5)[-1]
@@ -330,13 +334,13 @@ def test_networks_of_diffusers_without_labels():
     pipe.set_progress_bar_config(disable=True)
     for name, experiment in EXPERIMENTS.items():
         if experiment.labels == 1:
-            run(name, pipe, seeds=[1, 2], num_inference_steps=5)
+            run(name, pipe, seeds=[1, 2], steps=5)
 
 
 def test_localisation_without_attention():
     pipe = XAIPipeline(unet_2d(attention=False), DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    result = run("localisation", pipe, seeds=[1], num_inference_steps=5)
+    result = run("localisation", pipe, seeds=[1], steps=5)
     layers = sorted(result.data["layer"].values.tolist())
     assert layers == ["down_blocks.0.downsamplers.0", "mid_block.resnets.1", "up_blocks.1.resnets.1"]
     assert (abs(result.data["gradient_map"]).max(["height", "width"]) > 0).all()
@@ -353,7 +357,7 @@ def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert all(experiment.title in page for experiment in EXPERIMENTS.values())
     first = ExperimentResult.load(tmp_path / "out" / "ssim-trajectory")
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/arrays.safetensors")}
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/profile.json")}
     assert len(stamps) == len(EXPERIMENTS)
 
     assert main([*base, "--steps", "10"]) == 0

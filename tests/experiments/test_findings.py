@@ -7,7 +7,8 @@ import pytest
 import xarray as xr
 
 from diffusers_xai.experiments import ExperimentResult
-from diffusers_xai.experiments.findings import FAILS, HOLDS, NEEDED, UNDECIDED, findings, to_markdown
+from diffusers_xai.experiments.findings import FAILS, HOLDS, NEEDED, UNDECIDED, findings
+from diffusers_xai.experiments.findings_page import to_markdown
 
 
 SEEDS = np.arange(30)
@@ -64,7 +65,7 @@ def make_results(**changes):
         ),
     } | changes
     settings = {"checkpoint": "x/faces", "seeds": SEEDS.tolist(), "labels": [3]}
-    settings |= {"num_inference_steps": 100, "scheduler": "DDPM"}
+    settings |= {"steps": 100, "scheduler": "DDPM"}
     return {name: ExperimentResult(name, value, settings) for name, value in data.items()}
 
 

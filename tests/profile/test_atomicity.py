@@ -162,7 +162,7 @@ def test_overwrite_replaces_profiles_and_empty_folders_only(tmp_path):
 
 def test_nothing_is_written_when_the_target_is_refused(tmp_path, monkeypatch):
     make_profile().save_pretrained(tmp_path / "fox")
-    monkeypatch.setattr(storage, "_write_folder", None)
+    monkeypatch.setattr(storage, "ProfileWriter", None)
     with pytest.raises(FileExistsError):
         make_profile().save_pretrained(tmp_path / "fox")
 

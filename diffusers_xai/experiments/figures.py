@@ -1,4 +1,6 @@
-"""Curves over the process: thin lines for seeds, their mean, how far they scatter, and how sure the mean is."""
+"""What the figures and tables share: curves with their intervals, and how labels and means are written."""
+
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -45,3 +47,23 @@ def seed_curves(values: xr.DataArray, y_title: str, name: str) -> go.Figure:
 def _with_alpha(color: str, alpha: float) -> str:
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
+
+
+def label_bits(settings: dict[str, Any], label: int) -> str:
+    """A label in short: its bits, or its number where they have no names."""
+    attributes = settings["attributes"]
+    return f"{label:0{len(attributes)}b}" if attributes else f"label {label}"
+
+
+def label_text(settings: dict[str, Any], label: int) -> str:
+    """A label as a reader knows it: its bits, and the attributes that hold."""
+    attributes, bits = settings["attributes"], label_bits(settings, label)
+    if not attributes:
+        return bits
+    names = [name.replace("_", " ").lower() for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
+    return f"{bits} ({', '.join(names) or 'none'})"
+
+
+def interval_text(facts: xr.Dataset) -> str:
+    """What `analysis.summary` says of one mean, for a table: the mean and its interval."""
+    return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"

@@ -1,0 +1,130 @@
+"""The same measurement over many seeds: in batches, with progress, and shared by processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import xarray as xr
+from accelerate import PartialState
+from accelerate.utils import gather_object, parse_flag_from_env
+from tqdm.auto import tqdm
+
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording import Edits, RecordSpec
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What an experiment samples.
+
+    Args:
+        labels (`Sequence[int]`): One label, two where labels are compared, none for an unconditional model.
+        seeds (`Sequence[int]`): One run for each.
+        steps (`int`): Denoising steps.
+        guidance_scale (`float`): Classifier-free guidance; 1 is none.
+        batch_size (`int`): Images in one call of the network, at most.
+
+    Raises:
+        ValueError: If there is no seed, one stands twice, or a number is below 1.
+    """
+
+    labels: Sequence[int] = ()
+    seeds: Sequence[int] = range(30)
+    steps: int = 100
+    guidance_scale: float = 1.0
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("labels", "seeds"):
+            object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"expected at least one seed, each once, got {list(self.seeds)}")
+        if min(self.steps, self.batch_size) < 1:
+            raise ValueError(f"expected steps and batch_size of at least 1, got {self.steps} and {self.batch_size}")
+
+    def every(self, records: int) -> int:
+        """The stride at which about `records` steps are recorded."""
+        return max(1, self.steps // records)
+
+    def profile(
+        self,
+        pipe: XAIPipeline,
+        seeds: Sequence[int],
+        record: Sequence[RecordSpec],
+        edits: Edits = (),
+        labels: Sequence[int] | None = None,
+    ) -> DiffusionProfile:
+        """Samples an image for each seed, all of the first label, or one for each seed and label of `labels`.
+
+        Args:
+            pipe ([`XAIPipeline`]): The model.
+            seeds (`Sequence[int]`): Some of the seeds.
+            record (`Sequence[RecordSpec]`): What to record.
+            edits (`Edits`): What to change. With one seed and a list of edits for each image, all have its noise.
+            labels (`Sequence[int]`, *optional*): The runs of the first one stand before those of the next.
+
+        Returns:
+            [`DiffusionProfile`]: What was recorded.
+        """
+        first = self.labels[0] if self.labels else None
+        variants = len(edits) if len(seeds) == 1 and edits and isinstance(edits[0], Sequence) else 1
+        copies = len(labels) if labels is not None else variants
+        output: Any = pipe(
+            class_labels=first if labels is None else [label for label in labels for _ in seeds],
+            batch_size=len(seeds) * copies,
+            num_inference_steps=self.steps,
+            generator=generators(seeds, copies),
+            guidance_scale=self.guidance_scale,
+            record=record,
+            edits=edits,
+            output_type="pt",
+        )
+        return output.profile
+
+    def over_seeds(
+        self, measure: Callable[[list[int]], xr.Dataset], description: str, *, seeds_at_once: int | None = None
+    ) -> xr.Dataset:
+        """Calls `measure` with batches of seeds and joins what it returns along the dim `seed`.
+
+        Under `accelerate launch` the batches are spread over the processes, and every process gets the whole. A seed's
+        numbers depend on the batch that it is in at most by rounding, and batches do not depend on the processes.
+
+        Args:
+            measure (`Callable`): Takes seeds, returns a data set with a dim `seed` in the order of the seeds.
+            description (`str`): What the progress bar says.
+            seeds_at_once (`int`, *optional*): Seeds in a batch; `batch_size` if `None`.
+        """
+        size = max(1, self.batch_size if seeds_at_once is None else seeds_at_once)
+        batches = [list(self.seeds[start : start + size]) for start in range(0, len(self.seeds), size)]
+        state = process_state()
+        mine = list(range(state.process_index, len(batches), state.num_processes))
+        parts = []
+        with tqdm(total=sum(len(batches[i]) for i in mine), desc=description, unit="seed", disable=None) as bar:
+            for index in mine:
+                parts.append((index, measure(batches[index]).assign_coords(seed=batches[index])))
+                bar.update(len(batches[index]))
+        if state.num_processes > 1:
+            parts = gather_object(parts)
+        return xr.concat([part for _, part in sorted(parts, key=lambda pair: pair[0])], "seed", data_vars="minimal")
+
+
+def of_first_seed(data: xr.Dataset, *names: str) -> xr.Dataset:
+    """The same numbers, the variables `names` (pictures, say) being kept of the first seed only."""
+    return data.assign({name: data[name].isel(seed=0, drop=True) for name in names})
+
+
+def process_state() -> PartialState:
+    """This process among those of `accelerate launch`, on CPUs with `ACCELERATE_USE_CPU=true` in the environment."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def generators(seeds: Sequence[int], copies: int = 1) -> list[torch.Generator]:
+    """A generator for each image: all seeds in turn, `copies` times over."""
+    return [torch.Generator().manual_seed(seed) for _ in range(copies) for seed in seeds]
+
+
+def timestep_at(pipe: XAIPipeline, share: float) -> float:
+    """A timestep as a share of the training's, in [0, 1]; 0.2 is the thesis's t = 200."""
+    return share * pipe.scheduler.config.get("num_train_timesteps", 1000)
