@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,30 +40,28 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CommandError, OSError: for a request that cannot be met.
     """
-    folder = app_folder()
     if args.push is not None:
         if args.checkpoint:
             raise CommandError("a Space shows the embedded model: leave out --checkpoint with --push")
-        print(push_space(folder, args.push, args.private))
+        print(push_space(space_folder(), args.push, args.private))
         return
     if importlib.util.find_spec("gradio") is None:
         raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
-    sys.path.insert(0, str(folder))
-    app = _load_app(folder)
-    options = [("--port", args.port)] * (args.port is not None) + [("--checkpoint", name) for name in args.checkpoint]
-    app.main([text for name, value in options for text in (name, str(value))] + ["--share"] * args.share)
+    from diffusers_xai.app.server import serve  # needs Gradio, which is an extra
+
+    serve(args.checkpoint, args.port, args.share)
 
 
-def app_folder() -> Path:
-    """The folder of the app: inside an installed package, or beside it in a clone.
+def space_folder() -> Path:
+    """The card, the requirements and the start of a Space: inside an installed package, or beside it in a clone.
 
     Raises:
         CommandError: if there is none.
     """
     for folder in (_PACKAGE / "spaces", _PACKAGE.parent / "spaces"):
-        if (folder / "app.py").is_file() and (folder / "space_events.py").is_file():
+        if (folder / "app.py").is_file():
             return folder
-    raise CommandError(f"the app's files are missing: expected {_PACKAGE / 'spaces'}")
+    raise CommandError(f"the Space's files are missing: expected {_PACKAGE / 'spaces'}")
 
 
 def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:
@@ -85,15 +82,6 @@ def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:
         say(f"Uploading the app to the Space {repo_id}")
         commit = push_folder(
             space, repo_id, repo_type="space", message="Upload the app", private=private,
-            replaced=["diffusers_xai/*", "space_*.py"],
+            replaced=["diffusers_xai/*"],
         )  # fmt: skip
     return commit.commit_url
-
-
-def _load_app(folder: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("diffusers_xai_app", folder / "app.py")
-    if spec is None or spec.loader is None:
-        raise CommandError(f"{folder / 'app.py'} cannot be loaded")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,17 +1,15 @@
 """What the commands that sample share: which pipeline, where, with how many threads."""
 
 import argparse
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import diffusers
 import torch
 
-from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.pipelines.checkpoint import open_checkpoint
 
 
 SCHEDULERS = {
@@ -48,28 +46,11 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
 
 
-def open_checkpoint(checkpoint: str | None = None, revision: str | None = None) -> XAIPipeline:
-    """The pipeline of a folder or a Hub id, or else the one inside the package.
-
-    Raises:
-        CommandError: if there is no such checkpoint, or it cannot be loaded.
-    """
-    checkpoint = checkpoint or demo_checkpoint()
-    # What is not the form of a Hub id can only be a folder.
-    is_path = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") != 1
-    if is_path and not Path(checkpoint).is_dir():
-        raise CommandError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
-    try:
-        return XAIPipeline.from_pretrained(checkpoint, revision=revision)
-    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
-        raise CommandError(f"cannot load the checkpoint {checkpoint}: {error}") from error
-
-
 def load_pipeline(args: argparse.Namespace) -> XAIPipeline:
     """The pipeline that the options of [`add_pipeline_options`] name.
 
     Raises:
-        CommandError: if the device cannot be used, or there is no such checkpoint.
+        CommandError, ValueError: if the device cannot be used, or there is no such checkpoint.
     """
     try:
         torch.empty(0, device=args.device)

@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 
+ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -41,8 +42,8 @@ class Server:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}/"
         environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("serve.py")), str(port)]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-W", "ignore", "-m", "tests.app.serve", str(port)]
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         wait_for_page(self.url, self.process)
 
     def stop(self):

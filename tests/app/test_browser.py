@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.spaces.browser import Server, opened, pixels, sample, status, tab, volume_titles
+from tests.app.browser import Server, opened, pixels, sample, status, tab, volume_titles
 
 
 pytestmark = [pytest.mark.browser]
@@ -150,7 +150,7 @@ def test_cancel_ends_a_run(page):
 
 
 def test_files_outside_are_refused(server):
-    for path in ("/etc/passwd", str(Path(__file__).parents[2] / "spaces" / "app.py")):
+    for path in ("/etc/passwd", str(Path(__file__).parents[2] / "diffusers_xai" / "app" / "server.py")):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.url}gradio_api/file={path}", timeout=30)
         assert refused.value.code in (403, 404)

@@ -8,13 +8,12 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import space_links as links
-import space_texts as texts
-from space_models import Model
-from space_session import Session
-from space_settings import Limits, Settings, SettingsError
-from space_shown import chosen_layers, shown, shown_slots
 
+from diffusers_xai.app import links, texts
+from diffusers_xai.app.models import Model
+from diffusers_xai.app.session import Session
+from diffusers_xai.app.settings import Limits, Settings, SettingsError
+from diffusers_xai.app.shown import chosen_layers, shown, shown_slots
 from diffusers_xai.measures import mask_from_drawing, mask_to_runs
 
 

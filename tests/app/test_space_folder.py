@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from tests.spaces.browser import free_port, wait_for_page
+from tests.app.browser import free_port, wait_for_page
 
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def test_the_card_names_what_was_tested():
 
 @pytest.mark.slow
 def test_the_folder_starts_alone(tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__", "spaces")
+    ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(SPACE, tmp_path / "space", ignore=ignored)
     shutil.copytree(ROOT / "diffusers_xai", tmp_path / "space" / "diffusers_xai", ignore=ignored)
     port = free_port()

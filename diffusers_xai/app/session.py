@@ -12,9 +12,9 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from PIL import Image
-from space_settings import Settings
 
 from diffusers_xai import DiffusionProfile
+from diffusers_xai.app.settings import Settings
 from diffusers_xai.plots.tiles import to_rgb
 
 

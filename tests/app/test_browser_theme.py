@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.spaces.browser import opened, sample, tab, watch
+from tests.app.browser import opened, sample, tab, watch
 
 
 pytestmark = [pytest.mark.browser]

@@ -2,19 +2,15 @@
 
 import re
 
+import gradio as gr
 import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from tests.spaces.modules import module
+from diffusers_xai.app import layout, models, settings, texts
 from tests.tiny import convnext_unet
 
 
-gr = pytest.importorskip("gradio")
-layout = module("space_layout")
-models = module("space_models")
-settings = module("space_settings")
-texts = module("space_texts")
 DEFINED = set(re.findall(r'id="def-(\w+)"', texts.DEFINITIONS_HTML))
 PANELS = (gr.Plot, gr.Gallery, gr.Image, gr.ImageEditor)
 

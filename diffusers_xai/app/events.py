@@ -6,14 +6,12 @@ from functools import partial
 from typing import Any
 
 import gradio as gr
-import space_figures as figures
-import space_runs as runs
-import space_texts as texts
-from space_controls import Controls
-from space_session import Session, enlarged, readable_errors
-from space_settings import Settings, SettingsError
-from space_theme import IS_DARK, themed
 
+from diffusers_xai.app import figures, runs, texts
+from diffusers_xai.app.controls import Controls
+from diffusers_xai.app.session import Session, enlarged, readable_errors
+from diffusers_xai.app.settings import Settings, SettingsError
+from diffusers_xai.app.theme import IS_DARK, themed
 from diffusers_xai.profile.archive import read_archive, write_archive
 
 
@@ -142,7 +140,7 @@ class Events:
         c, profile = self.c, session.profile
         if profile is None:
             return {c.pair_status: gr.skip()}
-        shown = {getattr(c, name): plot for name, plot in figures.overview(session).items()}
+        shown = {getattr(c, name): plot for name, plot in figures.overview(profile, session).items()}
         for name, group in MAPS:
             shown |= self._map(session, name, group)
         attention = figures.attention_choices(profile)

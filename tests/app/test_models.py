@@ -5,15 +5,10 @@ import pytest
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from diffusers_xai.cli.base import CommandError
-from tests.spaces.modules import module
+from diffusers_xai.app import models, settings, shown
 from tests.tiny import convnext_unet, unet_2d
 
 
-pytest.importorskip("gradio")
-settings = module("space_settings")
-models = module("space_models")
-shown = module("space_shown")
 LIMITS = settings.Limits()
 
 
@@ -32,14 +27,14 @@ def test_models_of_folders_stand_before_the_embedded_one(tmp_path):
 
 
 def test_checkpoints_that_cannot_be_offered_are_told(tmp_path):
-    with pytest.raises(CommandError, match="no checkpoint at nowhere"):
+    with pytest.raises(ValueError, match="no checkpoint at nowhere"):
         models.load_models(["nowhere"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CommandError, match="cannot load the checkpoint .*model_index.json"):
+    with pytest.raises(ValueError, match="cannot load the checkpoint .*model_index.json"):
         models.load_models([str(tmp_path / "empty")])
     for parent in ("a", "b"):
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / parent / "cats")
-    with pytest.raises(CommandError, match="two checkpoints are called cats"):
+    with pytest.raises(ValueError, match="two checkpoints are called cats"):
         models.load_models([str(tmp_path / parent / "cats") for parent in ("a", "b")])
 
 

@@ -1,16 +1,13 @@
 """The handlers behind the buttons, called as the page calls them."""
 
+import gradio as gr
 import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from tests.spaces.modules import handler, load_app, module
+from diffusers_xai.app import models, server, session, settings
+from tests.app.handlers import handler
 from tests.tiny import convnext_unet, unet_2d
-
-
-gr = pytest.importorskip("gradio")
-models = module("space_models")
-settings = module("space_settings")
 
 
 @pytest.fixture
@@ -18,7 +15,7 @@ def demo(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     unets = {"faces": convnext_unet(), "no labels": unet_2d()}
     offered = {name: models.Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in unets.items()}
-    return load_app(monkeypatch).build(offered, settings.Limits(), steps=4, every=2, gradients=False)
+    return server.build(offered, settings.Limits(), steps=4, every=2, gradients=False)
 
 
 @pytest.mark.parametrize("name", ["sample", "sweep"])
@@ -31,7 +28,7 @@ def test_a_run_that_was_cancelled_while_it_waited_does_not_start(demo, name):
 
 
 def test_a_new_run_is_not_cancelled_by_an_earlier_one(demo):
-    visitor = module("space_session").Session()
+    visitor = session.Session()
     visitor.stop.set()
     begins = [function for function in demo.fns.values() if function.name == "begin"]
     assert len(begins) == 3  # of Sample, of the plan, of the sweep
@@ -53,16 +50,16 @@ def test_only_models_of_the_server_can_be_chosen(demo, name):
 def test_a_visitor_s_choice_is_not_another_s(demo):
     sample, one, values = handler(demo, "sample")
     list(sample(one, "no labels", *values[2:]))
-    other = module("space_session").Session()
+    other = session.Session()
     list(sample(other, *values[1:]))
     assert (one.settings.model, other.settings.model) == ("no labels", "faces")
     assert set(one.blocks) != set(other.blocks)
 
 
-def test_a_long_run_is_told_and_starts_at_the_second_press(monkeypatch, demo):
+def test_a_long_run_is_told_and_starts_at_the_second_press():
     model = models.Model("faces", XAIPipeline(convnext_unet(), DDPMScheduler()))
     limits = settings.Limits(confirm_seconds=0)
-    demo = load_app(monkeypatch).build({"faces": model}, limits, steps=4, every=2, gradients=False)
+    demo = server.build({"faces": model}, limits, steps=4, every=2, gradients=False)
     sample, visitor, values = handler(demo, "sample")
     ((_, told),) = sample(*values)
     assert "press **Sample** again" in told

@@ -9,15 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from space_settings import Limits, Settings
 
 from diffusers_xai import XAIPipeline
-from diffusers_xai.cli.base import CommandError
-from diffusers_xai.cli.pipelines import open_checkpoint
+from diffusers_xai.app.settings import Limits, Settings
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, short_name
 from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.measures import mask_from_box
+from diffusers_xai.pipelines.checkpoint import open_checkpoint
 
 
 EMBEDDED = "lfw-32 (in the package)"
@@ -159,14 +158,14 @@ def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:
         checkpoints (`Sequence[str]`): Folders or Hub ids of pipelines.
 
     Raises:
-        CommandError: If one cannot be loaded, or two have the same name.
+        ValueError: If one cannot be loaded, or two have the same name.
     """
     models = {}
     for checkpoint in (*checkpoints, None):
         is_folder = checkpoint is not None and Path(checkpoint).is_dir()
         name = EMBEDDED if checkpoint is None else Path(checkpoint).resolve().name if is_folder else checkpoint
         if name in models:
-            raise CommandError(f"two checkpoints are called {name}: rename one of the folders")
+            raise ValueError(f"two checkpoints are called {name}: rename one of the folders")
         pipe = open_checkpoint(checkpoint)
         models[name] = Model(name, pipe.to("cuda") if torch.cuda.is_available() else pipe)
     return models

@@ -9,15 +9,11 @@ import torch
 from diffusers import DDPMScheduler, HeunDiscreteScheduler
 
 from diffusers_xai import LabelSwitch, Samples, XAIPipeline
+from diffusers_xai.app import models, runs, settings
 from diffusers_xai.measures import structural_similarity
-from tests.spaces.modules import module
 from tests.tiny import convnext_unet, unet_2d
 
 
-pytest.importorskip("gradio")
-settings = module("space_settings")
-models = module("space_models")
-runs = module("space_runs")
 Settings, Limits, run_stream = settings.Settings, settings.Limits, runs.run_stream
 
 

@@ -8,15 +8,11 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
+from diffusers_xai.app import links, models, settings
 from diffusers_xai.measures import mask_to_runs
-from tests.spaces.modules import module
 from tests.tiny import convnext_unet, unet_2d
 
 
-pytest.importorskip("gradio")
-settings = module("space_settings")
-links = module("space_links")
-models = module("space_models")
 LIMITS = settings.Limits()
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-import space_texts as texts
-from space_session import Session
-from space_theme import themed
 
 from diffusers_xai import DiffusionProfile, plots
+from diffusers_xai.app import texts
+from diffusers_xai.app.session import Session
+from diffusers_xai.app.theme import themed
 from diffusers_xai.plots.style import is_attention, layer_name, layers_over_time, recorded_layers
 
 
@@ -41,9 +41,9 @@ def attention_choices(profile: DiffusionProfile) -> list[tuple[str, str]]:
     return [(name, path) for name, path in layer_choices(profile) if is_attention(path)]
 
 
-def overview(session: Session) -> dict[str, dict[str, Any]]:
+def overview(profile: DiffusionProfile, session: Session) -> dict[str, dict[str, Any]]:
     """Name of a plot -> its figure, of all that is drawn from the whole profile."""
-    profile, dark = session.profile, session.dark
+    dark = session.dark
     return {
         "process": drawn(dark, plots.process_strip, profile),
         "predicted": drawn(dark, plots.process_strip, profile, name="x0"),

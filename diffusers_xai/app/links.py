@@ -6,9 +6,8 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlencode
 
-from space_models import Model
-from space_settings import Limits, Settings, SettingsError
-
+from diffusers_xai.app.models import Model
+from diffusers_xai.app.settings import Limits, Settings, SettingsError
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 
 

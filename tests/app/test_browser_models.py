@@ -5,7 +5,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from tests.spaces.browser import opened, pixels, sample, status, tab
+from tests.app.browser import opened, pixels, sample, status, tab
 
 
 pytestmark = [pytest.mark.browser]

@@ -9,17 +9,10 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
+from diffusers_xai.app import models, runs, session, settings
 from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.measures import mask_from_drawing, mask_to_runs
-from tests.spaces.modules import module
 from tests.tiny import convnext_unet, unet_2d
-
-
-pytest.importorskip("gradio")
-settings = module("space_settings")
-models = module("space_models")
-runs = module("space_runs")
-session = module("space_session")
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Any
 
-import space_texts as texts
-from space_models import Model
-from space_settings import Limits, Settings
+from diffusers_xai.app import texts
+from diffusers_xai.app.models import Model
+from diffusers_xai.app.settings import Limits, Settings
 
 
 EXAMPLES = [(["Smiling"], 321), (["Smiling", "Wearing_Lipstick"], 7), (["Male", "Bangs"], 12)]

@@ -8,13 +8,14 @@ import sys
 import urllib.error
 import urllib.request
 
+import gradio
 import pytest
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from diffusers_xai.cli import app, main
+from tests.app.browser import free_port, wait_for_page
 from tests.reference.local_hub import LocalHub
-from tests.spaces.browser import free_port, wait_for_page
 from tests.tiny import unet_2d
 
 
@@ -32,7 +33,6 @@ def test_a_missing_checkpoint_is_told(tmp_path, capsys, name, message):
 
 
 def test_it_serves_the_page_with_every_checkpoint_and_ends_on_interruption(tmp_path):
-    pytest.importorskip("gradio")
     for name in ("cats", "digits"):
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
     port = free_port()
@@ -82,10 +82,15 @@ print(json.dumps([[f.rfilename for f in info.siblings], card]))
             [sys.executable, "-c", ask], env=environment, capture_output=True, text=True, check=True
         )
     files, card = json.loads(shown.stdout.splitlines()[-1])
-    assert {"app.py", "README.md", "requirements.txt", "space_events.py", "diffusers_xai/__init__.py"} <= set(files)
+    assert {
+        "app.py",
+        "README.md",
+        "requirements.txt",
+        "diffusers_xai/__init__.py",
+        "diffusers_xai/app/server.py",
+    } <= set(files)
     assert any(name.startswith("diffusers_xai/checkpoints/lfw-32") for name in files)
     assert not [name for name in files if "__pycache__" in name]
     metadata = yaml.safe_load(card.split("---")[1])
     assert (metadata["sdk"], metadata["app_file"], metadata["python_version"]) == ("gradio", "app.py", "3.12")
-    gradio = pytest.importorskip("gradio")
     assert metadata["sdk_version"] == gradio.__version__

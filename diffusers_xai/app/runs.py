@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from space_models import Model
-from space_settings import Limits, Settings, SettingsError
 
 from diffusers_xai import DiffusionProfile
+from diffusers_xai.app.models import Model
+from diffusers_xai.app.settings import Limits, Settings, SettingsError
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.recording.plan import RecordingPlan
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.spaces.browser import ARGS, CHROMIUM, Server, opened
+from tests.app.browser import ARGS, CHROMIUM, Server, opened
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,24 @@
 """A ZeroGPU Space, simulated: what computes goes through `spaces.GPU`, in a process of its own."""
 
+import os
 import pickle
+import subprocess
 import sys
 import types
+from pathlib import Path
 
+import gradio as gr
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from tests.spaces.modules import handler, load_app, module
+from diffusers_xai.app import models, server, settings
+from tests.app.handlers import handler
 from tests.tiny import convnext_unet
 
 
-gr = pytest.importorskip("gradio")
-models = module("space_models")
-settings = module("space_settings")
+ROOT = Path(__file__).parents[2]
 
 
 class FakeSpaces(types.ModuleType):
@@ -64,9 +67,9 @@ def fake(monkeypatch):
 
 
 @pytest.fixture
-def demo(fake, monkeypatch):
+def demo(fake):
     model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
-    return model, load_app(monkeypatch).build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
+    return model, server.build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
 
 
 def test_sampling_goes_through_the_decorated_function(fake, demo):
@@ -102,12 +105,22 @@ def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
     assert fake.closed == 1
 
 
-def test_what_is_wrong_with_a_request_is_told_from_the_other_process(fake, monkeypatch):
-    app, model = load_app(monkeypatch), models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
-    demo = app.build({"tiny": model}, settings.Limits(max_seconds=0.0), steps=1000, gradients=False)
+def test_what_is_wrong_with_a_request_is_told_from_the_other_process(fake):
+    model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
+    demo = server.build({"tiny": model}, settings.Limits(max_seconds=0.0), steps=1000, gradients=False)
     sweep, _, values = handler(demo, "sweep")
     with pytest.raises(gr.Error, match="Stopped after 0 s, the limit of this server"):
         list(sweep(*values))
+
+
+def test_the_space_imports_spaces_before_torch(tmp_path):
+    (tmp_path / "spaces.py").write_text('import sys\nprint("torch" in sys.modules)\n')
+    environment = {**os.environ, "SPACES_ZERO_GPU": "true", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    code = "import runpy, sys; runpy.run_path('spaces/app.py'); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_elsewhere_nothing_is_decorated(monkeypatch):
@@ -116,7 +129,7 @@ def test_elsewhere_nothing_is_decorated(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     monkeypatch.setenv("SPACE_ID", "user/faces")
     model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
-    demo = load_app(monkeypatch).build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
+    demo = server.build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
     sample, visitor, values = handler(demo, "sample")
     list(sample(*values))
     assert visitor.profile is not None

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
-import space_texts as texts
-from space_models import Model
-from space_session import Session
-from space_settings import Limits, Settings
-from space_shown import EXAMPLES, shown
+
+from diffusers_xai.app import texts
+from diffusers_xai.app.models import Model
+from diffusers_xai.app.session import Session
+from diffusers_xai.app.settings import Limits, Settings
+from diffusers_xai.app.shown import EXAMPLES, shown
 
 
 def build_layout(models: Mapping[str, Model], settings: Settings, limits: Limits) -> SimpleNamespace:

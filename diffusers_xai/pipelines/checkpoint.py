@@ -1,0 +1,24 @@
+"""Opening a pipeline by the name that a user gives."""
+
+import os
+from pathlib import Path
+
+from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
+
+
+def open_checkpoint(checkpoint: str | None = None, revision: str | None = None) -> XAIPipeline:
+    """The pipeline of a folder or a Hub id, or else the one inside the package.
+
+    Raises:
+        ValueError: if there is no such checkpoint, or it cannot be loaded.
+    """
+    checkpoint = checkpoint or demo_checkpoint()
+    # What is not the form of a Hub id can only be a folder.
+    is_path = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") != 1
+    if is_path and not Path(checkpoint).is_dir():
+        raise ValueError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
+    try:
+        return XAIPipeline.from_pretrained(checkpoint, revision=revision)
+    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
+        raise ValueError(f"cannot load the checkpoint {checkpoint}: {error}") from error

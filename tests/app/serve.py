@@ -1,0 +1,23 @@
+"""The app on a port, with few steps, and tiny models beside the embedded one: `python -m tests.app.serve PORT`."""
+
+import sys
+
+from diffusers import DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.app.models import Model, load_models
+from diffusers_xai.app.server import build, launch_options
+from diffusers_xai.app.settings import Limits
+from tests.tiny import unet_2d
+
+
+TINY = {"no labels": unet_2d(), "ten classes, no attention": unet_2d(attention=False, num_class_embeds=10)}
+
+
+if __name__ == "__main__":
+    # On a busy machine plans are long: none of them asks for a second press here.
+    limits = Limits(max_mask_pixels=64, confirm_seconds=600, max_seconds=600)
+    models = load_models()
+    models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
+    demo = build(models, limits, steps=25, every=5)
+    demo.launch(server_name="127.0.0.1", server_port=int(sys.argv[1]), **launch_options(limits))
