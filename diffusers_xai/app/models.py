@@ -68,7 +68,7 @@ class Model:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the samples."""
-        return self.pipe._sample_shape[1], self.pipe._sample_shape[2]
+        return self.pipe.sample_shape[1], self.pipe.sample_shape[2]
 
     @property
     def is_small(self) -> bool:

@@ -163,7 +163,7 @@ def _trained_labels(args: argparse.Namespace, pipe: XAIPipeline) -> list[int]:
 
 def _mask(args: argparse.Namespace, pipe: XAIPipeline, name: str) -> Any:
     """The region that was asked for, or that of the faces of the model inside the package."""
-    size = pipe._sample_shape[-2:]
+    size = pipe.sample_shape[-2:]
     if args.mask is not None:
         return region(args.mask, None, size)
     return region(None, _REGIONS[name], size) if args.checkpoint is None else None

@@ -2,13 +2,19 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
+
+
+# One label, or the labels of a batch, as `encode_labels` reads them.
+ClassLabels: TypeAlias = Mapping[str, bool] | Sequence[int | Mapping[str, bool]] | ArrayLike | torch.Tensor
 
 
 def encode_label(
-    label: int | Mapping[str, bool],
+    label: SupportsIndex | Mapping[str, bool],
     num_classes: int,
     null_label: int | None = None,
     attributes: Sequence[str] | None = None,
@@ -26,30 +32,65 @@ def encode_label(
         TypeError: for anything else than an integer or a dict.
     """
     if isinstance(label, Mapping):
-        if attributes is None:
+        if not attributes:
             raise ValueError("This model's labels have no attribute names: pass integers as `class_labels`.")
         for name in label:
             if name not in attributes:
                 nearest = difflib.get_close_matches(str(name), attributes, n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(f"Expected attributes from {list(attributes)}, got {name!r}.{hint}")
-        bits = [bool(label.get(name, False)) for name in attributes]
-        return sum(bit << shift for shift, bit in enumerate(reversed(bits)))
-    if isinstance(label, bool) or not hasattr(label, "__index__"):
+        return _from_bits([bool(label.get(name, False)) for name in attributes])
+    if isinstance(label, bool | np.bool_) or not hasattr(label, "__index__"):
         raise TypeError(f"Expected a label as an integer or a dict of attributes, got {label!r}.")
-    label = label.__index__()
-    if label != null_label and not 0 <= label < num_classes:
+    number = label.__index__()
+    if number != null_label and not 0 <= number < num_classes:
         null = "" if null_label is None else f" or the null label {null_label}"
-        raise ValueError(f"Expected a label in 0..{num_classes - 1}{null}, got {label}.")
-    return label
+        raise ValueError(f"Expected a label in 0..{num_classes - 1}{null}, got {number}.")
+    return number
 
 
-def encode_labels(class_labels: Any, **kwargs: Any) -> list[int]:
-    """Labels of a batch as integers, from one label, a sequence of labels or an integer tensor; see `encode_label`."""
-    if isinstance(class_labels, torch.Tensor):
-        if class_labels.is_floating_point():
-            raise TypeError(f"Expected integer `class_labels`, got {class_labels.dtype}.")
-        class_labels = class_labels.reshape(-1).tolist()
-    if isinstance(class_labels, Mapping) or not isinstance(class_labels, Sequence):
-        class_labels = [class_labels]
-    return [encode_label(label, **kwargs) for label in class_labels]
+def encode_labels(
+    class_labels: ClassLabels,
+    num_classes: int,
+    null_label: int | None = None,
+    attributes: Sequence[str] | None = None,
+) -> list[int]:
+    """Labels of a batch as integers.
+
+    Args:
+        class_labels: One label or a sequence of them, each as in [`encode_label`]; an integer array or tensor of shape
+            `(batch,)`; or one of shape `(batch, n)` with a row of zeros and ones per image: one-hot where `n` is the
+            number of classes, and the label's bits, most significant first, where `n` is that of the attributes
+            (thesis listing C.2).
+        num_classes (`int`): As in [`encode_label`].
+        null_label (`int`, *optional*): As in [`encode_label`].
+        attributes (sequence of `str`, *optional*): As in [`encode_label`].
+
+    Raises:
+        ValueError, TypeError: as [`encode_label`], and for an array of another shape or dtype.
+    """
+    values: Any = class_labels.tolist() if isinstance(class_labels, np.ndarray | torch.Tensor) else class_labels
+    if isinstance(values, Mapping) or not isinstance(values, Sequence):
+        values = [values]
+    values = [value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value for value in values]
+    if any(isinstance(value, list | tuple) for value in values):
+        return [_from_row(row, num_classes, attributes or ()) for row in values]
+    return [encode_label(value, num_classes, null_label, attributes) for value in values]
+
+
+def _from_row(row: Any, num_classes: int, attributes: Sequence[str]) -> int:
+    """The label of a one-hot row or a row of bits."""
+    if isinstance(row, list | tuple) and all(not isinstance(cell, list) and cell in (0, 1) for cell in row):
+        if len(row) == num_classes and sum(row) == 1:
+            return list(row).index(1)
+        if len(row) == len(attributes) > 0:
+            return _from_bits(row)
+    bits = f" or of {len(attributes)} bits ({', '.join(attributes)})" if attributes else ""
+    raise ValueError(
+        f"Expected integer `class_labels` of shape (batch,), or rows of {num_classes} zeros with a single one{bits},"
+        f" got the row {row}."
+    )
+
+
+def _from_bits(bits: Sequence[float]) -> int:
+    return sum(int(bit) << shift for shift, bit in enumerate(reversed(bits)))

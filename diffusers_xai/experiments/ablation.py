@@ -61,7 +61,7 @@ def measure(
     attention = set(denoiser.attention_outputs())
     paths = sorted(denoiser.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
     time = timestep_at(pipe, TIME)
-    mask = None if mask is None else as_mask(mask, pipe._sample_shape[-2:])
+    mask = None if mask is None else as_mask(mask, pipe.sample_shape[-2:])
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         (seed,) = part

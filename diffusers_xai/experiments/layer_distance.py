@@ -44,7 +44,7 @@ def measure(
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         profile = sampling.profile(pipe, part, [Activations(layers=paths, every=sampling.every(records))])
-        maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe._sample_shape[-2:])
+        maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe.sample_shape[-2:])
         curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
         joined = xr.concat(curves, "layer").assign_coords(layer=[short_name(path, denoiser.aliases) for path in paths])
         distance = joined.transpose("seed", "layer", "step")

@@ -55,7 +55,7 @@ def resized(maps: np.ndarray, size: Sequence[int], mode: str) -> np.ndarray:
 
 def region_or_middle(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:
     """The mask of shape (height, width), bool; a square in the middle of the image if it is `None`."""
-    height, width = pipe._sample_shape[-2:]
+    height, width = pipe.sample_shape[-2:]
     if mask is not None:
         return as_mask(mask, (height, width))
     region = np.zeros((height, width), dtype=bool)

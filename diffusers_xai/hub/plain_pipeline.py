@@ -8,7 +8,7 @@ The file stands alone: a repository on the Hub carries it as `pipeline.py`, for
 import inspect
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -31,7 +31,7 @@ class XAIPipeline(DiffusionPipeline):
         self,
         class_labels=None,
         batch_size=None,
-        num_inference_steps=1000,
+        num_inference_steps=None,
         generator=None,
         guidance_scale=1.0,
         eta=0.0,
@@ -41,11 +41,12 @@ class XAIPipeline(DiffusionPipeline):
         r"""Samples images.
 
         Args:
-            class_labels (`int`, `dict[str, bool]`, a sequence of them or an integer tensor, *optional*):
-                One label per image, as integers or as attributes by name such as `{"Smiling": True}`. Required by a
-                conditional model.
+            class_labels (`int`, `dict[str, bool]`, a sequence of them, an array or a tensor, *optional*):
+                One label per image, as integers, as attributes by name such as `{"Smiling": True}`, as one-hot rows or
+                as rows of the attributes' bits. Required by a conditional model.
             batch_size (`int`, *optional*): Number of images; the number of labels, or 1, if `None`.
-            num_inference_steps (`int`, *optional*, defaults to 1000): Number of denoising steps.
+            num_inference_steps (`int`, *optional*): Number of denoising steps; if `None`, all of the training's
+                (usually 1000) with a `DDPMScheduler`, 50 with any other.
             generator (`torch.Generator` or a list of them, one per image, *optional*): Source of all noise.
             guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance; 1 is none.
             eta (`float`, *optional*, defaults to 0.0): η of DDIM; other schedulers ignore it.
@@ -72,6 +73,9 @@ class XAIPipeline(DiffusionPipeline):
             labels = labels * batch_size if len(labels) == 1 else labels
             labels = torch.tensor(([config.null_class_label] * batch_size if guided else []) + labels, device=device)
 
+        if num_inference_steps is None:
+            train_timesteps = self.scheduler.config.get("num_train_timesteps", 1000)
+            num_inference_steps = train_timesteps if isinstance(self.scheduler, DDPMScheduler) else 50
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -109,18 +113,28 @@ class XAIPipeline(DiffusionPipeline):
             return None
         if class_labels is None:
             raise ValueError(f"Expected `class_labels` in 0..{count - 1}, got None.")
-        if isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.reshape(-1).tolist()
+        if hasattr(class_labels, "tolist"):  # an array or a tensor
+            class_labels = class_labels.tolist()
         labels = []
         for label in class_labels if isinstance(class_labels, list | tuple | range) else [class_labels]:
+            label = label.tolist() if hasattr(label, "tolist") else label
+            if isinstance(label, list | tuple):
+                if len(label) == count and sorted(label) == [0] * (count - 1) + [1]:
+                    label = list(label).index(1)
+                elif attributes and len(label) == len(attributes) and set(label) <= {0, 1}:
+                    label = dict(zip(attributes, label, strict=True))
+                else:
+                    raise ValueError(f"Expected integers, one-hot rows or rows of the label's bits, got {label}.")
             if isinstance(label, dict):
                 unknown = sorted(set(label) - set(attributes or ()))
                 if unknown or not attributes:
                     raise ValueError(f"Expected attributes from {list(attributes or ())}, got {unknown or label}.")
                 label = sum(bool(label.get(name)) << i for i, name in enumerate(reversed(attributes)))
+            if isinstance(label, bool) or not isinstance(label, int):
+                raise TypeError(f"Expected a label as an integer or a dict of attributes, got {label!r}.")
             if label != null and not 0 <= label < count:
                 raise ValueError(f"Expected a label in 0..{count - 1} or the null label {null}, got {label}.")
-            labels.append(int(label))
+            labels.append(label)
         if not labels:
             raise ValueError("Expected at least one label, got none.")
         return labels

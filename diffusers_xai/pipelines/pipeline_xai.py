@@ -2,21 +2,24 @@
 
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch.func import functional_call
 
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.labels import encode_labels
+from diffusers_xai.denoisers.labels import ClassLabels, encode_labels
 from diffusers_xai.pipelines.publishing import PublishedPipeline
+from diffusers_xai.pipelines.schedule import default_steps, set_timesteps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordSpec, check_samples, count_samples, edits_with_samples
 from diffusers_xai.recording.clock import Run
@@ -51,29 +54,80 @@ class XAIPipeline(PublishedPipeline):
     and returns the very pixels of their own pipelines.
 
     Args:
-        unet ([`ConvNextUNet2DModel`] or [`~diffusers.UNet2DModel`]): The denoiser of pixel-space samples in [-1, 1].
+        unet ([`~diffusers.ModelMixin`]): A denoiser of pixel-space samples in [-1, 1] that is called as
+            [`~diffusers.UNet2DModel`] is: that one, [`ConvNextUNet2DModel`], or a denoiser whose answer is known.
         scheduler ([`~diffusers.SchedulerMixin`]): Any scheduler of diffusers.
     """
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["sample"]
 
-    def __init__(self, unet: Any, scheduler: Any):
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
         self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "XAIPipeline":
+        r"""Turns a loaded pipeline into this one, with the same network and scheduler.
+
+        Unlike [`~diffusers.DiffusionPipeline.from_pipe`], it leaves the network's dtype as it is.
+
+        Args:
+            pipeline ([`~diffusers.DiffusionPipeline`]): A pipeline of a `unet` and a `scheduler`, such as
+                [`~diffusers.DDPMPipeline`].
+            **kwargs: Components that replace those of `pipeline`, `dtype`, and what else diffusers takes.
+
+        Raises:
+            TypeError: if the pipeline has other components: those of a latent or text-conditioned one have no place
+                here, and [`record`] explains such a pipeline as it is.
+        """
+        others = [name for name, part in pipeline.components.items() if name not in ("unet", "scheduler") and part]
+        if others or not hasattr(pipeline, "unet"):
+            raise TypeError(
+                f"Expected a pipeline of a `unet` and a `scheduler`, got {type(pipeline).__name__} with"
+                f" {', '.join(pipeline.components)}. Record that one itself: `with record(pipeline, […])`."
+            )
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", pipeline.unet.dtype)
+        # Passed, because diffusers hands over only classes that the signature names: no subclass, no code of the Hub.
+        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+
+    @property
+    def guidance_scale(self) -> float:
+        """Classifier-free guidance of the current or last run; 1 is none."""
+        return self._guidance_scale
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the denoiser's batch holds an unconditional row per image before the conditional ones."""
         return self._guidance_scale != 1.0
 
+    @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the current or last run."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run shall end after the current step: a callback sets `pipe._interrupt = True`."""
+        return self._interrupt
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the network's samples."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: int | Mapping[str, bool] | Sequence[int | Mapping[str, bool]] | torch.Tensor | None = None,
+        class_labels: ClassLabels | None = None,
         batch_size: int | None = None,
-        num_inference_steps: int = 1000,
+        num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         guidance_scale: float = 1.0,
         eta: float = 0.0,
@@ -84,22 +138,29 @@ class XAIPipeline(PublishedPipeline):
         max_bytes: int | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict]
+        | PipelineCallback
+        | MultiPipelineCallbacks
+        | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
     ) -> XAIPipelineOutput | tuple:
         r"""Samples images.
 
         Args:
-            class_labels (`int`, `dict[str, bool]`, a sequence of them or an integer tensor, *optional*):
+            class_labels (`int`, `dict[str, bool]`, a sequence of them, an array or a tensor, *optional*):
                 One label per image: integers in `0 .. num_class_embeds - 1`, the model's null label (no condition), or
-                attributes by name such as `{"Smiling": True}`. Required by a conditional model.
+                attributes by name such as `{"Smiling": True}`. An array or tensor of shape `(batch, n)` holds a
+                one-hot row, or a row of the attributes' bits, per image. Required by a conditional model.
             batch_size (`int`, *optional*):
                 Number of images; the number of labels, or 1, if `None`. A single label is repeated.
-            num_inference_steps (`int`, *optional*, defaults to 1000): Number of denoising steps.
+            num_inference_steps (`int`, *optional*): Number of denoising steps; if `None`, all of the training's
+                (usually 1000) with a [`~diffusers.DDPMScheduler`], 50 with any other.
             generator (`torch.Generator` or a list of them, *optional*):
                 Source of all noise; a list holds one per image, which makes a batch equal its single runs.
             guidance_scale (`float`, *optional*, defaults to 1.0):
-                Classifier-free guidance; 1 is none. It equals `1 + w` of thesis eq. 3.4.3.
+                Classifier-free guidance; 1 is none, 0 ignores the label. It equals `1 + w` of thesis eq. 3.4.3.
             eta (`float`, *optional*, defaults to 0.0): η of DDIM; other schedulers ignore it.
             sample (`torch.Tensor` of shape `(batch, channel, height, width)`, *optional*):
                 Initial noise of unit variance, drawn from `generator` if `None`.
@@ -113,10 +174,15 @@ class XAIPipeline(PublishedPipeline):
             max_bytes (`int`, *optional*): Refuses a profile that would be larger, before the first step, see [`plan`].
             output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, *optional*, defaults to `True`): Return an output object instead of a tuple.
-            callback_on_step_end (`Callable`, *optional*):
+            callback_on_step_end (`Callable`, `PipelineCallback` or `MultiPipelineCallbacks`, *optional*):
                 Called as `callback(pipe, step, timestep, {"sample": x})` after every step; may return a dict with a
-                new `"sample"`.
+                new `"sample"`, and end the run by `pipe._interrupt = True`.
             callback_on_step_end_tensor_inputs (sequence of `str`, *optional*): What the callback gets: `["sample"]`.
+                A `PipelineCallback` says that itself.
+            timesteps (sequence of `int`, *optional*): The timesteps themselves, descending, instead of their number;
+                for schedulers that take them.
+            sigmas (sequence of `float`, *optional*): The noise levels, descending, instead of their number; for
+                schedulers that take them.
 
         Returns:
             [`XAIPipelineOutput`] or `tuple`: images and profile.
@@ -127,7 +193,9 @@ class XAIPipeline(PublishedPipeline):
         """
         if record is None and (profile_dir is not None or max_bytes is not None):
             raise ValueError("`profile_dir` and `max_bytes` are about what is recorded: pass `record` too.")
-        labels = self._check_labels(class_labels, batch_size, guidance_scale)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        labels = self.encode_labels(class_labels, batch_size, guidance_scale)
         variants = count_samples(edits)
         if variants is not None:
             if batch_size is None and len(labels) == 1:
@@ -135,22 +203,14 @@ class XAIPipeline(PublishedPipeline):
             check_samples(edits, len(labels))
             generator = _with_equal_noise(generator, variants)
         batch_size = len(labels)
-        self._check_inputs(
-            batch_size, num_inference_steps, generator, sample, output_type, callback_on_step_end_tensor_inputs
-        )
+        self.check_inputs(batch_size, generator, sample, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
         self._guidance_scale = guidance_scale
-        guided = self.do_classifier_free_guidance
-        label_tensor = self._label_tensor(labels, guided, device)
-
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        if sample is None:
-            sample = randn_tensor(
-                (batch_size, *self._sample_shape), generator=generator, device=device, dtype=self.unet.dtype
-            )
-        # DDPM and DDIM start from unit variance: a multiplication by one leaves their pixels as they are.
-        sample = sample.to(device, self.unet.dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
-        step_kwargs = self._step_kwargs(generator, eta)
+        self._interrupt = False
+        steps = set_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas, device)
+        self._num_timesteps = len(steps)
+        sample = self.prepare_sample(batch_size, generator, sample)
+        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         with ExitStack() as stack:
             recording = None
@@ -160,15 +220,17 @@ class XAIPipeline(PublishedPipeline):
                     class_labels=[None if label is None else int(label) for label in labels],
                     seeds=_seeds(generator, batch_size),
                     guidance_scale=guidance_scale,
-                    num_inference_steps=num_inference_steps,
                     eta=eta,
+                    **_chosen_steps(self.scheduler, num_inference_steps, timesteps, sigmas),
                 )
-            for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-                model_output = self._predict(sample, t, label_tensor)
+            for i, t in enumerate(self.progress_bar(steps)):
+                if self.interrupt:
+                    break
+                model_output = self.predict(sample, t, labels, self.guidance_scale)
                 sample = self.scheduler.step(model_output, t, sample, **step_kwargs).prev_sample
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
-                    sample = (callback_on_step_end(self, i, t, tensors) or {}).pop("sample", sample)
+                    sample = (callback_on_step_end(self, i, t, tensors) or {}).get("sample", sample)
 
         images = self._decode(sample, output_type)
         self.maybe_free_model_hooks()
@@ -182,7 +244,7 @@ class XAIPipeline(PublishedPipeline):
         self,
         record: Sequence[RecordSpec] = (),
         edits: Edits = (),
-        num_inference_steps: int = 1000,
+        num_inference_steps: int | None = None,
         batch_size: int | None = None,
         guidance_scale: float = 1.0,
     ) -> RecordingPlan:
@@ -193,7 +255,7 @@ class XAIPipeline(PublishedPipeline):
         Args:
             record (sequence of `RecordSpec`): What would be recorded.
             edits (sequence of `EditSpec`, or one sequence of them per image): What would be changed.
-            num_inference_steps (`int`, *optional*, defaults to 1000): Number of denoising steps.
+            num_inference_steps (`int`, *optional*): Number of denoising steps; as in a call if `None`.
             batch_size (`int`, *optional*): Number of images; the number of sequences in `edits`, or 1, if `None`.
             guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance; 1 is none.
 
@@ -205,16 +267,15 @@ class XAIPipeline(PublishedPipeline):
         """
         batch_size = batch_size or count_samples(edits) or 1
         label = None if self.unet.config.get("num_class_embeds") is None else 0
-        labels = self._check_labels(label, batch_size, guidance_scale)
-        self._check_inputs(batch_size, num_inference_steps, None, None, "pt", ())
+        labels = self.encode_labels(label, batch_size, guidance_scale)
         edits_of_samples = edits_with_samples(edits)
         check_samples(edits, batch_size)
         device = self._execution_device
         scheduler = copy_scheduler(self.scheduler)
-        scheduler.set_timesteps(num_inference_steps, device=device)
-        noise = torch.randn((1, *self._sample_shape), generator=torch.Generator().manual_seed(0))
+        set_timesteps(scheduler, num_inference_steps, None, None, device)
+        noise = torch.randn((1, *self.sample_shape), generator=torch.Generator().manual_seed(0))
         sample = noise.to(device, self.unet.dtype)
-        inputs = {"timestep": scheduler.timesteps[0], "class_labels": self._label_tensor(labels[:1], False, device)}
+        inputs = {"timestep": scheduler.timesteps[0], "class_labels": _label_tensor(labels[:1], device)}
 
         denoiser = get_denoiser(self)
         run = Run(denoiser, scheduler, lambda: guidance_scale != 1.0)
@@ -228,7 +289,7 @@ class XAIPipeline(PublishedPipeline):
             num_train_timesteps=scheduler.config.get("num_train_timesteps", 1000),
             samples=batch_size,
             branches=2 if guidance_scale != 1.0 else 1,
-            sample_shape=self._sample_shape,
+            sample_shape=self.sample_shape,
             dtype=self.unet.dtype,
             outputs=probe_outputs(denoiser.layers, lambda: self.unet(sample, **inputs)),
         )
@@ -243,26 +304,19 @@ class XAIPipeline(PublishedPipeline):
         self.maybe_free_model_hooks()
         return make_plan(record, edits_of_samples, context, forward_seconds, backward_seconds)
 
-    def _predict(
-        self, sample: torch.Tensor, timestep: torch.Tensor, label_tensor: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The network's output for samples at a timestep, guidance applied; labels as of `_label_tensor`."""
-        guided = self.do_classifier_free_guidance
-        model_input = torch.cat([sample, sample]) if guided else sample
-        model_input = scale_model_input(self.scheduler, model_input, timestep)
-        model_output = self.unet(model_input, timestep, class_labels=label_tensor).sample
-        if guided:
-            uncond, cond = model_output.chunk(2)
-            model_output = uncond + self._guidance_scale * (cond - uncond)
-        return model_output
+    def encode_labels(
+        self, class_labels: ClassLabels | None, batch_size: int | None = None, guidance_scale: float = 1.0
+    ) -> list[int | None]:
+        """The labels of a run as integers, one per image; `None`s for an unconditional model.
 
-    @property
-    def _sample_shape(self) -> tuple[int, int, int]:
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+        Args:
+            class_labels: As in a call.
+            batch_size (`int`, *optional*): Number of images; a single label is repeated.
+            guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance.
 
-    def _check_labels(self, class_labels: Any, batch_size: int | None, guidance_scale: float) -> Sequence[int | None]:
+        Raises:
+            ValueError, TypeError: for labels, a batch size or guidance that do not fit the model.
+        """
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"Expected `batch_size` of at least 1, got {batch_size}.")
         config = self.unet.config
@@ -280,52 +334,83 @@ class XAIPipeline(PublishedPipeline):
         if class_labels is None:
             names = f" or dicts of {list(attributes)}" if attributes else ""
             raise ValueError(f"Expected `class_labels` as integers in 0..{num_classes - 1}{names}, got None.")
-        labels = encode_labels(class_labels, num_classes=num_classes, null_label=null_label, attributes=attributes)
+        labels: list[int | None] = [*encode_labels(class_labels, num_classes, null_label, attributes)]
         if not labels:
             raise ValueError("Expected at least one label in `class_labels`, got an empty sequence.")
         if batch_size is not None and len(labels) not in (1, batch_size):
             raise ValueError(f"Expected 1 or {batch_size} `class_labels` for `batch_size`, got {len(labels)}.")
         return labels * batch_size if batch_size is not None and len(labels) == 1 else labels
 
-    def _check_inputs(
+    def check_inputs(
         self,
         batch_size: int,
-        num_inference_steps: int,
-        generator: Any,
+        generator: torch.Generator | list[torch.Generator] | None,
         sample: torch.Tensor | None,
         output_type: str,
-        callback_inputs: Sequence[str],
+        callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
-        train_timesteps = self.scheduler.config.get("num_train_timesteps", 1000)
-        if not 1 <= num_inference_steps <= train_timesteps:
-            raise ValueError(
-                f"Expected `num_inference_steps` in 1..{train_timesteps} (the timesteps of training), got"
-                f" {num_inference_steps}."
-            )
+        """Raises a ValueError for arguments of a call that do not fit the model or each other."""
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"Expected {batch_size} generators, one per image, got {len(generator)}.")
-        if sample is not None and (sample.ndim != 4 or sample.shape[:2] != (batch_size, self._sample_shape[0])):
-            expected = f"({batch_size}, {self._sample_shape[0]}, height, width)"
+        channels = self.sample_shape[0]
+        if sample is not None and (sample.ndim != 4 or sample.shape[:2] != (batch_size, channels)):
+            expected = f"({batch_size}, {channels}, height, width)"
             raise ValueError(f"Expected `sample` of shape {expected}, got {tuple(sample.shape)}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"Expected `output_type` in {OUTPUT_TYPES}, got {output_type!r}.")
-        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"Expected `callback_on_step_end_tensor_inputs` from {self._callback_tensor_inputs}, got"
                 f" {sorted(unknown)}."
             )
 
-    def _label_tensor(self, labels: Sequence[int | None], guided: bool, device: torch.device) -> torch.Tensor | None:
-        if labels[0] is None:
-            return None
-        if guided:
-            labels = [self.unet.config.null_class_label] * len(labels) + list(labels)
-        return torch.tensor(labels, device=device)
+    def prepare_sample(
+        self,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        sample: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The state that a run starts from: noise, or `sample` in its place, as strong as the scheduler has it."""
+        device, dtype = self._execution_device, self.unet.dtype
+        if sample is None:
+            sample = randn_tensor((batch_size, *self.sample_shape), generator=generator, device=device, dtype=dtype)
+        # DDPM and DDIM start from unit variance: a multiplication by one leaves their pixels as they are.
+        return sample.to(device, dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
+    def prepare_extra_step_kwargs(
+        self, generator: torch.Generator | list[torch.Generator] | None, eta: float
+    ) -> dict[str, Any]:
+        """The ones among `generator` and `eta` that the scheduler's step takes."""
         accepted = inspect.signature(self.scheduler.step).parameters
         return {k: v for k, v in {"generator": generator, "eta": eta}.items() if k in accepted}
+
+    def predict(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        labels: Sequence[int | None],
+        guidance_scale: float = 1.0,
+    ) -> torch.Tensor:
+        """The network's output for a batch of states at a timestep, guidance applied.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, channel, height, width)`): The states.
+            timestep (`torch.Tensor`): The scheduler's t.
+            labels (sequence of `int`, or of `None`): One per image, from [`encode_labels`].
+            guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance; 1 is none.
+        """
+        guided = guidance_scale != 1.0
+        if guided:
+            labels = [self.unet.config.null_class_label] * len(labels) + list(labels)
+        model_input = torch.cat([sample, sample]) if guided else sample
+        model_input = scale_model_input(self.scheduler, model_input, timestep)
+        label_tensor = _label_tensor(labels, sample.device)
+        model_output = self.unet(model_input, timestep, class_labels=label_tensor).sample
+        if guided:
+            uncond, cond = model_output.chunk(2)
+            model_output = uncond + guidance_scale * (cond - uncond)
+        return model_output
 
     def _decode(self, sample: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
         images = (sample / 2 + 0.5).clamp(0, 1)
@@ -333,6 +418,19 @@ class XAIPipeline(PublishedPipeline):
             return images
         array = images.cpu().permute(0, 2, 3, 1).float().numpy()
         return self.numpy_to_pil(array) if output_type == "pil" else array
+
+
+def _label_tensor(labels: Sequence[int | None], device: torch.device) -> torch.Tensor | None:
+    return None if labels[0] is None else torch.tensor(labels, device=device)
+
+
+def _chosen_steps(
+    scheduler: SchedulerMixin, steps: int | None, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
+) -> dict[str, Any]:
+    """What the caller chose, for the provenance."""
+    custom = {"custom_timesteps": timesteps, "custom_sigmas": sigmas}
+    given = {name: np.asarray(values).tolist() for name, values in custom.items() if values is not None}
+    return given or {"num_inference_steps": steps or default_steps(scheduler)}
 
 
 def _with_equal_noise(

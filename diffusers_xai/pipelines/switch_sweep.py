@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
+from diffusers_xai.denoisers.labels import ClassLabels
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
+from diffusers_xai.pipelines.schedule import set_timesteps
 from diffusers_xai.taps import copy_scheduler
 
 
@@ -16,11 +17,11 @@ class _Run:
     """A run on its way: its images, and the state of all that changes from step to step."""
 
     sample: torch.Tensor
-    labels: list[int]
+    labels: list[int | None]
     scheduler: Any
     generators: list[torch.Generator]
 
-    def branch(self, label: int) -> "_Run":
+    def branch(self, label: int | None) -> "_Run":
         copies = [torch.Generator(g.device).set_state(g.get_state()) for g in self.generators]
         return _Run(self.sample, [label] * len(self.labels), copy_scheduler(self.scheduler), copies)
 
@@ -28,12 +29,12 @@ class _Run:
 @torch.no_grad()
 def switch_sweep(
     pipe: XAIPipeline,
-    label: Any,
-    to: Any,
+    label: ClassLabels,
+    to: ClassLabels,
     seeds: Sequence[int],
     switch_steps: Sequence[int],
     *,
-    num_inference_steps: int = 1000,
+    num_inference_steps: int | None = None,
     guidance_scale: float = 1.0,
     eta: float = 0.0,
     max_rows: int = 64,
@@ -53,7 +54,7 @@ def switch_sweep(
         to (`int` or `dict[str, bool]`): The label from the switch on.
         seeds (`Sequence[int]`): One image for each.
         switch_steps (`Sequence[int]`): Indices of the first denoiser call with the new label, each once.
-        num_inference_steps (`int`, *optional*, defaults to 1000): Number of denoising steps.
+        num_inference_steps (`int`, *optional*): Number of denoising steps; as in a call of the pipeline if `None`.
         guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance; 1 is none.
         eta (`float`, *optional*, defaults to 0.0): η of DDIM; other schedulers ignore it.
         max_rows (`int`, *optional*, defaults to 64): Images in one call of the network. With the number of seeds,
@@ -70,30 +71,25 @@ def switch_sweep(
         ValueError: If a label is none of the model's, or a switch step is not one of the run's or stands twice.
     """
     count = len(seeds)
-    labels = [int(value) for value in pipe._check_labels(label, count, guidance_scale) if value is not None]
-    new_label = int(pipe._check_labels(to, 1, guidance_scale)[0] or 0)
-    pipe._check_inputs(count, num_inference_steps, None, None, "pt", ())
-    pipe._guidance_scale = guidance_scale
-    device = pipe._execution_device
-    pipe.scheduler.set_timesteps(num_inference_steps, device=device)
-    timesteps = pipe.scheduler.timesteps
+    labels = pipe.encode_labels(label, count, guidance_scale)
+    new_label = pipe.encode_labels(to, 1, guidance_scale)[0]
+    timesteps = set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
     steps = list(switch_steps)
     if len(set(steps)) != len(steps) or not all(0 <= step < len(timesteps) for step in steps):
         raise ValueError(f"Expected `switch_steps` in 0..{len(timesteps) - 1}, each once, got {steps}.")
 
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = randn_tensor((count, *pipe._sample_shape), generator=generators, device=device, dtype=pipe.unet.dtype)
     original = pipe.scheduler
-    unswitched = _Run(noise * getattr(original, "init_noise_sigma", 1.0), labels, copy_scheduler(original), generators)
+    unswitched = _Run(pipe.prepare_sample(count, generators), labels, copy_scheduler(original), generators)
     runs = {-1: unswitched}
     try:
         for i, t in enumerate(pipe.progress_bar(timesteps)):
             if i in steps:
                 runs[i] = unswitched.branch(new_label)
-            outputs = _predict_all(pipe, list(runs.values()), t, max_rows)
+            outputs = _predict_all(pipe, list(runs.values()), t, guidance_scale, max_rows)
             for run, output in zip(runs.values(), outputs, strict=True):
                 pipe.scheduler = run.scheduler
-                arguments = pipe._step_kwargs(run.generators, eta)
+                arguments = pipe.prepare_extra_step_kwargs(run.generators, eta)
                 run.sample = run.scheduler.step(output, t, run.sample, **arguments).prev_sample
             if callback_on_step_end is not None:
                 callback_on_step_end(pipe, i, t, {"sample": unswitched.sample})
@@ -102,7 +98,9 @@ def switch_sweep(
     return torch.stack([runs[step].sample for step in (-1, *steps)])
 
 
-def _predict_all(pipe: XAIPipeline, runs: list[_Run], t: torch.Tensor, max_rows: int) -> list[torch.Tensor]:
+def _predict_all(
+    pipe: XAIPipeline, runs: list[_Run], t: torch.Tensor, guidance_scale: float, max_rows: int
+) -> list[torch.Tensor]:
     """The network's output for every run, as many whole runs at a time as `max_rows` holds."""
     count = len(runs[0].labels)
     together = max(1, max_rows // count)
@@ -111,7 +109,6 @@ def _predict_all(pipe: XAIPipeline, runs: list[_Run], t: torch.Tensor, max_rows:
         part = runs[start : start + together]
         labels = [label for run in part for label in run.labels]
         pipe.scheduler = part[0].scheduler
-        tensor = pipe._label_tensor(labels, pipe.do_classifier_free_guidance, part[0].sample.device)
-        output = pipe._predict(torch.cat([run.sample for run in part]), t, tensor)
+        output = pipe.predict(torch.cat([run.sample for run in part]), t, labels, guidance_scale)
         outputs += output.split(count)
     return outputs

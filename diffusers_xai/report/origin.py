@@ -80,7 +80,10 @@ def _pipeline_call(name: str, provenance: dict, masks: "_Masks") -> list[str]:
         lines.append(f"    batch_size={len(labels)},")
     else:
         lines.append(f"    class_labels={labels!r},")
-    lines.append(f"    num_inference_steps={provenance.get('num_inference_steps')!r},")
+    chosen = [name for name in ("timesteps", "sigmas") if provenance.get(f"custom_{name}")]
+    lines += [f"    {name}={provenance[f'custom_{name}']!r}," for name in chosen]
+    if not chosen:
+        lines.append(f"    num_inference_steps={provenance.get('num_inference_steps')!r},")
     seeds = provenance.get("seeds") or []
     if any(seed is not None for seed in seeds):
         generators = ", ".join(f"torch.Generator().manual_seed({seed})" for seed in seeds)
