@@ -58,9 +58,10 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-        """Which attributes the images show, bool of shape (image, attribute)."""
+        """Which attributes the images show, bool of shape (image, attribute), on the images' device."""
         self.eval()
-        return torch.cat([self(part) > 0 for part in images.split(batch_size)])
+        device = self.head.weight.device
+        return torch.cat([self(part.to(device)) > 0 for part in images.split(batch_size)]).to(images.device)
 
     def save(self, folder: Path, facts: dict) -> None:
         """Writes the weights and, beside them, how they were made and measured."""
@@ -99,7 +100,13 @@ class _Residual(nn.Module):
 
 
 def train_classifier(
-    train: FaceImages, validation: FaceImages, attributes: Sequence[str], *, epochs: int = 12, seed: int = 0
+    train: FaceImages,
+    validation: FaceImages,
+    attributes: Sequence[str],
+    *,
+    epochs: int = 12,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> tuple[AttributeClassifier, dict]:
     """Trains a classifier on `train` and measures it on `validation`.
 
@@ -114,7 +121,7 @@ def train_classifier(
         ValueError: If the training images show an attribute always or never.
     """
     torch.manual_seed(seed)
-    model = AttributeClassifier(attributes, train.images.shape[-1])
+    model = AttributeClassifier(attributes, train.images.shape[-1]).to(device)
     truth = label_bits(train.labels, len(attributes)).float()
     share = truth.mean(0)
     for name, value in zip(attributes, share.tolist(), strict=True):
@@ -131,7 +138,8 @@ def train_classifier(
             images = _augmented(train.images[rows].float() / 127.5 - 1, generator)
             target = truth[rows]
             weight = torch.where(target > 0, 0.5 / share, 0.5 / (1 - share))
-            loss = F.binary_cross_entropy_with_logits(model(images), target, weight=weight)
+            logits = model(images.to(device))
+            loss = F.binary_cross_entropy_with_logits(logits, target.to(device), weight=weight.to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -158,15 +158,6 @@ class TrainingConfig:
         """What the network predicts: `"epsilon"`, `"v_prediction"` or `"sample"`."""
         return self.scheduler.get("prediction_type", "epsilon")
 
-    def learning_rate_factor(self, step: int) -> float:
-        """Factor of the learning rates at the 0-based `step`: linear warm-up, 1, linear decay over the last steps."""
-        factor = 1.0
-        if self.warmup_steps:
-            factor = min(factor, (step + 1) / self.warmup_steps)
-        if self.decay_steps:
-            factor = min(factor, (self.max_steps - step) / self.decay_steps)
-        return factor
-
     def to_dict(self) -> dict:
         """The fields as JSON-able values."""
         return dataclasses.asdict(self)

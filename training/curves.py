@@ -6,7 +6,6 @@ A run is the folder that `train.py` wrote; several are drawn over each other.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it 
 
 from diffusers_xai.plots.style import TEMPLATE, line_style  # noqa: E402
 from training.figures import check_figure_path, write_figure  # noqa: E402
+from training.log import read_log  # noqa: E402
 
 
 _PANELS = (
@@ -26,20 +26,6 @@ _PANELS = (
     ("ssim", "Validation: SSIM"),
     ("psnr", "Validation: PSNR (dB)"),
 )
-
-
-def read_log(run: Path) -> list[dict]:
-    """The records of a run, which may be under way: a line that is not written to its end is left out.
-
-    Raises:
-        FileNotFoundError: If the folder has no log.
-        ValueError: If the log is damaged.
-    """
-    try:
-        lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{run / 'log.jsonl'} is damaged: {error}") from error
 
 
 def curves(logs: dict[str, list[dict]]) -> go.Figure:

@@ -23,9 +23,10 @@ from training.card import add_metrics  # noqa: E402
 from training.config import load_config  # noqa: E402
 from training.data import FaceImages, load_splits  # noqa: E402
 from training.diversity import diversity  # noqa: E402
-from training.evaluation import bucket_losses, tiles  # noqa: E402
+from training.evaluation import bucket_losses  # noqa: E402
 from training.evaluation_report import card_metrics, to_markdown  # noqa: E402
-from training.label_fidelity import balanced_rows, label_fidelity, sample_labels, trainable_labels  # noqa: E402
+from training.label_fidelity import balanced_rows, label_fidelity, trainable_labels  # noqa: E402
+from training.sampling import sample_images, sample_labels, tiles  # noqa: E402
 
 
 SHEET_COLUMNS, SHEET_SAMPLES = 8, 64
@@ -63,6 +64,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, help="of the samples' noise. Default: 0")
     add("--update-card", action="store_true", help="put the label fidelity into card.json in the checkpoint's folder")
+    add("--device", help="such as cuda. Default: cuda where there is one, else cpu")
     add("--threads", type=int, help="CPU threads")
     args = parser.parse_args(arguments)
     for name in ("per_label", "steps", "least_images"):
@@ -71,16 +73,30 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, or without one the GPU if there is one.
+
+    Raises:
+        ValueError: If it cannot be used.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {error}") from error
+
+
 def attribute_classifier(
-    folder: Path, train: FaceImages, validation: FaceImages, attributes: tuple[str, ...]
+    folder: Path, train: FaceImages, validation: FaceImages, attributes: tuple[str, ...], device: torch.device
 ) -> tuple[AttributeClassifier, dict]:
-    """The classifier in the folder, or a new one that is written there, with its facts.
+    """The classifier in the folder, or a new one that is written there, with its facts; on the device.
 
     Raises:
         ValueError: If the one in the folder is of other attributes or of another image size.
     """
     if not (folder / CONFIG_FILE).is_file():
-        classifier, facts = train_classifier(train, validation, attributes)
+        classifier, facts = train_classifier(train, validation, attributes, device=device)
         classifier.save(folder, facts)
         return classifier, facts
     classifier, facts = AttributeClassifier.load(folder)
@@ -90,7 +106,7 @@ def attribute_classifier(
         raise ValueError(
             f"the classifier in {str(folder)!r} is of {got}, expected {expected}: choose another --classifier"
         )
-    return classifier, facts
+    return classifier.to(device), facts
 
 
 def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, args: argparse.Namespace) -> dict:
@@ -100,7 +116,8 @@ def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, a
     training_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     attributes = tuple(unet.config.class_attributes)
-    classifier, facts = attribute_classifier(args.classifier or args.output, train, validation, attributes)
+    folder = args.classifier or args.output
+    classifier, facts = attribute_classifier(folder, train, validation, attributes, unet.device)
     labels = trainable_labels(train, args.least_images)
     if not labels:
         raise ValueError(f"no label has --least-images {args.least_images} training images")
@@ -117,19 +134,17 @@ def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, a
     real = validation.images.float() / 127.5 - 1
     result["real"] = label_fidelity(classifier, real[rows], validation.labels[rows])
     for guidance in args.guidance:
-        images, wanted = sample_labels(pipeline, labels, args.per_label, guidance_scale=guidance, **settings)
+        images = sample_labels(pipeline, labels, args.per_label, guidance_scale=guidance, **settings)
+        wanted = torch.tensor(labels).repeat_interleave(args.per_label)
         result["fidelity"][f"{guidance:g}"] = label_fidelity(classifier, images, wanted)
 
     sheet_labels = [labels[i % len(labels)] for i in range(SHEET_SAMPLES)]
-    images = torch.cat(
-        [
-            sample_labels(pipeline, [label], 1, num_inference_steps=args.steps, seed=args.seed + 1000 + i)[0]
-            for i, label in enumerate(sheet_labels)
-        ]
-    )
+    seeds = [args.seed + 1000 + i for i in range(SHEET_SAMPLES)]
+    images = sample_images(pipeline, sheet_labels, seeds, num_inference_steps=args.steps)
     tiles(images, SHEET_COLUMNS).save(args.output / "samples.png")
     result["sheet_labels"] = sheet_labels
-    result["diversity"] = diversity(images, real[_same_labels(validation, sheet_labels)], train, classifier.features)
+    photographs = real[_same_labels(validation, sheet_labels)]
+    result["diversity"] = diversity(images, photographs, train, classifier.features, unet.device)
     return result
 
 
@@ -150,7 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     try:
-        pipeline = XAIPipeline.from_pretrained(args.checkpoint, revision=args.revision, dtype=torch.float32)
+        device = usable_device(args.device)
+        pipeline = XAIPipeline.from_pretrained(args.checkpoint, revision=args.revision, dtype=torch.float32).to(device)
         attributes = pipeline.unet.config.get("class_attributes")
         if not attributes:
             raise ValueError(f"{args.checkpoint!r} has no class_attributes: there is no label to be faithful to")

@@ -1,8 +1,9 @@
 """How good the network is: one-step predictions on the validation split, and pictures."""
 
+from collections.abc import Callable
+
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from PIL import Image
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
 from diffusers_xai.measures import structural_similarity
@@ -10,19 +11,38 @@ from training.batches import step_generator
 from training.config import TrainingConfig
 from training.data import FaceImages
 from training.objective import implied_clean_and_noise
+from training.sampling import StoppedError, images_that_fill, sample_labels
+
+
+# Images whose noise is drawn at once, however many the device takes: the numbers then do not depend on the device.
+_DRAWN = 64
 
 
 @torch.no_grad()
 def validate(
-    model: ConvNextUNet2DModel, scheduler: DDPMScheduler, data: FaceImages, config: TrainingConfig
+    model: ConvNextUNet2DModel,
+    scheduler: DDPMScheduler,
+    data: FaceImages,
+    config: TrainingConfig,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """Adds noise to validation images and compares the one-step prediction of x_0, and of the noise, with the truth.
 
     The images and their noise are the same at every call.
 
+    Args:
+        model (`ConvNextUNet2DModel`): The network and
+        scheduler (`DDPMScheduler`): the noise that it was trained with.
+        data (`FaceImages`): The validation split, of which `config.validation_images` are taken,
+        config (`TrainingConfig`): each at all of `config.validation_timesteps`.
+        stop (`Callable`): Asked before every batch.
+
     Returns:
         `dict[str, float]`: `"l1"`, `"ssim"` and `"psnr"` (dB, on the range [-1, 1]) of the predicted x_0, means over
         images and timesteps, and `"noise_mse/<t>"` of the implied noise at each of `config.validation_timesteps`.
+
+    Raises:
+        StoppedError: If `stop` says so.
     """
     device = next(model.parameters()).device
     generator = step_generator(config.seed, 2)
@@ -30,24 +50,42 @@ def validate(
     clean = data.images[rows].float() / 127.5 - 1
     noise = torch.randn(clean.shape, generator=generator)
     labels = data.labels[rows]
+    timesteps = torch.tensor(config.validation_timesteps).repeat_interleave(len(rows))
+    images = torch.arange(len(rows)).repeat(len(config.validation_timesteps))
 
-    sums: dict[str, float] = {}
-    for t in config.validation_timesteps:
-        for start in range(0, len(rows), 64):
-            part = slice(start, start + 64)
-            x0, eps = clean[part].to(device), noise[part].to(device)
-            timesteps = torch.full((len(x0),), t, device=device)
-            x0_hat, eps_hat = predict_clean_and_noise(model, scheduler, x0, eps, timesteps, labels[part])
-            mse = (x0_hat - x0).square().mean(dim=(1, 2, 3))
-            measured = {
-                f"noise_mse/{t}": (eps_hat - eps).square().mean(dim=(1, 2, 3)),
-                "l1": (x0_hat - x0).abs().mean(dim=(1, 2, 3)) / len(config.validation_timesteps),
-                "ssim": structural_similarity(x0_hat, x0) / len(config.validation_timesteps),
-                "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-10)) / len(config.validation_timesteps),
-            }
-            for name, values in measured.items():
-                sums[name] = sums.get(name, 0.0) + float(values.sum()) / len(rows)
-    return sums
+    measured: dict[str, list[torch.Tensor]] = {}
+    for part in torch.arange(len(images)).split(images_that_fill(device, clean.shape[-1])):
+        if stop():
+            raise StoppedError
+        row = images[part]
+        inputs = [x.to(device) for x in (clean[row], noise[row], timesteps[part], labels[row])]
+        for name, values in prediction_errors(model, scheduler, *inputs).items():
+            measured.setdefault(name, []).append(values)
+    errors = {name: torch.cat(parts).double().cpu() for name, parts in measured.items()}
+    by_timestep = errors["noise_mse"].unflatten(0, (-1, len(rows))).mean(1).tolist()
+    return {f"noise_mse/{t}": e for t, e in zip(config.validation_timesteps, by_timestep, strict=True)} | {
+        name: errors[name].mean().item() for name in ("l1", "ssim", "psnr")
+    }
+
+
+def prediction_errors(
+    model: ConvNextUNet2DModel,
+    scheduler: DDPMScheduler,
+    clean: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
+    labels: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """What one prediction gets wrong, per image: `noise_mse`, `noise_l1` of the noise; `l1`, `ssim`, `psnr` of x_0."""
+    x0, eps = predict_clean_and_noise(model, scheduler, clean, noise, timesteps, labels)
+    mse = (x0 - clean).square().mean(dim=(1, 2, 3))
+    return {
+        "noise_mse": (eps - noise).square().mean(dim=(1, 2, 3)),
+        "noise_l1": (eps - noise).abs().mean(dim=(1, 2, 3)),
+        "l1": (x0 - clean).abs().mean(dim=(1, 2, 3)),
+        "ssim": structural_similarity(x0, clean),
+        "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-10)),
+    }
 
 
 def predict_clean_and_noise(
@@ -84,53 +122,48 @@ def bucket_losses(
     for first, end in zip(edges, edges[1:], strict=False):
         generator = step_generator(seed, first)
         sums: dict[str, float] = {}
-        for part in torch.arange(len(data)).split(64):
+        for part in torch.arange(len(data)).split(max(_DRAWN, images_that_fill(device, data.images.shape[-1]))):
             x0 = data.images[part].to(device) / 127.5 - 1
-            timesteps = torch.randint(first, end, (len(part),), generator=generator).to(device)
-            eps = torch.randn(x0.shape, generator=generator).to(device)
-            x0_hat, eps_hat = predict_clean_and_noise(model, scheduler, x0, eps, timesteps, data.labels[part])
-            mse = (x0_hat - x0).square().mean(dim=(1, 2, 3))
-            measured = {
-                "noise_mse": (eps_hat - eps).square().mean(dim=(1, 2, 3)),
-                "noise_l1": (eps_hat - eps).abs().mean(dim=(1, 2, 3)),
-                "l1": (x0_hat - x0).abs().mean(dim=(1, 2, 3)),
-                "ssim": structural_similarity(x0_hat, x0),
-                "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-10)),
-            }
-            for name, values in measured.items():
+            drawn = [
+                (
+                    torch.randint(first, end, (len(some),), generator=generator),
+                    torch.randn((len(some), *x0.shape[1:]), generator=generator),
+                )
+                for some in part.split(_DRAWN)
+            ]
+            timesteps, eps = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+            for name, values in prediction_errors(model, scheduler, x0, eps, timesteps, data.labels[part]).items():
                 sums[name] = sums.get(name, 0.0) + float(values.sum()) / len(data)
         rows.append({"from": first, "to": end, **sums})
     return rows
 
 
 def sample_labels_in_config(
-    model: ConvNextUNet2DModel, scheduler: DDPMScheduler, config: TrainingConfig
+    model: ConvNextUNet2DModel,
+    scheduler: DDPMScheduler,
+    config: TrainingConfig,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, torch.Tensor]:
     """DDIM samples of each of `config.sample_labels`: {"label 0011": images in [-1, 1]}, on the CPU.
 
     The i-th image of every label starts from the same noise. An unconditional network has the one entry "samples".
+
+    Raises:
+        StoppedError: If `stop`, which is asked after every step, says so.
     """
     conditional = model.class_embedding is not None
-    bits = (model.config.num_class_embeds - 1).bit_length() if conditional else 0
-    count = config.samples_per_label
+    labels = config.sample_labels if conditional else [None]
     pipeline = XAIPipeline(model, DDIMScheduler.from_config(scheduler.config))
     pipeline.set_progress_bar_config(disable=True)
-    samples = {}
-    for label in config.sample_labels if conditional else [None]:
-        images = pipeline(
-            class_labels=[label] * count if conditional else None,
-            batch_size=count,
-            num_inference_steps=config.sample_steps,
-            generator=[torch.Generator(model.device).manual_seed(config.seed + j) for j in range(count)],
-            guidance_scale=config.guidance_scale if conditional else 1.0,
-            output_type="pt",
-        ).images
-        samples["samples" if label is None else f"label {label:0{bits}b}"] = images.cpu() * 2 - 1
-    return samples
-
-
-def tiles(images: torch.Tensor, columns: int) -> Image.Image:
-    """Images (image, 3, height, width) in [-1, 1] side by side, `columns` in a row."""
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns)]
-    grid = (torch.cat(rows, dim=1) / 2 + 0.5).clamp(0, 1).permute(1, 2, 0)
-    return Image.fromarray((grid * 255).round().byte().numpy())
+    images = sample_labels(
+        pipeline,
+        labels,
+        config.samples_per_label,
+        guidance_scale=config.guidance_scale if conditional else 1.0,
+        num_inference_steps=config.sample_steps,
+        seed=config.seed,
+        stop=stop,
+    )
+    bits = (model.config.num_class_embeds - 1).bit_length() if conditional else 0
+    names = [f"label {label:0{bits}b}" if conditional else "samples" for label in labels]
+    return dict(zip(names, images.split(config.samples_per_label), strict=True))

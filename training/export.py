@@ -1,6 +1,5 @@
 """The averaged weights of a run as a pipeline folder."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
 from training.card import run_facts, write_facts
 from training.checkpoint import load_checkpoint
 from training.config import TrainingConfig
+from training.log import LOG_FILE, read_log
 
 
 def export_pipeline(checkpoint: str | Path, config: TrainingConfig, target: str | Path) -> int:
@@ -31,8 +31,7 @@ def export_pipeline(checkpoint: str | Path, config: TrainingConfig, target: str 
     load_weights(model, tensors["ema"], checkpoint)
     pipeline = XAIPipeline(model.half(), DDPMScheduler(**config.scheduler))
     pipeline.save_pretrained(str(target), safe_serialization=True)
-    log = Path(checkpoint) / "log.jsonl"
-    records = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    records = read_log(Path(checkpoint)) if (Path(checkpoint) / LOG_FILE).is_file() else []
     facts = run_facts(config, state["step"], state["label_counts"], state["images_per_step"], records)
     write_facts(Path(target), facts)
     return state["step"]

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import torch
-from tqdm.auto import tqdm
 
-from diffusers_xai import XAIPipeline
 from training.attribute_classifier import AttributeClassifier, label_bits
 from training.data import FaceImages
 
@@ -41,41 +39,6 @@ class Share:
         """As JSON-able data."""
         low, high = self.interval()
         return {"hits": self.hits, "count": self.count, "share": self.value, "low": low, "high": high}
-
-
-@torch.no_grad()
-def sample_labels(
-    pipeline: XAIPipeline,
-    labels: Sequence[int],
-    per_label: int,
-    *,
-    guidance_scale: float = 1.0,
-    num_inference_steps: int = 50,
-    seed: int = 0,
-    batch_size: int = 32,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`per_label` images of each label: (images in [-1, 1] of shape (image, 3, height, width), their labels).
-
-    The i-th image of every label starts from the same noise, and is the same whatever `batch_size` is but for
-    rounding.
-    """
-    wanted = [(label, seed + i) for label in labels for i in range(per_label)]
-    images = []
-    bar = tqdm(total=len(wanted), desc=f"samples at guidance {guidance_scale:g}")
-    for start in range(0, len(wanted), batch_size):
-        part = wanted[start : start + batch_size]
-        images.append(
-            pipeline(
-                class_labels=[label for label, _ in part],
-                generator=[torch.Generator().manual_seed(s) for _, s in part],
-                guidance_scale=guidance_scale,
-                num_inference_steps=num_inference_steps,
-                output_type="pt",
-            ).images.cpu()
-        )
-        bar.update(len(part))
-    bar.close()
-    return torch.cat(images) * 2 - 1, torch.tensor([label for label, _ in wanted])
 
 
 def label_fidelity(classifier: AttributeClassifier, images: torch.Tensor, labels: torch.Tensor) -> dict:

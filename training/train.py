@@ -12,6 +12,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -26,6 +27,8 @@ from training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoi
 from training.config import TrainingConfig, load_config  # noqa: E402
 from training.data import load_splits  # noqa: E402
 from training.export import export_pipeline  # noqa: E402
+from training.run import Run  # noqa: E402
+from training.schedule import TimeLimit  # noqa: E402
 from training.trainer import Trainer, TrainingDivergedError  # noqa: E402
 
 
@@ -52,7 +55,24 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="put a JSON value over the configuration's; may be repeated",
     )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        metavar="MINUTES",
+        help="end well in this time: as many of max_steps as fit in, the learning rate falling over the last ones",
+    )
+    parser.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=10.0,
+        metavar="MINUTES",
+        help="write a checkpoint at least so often, beside those of checkpoint_every. Default: 10",
+    )
     args = parser.parse_args(arguments)
+    for name in ("time_limit", "checkpoint_minutes"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            parser.error(f"expected --{name.replace('_', '-')} above 0, got {value:g}")
     if args.data is None and args.export is None:
         parser.error("expected --data to train, --export to write out a finished run, or both")
     if args.resume is not None and args.start_from is not None:
@@ -60,8 +80,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def prepare(args: argparse.Namespace) -> tuple[TrainingConfig, Trainer | None]:
-    """All that can fail before training: settings, data, network, checkpoint."""
+def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, Run | None]:
+    """All that can fail before training: settings, data, network, checkpoint; the time runs since `started`."""
     config = load_config(args.config, args.set)
     try:
         model = ConvNextUNet2DModel(**config.model)
@@ -88,12 +108,13 @@ def prepare(args: argparse.Namespace) -> tuple[TrainingConfig, Trainer | None]:
         weights = pretrained.state_dict()
     args.output.mkdir(parents=True, exist_ok=True)
     report_faulty({"train": train.faulty, "validation": validation.faulty}, args.output)
-    trainer = Trainer(config, train, validation, args.output)
+    trainer = Trainer(config, train, args.output)
     if args.resume is not None:
         trainer.resume(args.output if args.resume == "latest" else args.resume)
     elif weights is not None:
         trainer.start_from(weights, args.start_from)
-    return config, trainer
+    limit = TimeLimit(60 * args.time_limit, started) if args.time_limit is not None else None
+    return config, Run(trainer, validation, args.output, limit, 60 * args.checkpoint_minutes)
 
 
 def report_faulty(faulty: dict[str, list[tuple[str, str]]], output: Path) -> None:
@@ -106,26 +127,29 @@ def report_faulty(faulty: dict[str, list[tuple[str, str]]], output: Path) -> Non
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
+    started = time.monotonic()
     args = parse_args(arguments)
     try:
-        config, trainer = prepare(args)
+        config, run = prepare(args, started)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    if trainer is not None:
+    if run is not None:
 
         def request_stop(*_) -> None:
-            trainer.stop_requested = True
+            run.stop_requested = True
 
         signal.signal(signal.SIGINT, request_stop)
         signal.signal(signal.SIGTERM, request_stop)
         try:
-            trainer.run()
+            run.run()
         except (TrainingDivergedError, OSError) as error:
             print(f"error: training stopped: {error}", file=sys.stderr)
             return 1
-    if args.export is not None and (trainer is None or trainer.accelerator.is_main_process):
+        if run.stop_requested and run.main:
+            print(f"stopped after step {run.trainer.step}; --resume goes on from there", file=sys.stderr)
+    if args.export is not None and (run is None or run.main):
         try:
             steps = export_pipeline(args.output, config, args.export)
         except (ValueError, OSError) as error:

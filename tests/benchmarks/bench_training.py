@@ -96,7 +96,7 @@ def our_steps(model: dict, batch: int, steps: int, images: torch.Tensor, folder:
     )  # fmt: skip
     data = FaceImages(images, torch.full((len(images),), -1))
     AcceleratorState._reset_state(reset_partial_state=True)
-    trainer = Trainer(config, data, data, folder)
+    trainer = Trainer(config, data, folder)
     trainer.model.train()
     return lambda: [trainer.train_step() for _ in range(steps)] and None
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from tests.training.test_train import all_tensors, run
 from training.checkpoint import list_checkpoints, save_checkpoint
+from training.log import read_log
 from training.trainer import Trainer
 
 
@@ -122,3 +124,76 @@ def test_a_branch_does_not_overwrite_later_checkpoints(tmp_path, config_file, da
     assert "is later than step 2 of --resume" in capsys.readouterr().err
     assert run(config_file, data_folder, tmp_path / "branch", "--resume", str(older)) == 0
     assert all_tensors(tmp_path / "branch")[1].keys() == all_tensors(tmp_path / "run")[1].keys()
+
+
+def call_during(monkeypatch, what, call):
+    """Calls `call` in the first batch of the validation, or before the first of the samples."""
+    module, name = {
+        "validation": ("training.evaluation", "prediction_errors"),
+        "samples": ("training.sampling", "images_that_fill"),
+    }[what]
+    real = getattr(sys.modules[module], name)
+
+    def watched(*arguments):
+        call()
+        return real(*arguments)
+
+    monkeypatch.setattr(f"{module}.{name}", watched)
+
+
+@pytest.mark.parametrize("what", ["validation", "samples"])
+@pytest.mark.parametrize("last", [True, False])
+def test_a_signal_amid_validation_or_samples_saves_and_stops(
+    tmp_path, config_file, data_folder, monkeypatch, capsys, what, last
+):
+    # All of a run's measures at step 3, which no checkpoint is due at, or at its last step.
+    changes = [] if last else ["--set", "validate_every=3", "--set", "sample_every=3"]
+    monkeypatch.setattr("training.evaluation.images_that_fill", lambda device, size: 4)
+    assert run(config_file, data_folder, tmp_path / "whole", *changes) == 0
+    with monkeypatch.context() as patch:
+        call_during(patch, what, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(config_file, data_folder, tmp_path / "stopped", *changes) == 0
+    step = 4 if last else 3
+    error = capsys.readouterr().err
+    assert f"stopped amid the validation or the samples of step {step}" in error
+    assert f"stopped after step {step}; --resume goes on from there" in error
+    assert list_checkpoints(tmp_path / "stopped")[-1].name == f"checkpoint-{step:08d}"
+    assert any("ssim" in record for record in read_log(tmp_path / "stopped")) == (what == "samples")
+    assert not (tmp_path / "stopped" / f"samples-{step:08d}.png").exists()
+
+    # Resumed, it makes up for what it was stopped in, and ends as if nothing had been.
+    assert run(config_file, data_folder, tmp_path / "stopped", *changes, "--resume") == 0
+    (name, expected), (stopped_name, got) = all_tensors(tmp_path / "whole"), all_tensors(tmp_path / "stopped")
+    assert name == stopped_name
+    assert all(torch.equal(tensor, got[key]) for key, tensor in expected.items())
+    logs = [read_log(tmp_path / folder) for folder in ("whole", "stopped")]
+    for key in ("loss", "ssim", "l1", "noise_mse/800"):
+        assert [(r["step"], r[key]) for r in logs[0] if key in r] == [(r["step"], r[key]) for r in logs[1] if key in r]
+    pictures = [sorted((tmp_path / folder).glob("samples-*.png")) for folder in ("whole", "stopped")]
+    assert [p.name for p in pictures[0]] == [p.name for p in pictures[1]]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*pictures, strict=True))
+
+
+def test_a_run_that_diverges_between_two_lines_of_the_log_writes_no_checkpoint(
+    tmp_path, config_file, data_folder, monkeypatch, capsys
+):
+    real = Trainer._loss
+    monkeypatch.setattr(
+        Trainer, "_loss", lambda trainer, batch: real(trainer, batch) * (float("nan") if trainer.step == 2 else 1)
+    )
+    settings = ["--set", "log_every=100", "--set", "max_steps=20"]
+    assert run(config_file, data_folder, tmp_path / "run", *settings) == 1
+    assert "step 3 has the loss nan" in capsys.readouterr().err
+    assert [c.name for c in list_checkpoints(tmp_path / "run")] == ["checkpoint-00000002"]
+    tensors = all_tensors(tmp_path / "run")[1]
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_a_line_of_the_log_that_spans_a_checkpoint_is_that_of_an_uninterrupted_run(tmp_path, config_file, data_folder):
+    settings = ["--set", "log_every=4"]
+    assert run(config_file, data_folder, tmp_path / "whole", *settings) == 0
+    assert run(config_file, data_folder, tmp_path / "parts", *settings, "--set", "max_steps=3") == 0
+    assert run(config_file, data_folder, tmp_path / "parts", *settings, "--resume") == 0
+    logs = [[(r["step"], r["loss"]) for r in read_log(tmp_path / f) if "loss" in r] for f in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 1

@@ -109,14 +109,6 @@ def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, dat
     assert np.isfinite(images).all()
 
 
-def test_learning_rate_rises_stays_and_falls(settings, tmp_path):
-    path = tmp_path / "c.json"
-    path.write_text(json.dumps({**settings, "max_steps": 100, "warmup_steps": 4, "decay_steps": 20}))
-    config = load_config(str(path))
-    factors = [config.learning_rate_factor(step) for step in (0, 1, 3, 4, 79, 80, 90, 99)]
-    assert factors == pytest.approx([0.25, 0.5, 1, 1, 1, 1, 0.5, 0.05])
-
-
 @pytest.mark.parametrize(
     ("override", "message"),
     [
