@@ -15,7 +15,7 @@ from diffusers_xai.explainers import (
 from diffusers_xai.hub.registry import register_with_diffusers
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.models import ConvNextUNet2DModel, EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser
-from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput
+from diffusers_xai.pipelines import XAIPipeline, XAIPipelineOutput, covariance_null
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import record
 
@@ -41,6 +41,7 @@ __all__ = [
     "Samples",
     "XAIPipeline",
     "XAIPipelineOutput",
+    "covariance_null",
     "demo_checkpoint",
     "record",
 ]

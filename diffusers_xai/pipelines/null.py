@@ -1,0 +1,85 @@
+"""What would be seen if a network had learned nothing but the mean and the covariance of its images."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from diffusers_xai.explainers import Samples
+from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
+from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
+from diffusers_xai.recording import record
+from diffusers_xai.taps import copy_scheduler
+
+
+def covariance_null(
+    pipe: Any,
+    *,
+    labels: Sequence[int] = (),
+    num_samples: int = 256,
+    batch_size: int = 32,
+    rank: int | None = None,
+    seed: int = 0,
+    **call: Any,
+) -> XAIPipeline:
+    """The covariance null of a model: a pipeline whose denoiser is fitted in closed form to the model's own samples.
+
+    With labels it is a [`MixtureDenoiser`] with a mean for each of them and one covariance, to be called with the same
+    labels; without, a [`GaussianDenoiser`]. What an explanation shows of the model says something about the network
+    only as far as it exceeds what it shows of this.
+
+    A covariance of few samples is a rough one. Measured on 11,188 photographs of faces at 32 px, the root mean square
+    distance from which the eyes are predicted was 6.6, 6.0 and 1.5 px at t = 950, 600 and 100; with 256 of them and 32
+    components it was 6.9, 6.7 and 2.7. Where the data is at hand, fit the denoiser to it.
+
+    ```py
+    null = covariance_null(pipe, labels=[0b0011, 0b0100], num_inference_steps=50)
+    null(class_labels=[0b0011], record=[GradientEnergy(mask=eyes)])
+    ```
+
+    Args:
+        pipe ([`~diffusers.DiffusionPipeline`]): The model; it is left as it is. Its samples are taken in the
+            denoiser's own space: latents where it has an autoencoder.
+        labels (`Sequence[int]`, *optional*): Labels to sample in turn; needed by a conditional [`XAIPipeline`].
+        num_samples (`int`, defaults to 256): Number of samples.
+        batch_size (`int`, defaults to 32): Samples in one call, where the pipeline has such an argument.
+        rank (`int`, *optional*): Components of the covariance; an eighth of the number of samples if `None`.
+        seed (`int`, defaults to 0): Of the noise.
+        call: Further arguments of the pipeline, such as `num_inference_steps=50` or `prompt="a red fox"`.
+
+    Raises:
+        ValueError: If there are too few samples for a covariance, or the scheduler has no ᾱ.
+    """
+    if num_samples < max(4, len(set(labels)) + 1):
+        raise ValueError(f"Expected at least 4 samples, and more than labels, got {num_samples}.")
+    takes_size = "batch_size" in inspect.signature(type(pipe).__call__).parameters
+    drawn: list[torch.Tensor] = []
+    count = 0
+    while count < num_samples:
+        arguments = {**call, "generator": torch.Generator().manual_seed(seed + len(drawn))}
+        size = min(batch_size, num_samples - count)
+        if takes_size:
+            arguments["batch_size"] = size
+        if labels:
+            arguments["class_labels"] = [int(labels[(count + i) % len(labels)]) for i in range(size)]
+        with record(pipe, [Samples(steps=[-1], measures=())]) as recording:
+            pipe(**arguments)
+        profile: Any = recording.profile
+        drawn.append(torch.from_numpy(profile["final_sample"].values).float())
+        count += len(drawn[-1])
+    samples = torch.cat(drawn)
+    rank = rank or min(max(1, count // 8), samples[0].numel())
+    if not labels:
+        return XAIPipeline(GaussianDenoiser.fit(samples, pipe.scheduler, rank=rank), copy_scheduler(pipe.scheduler))
+    config = pipe.unet.config
+    denoiser = MixtureDenoiser.fit(
+        samples,
+        [int(labels[i % len(labels)]) for i in range(count)],
+        pipe.scheduler,
+        rank=rank,
+        num_class_embeds=config.get("num_class_embeds"),
+        null_class_label=-1 if config.get("null_class_label") is None else config["null_class_label"],
+        class_attributes=config.get("class_attributes"),
+    )
+    return XAIPipeline(denoiser, copy_scheduler(pipe.scheduler))

@@ -1,0 +1,68 @@
+"""The covariance null: closed forms fitted to a pipeline's own samples."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler
+
+from diffusers_xai import GaussianDenoiser, MixtureDenoiser, XAIPipeline, covariance_null
+from tests.reference import closed_form
+from tests.tiny import convnext_unet, stable_diffusion, unet_2d
+
+
+ALPHA = DDIMScheduler().alphas_cumprod[500].item()
+
+
+def finals(pipe, count, **call):
+    """The last states of calls of `count` images, one seed each, by the step callback."""
+    states = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        last = []
+        pipe(
+            batch_size=count,
+            generator=generator,
+            callback_on_step_end=lambda p, i, t, tensors, last=last: last.append(tensors["sample"]) or {},
+            **call,
+        )
+        states.append(last[-1])
+    return torch.cat(states).flatten(1).double().numpy()
+
+
+def test_the_null_of_a_labelled_model_has_its_samples_means_and_covariance():
+    pipe = XAIPipeline(convnext_unet(sample_size=8), DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    null = covariance_null(pipe, labels=[3, 12], num_samples=12, batch_size=6, rank=10, num_inference_steps=2)
+    assert isinstance(null.unet, MixtureDenoiser)
+    samples = finals(pipe, 6, class_labels=[3, 12] * 3, num_inference_steps=2)
+    means = [samples[i::2].mean(0) for i in (0, 1)]
+    away = samples - np.tile(means, (6, 1))
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(9))
+    for label, mean in zip((3, 12), means, strict=True):
+        expected, _ = closed_form.gaussian(mean, away.T @ away / 12, x.flatten().double().numpy(), ALPHA)
+        predicted = null.unet.predict_x0(x, 500, torch.tensor([label])).flatten()
+        np.testing.assert_allclose(predicted, expected, atol=1e-4 * abs(expected).max())
+    null.set_progress_bar_config(disable=True)
+    images = null([{"Male": False, "Smiling": True, "Wearing_Lipstick": True}], num_inference_steps=2).images
+    assert images[0].size == (8, 8)
+
+
+def test_the_null_of_a_model_without_labels_is_a_gaussian():
+    pipe = DDIMPipeline(unet_2d(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    null = covariance_null(pipe, num_samples=9, batch_size=4, num_inference_steps=2)
+    assert isinstance(null.unet, GaussianDenoiser)
+    assert null.unet.config.rank == 1
+    assert null.unet.dtype == torch.float32
+
+
+def test_the_null_of_a_latent_model_lives_in_its_latents():
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    null = covariance_null(pipe, num_samples=4, prompt=["a red fox"] * 2, num_inference_steps=2, guidance_scale=1.0)
+    assert null.sample_shape == (4, 8, 8)
+
+
+def test_too_few_samples_are_refused_before_sampling():
+    with pytest.raises(ValueError, match="at least 4 samples"):
+        covariance_null(None, labels=[0, 1], num_samples=2)
