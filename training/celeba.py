@@ -1,12 +1,15 @@
-"""CelebA and its like: pictures with attribute columns, from the Hub, its official folder, or a table of files."""
+"""CelebA and its like: pictures with attribute columns, from the Hub, CelebA's own folders, or a table of files."""
 
-import csv
 import difflib
+import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
+
+from training.tables import Table, as_number, read_cells, read_table
 
 
 HUB_ID, HUB_CONFIG = "flwrlabs/celeba", "img_align+identity+attr"
@@ -21,15 +24,23 @@ CELEBA_ATTRIBUTES = (
     "Wearing_Necktie", "Young",
 )
 # fmt: on
+DEFAULT_ATTRIBUTES = ("Bangs", "Male", "Smiling", "Wearing_Lipstick")  # the thesis's label
 MAX_ATTRIBUTES = 8
 
-_IMAGE_FOLDER, _ATTRIBUTES_FILE, _PARTITION_FILE = (
-    "img_align_celeba",
-    "list_attr_celeba.txt",
-    "list_eval_partition.txt",
-)
-_SPLITS = ("train", "validation", "test")  # the partition file's 0, 1, 2
-_FILE_COLUMNS = ("file_name", "image_id", "image", "filename", "file")
+FAULT_COLUMN = "_fault"  # of splits that come from tables: why a row is left out, empty where it is not
+
+_ATTRIBUTE_FILES = ("list_attr_celeba.txt", "list_attr_celeba.csv")
+_PARTITION_FILES = ("list_eval_partition.txt", "list_eval_partition.csv")
+_PICTURE_FOLDERS = ("img_align_celeba", "img_align_celeba_png")
+_METADATA = "metadata.csv"
+_ANNOTATIONS, _EVALUATION, _IMAGES = "Anno", "Eval", "Img"  # the authors' folders
+_SPLITS = {
+    "train": ("0", "train", "training"),
+    "validation": ("1", "validation", "valid", "val", "dev"),
+    "test": ("2", "test", "testing"),
+}
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_MEANING = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
 
 def open_splits(data: str, subset: str | None = None) -> datasets.DatasetDict:
@@ -38,12 +49,14 @@ def open_splits(data: str, subset: str | None = None) -> datasets.DatasetDict:
     Args:
         data (`str`): One of
 
+            - CelebA's folder as its authors (`Anno/`, `Eval/`, `Img/`), Kaggle (`list_attr_celeba.csv`,
+              `img_align_celeba/img_align_celeba/`) or torchvision (`celeba/`) lay it out, or the folder above it.
+              `list_eval_partition.txt` or `.csv` gives its splits,
+            - a table of file names (`file_name` or `image_id`) and attributes, as CSV or in the form of
+              `list_attr_celeba.txt`, with the pictures beside it or in a folder `img_align_celeba` beside it,
             - a parquet file with a column `image`,
-            - a CSV file of file names (`file_name` or `image_id`) and attributes, with the pictures beside it or in a
-              folder `img_align_celeba` beside it,
-            - CelebA's official folder: `img_align_celeba/` and `list_attr_celeba.txt`, and `list_eval_partition.txt`
-              for its splits,
-            - another folder that `datasets` understands: parquet files, or pictures with a `metadata.csv`,
+            - a folder of pictures with a `metadata.csv`, or with one in each folder `train`, `validation`, `test`,
+            - another folder that `datasets` understands,
             - a data set's Hub id, such as `flwrlabs/celeba`.
         subset (`str`, *optional*): The Hub data set's configuration; for `flwrlabs/celeba` the one with attributes.
 
@@ -54,48 +67,50 @@ def open_splits(data: str, subset: str | None = None) -> datasets.DatasetDict:
         OSError: If there is no such data.
         ValueError: If it has no split `train`, or a table cannot be read.
     """
-    path = Path(data)
-    if path.suffix in {".parquet", ".csv"} and not path.is_file():
-        raise FileNotFoundError(f"no data file at {data!r}")
-    if path.suffix == ".parquet":
-        splits = datasets.load_dataset("parquet", data_files=data)
-    elif path.suffix == ".csv":
-        splits = datasets.DatasetDict(
-            train=_with_pictures(*_read_csv(path), [path.parent, path.parent / _IMAGE_FOLDER])
-        )
-    elif (path / _ATTRIBUTES_FILE).is_file():
-        splits = _official_folder(path)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        splits = _open_folder(path, subset)
+    elif path.is_file():
+        is_table = path.suffix.lower() != ".parquet"
+        splits = _table_splits(path) if is_table else _load("parquet", data_files=str(path))
     else:
-        splits = datasets.load_dataset(data, HUB_CONFIG if data == HUB_ID and subset is None else subset)
+        splits = _open_hub(data, subset)
     if "train" not in splits:
         raise ValueError(f"expected a split 'train' in {data!r}, got {sorted(splits)}")
     for name, split in splits.items():
         if "image" not in split.column_names:
-            raise ValueError(f"expected a column 'image' in {data!r}, got {split.column_names}")
+            tables = sorted(str(p) for p in path.glob("*.csv")) if path.is_dir() else []
+            hint = f"; a table of pictures is given itself: {', '.join(tables[:3])}" if tables else ""
+            raise ValueError(f"expected a column 'image' in {data!r}, got {split.column_names}{hint}")
         splits[name] = split.cast_column("image", datasets.Image(decode=False))
     return splits
 
 
 def check_attributes(attributes: Sequence[str], columns: Iterable[str]) -> None:
     """Raises a ValueError, with the nearest names, unless every attribute is a column."""
-    columns = list(columns)
+    columns = [c for c in columns if c not in ("image", FAULT_COLUMN)]
     for name in attributes:
         if name not in columns:
-            available = difflib.get_close_matches(name, columns, n=3) or [c for c in columns if c != "image"]
+            available = difflib.get_close_matches(name, columns, n=3) or columns or ["no column but the pictures"]
             raise ValueError(f"the data lacks the column {name!r}; available: {', '.join(available)}")
 
 
 def attribute_values(split: datasets.Dataset, attributes: Sequence[str]) -> np.ndarray:
     """The attribute columns as float64 of shape (row, attribute): 1 present, 0 absent, NaN where the cell is faulty.
 
-    Cells may be bool, 0/1, or CelebA's -1/1, as numbers or text.
+    Cells may be bool, 0/1, or CelebA's -1/1, as numbers or text; text may also be true, false, yes, no.
     """
     table = np.full((len(split), len(attributes)), np.nan)
-    meaning = {"1": 1.0, "true": 1.0, "0": 0.0, "-1": 0.0, "false": 0.0}
     for i, name in enumerate(attributes):
-        column = split[name][:]
-        table[:, i] = [meaning.get(str(cell).strip().lower().removesuffix(".0"), np.nan) for cell in column]
+        column = list(map(str, split[name][:]))
+        meaning = {cell: _presence(cell) for cell in set(column)}
+        table[:, i] = [meaning[cell] for cell in column]
     return table
+
+
+def row_faults(split: datasets.Dataset) -> list[str]:
+    """Why each row of a split is left out whatever its picture is; empty where it is not."""
+    return split[FAULT_COLUMN][:] if FAULT_COLUMN in split.column_names else [""] * len(split)
 
 
 def labels_from_values(values: np.ndarray) -> np.ndarray:
@@ -103,44 +118,142 @@ def labels_from_values(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64) @ (1 << np.arange(values.shape[1])[::-1])
 
 
-def _official_folder(folder: Path) -> datasets.DatasetDict:
-    if not (folder / _IMAGE_FOLDER).is_dir():
-        raise FileNotFoundError(f"{folder / _ATTRIBUTES_FILE} is there, but not the folder {folder / _IMAGE_FOLDER}")
-    lines = (folder / _ATTRIBUTES_FILE).read_text(encoding="utf-8").splitlines()
-    if len(lines) < 3:
-        raise ValueError(f"expected the number of files, the attributes and a line per file in {_ATTRIBUTES_FILE}")
-    names = lines[1].split()
-    files, cells = [], []
-    for line in lines[2:]:
-        file, *values = line.split() or [""]
-        if file:
-            files.append(file)
-            cells.append(values if len(values) == len(names) else [""] * len(names))
-    table = {name: [row[i] for row in cells] for i, name in enumerate(names)}
-    everything = _with_pictures(files, table, [folder / _IMAGE_FOLDER])
-    if not (folder / _PARTITION_FILE).is_file():
-        return datasets.DatasetDict(train=everything)
-    pairs = (line.split() for line in (folder / _PARTITION_FILE).read_text(encoding="utf-8").splitlines())
-    part_of = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
-    rows = {name: [i for i, file in enumerate(files) if part_of.get(file) == k] for k, name in enumerate(_SPLITS)}
-    return datasets.DatasetDict({name: everything.select(chosen) for name, chosen in rows.items() if chosen})
+def _presence(cell: str) -> float:
+    word = cell.strip().lower()
+    number = _MEANING[word] if word in _MEANING else as_number(word)
+    return {1.0: 1.0, 0.0: 0.0, -1.0: 0.0}.get(number, np.nan)
 
 
-def _read_csv(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = list(reader.fieldnames or ())
-        key = next((name for name in _FILE_COLUMNS if name in columns), None)
-        if key is None:
-            raise ValueError(
-                f"expected a column of file names, one of {_FILE_COLUMNS}, in {str(path)!r}, got {columns}"
-            )
-        rows = list(reader)
-    return [row[key] or "" for row in rows], {c: [row[c] or "" for row in rows] for c in columns if c != key}
+def _load(name: str, subset: str | None = None, **kwargs: str) -> datasets.DatasetDict:
+    """`datasets.load_dataset`, whose errors are of many classes and many lines, with one."""
+    try:
+        return datasets.load_dataset(name, subset, **kwargs)
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().split("\n")[0]
+        raise ValueError(f"cannot read {kwargs.get('data_files', name)!r} as a data set: {reason}") from error
 
 
-def _with_pictures(files: list[str], table: dict[str, list[str]], folders: list[Path]) -> datasets.Dataset:
-    """A data set of paths; a file that is nowhere keeps its first place, and is found faulty when it is read."""
-    places = [next((f for f in folders if (f / name).is_file()), folders[0]) / name for name in files]
-    features = datasets.Features({name: datasets.Value("string") for name in ("image", *table)})
-    return datasets.Dataset.from_dict({"image": [str(p) for p in places], **table}, features=features)
+def _open_hub(data: str, subset: str | None) -> datasets.DatasetDict:
+    """A data set of the Hub, unless the text can only be a path, which then is mistyped."""
+    path = Path(data).expanduser()
+    missing, parent = path, path.parent
+    while not parent.is_dir():
+        missing, parent = parent, parent.parent
+    nearest = [repr(str(parent / n)) for n in difflib.get_close_matches(missing.name, os.listdir(parent), n=3)]
+    there = f"nearest: {', '.join(nearest)}" if nearest else f"nothing of a like name in {str(parent)!r}"
+    is_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", data) and path.suffix not in (".csv", ".txt", ".parquet")
+    if not is_id or (parent == path.parent and (nearest or "/" in data)):
+        raise FileNotFoundError(f"no data file or folder {data!r}; {there}")
+    try:
+        return _load(data, HUB_CONFIG if data == HUB_ID and subset is None else subset)
+    except ValueError as error:
+        raise ValueError(f"no data file or folder {data!r} here ({there}), and on the Hub: {error}") from error
+
+
+def _open_folder(folder: Path, subset: str | None) -> datasets.DatasetDict:
+    tables = _attribute_tables(folder)
+    if tables:
+        return _table_splits(tables[0])
+    if (folder / _METADATA).is_file():
+        return _table_splits(folder / _METADATA)
+    parts = {_SPLIT_OF.get(p.parent.name.lower()): p for p in sorted(folder.glob(f"*/{_METADATA}"))}
+    if "train" in parts:
+        return datasets.DatasetDict({name: _table_splits(p)["train"] for name, p in parts.items() if name})
+    pieces = [p for p in (*_PICTURE_FOLDERS, *_PARTITION_FILES, _EVALUATION, _IMAGES) if (folder / p).exists()]
+    if pieces:
+        raise FileNotFoundError(
+            f"expected {' or '.join(_ATTRIBUTE_FILES)} in {str(folder)!r} or {str(folder / _ANNOTATIONS)!r}, found"
+            f" {', '.join(pieces)} alone. Pictures without attributes: give their own folder."
+        )
+    return _load(str(folder), subset)
+
+
+def _attribute_tables(folder: Path) -> list[Path]:
+    """CelebA's table of attributes in the nearest of `folder` and the folders up to two below it."""
+    for pattern in ("{}", "*/{}", "*/*/{}"):
+        found = [p for name in _ATTRIBUTE_FILES for p in sorted(folder.glob(pattern.format(name))) if p.is_file()]
+        if len({p.parent for p in found}) > 1:
+            raise ValueError(f"expected one CelebA in {str(folder)!r}, got {', '.join(map(repr, map(str, found)))}")
+        if found:
+            return found
+    return []
+
+
+def _table_splits(path: Path) -> datasets.DatasetDict:
+    """The splits of a table of pictures; what is in no split is a faulty row of the first."""
+    base = path.parent.parent if path.parent.name == _ANNOTATIONS else path.parent
+    table = read_table(path)
+    split_of = _partition(table, path, base)
+    places = _find_pictures(table.files, path, base)
+    rows: dict[str, list[int]] = {}
+    for i, split in enumerate(split_of):
+        rows.setdefault(split, []).append(i)
+    splits = datasets.DatasetDict()
+    for name in _SPLITS:
+        chosen = rows.get(name, [])
+        notes = table.notes if name == "train" else []
+        if chosen or notes:
+            columns = {key: [""] * len(notes) + [cells[i] for i in chosen] for key, cells in table.columns.items()}
+            columns["image"] = [str(path)] * len(notes) + [places[i] for i in chosen]
+            columns[FAULT_COLUMN] = notes + [table.faults[i] for i in chosen]
+            features = datasets.Features({key: datasets.Value("string") for key in columns})
+            splits[name] = datasets.Dataset.from_dict(columns, features=features)
+    return splits
+
+
+def _partition(table: Table, path: Path, base: Path) -> list[str]:
+    """The split of each row; where there is none it is `train`, and the row's fault says so."""
+    candidates = [base / folder / name for folder in ("", _EVALUATION) for name in _PARTITION_FILES]
+    source = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if source is None:  # pictures in folders `train/`, `validation/`, or all in one split
+        firsts = [file.replace("\\", "/").partition("/")[0].lower() for file in table.files]
+        named = all(first in _SPLIT_OF and not first.isdecimal() for first in firsts)
+        return [_SPLIT_OF[first] if named else "train" for first in firsts]
+    words: dict[str, str] = {}
+    for row in read_cells(source)[0]:
+        file, word = (*row, "")[:2]
+        words[file] = word if words.get(file, word) == word else f"{words[file]} and {word}"
+    splits = []
+    for i, file in enumerate(table.files):
+        word = words.get(file)
+        split = _SPLIT_OF.get((word or "").lower().removesuffix(".0"))
+        if split is None and not table.faults[i]:
+            got = f"expected 0, 1 or 2 in {source.name}, got {word or 'nothing'}"
+            table.faults[i] = f"not in {source.name}" if word is None else got
+        splits.append(split or "train")
+    known = set(table.files)
+    others = [file for file, word in words.items() if file not in known and word.lower() in _SPLIT_OF]
+    if others:
+        table.notes.append(f"lacks {len(others)} pictures of {source.name}, the first {others[0]}")
+    return splits
+
+
+def _find_pictures(files: Sequence[str], path: Path, base: Path) -> list[str]:
+    """Where each picture lies; one that is nowhere keeps its first place, and is found faulty when it is read.
+
+    Raises:
+        FileNotFoundError: If none of them is anywhere.
+    """
+    named = [base / place / name for place in ("", _IMAGES) for name in _PICTURE_FOLDERS]
+    folders = [f for f in (path.parent, *named, *(n / n.name for n in named)) if f.is_dir()]
+    listed = [(folder, set(os.listdir(folder))) for folder in folders]
+    # The authors' PNG pictures have a table that names JPEG ones.
+    stems = {Path(name).stem: folder / name for folder, names in listed[1:] for name in names}
+    places, found = [], 0
+    for file in files:
+        name = file.replace("\\", "/")
+        place = next((folder / name for folder, names in listed if name in names), None)
+        if place is None and "/" in name:
+            place = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        place = place or stems.get(Path(name).stem)
+        found += place is not None
+        places.append(str(place or (folders[1] if len(folders) > 1 else folders[0]) / name))
+    if files and not found:
+        packed = sorted(p.name for f in (base, base / _IMAGES) if f.is_dir() for p in f.glob("*.zip"))
+        hint = f"; unpack {', '.join(packed)} first" if packed else ""
+        where = ", ".join(repr(str(folder)) for folder in folders)
+        raise FileNotFoundError(
+            f"none of the {len(files)} pictures of {str(path)!r} is in {where}; expected them there or in a folder"
+            f" {_PICTURE_FOLDERS[0]!r}{hint}"
+        )
+    return places

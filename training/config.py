@@ -3,16 +3,31 @@
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from training.celeba import MAX_ATTRIBUTES
+from training.celeba import DEFAULT_ATTRIBUTES, MAX_ATTRIBUTES
 
 
 OPTIMIZERS = ("adam", "adamw", "muon")
 LOSSES = ("l1", "l2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MIXED_PRECISION = ("no", "fp16", "bf16")
+# Settings that say what is learned, from what, and how it is measured: a resumed run keeps them.
+FIXED_SETTINGS = (
+    "model", "scheduler", "center_crop", "max_images", "max_values", "horizontal_flip", "class_balance",
+    "class_balance_floor", "label_dropout", "loss", "min_snr_gamma", "min_snr_power", "stratified_timesteps",
+    "optimizer", "betas", "weight_decay", "ema_decay", "seed", "validation_images", "validation_timesteps",
+)  # fmt: skip
+LEAST_SAMPLE_SIZE = 7  # the window of SSIM
+_OPTIONAL_MODEL_NUMBERS = ("num_class_embeds", "conv_in_channels", "time_proj_dim", "time_embedding_dim")
+_MODEL_NUMBERS = {  # and the least value; the sinusoids of fewer than four dimensions divide by zero
+    "num_class_embeds": 2, "conv_in_channels": 1, "time_proj_dim": 4, "time_embedding_dim": 1,
+    "num_attention_heads": 1, "attention_head_dim": 1,
+}  # fmt: skip
 
 
 @dataclass
@@ -108,18 +123,23 @@ class TrainingConfig:
     guidance_scale: float = 1.0
 
     def __post_init__(self):
-        attributes = self.model.get("class_attributes")
-        if attributes is not None:
-            if not 1 <= len(attributes) <= MAX_ATTRIBUTES:
-                raise ValueError(
-                    f"expected 1 to {MAX_ATTRIBUTES} class_attributes, got {len(attributes)}: {attributes}"
-                )
-            self.model = {"num_class_embeds": 2 ** len(attributes), **self.model}
+        for name, kind in get_type_hints(type(self)).items():
+            if not _fits(getattr(self, name), kind):
+                raise ValueError(f"expected {name} as {_in_words(kind)}, got {getattr(self, name)!r}")
+        self._check_model()
         num_labels = self.model.get("num_class_embeds", 16) or 0
         if self.sample_labels is None:
             self.sample_labels = list(range(min(num_labels, 16)))
+        if num_labels and not self.sample_labels:
+            raise ValueError("expected at least one of sample_labels, got []")
         if not all(0 <= label < num_labels for label in self.sample_labels):
-            raise ValueError(f"expected sample_labels in 0..{num_labels - 1}, got {self.sample_labels}")
+            raise ValueError(
+                f"expected sample_labels in 0..{num_labels - 1}, got {self.sample_labels}"
+                if num_labels
+                else f"an unconditional network has no labels: expected sample_labels [], got {self.sample_labels}"
+            )
+        if not self.validation_timesteps or len(set(self.validation_timesteps)) < len(self.validation_timesteps):
+            raise ValueError(f"expected validation_timesteps, each of them once, got {self.validation_timesteps}")
         self._check_choice("loss", LOSSES)
         self._check_choice("optimizer", OPTIMIZERS)
         self._check_choice("mixed_precision", MIXED_PRECISION)
@@ -128,20 +148,71 @@ class TrainingConfig:
         for name in (
             "batch_size", "gradient_accumulation_steps", "max_steps", "log_every", "validate_every", "sample_every",
             "checkpoint_every", "keep_checkpoints", "validation_images", "samples_per_label", "sample_steps",
+            "center_crop", "max_images",
         ):  # fmt: skip
             self._check_range(name, 1)
         for name in ("warmup_steps", "decay_steps", "weight_decay", "class_balance_floor"):
             self._check_range(name, 0)
         for name in ("label_dropout", "class_balance", "ema_decay", "min_snr_power"):
             self._check_range(name, 0, 1)
+        self._check_range("seed", 0, 2**32 - 1)
         for name in ("learning_rate", "muon_learning_rate", "max_grad_norm", "min_snr_gamma"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"expected {name} above 0, got {value!r}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"expected two betas of at least 0 and below 1, got {self.betas}")
         if self.optimizer == "muon" and self.mixed_precision == "fp16":
             raise ValueError("optimizer 'muon' needs mixed_precision 'no' or 'bf16', got 'fp16'")
-        if self.model.get("num_class_embeds", 16) is None and self.label_dropout > 0:
+        if not num_labels and self.label_dropout > 0:
             raise ValueError("an unconditional network (model.num_class_embeds null) needs label_dropout 0")
+
+    def _check_model(self) -> None:
+        """What the network needs so that square RGB images and their attributes go through it."""
+        model = self.model
+        attributes = model.get("class_attributes", DEFAULT_ATTRIBUTES)
+        if attributes is not None:
+            if not _fits(attributes, list[str]) or len(set(attributes)) < len(attributes):
+                raise ValueError(f"expected model.class_attributes as a list of names, none twice, got {attributes!r}")
+            if not 1 <= len(attributes) <= MAX_ATTRIBUTES:
+                raise ValueError(
+                    f"expected 1 to {MAX_ATTRIBUTES} class_attributes, got {len(attributes)}: {attributes}"
+                )
+            self.model = model = {"num_class_embeds": 2 ** len(attributes), **model}
+        elif model.get("num_class_embeds", 16) is not None:
+            raise ValueError(
+                "a conditional network needs model.class_attributes, the columns that make up its label; an"
+                " unconditional one model.num_class_embeds null"
+            )
+        for name in ("in_channels", "out_channels"):
+            if model.get(name, 3) != 3:
+                raise ValueError(f"expected model.{name} 3 (images are RGB), got {model[name]!r}")
+        widths = model.get("block_out_channels", [64])
+        if not widths or not _fits(widths, list[int]) or min(widths) < 1:
+            raise ValueError(f"expected model.block_out_channels as a list of whole numbers above 0, got {widths!r}")
+        for name, least in _MODEL_NUMBERS.items():
+            value = model.get(name, least)
+            if name in _OPTIONAL_MODEL_NUMBERS and value is None:
+                continue
+            if not _fits(value, int) or value < least:
+                raise ValueError(f"expected model.{name} as a whole number of at least {least}, got {value!r}")
+        if not _fits(model.get("null_class_label", -1), int):
+            raise ValueError(f"expected model.null_class_label as a whole number, got {model['null_class_label']!r}")
+        if not _fits(model.get("norm_eps", 1e-5), float) or model.get("norm_eps", 1e-5) <= 0:
+            raise ValueError(f"expected model.norm_eps as a number above 0, got {model['norm_eps']!r}")
+        if model.get("time_proj_dim") is None and widths[0] < _MODEL_NUMBERS["time_proj_dim"]:
+            raise ValueError(f"expected model.block_out_channels to begin with 4 or more, got {widths}")
+        size, stride = model.get("sample_size", 64), 2 ** (len(widths) - 1)
+        if not _fits(size, int) or size < LEAST_SAMPLE_SIZE:
+            raise ValueError(
+                f"expected model.sample_size as a whole number of at least {LEAST_SAMPLE_SIZE} (images are square),"
+                f" got {size!r}"
+            )
+        if size % stride:
+            raise ValueError(
+                f"expected model.sample_size divisible by {stride} for the {len(widths)} levels of block_out_channels,"
+                f" got {size}"
+            )
 
     def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         if getattr(self, name) not in choices:
@@ -149,7 +220,7 @@ class TrainingConfig:
 
     def _check_range(self, name: str, low: float, high: float = float("inf")) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        if value is not None and not low <= value <= high:
             bounds = f"at least {low}" if high == float("inf") else f"in {low}..{high}"
             raise ValueError(f"expected {name} {bounds}, got {value!r}")
 
@@ -198,3 +269,33 @@ def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig
         if not isinstance(values.get(name), dict):
             raise ValueError(f"expected an object {name!r} in the configuration, got {values.get(name)!r}")
     return TrainingConfig(**values)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of the type that a field is annotated with."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in args)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(_fits, value, args))
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_fits(item, args[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
+    if kind in (int, float) and isinstance(value, bool):
+        return False
+    if kind is float:
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin is UnionType:
+        return " or ".join(map(_in_words, args))
+    if origin is tuple:
+        return f"{len(args)} of {_in_words(args[0])}"
+    if origin is list:
+        return f"a list, each {_in_words(args[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
+    return words.get(kind, "an object of numbers by name" if args else "an object")

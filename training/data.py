@@ -1,18 +1,22 @@
 """Face images with attribute columns."""
 
+import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from training.celeba import attribute_values, check_attributes, labels_from_values, open_splits
+from diffusers_xai.measures.pictures import open_picture
+from training.celeba import attribute_values, check_attributes, labels_from_values, open_splits, row_faults
 from training.config import TrainingConfig
+from training.pictures import as_rgb, square
+from training.tables import as_number
 
 
 @dataclass
@@ -31,6 +35,14 @@ class FaceImages:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the images, their order and their labels."""
+        digest = hashlib.blake2b(str(tuple(self.images.shape)).encode(), digest_size=16)
+        digest.update(self.images.contiguous().numpy())
+        digest.update(self.labels.contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load_splits(
@@ -72,36 +84,40 @@ def _decode(
     split: datasets.Dataset, config: TrainingConfig, attributes: Sequence[str] | None, most: int | None = None
 ) -> FaceImages:
     """The first `most` good rows of the split, cropped and resized, with a list of the faulty ones among them."""
-    keep = np.ones(len(split), dtype=bool)
-    for column, limit in config.max_values.items():
-        keep &= np.asarray(split[column][:]).astype(float) <= limit
-    split = split.select(np.flatnonzero(keep))
-    values = attribute_values(split, attributes or ())
-    size, pictures = config.model.get("sample_size", 64), split["image"]
+    limited = {column: np.array([as_number(cell) for cell in split[column][:]]) for column in config.max_values}
+    kept = [not any(limited[c][i] > limit for c, limit in config.max_values.items()) for i in range(len(split))]
+    rows = np.flatnonzero(kept)
+    values, faults, pictures = attribute_values(split, attributes or ()), row_faults(split), split["image"]
+    size = config.model.get("sample_size", 64)
 
     def read(row: int) -> np.ndarray | str:
+        if faults[row]:
+            return faults[row]
         missing = [name for name, value in zip(attributes or (), values[row], strict=True) if np.isnan(value)]
         if missing:
             return f"attributes missing or neither -1, 0 nor 1: {', '.join(missing)}"
+        unknown = [column for column, numbers in limited.items() if np.isnan(numbers[row])]
+        if unknown:
+            return f"no number: {', '.join(unknown)}"
         cell = pictures[row]
+        if cell is None or not (cell["bytes"] or cell["path"]):
+            return "no picture"
         try:
-            with Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"]) as image:
-                if image.mode != "RGB":
-                    return f"expected a picture of mode RGB, got {image.mode}"
-                return _crop_and_resize(image, config.center_crop, size)
-        except (OSError, SyntaxError, TypeError) as error:  # what PIL raises for truncated and alien files
-            return f"not a readable picture: {error}"
+            image = open_picture(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
+            return square(as_rgb(image), config.center_crop, size)
+        except Exception as error:  # one picture never stops a run, whatever is wrong with it
+            return str(error) or type(error).__name__
 
     arrays: list[np.ndarray] = []
     good: list[int] = []
     faulty: list[tuple[str, str]] = []
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=min(most or len(split), len(split)), desc="images", leave=False) as bar,
+        tqdm(total=min(most or len(rows), len(rows)), desc="images", leave=False) as bar,
     ):
-        for first in range(0, len(split), 1024):
-            rows = range(first, min(first + 1024, len(split)))
-            for row, found in zip(rows, pool.map(read, rows), strict=True):
+        for first in range(0, len(rows), 1024):
+            part = rows[first : first + 1024].tolist()
+            for row, found in zip(part, pool.map(read, part), strict=True):
                 if most is not None and len(good) == most:
                     break
                 if isinstance(found, str):
@@ -112,18 +128,11 @@ def _decode(
                     bar.update()
     if not good:
         first_fault = f"; the first, {faulty[0][0]}: {faulty[0][1]}" if faulty else ""
-        raise ValueError(f"none of {len(split)} rows holds a readable image and its attributes{first_fault}")
+        raise ValueError(f"none of {len(rows)} rows holds a readable image and its attributes{first_fault}")
     labels = np.full(len(good), -1) if attributes is None else labels_from_values(values[good])
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     return FaceImages(images, torch.from_numpy(labels), faulty)
 
 
-def _name_of(cell: dict, row: int) -> str:
-    return cell.get("path") or f"row {row}"
-
-
-def _crop_and_resize(image: Image.Image, center_crop: int | None, size: int) -> np.ndarray:
-    side = min(center_crop or min(image.size), *image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))  # `resize(box=…)` would look over the edge
-    return np.asarray(square.resize((size, size), Image.Resampling.LANCZOS))
+def _name_of(cell: dict | None, row: int) -> str:
+    return (cell or {}).get("path") or f"row {row}"

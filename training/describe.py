@@ -19,11 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it 
 
 from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, LINE_COLORS, TEMPLATE  # noqa: E402
 from training.celeba import (  # noqa: E402
+    DEFAULT_ATTRIBUTES,
     MAX_ATTRIBUTES,
     attribute_values,
     check_attributes,
     labels_from_values,
     open_splits,
+    row_faults,
 )
 from training.figures import check_figure_path, write_figure  # noqa: E402
 
@@ -42,7 +44,7 @@ def attribute_correlation(values: np.ndarray) -> np.ndarray:
 def describe(splits: datasets.DatasetDict, attributes: list[str]) -> tuple[np.ndarray, int]:
     """The attributes of all images (row, attribute), and the number of rows without them, which are left out."""
     values = np.concatenate([attribute_values(split, attributes) for split in splits.values()])
-    faulty = np.isnan(values).any(axis=1)
+    faulty = np.isnan(values).any(axis=1) | np.concatenate([list(map(bool, row_faults(s))) for s in splits.values()])
     return values[~faulty], int(faulty.sum())
 
 
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--attributes",
         nargs="+",
-        default=["Bangs", "Male", "Smiling", "Wearing_Lipstick"],
+        default=list(DEFAULT_ATTRIBUTES),
         help=f"up to {MAX_ATTRIBUTES} columns, most significant bit first. Default: the thesis's four",
     )
     parser.add_argument("--out", type=Path, default=Path("labels.html"), help="the figure. Default: labels.html")

@@ -10,6 +10,7 @@ if it had never stopped. A run stopped by Ctrl-C or SIGTERM writes a checkpoint 
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from diffusers import DDPMScheduler
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
@@ -26,7 +26,14 @@ from diffusers_xai import ConvNextUNet2DModel  # noqa: E402
 from training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint  # noqa: E402
 from training.config import TrainingConfig, load_config  # noqa: E402
 from training.data import load_splits  # noqa: E402
-from training.export import export_pipeline  # noqa: E402
+from training.export import export_pipeline, load_weights  # noqa: E402
+from training.rehearsal import (  # noqa: E402
+    check_same_data,
+    check_same_run,
+    rehearse_device,
+    rehearse_network,
+    rehearse_scheduler,
+)
 from training.run import Run  # noqa: E402
 from training.schedule import TimeLimit  # noqa: E402
 from training.trainer import Trainer, TrainingDivergedError  # noqa: E402
@@ -81,31 +88,40 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, Run | None]:
-    """All that can fail before training: settings, data, network, checkpoint; the time runs since `started`."""
+    """All that can fail before training: settings, folders, checkpoint, and last, since it takes longest, the data.
+
+    The time runs since `started`.
+    """
     config = load_config(args.config, args.set)
-    try:
-        model = ConvNextUNet2DModel(**config.model)
-        length = DDPMScheduler(**config.scheduler).config.num_train_timesteps
-    except TypeError as error:
-        raise ValueError(f"model or scheduler settings: {error}") from error
-    if not all(0 <= t < length for t in config.validation_timesteps):
-        raise ValueError(f"expected validation_timesteps in 0..{length - 1}, got {config.validation_timesteps}")
+    model = rehearse_network(config)
+    rehearse_scheduler(config)
+    for folder in filter(None, (args.output, args.export)):
+        check_folder(folder)
     if args.data is None:
         return config, None
+    rehearse_device(config)
     if args.resume is None and list_checkpoints(args.output):
         raise ValueError(f"{str(args.output)!r} holds a run already: add --resume, or choose another --output")
-    if args.resume not in (None, "latest"):
-        step, later = load_checkpoint(args.resume)[1]["step"], list_checkpoints(args.output)[-1:]
-        if later and checkpoint_step(later[0]) > step:
+    state = None
+    if args.resume is not None:
+        source = args.output if args.resume == "latest" else args.resume
+        tensors, state = load_checkpoint(source)
+        later = list_checkpoints(args.output)[-1:]
+        if later and checkpoint_step(later[0]) > state["step"]:
             raise ValueError(
-                f"{later[0]} is later than step {step} of --resume: choose another --output for the branch"
+                f"{later[0]} is later than step {state['step']} of --resume: choose another --output for the branch"
             )
-    attributes = model.config.class_attributes if config.model.get("num_class_embeds", 16) is not None else None
-    train, validation = load_splits(args.data, args.data_config, config, attributes)
+        check_same_run(state, config, PartialState().num_processes)
+        load_weights(model, tensors["model"], source)
     weights = None
     if args.start_from is not None:
         pretrained = ConvNextUNet2DModel.from_pretrained(args.start_from, subfolder="unet", dtype=torch.float32)
         weights = pretrained.state_dict()
+        load_weights(model, weights, args.start_from)
+    attributes = model.config.class_attributes if model.class_embedding is not None else None
+    train, validation = load_splits(args.data, args.data_config, config, attributes)
+    if state is not None:
+        check_same_data(state, train.fingerprint)
     args.output.mkdir(parents=True, exist_ok=True)
     report_faulty({"train": train.faulty, "validation": validation.faulty}, args.output)
     trainer = Trainer(config, train, args.output)
@@ -115,6 +131,15 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
         trainer.start_from(weights, args.start_from)
     limit = TimeLimit(60 * args.time_limit, started) if args.time_limit is not None else None
     return config, Run(trainer, validation, args.output, limit, 60 * args.checkpoint_minutes)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises an OSError unless `folder` is one that can be written to, or can be made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"expected {str(folder)!r} as a folder, got the file {str(nearest)!r} in its place")
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"expected a folder that can be written to, got {str(folder)!r}")
 
 
 def report_faulty(faulty: dict[str, list[tuple[str, str]]], output: Path) -> None:
@@ -132,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config, run = prepare(args, started)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # on one line
         return 2
 
     if run is not None:

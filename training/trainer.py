@@ -90,19 +90,11 @@ class Trainer:
         return network
 
     def resume(self, checkpoint: str | Path) -> None:
-        """Takes over weights, running mean, optimizer and step of a checkpoint.
+        """Takes over weights, running mean, optimizer and step of a checkpoint of the same run (`check_same_run`).
 
         A schedule that was fitted to a time limit and has not ended is kept, unless the configuration's has changed.
         """
         tensors, state = load_checkpoint(checkpoint)
-        if state["seed"] != self.config.seed:
-            raise ValueError(f"expected a checkpoint of seed {self.config.seed}, got one of seed {state['seed']}")
-        images = state["images_per_step"]
-        if images != self.stream.images_per_step:
-            raise ValueError(
-                f"expected {images} images per step, as in the checkpoint, got {self.stream.images_per_step}"
-                " (batch_size * gradient_accumulation_steps * processes); --start-from takes over the weights alone"
-            )
         load_weights(self.network, tensors["model"], checkpoint)
         self._set_mean(tensors["ema"])
         load_optimizer_states(self.optimizers, tensors["optimizer"], state["optimizer"])
@@ -140,12 +132,12 @@ class Trainer:
                     "optimizer": optimizer_tensors,
                 },
                 {
-                    "seed": self.config.seed,
                     "optimizer": optimizer_rest,
                     "grad_scaler": scaler.state_dict() if scaler is not None else None,
                     "config": self.config.to_dict(),
                     "images_per_step": self.stream.images_per_step,
                     "label_counts": self.label_counts,
+                    "data": self.stream.data.fingerprint,
                     "losses": self.losses,
                     "schedule": dataclasses.asdict(self.schedule)
                     | {"own": dataclasses.asdict(Schedule.of(self.config))},

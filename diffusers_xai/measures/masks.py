@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
+from diffusers_xai.measures.pictures import open_picture
+
 
 def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, ...] | None = None) -> np.ndarray:
     """A mask as a checked array.
@@ -46,26 +48,81 @@ def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, ...] 
 
 
 def mask_from_png(path: str | os.PathLike, size: tuple[int, ...] | None = None) -> np.ndarray:
-    """The bright and opaque pixels of a picture file.
+    """The painted pixels of a picture file, turned upright.
+
+    What counts is what an editor leaves behind when a region is painted:
+
+    - on transparency, the opaque pixels, whatever their colour;
+    - in black and white, the bright pixels;
+    - in one colour on a white or a black page, the coloured pixels;
+    - as a label map of 0 and one other number, the pixels of that number.
 
     Args:
         path (`str` or `os.PathLike`): A picture that Pillow reads.
         size (`tuple[int, int]`, *optional*): Height and width that it must have.
 
     Returns:
-        `np.ndarray` of shape `(height, width)` and dtype bool: True where a pixel's brightness and opacity are above
-        one half.
+        `np.ndarray` of shape `(height, width)` and dtype bool.
 
     Raises:
-        ValueError: If the picture is of another size, or has no such pixel.
+        ValueError: If the picture is of another size, has no painted pixel, or does not tell what is painted: several
+            colours or labels, a photograph, grey on white.
         OSError: If it cannot be read.
     """
-    with Image.open(path) as image:
-        brightness, opacity = np.asarray(image.convert("LA")).transpose(2, 0, 1)
     try:
-        return as_mask((brightness > 127) & (opacity > 127), size)
+        mask = as_mask(_painted(open_picture(path)), size)
+        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        if border.all() and not mask.all():
+            raise ValueError(f"{_EXPECTED}, got a border that is painted all round and a hole: which one counts?")
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(f"{os.fspath(path)}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)}: {error} (Bright, opaque pixels count.)") from error
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    return mask
+
+
+_EXPECTED = "expected white on black, one colour on transparency, white or black, or a label map of 0 and 1"
+
+
+def _painted(image: Image.Image) -> np.ndarray:
+    if image.has_transparency_data:
+        *colors, opacity = np.asarray(image.convert("RGBA")).transpose(2, 0, 1).astype(int)
+        opaque = opacity > 127
+        if not opaque.all():
+            tones = np.max(colors, axis=0)[opaque]
+            if tones.size and tones.min() < 64 and np.min(colors, axis=0)[opaque].max() > 191:
+                raise ValueError(f"{_EXPECTED}, got black and white pixels on transparency.")
+            return opaque
+        image = image.convert("RGB")
+    elif len(image.getbands()) == 1 and image.mode != "P":
+        return _painted_in_grey(np.asarray(image))
+    pixels = np.asarray(image.convert("RGB")).astype(int)
+    chroma = pixels.max(axis=2) - pixels.min(axis=2)
+    if chroma.max() <= 64:
+        return _painted_in_grey(pixels[:, :, 1])
+    page = pixels[chroma <= 64].mean(axis=1)
+    white = 255.0 if page.size and page.mean() > 127 else 0.0
+    line = pixels.reshape(-1, 3)[chroma.argmax()] - white  # from the page to the paint
+    # Each pixel as a mixture of both: 0 on the page, 1 in the paint; whatever is off the line is a third colour.
+    share = (pixels - white) @ line / (line @ line)
+    distance = np.linalg.norm(pixels - white - share[:, :, None] * line, axis=2)
+    if not page.size or (distance > 64).mean() > 0.01:
+        raise ValueError(f"{_EXPECTED}, got several colours.")
+    return share > 0.5
+
+
+def _painted_in_grey(values: np.ndarray) -> np.ndarray:
+    levels = np.unique(values)
+    low, high = float(levels[0]), float(levels[-1])
+    if low == 0 and len(levels) <= 2:  # black and white, or a label map
+        return values > 0
+    white = 255.0 if values.dtype == np.uint8 else next((top for top in (1.0, 255.0) if high <= top), 65535.0)
+    grey = ((values > white / 8) & (values < white * 7 / 8)).mean()
+    if len(levels) > 1 and (low > white / 8 or high < white * 7 / 8 or grey > 0.5):
+        raise ValueError(f"{_EXPECTED}, got {len(levels)} greys from {low:g} to {high:g}.")
+    return values > white / 2
 
 
 def mask_from_box(box: Sequence[int], size: tuple[int, int]) -> np.ndarray:

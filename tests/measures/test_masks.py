@@ -26,12 +26,110 @@ def test_arrays_tensors_and_files_mean_the_same(tmp_path):
         assert np.array_equal(got, mask)
 
 
-def test_a_png_counts_bright_opaque_pixels(tmp_path):
-    pixels = np.zeros((2, 3, 4), dtype="uint8")
-    pixels[0] = [[255, 255, 255, 255], [255, 255, 255, 20], [20, 20, 20, 255]]
-    pixels[1] = [[200, 200, 200, 128], [0, 0, 0, 0], [0, 255, 0, 255]]  # pure green has a luminance of 0.59
-    Image.fromarray(pixels, "RGBA").save(tmp_path / "drawn.png")
-    assert mask_from_png(tmp_path / "drawn.png").tolist() == [[True, False, False], [True, False, True]]
+PAINTED = mask_from_box((4, 5, 8, 8), (12, 16))
+
+
+def painting(mode, page, paint, mask=PAINTED):
+    """A picture of colour `page` in which the mask's pixels have the colour `paint`."""
+    image = Image.new(mode, mask.shape[::-1], page)
+    image.paste(Image.new(mode, image.size, paint), mask=Image.fromarray(mask))
+    return image
+
+
+def numbers(background, paint, dtype):
+    return Image.fromarray(np.where(PAINTED, paint, background).astype(dtype))
+
+
+def label_map(colours):
+    """A picture of palette indices, 0 and 1 for the mask, as segmentation data sets keep them."""
+    image = Image.fromarray(PAINTED.astype(np.uint8)).convert("P")
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def upscaled(image, filter):
+    return image.resize((16 * 8, 12 * 8), filter)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        painting("L", 0, 255),
+        painting("1", 0, 1),
+        painting("RGB", "black", "white"),
+        painting("LA", (0, 255), (255, 255)),
+        painting("RGB", "white", "red"),
+        painting("RGB", "white", "yellow"),
+        painting("RGB", "black", "navy"),
+        painting("RGBA", (255, 255, 255, 255), (0xD5, 0x5E, 0, 255)),
+        painting("RGBA", (0, 0, 0, 0), (0xD5, 0x5E, 0, 255)),
+        painting("RGBA", (255, 255, 255, 0), (0, 0, 0, 255)),
+        painting("RGBA", (0, 0, 0, 0), (255, 255, 255, 200)),
+        painting("LA", (0, 0), (128, 255)),
+        painting("RGB", "white", "green").convert("P"),
+        label_map([(0, 0, 0), (128, 0, 0)]),
+        numbers(0, 1, np.uint8),
+        numbers(0, 7, np.uint8),
+        numbers(0, 1, np.uint16),
+        numbers(0, 65535, np.uint16),
+        numbers(0, 1, np.int32),
+        numbers(0.0, 1.0, np.float32),
+        numbers(3, 250, np.uint8),
+        numbers(900, 64000, np.uint16),
+    ],
+    ids=lambda image: f"{image.mode} {image.getpixel((0, 0))} {image.getpixel((4, 5))}",
+)
+def test_what_is_painted_counts(tmp_path, image):
+    image.save(tmp_path / "mask.tif")  # keeps every mode
+    assert np.array_equal(mask_from_png(tmp_path / "mask.tif", (12, 16)), PAINTED)
+
+
+@pytest.mark.parametrize(("page", "paint"), [("white", "red"), ("black", "white"), ("black", "lime")])
+def test_soft_edges_and_jpeg_count_by_half(tmp_path, page, paint):
+    image = upscaled(painting("RGB", page, paint), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "mask.jpg", quality=90)
+    expected = np.kron(PAINTED, np.ones((8, 8), dtype=bool))
+    assert (mask_from_png(tmp_path / "mask.jpg") ^ expected).sum() < 0.15 * expected.sum()
+
+
+def test_a_mask_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright, the stored picture's left column is the top row
+    painting("L", 0, 255, mask_from_box((0, 0, 1, 12), (12, 16))).save(tmp_path / "mask.png", exif=exif)
+    assert np.array_equal(mask_from_png(tmp_path / "mask.png"), mask_from_box((0, 0, 12, 1), (16, 12)))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (painting("RGB", "white", "black"), "painted all round and a hole"),
+        (painting("RGBA", (9, 9, 9, 255), (0, 0, 0, 0)), "painted all round and a hole"),
+        (painting("L", 255, 128), "got 2 greys from 128 to 255"),
+        (painting("L", 1, 2), "got 2 greys from 1 to 2"),
+        (painting("RGB", "gray", "red"), "several colours"),
+        (painting("RGB", "blue", "red"), "several colours"),
+        (Image.fromarray(np.arange(192, dtype=np.uint8).reshape(12, 16) // 48), "got 4 greys from 0 to 3"),
+        (Image.radial_gradient("L"), "got 256 greys"),
+        (Image.fromarray(np.random.default_rng(1).integers(0, 256, (12, 16, 3), dtype=np.uint8)), "several colours"),
+    ],
+)
+def test_a_picture_that_does_not_tell_is_refused(tmp_path, image, message):
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=rf"mask.png: expected white on black, one colour .*{message}"):
+        mask_from_png(tmp_path / "mask.png")
+
+
+def test_colours_and_a_third_one_are_refused(tmp_path):
+    image = painting("RGB", "white", "red")
+    image.paste((0, 0, 255), (9, 5, 12, 8))
+    image.save(tmp_path / "two.png")
+    with pytest.raises(ValueError, match="several colours"):
+        mask_from_png(tmp_path / "two.png")
+    layer = painting("RGBA", (0, 0, 0, 0), (255, 255, 255, 255))
+    layer.paste((0, 0, 0, 255), (9, 5, 12, 8))
+    layer.save(tmp_path / "layer.png")
+    with pytest.raises(ValueError, match="black and white pixels on transparency"):
+        mask_from_png(tmp_path / "layer.png")
 
 
 def test_a_box_excludes_its_right_and_bottom():
@@ -95,13 +193,16 @@ def test_what_is_no_mask_is_refused(make, message):
 def test_pictures_without_a_mask_are_refused(tmp_path):
     path = tmp_path / "black.png"
     Image.new("L", (8, 8)).save(path)
-    with pytest.raises(ValueError, match=r"black.png: expected a mask with at least one .*Bright, opaque pixels"):
+    with pytest.raises(ValueError, match=r"black.png: expected a mask with at least one True pixel"):
         mask_from_png(path)
     Image.new("L", (8, 8), 255).save(path)
     with pytest.raises(ValueError, match=r"black.png: .* = \(4, 4\), got \(8, 8\)"):
         mask_from_png(path, (4, 4))
     path.write_text("no picture")
-    with pytest.raises(OSError, match="cannot identify image file"):
+    with pytest.raises(OSError, match="black.png: not a readable picture: cannot identify image file"):
         mask_from_png(path)
+    path.write_bytes(b"P6\n20 2")  # for which Pillow raises a ValueError
+    with pytest.raises(OSError, match="black.png: not a readable picture: Reached EOF"):
+        as_mask(path)
     with pytest.raises(FileNotFoundError):
         as_mask(tmp_path / "missing.png")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli.requests import parse_label
 from tests.reference.local_hub import LocalHub
+from tests.training.celeba_folders import grey_and_label, official_folder, picture
 from tests.training.conftest import ATTRIBUTES, write_parquet
 from tests.training.test_data import make_config
 from tests.training.test_train import run
@@ -26,35 +28,12 @@ from training.describe import main as describe
 ROOT = Path(__file__).parents[2]
 
 
-def picture(path, grey, mode="RGB"):
-    path.parent.mkdir(exist_ok=True)
-    Image.new("RGB", (24, 30), (grey, grey, grey)).convert(mode).save(path)
-
-
-def official_folder(folder, rows, partition=None):
-    """CelebA's own files, with all forty attributes: `rows` of (file name, attributes that are present)."""
-    folder.mkdir()
-    lines = [str(len(rows)), " ".join(CELEBA_ATTRIBUTES)]
-    for index, (name, present) in enumerate(rows):
-        picture(folder / "img_align_celeba" / name, 10 * index)
-        lines.append(f"{name} " + " ".join(" 1" if a in present else "-1" for a in CELEBA_ATTRIBUTES))
-    (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
-    if partition is not None:
-        lines = [f"{name} {part}" for (name, _), part in zip(rows, partition, strict=True)]
-        (folder / "list_eval_partition.txt").write_text("\n".join(lines))
-    return str(folder)
-
-
 ROWS = [
     ("000001.png", {"Smiling"}),
     ("000002.png", {"Male", "Eyeglasses"}),
     ("000003.png", {"Bangs", "Wearing_Lipstick"}),
     ("000004.png", set()),
 ]
-
-
-def grey_and_label(*splits):
-    return [(int(x[0, 0, 0]), int(y)) for s in splits for x, y in zip(s.images, s.labels, strict=True)]
 
 
 def test_the_official_folder(settings, tmp_path):
@@ -69,6 +48,148 @@ def test_the_official_folder_without_a_partition_holds_out_the_last_rows(setting
     data = official_folder(tmp_path / "celeba", ROWS)
     parts = load_splits(data, None, make_config(settings, validation_images=1), ["Eyeglasses", "Smiling"])
     assert [grey_and_label(part) for part in parts] == [[(0, 0b01), (10, 0b10), (20, 0)], [(30, 0)]]
+
+
+def moved(root, **places):
+    """The official folder with its pieces in other places: `Anno={"list_attr_celeba.txt"}`."""
+    for folder, names in places.items():
+        for name in names:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            shutil.move(root / name, root / folder / name)
+    return root
+
+
+def as_csv(root, delimiter=",", encoding="utf-8", end="\n"):
+    """Turns the two text tables into CSV as Kaggle has them."""
+    for name, head in (("list_attr_celeba", ["image_id", *CELEBA_ATTRIBUTES]), ("list_eval_partition", None)):
+        source = root / f"{name}.txt"
+        lines = [line.split() for line in source.read_text().splitlines()]
+        lines = [head, *lines[2:]] if head else [["image_id", "partition"], *lines]
+        text = "".join(delimiter.join(line) + end for line in lines)
+        (root / f"{name}.csv").write_text(text, encoding=encoding, newline="")
+        source.unlink()
+    return root
+
+
+def authors(root, pictures="img_align_celeba"):
+    """The authors' three folders."""
+    return moved(root, Anno={"list_attr_celeba.txt"}, Eval={"list_eval_partition.txt"}, Img={pictures})
+
+
+def doubled(root):
+    """Kaggle's archive unpacks the pictures into a folder in a folder of the same name."""
+    inner = root / "img_align_celeba" / "img_align_celeba"
+    (root / "img_align_celeba").rename(root / "pictures")
+    inner.parent.mkdir()
+    (root / "pictures").rename(inner)
+    return root
+
+
+def png_pictures(root):
+    """The authors' second archive: PNG files, under a table that says JPEG."""
+    (root / "img_align_celeba").rename(root / "img_align_celeba_png")
+    for name in ("list_attr_celeba.txt", "list_eval_partition.txt"):
+        (root / name).write_text((root / name).read_text().replace(".png", ".jpg"))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("change", "given"),
+    [
+        (lambda root: root, "."),
+        (lambda root: root, "list_attr_celeba.txt"),
+        (doubled, "."),
+        (as_csv, "."),
+        (lambda root: doubled(as_csv(root)), "."),
+        (lambda root: doubled(as_csv(root)), "list_attr_celeba.csv"),
+        (lambda root: doubled(as_csv(root)), ".."),
+        (lambda root: as_csv(root, ";", "utf-8-sig", "\r\n"), "."),
+        (lambda root: as_csv(root, "\t", "utf-16"), "."),
+        (png_pictures, "."),
+        (lambda root: root, ".."),
+        (lambda root: root, "../.."),
+        (authors, "."),
+        (authors, "Anno"),
+        (authors, "Anno/list_attr_celeba.txt"),
+        (authors, ".."),
+        (lambda root: authors(doubled(root)), "."),
+        (lambda root: authors(png_pictures(root), "img_align_celeba_png"), "."),
+    ],
+)
+def test_celeba_is_found_as_its_sources_lay_it_out(settings, tmp_path, change, given):
+    root = change(Path(official_folder(tmp_path / "data" / "celeba", ROWS, partition=[0, 0, 2, 1])))
+    data = str((root / given).resolve())
+    assert {name: len(split) for name, split in open_splits(data).items()} == {"train": 2, "validation": 1, "test": 1}
+    train, validation = load_splits(data, None, make_config(settings), ATTRIBUTES)
+    assert (grey_and_label(train), grey_and_label(validation)) == ([(0, 0b0010), (10, 0b0100)], [(30, 0)])
+    assert train.faulty == validation.faulty == []
+
+
+def test_rows_that_would_vanish_are_listed(settings, tmp_path):
+    """Not in the partition, in two parts of it, in a part that is none; and pictures that the table lacks."""
+    root = Path(
+        official_folder(tmp_path / "celeba", [(f"{i}.png", set()) for i in range(8)], partition=[0] * 6 + [1] * 2)
+    )
+    lines = ["0.png 0", "1.png 0", "1.png 1", "2.png 3", "3.png", "5.png 0", "6.png 1", "7.png 1", "99.png 0"]
+    (root / "list_eval_partition.txt").write_text("\n".join(lines))
+    table = (root / "list_attr_celeba.txt").read_text()
+    (root / "list_attr_celeba.txt").write_text(table.replace("8\n", "9\n", 1))
+    train, validation = load_splits(str(root), None, make_config(settings), ATTRIBUTES)
+    assert ([g for g, _ in grey_and_label(train)], [g for g, _ in grey_and_label(validation)]) == ([0, 50], [60, 70])
+    assert {Path(name).name: reason for name, reason in train.faulty[2:]} == {
+        "1.png": "expected 0, 1 or 2 in list_eval_partition.txt, got 0 and 1",
+        "2.png": "expected 0, 1 or 2 in list_eval_partition.txt, got 3",
+        "3.png": "expected 0, 1 or 2 in list_eval_partition.txt, got nothing",
+        "4.png": "not in list_eval_partition.txt",
+    }
+    assert train.faulty[:2] == [
+        (str(root / "list_attr_celeba.txt"), "its first line says 9 pictures, got 8"),
+        (str(root / "list_attr_celeba.txt"), "lacks 1 pictures of list_eval_partition.txt, the first 99.png"),
+    ]
+
+
+def test_pieces_that_are_missing_are_named(tmp_path, monkeypatch):
+    root = Path(official_folder(tmp_path / "celeba", ROWS, partition=[0, 0, 2, 1]))
+    table = (root / "list_attr_celeba.txt").rename(tmp_path / "table.txt")
+    with pytest.raises(
+        FileNotFoundError, match=r"expected list_attr_celeba.txt or list_attr_celeba.csv .* found img_al"
+    ):
+        open_splits(str(root))
+    table.rename(root / "list_attr_celeba.txt")
+    (root / "img_align_celeba").rename(tmp_path / "elsewhere")
+    (root / "img_align_celeba.zip").write_bytes(b"")
+    with pytest.raises(
+        FileNotFoundError, match=r"none of the 4 pictures .* 'img_align_celeba'; unpack img_align_celeba.zip"
+    ):
+        open_splits(str(root))
+    for name in ("a", "b"):
+        official_folder(tmp_path / "two" / name, ROWS)
+    with pytest.raises(ValueError, match=r"expected one CelebA in .*two', got '.*a/list_attr.*b/list_attr"):
+        open_splits(str(tmp_path / "two"))
+
+
+@pytest.mark.parametrize(
+    "given", ["{}/celba", "{}/celba/Anno", "{}/celeba/list_attr_celba.txt", "./celba", "celba", "~/celba"]
+)
+def test_a_mistyped_path_is_answered_with_the_nearest(tmp_path, monkeypatch, given):
+    official_folder(tmp_path / "celeba", ROWS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"^no data file or folder '.*nearest: '.*cel(eba|eba/list_attr_celeba.txt)'"
+    ):
+        open_splits(given.format(tmp_path))
+
+
+def test_an_id_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "celeba").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^no data file or folder 'celba/faces' here .nearest: '.*celeba'.*, and on the Hub"
+    ):
+        open_splits("celba/faces")
+    with pytest.raises(ValueError, match="cannot read '.*celeba' as a data set: "):
+        open_splits("celeba")
 
 
 def test_a_table_of_files(settings, tmp_path):
@@ -87,7 +208,7 @@ def test_faulty_rows_are_listed_and_left_out(settings, tmp_path, config_file, ca
     data = official_folder(tmp_path / "celeba", [(f"{i}.png", {"Male"}) for i in range(12)])
     pictures = tmp_path / "celeba" / "img_align_celeba"
     (pictures / "1.png").write_bytes((pictures / "1.png").read_bytes()[:60])
-    picture(pictures / "2.png", 0, mode="L")
+    (pictures / "2.png").write_bytes(b"P6\n20 2")
     (pictures / "3.png").unlink()
     table = tmp_path / "celeba" / "list_attr_celeba.txt"
     lines = table.read_text().splitlines()
@@ -103,9 +224,9 @@ def test_faulty_rows_are_listed_and_left_out(settings, tmp_path, config_file, ca
     reasons = {Path(name).name: reason for name, reason in listed["train"]}
     assert sorted(reasons) == [f"{i}.png" for i in (1, 2, 3, 4, 5)]
     assert reasons["1.png"].startswith("not a readable picture")
-    assert reasons["2.png"] == "expected a picture of mode RGB, got L"
+    assert reasons["2.png"] == "not a readable picture: Reached EOF while reading header"
     assert "No such file" in reasons["3.png"]
-    assert reasons["4.png"] == f"attributes missing or neither -1, 0 nor 1: {', '.join(ATTRIBUTES)}"
+    assert reasons["4.png"] == "expected 41 cells in list_attr_celeba.txt, got 40"
     assert reasons["5.png"] == "attributes missing or neither -1, 0 nor 1: Smiling"
     assert "left out 5 faulty rows" in capsys.readouterr().err
 
@@ -113,8 +234,8 @@ def test_faulty_rows_are_listed_and_left_out(settings, tmp_path, config_file, ca
 def test_data_without_a_usable_row_is_one_clear_error(settings, tmp_path):
     data = official_folder(tmp_path / "celeba", ROWS)
     for name, _ in ROWS:
-        picture(tmp_path / "celeba" / "img_align_celeba" / name, 0, mode="L")
-    with pytest.raises(ValueError, match="none of 3 rows .* the first, .*000001.png: expected a picture of mode RGB"):
+        (tmp_path / "celeba" / "img_align_celeba" / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="none of 3 rows .* the first, .*000001.png: not a readable picture: cannot"):
         load_splits(data, None, make_config(settings, validation_images=1), ATTRIBUTES)
 
 
@@ -236,6 +357,7 @@ def test_describe_command(tmp_path, capsys):
 
 
 def test_cells_that_are_neither_present_nor_absent(tmp_path):
+    picture(tmp_path / "a.png", 0)
     (tmp_path / "x.csv").write_text("file_name,A\na.png,1\nb.png,\nc.png,maybe\nd.png,-1\ne.png,0.0\n")
     values = attribute_values(open_splits(str(tmp_path / "x.csv"))["train"], ["A"])[:, 0]
     assert torch.isnan(torch.tensor(values)).tolist() == [False, True, True, False, False]

@@ -81,7 +81,7 @@ def test_rows_above_a_limit_and_unreadable_images_are_left_out(settings, tmp_pat
     train, _ = load_splits(path, None, config, ATTRIBUTES)
     assert len(train) == 10 - 1 - 2 - 1  # held out, border, unreadable
     ((name, reason),) = train.faulty
-    assert name == "row 2"  # the fifth without the two above the limit
+    assert name == "row 4"
     assert "not a readable picture" in reason
 
 
