@@ -27,39 +27,91 @@ def structural_similarity(
             Odd side length of the window, in pixels.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)` and dtype float64: values in [-1, 1]; 1 means equal images.
+        `torch.Tensor` of shape `(batch,)` and dtype float64: values in [-1, 1]: 1 means equal images.
 
     Raises:
         ValueError: If the shapes differ or are not 4-D, the images are smaller than the window, `win_size` is even or
             less than 3, or `data_range` is not positive.
     """
-    if x.shape != y.shape or x.ndim != 4:
-        raise ValueError(
-            "expected two tensors of one shape (batch, channel, height, width), "
-            f"got {tuple(x.shape)} and {tuple(y.shape)}"
-        )
-    if win_size < 3 or win_size % 2 == 0:
-        raise ValueError(f"expected an odd win_size of at least 3, got {win_size}")
-    if min(x.shape[-2:]) < win_size:
-        raise ValueError(
-            f"expected images of at least {win_size}x{win_size} pixels (win_size={win_size}), "
-            f"got {x.shape[-2]}x{x.shape[-1]}"
-        )
-    if not data_range > 0:
-        raise ValueError(f"expected a positive data_range, got {data_range}")
+    windows = _Windows(x, y, data_range, win_size)
+    # The product of the three parts, without the roots of the variances, which have no gradient at flat windows.
+    return (windows.luminance() * windows.contrast_and_structure()).mean(dim=(1, 2, 3))
 
-    x, y = to_float64(x), to_float64(y)
-    moments = _window_means(torch.stack([x, y, x * x, y * y, x * y]), win_size)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = moments.unbind()
-    to_sample_covariance = win_size**2 / (win_size**2 - 1)
-    var_x = to_sample_covariance * (mean_xx - mean_x * mean_x)
-    var_y = to_sample_covariance * (mean_yy - mean_y * mean_y)
-    cov_xy = to_sample_covariance * (mean_xy - mean_x * mean_y)
 
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-    contrast_and_structure = (2 * cov_xy + c2) / (var_x + var_y + c2)
-    return (luminance * contrast_and_structure).mean(dim=(1, 2, 3))
+def ssim_luminance(x: torch.Tensor, y: torch.Tensor, *, data_range: float = 2.0, win_size: int = 7) -> torch.Tensor:
+    """The part of SSIM that compares brightness, (2 μ_x μ_y + C_1) / (μ_x² + μ_y² + C_1), as its mean over the image.
+
+    Source: thesis eq. 4.1.5.
+
+    Arguments and errors are those of [`structural_similarity`]. Values in [-1, 1]: 1 means equal local means.
+    """
+    return _Windows(x, y, data_range, win_size).luminance().mean(dim=(1, 2, 3))
+
+
+def ssim_contrast(x: torch.Tensor, y: torch.Tensor, *, data_range: float = 2.0, win_size: int = 7) -> torch.Tensor:
+    """The part of SSIM that compares contrast, (2 σ_x σ_y + C_2) / (σ_x² + σ_y² + C_2), as its mean over the image.
+
+    Source: thesis eq. 4.1.6.
+
+    Arguments and errors are those of [`structural_similarity`]. Values in [0, 1]: 1 means equal local deviations.
+    """
+    return _Windows(x, y, data_range, win_size).contrast().mean(dim=(1, 2, 3))
+
+
+def ssim_structure(x: torch.Tensor, y: torch.Tensor, *, data_range: float = 2.0, win_size: int = 7) -> torch.Tensor:
+    """The part of SSIM that compares structure, (σ_xy + C_3) / (σ_x σ_y + C_3) with C_3 = C_2 / 2, as its mean.
+
+    Source: thesis eq. 4.1.7.
+
+    Arguments and errors are those of [`structural_similarity`]. Values in [-1, 1]: 1 means that one window is the
+    other's, up to brightness and contrast.
+    """
+    return _Windows(x, y, data_range, win_size).structure().mean(dim=(1, 2, 3))
+
+
+class _Windows:
+    """Means, variances and covariance of every window of two image batches, and what SSIM makes of them."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, data_range: float, win_size: int):
+        if x.shape != y.shape or x.ndim != 4:
+            raise ValueError(
+                "Expected two tensors of one shape (batch, channel, height, width),"
+                f" got {tuple(x.shape)} and {tuple(y.shape)}."
+            )
+        if win_size < 3 or win_size % 2 == 0:
+            raise ValueError(f"Expected an odd win_size of at least 3, got {win_size}.")
+        if min(x.shape[-2:]) < win_size:
+            raise ValueError(
+                f"Expected images of at least {win_size}x{win_size} pixels (win_size={win_size}),"
+                f" got {x.shape[-2]}x{x.shape[-1]}."
+            )
+        if not data_range > 0:
+            raise ValueError(f"Expected a positive data_range, got {data_range}.")
+        x, y = to_float64(x), to_float64(y)
+        moments = _window_means(torch.stack([x, y, x * x, y * y, x * y]), win_size)
+        self.mean_x, self.mean_y, mean_xx, mean_yy, mean_xy = moments.unbind()
+        to_sample_covariance = win_size**2 / (win_size**2 - 1)
+        self.var_x = to_sample_covariance * (mean_xx - self.mean_x * self.mean_x)
+        self.var_y = to_sample_covariance * (mean_yy - self.mean_y * self.mean_y)
+        self.cov = to_sample_covariance * (mean_xy - self.mean_x * self.mean_y)
+        self.c1, self.c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+
+    def luminance(self) -> torch.Tensor:
+        x, y = self.mean_x, self.mean_y
+        return (2 * x * y + self.c1) / (x * x + y * y + self.c1)
+
+    def contrast(self) -> torch.Tensor:
+        return (2 * self._deviations() + self.c2) / (self.var_x + self.var_y + self.c2)
+
+    def structure(self) -> torch.Tensor:
+        return (self.cov + self.c2 / 2) / (self._deviations() + self.c2 / 2)
+
+    def contrast_and_structure(self) -> torch.Tensor:
+        return (2 * self.cov + self.c2) / (self.var_x + self.var_y + self.c2)
+
+    def _deviations(self) -> torch.Tensor:
+        """σ_x σ_y; rounding may make a flat window's variance negative."""
+        return (self.var_x.clamp(min=0) * self.var_y.clamp(min=0)).sqrt()
 
 
 def _window_means(maps: torch.Tensor, size: int) -> torch.Tensor:

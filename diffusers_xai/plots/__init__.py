@@ -1,17 +1,12 @@
 """Figures of a profile: each function takes a `DiffusionProfile` and returns a `plotly.graph_objects.Figure`."""
 
-from diffusers_xai.plots.attention_distance import attention_distance
-from diffusers_xai.plots.attention_strip import attention_strip
-from diffusers_xai.plots.channel_map import channel_map
+from diffusers_xai.plots.channel_maps import channel_map, gradient_maps, max_channel_maps
+from diffusers_xai.plots.curves import attention_distance, layer_distances, run_similarity, ssim_trajectory
 from diffusers_xai.plots.gradient_energy import gradient_energy
-from diffusers_xai.plots.gradient_maps import gradient_maps
 from diffusers_xai.plots.gradient_volume import gradient_volume
 from diffusers_xai.plots.label_sensitivity import label_sensitivity
-from diffusers_xai.plots.layer_distances import layer_distances
-from diffusers_xai.plots.max_channel_maps import max_channel_maps
-from diffusers_xai.plots.process_strip import process_strip
-from diffusers_xai.plots.run_pair import run_pair, run_similarity
-from diffusers_xai.plots.ssim_trajectory import ssim_trajectory
+from diffusers_xai.plots.run_pair import run_pair
+from diffusers_xai.plots.strips import attention_strip, process_strip
 from diffusers_xai.plots.unet_schematic import unet_schematic
 
 

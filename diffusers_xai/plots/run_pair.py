@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from diffusers_xai.measures import structural_similarity
-from diffusers_xai.plots.style import LINE_COLORS, curves_over_time, evenly_spaced_steps, record_at, time_label
+from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import to_tensor
@@ -56,35 +56,6 @@ def run_pair(
         shared_scale=True,
         scale_title="absolute difference, colours from −1 to 1",
     )
-
-
-def run_similarity(intact: DiffusionProfile, edited: DiffusionProfile) -> go.Figure:
-    """Draws SSIM between the states x_t of two runs at equal times, averaged over the samples.
-
-    Args:
-        intact (`DiffusionProfile`): A profile that holds `samples`.
-        edited (`DiffusionProfile`): The changed run.
-
-    Raises:
-        KeyError: if one of the two holds no `samples`.
-        ValueError: if they have no recorded step in common.
-
-    Source: thesis eq. 4.1.8, fig. 5.14.
-    """
-    values = intact.compare(edited, measure="ssim").mean("sample")
-    figure = curves_over_time(values, "SSIM between the two runs")
-    figure.add_scatter(
-        x=values["timestep"].values,
-        y=values.values,
-        mode="lines",
-        name="SSIM",
-        line={"color": LINE_COLORS[0], "width": 2},
-        hovertemplate="%{y:.4f}",
-        showlegend=False,
-    )
-    span = max(1 - float(values.min()), 0.01)
-    figure.update_yaxes(range=[1 - 1.05 * span, 1 + 0.05 * span])
-    return figure
 
 
 def _similarity(one: np.ndarray, other: np.ndarray) -> str:

@@ -225,11 +225,11 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
     ) -> xr.DataArray:
         """A measure along the run: each recorded step compared with the next recorded one.
 
-        `"ssim"` compares the samples, the last one with `final_sample` where that is recorded. Where
-        `measures/<measure>` is stored, which the recorder computes at every step, that is returned. `"distance"`
-        compares the activations of `layer`.
+        `"ssim"`, its parts, `"psnr"` and `"mse"` compare the samples, the last one with `final_sample` where that is
+        recorded; `"attention_distance"` the maps A_t; `"distance"` the activations of `layer`. Where
+        `measures/<measure>` is stored, which the recorder computes at every step, that is returned.
 
-        Source: thesis eq. 4.1.8, 4.1.10, fig. 5.6, 5.7.
+        Source: thesis eq. 4.1.5 to 4.1.10, fig. 5.6, 5.7.
 
         Args:
             measure (`str`, defaults to `"ssim"`): A name in `MEASURES`, or of a stored measure.
@@ -272,8 +272,7 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
 
         Args:
             other (`DiffusionProfile`): The other run, with as many samples.
-            measure (`str`, defaults to `"ssim"`): A name in `MEASURES`; `"ssim"` compares the samples x_t,
-                `"distance"` the activations of `layer`.
+            measure (`str`, defaults to `"ssim"`): A name in `MEASURES`, as in [`trajectory`].
             layer (`str`, *optional*): Module path or alias; for measures of activations.
             branch (`str`, defaults to `"cond"`): Guidance branch of the activations.
             options: Passed to the measure's function.
@@ -412,10 +411,10 @@ class DiffusionProfile(Mapping[str, xr.DataArray]):
         return array
 
     def _compared_record(self, measure: Measure, layer: str | None, branch: str) -> xr.DataArray:
-        if measure.of == "samples":
+        if measure.of != "activations":
             if layer is not None:
-                raise ValueError(f"measure {measure.name!r} compares samples: it takes no layer=, got {layer!r}")
-            return self["samples"]
+                raise ValueError(f"measure {measure.name!r} compares {measure.of}: it takes no layer=, got {layer!r}")
+            return pick_branch(self[measure.of], branch)
         if layer is None:
             layers = [name.removeprefix("activations/") for name in self if name.startswith("activations/")]
             raise ValueError(f"measure {measure.name!r} needs layer=; recorded layers: {describe(layers)}")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity as skimage_ssim
 
-from diffusers_xai.measures import structural_similarity
+from diffusers_xai.measures import ssim_contrast, ssim_luminance, ssim_structure, structural_similarity
 
 
 def images(shape, seed=0, scale=1.0):
@@ -77,3 +77,42 @@ def test_transposed_memory():
 def test_errors(shapes, options, message):
     with pytest.raises(ValueError, match=message):
         structural_similarity(*(torch.zeros(shape) for shape in shapes), **options)
+
+
+def windows(image, size=7):
+    """Every window of a (channel, height, width) image as a row (window, pixel), by hand."""
+    cut = np.lib.stride_tricks.sliding_window_view(image, (size, size), axis=(1, 2))
+    return cut.reshape(-1, size * size)
+
+
+def test_parts_are_those_of_the_thesis():
+    x = images((2, 3, 10, 9))
+    y = 0.6 * x + 0.3 * images(x.shape, seed=1) + 0.2
+    got = [part(torch.from_numpy(x), torch.from_numpy(y)) for part in (ssim_luminance, ssim_contrast, ssim_structure)]
+    c1, c2 = 0.02**2, 0.06**2
+    for sample in range(2):
+        a, b = windows(x[sample]), windows(y[sample])
+        mean_a, mean_b, std_a, std_b = a.mean(1), b.mean(1), a.std(1, ddof=1), b.std(1, ddof=1)
+        covariance = ((a - mean_a[:, None]) * (b - mean_b[:, None])).sum(1) / (a.shape[1] - 1)
+        luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+        contrast = (2 * std_a * std_b + c2) / (std_a**2 + std_b**2 + c2)
+        structure = (covariance + c2 / 2) / (std_a * std_b + c2 / 2)
+        for part, expected in zip(got, (luminance, contrast, structure), strict=True):
+            assert part[sample].item() == pytest.approx(expected.mean(), abs=1e-10)
+        assert (luminance * contrast * structure).mean() == pytest.approx(reference(x, y)[sample], abs=1e-10)
+
+
+def test_parts_tell_brightness_contrast_and_structure_apart():
+    x = torch.from_numpy(images((1, 3, 16, 16)))
+    brighter, stronger = x + 0.5, 2 * x - x.mean((2, 3), keepdim=True)
+    assert ssim_luminance(x, brighter).item() < 0.9
+    assert ssim_contrast(x, brighter).item() == pytest.approx(1, abs=1e-9)
+    assert ssim_structure(x, brighter).item() == pytest.approx(1, abs=1e-9)
+    assert ssim_contrast(x, stronger).item() == pytest.approx(0.8, abs=1e-3)  # 2·2 / (1 + 4)
+    assert ssim_structure(x, stronger).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_the_gradient_is_finite_at_flat_images():
+    x = torch.zeros(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    structural_similarity(x, torch.rand(1, 1, 8, 8, dtype=torch.float64)).sum().backward()
+    assert x.grad.isfinite().all()

@@ -3,7 +3,7 @@ import pytest
 from skimage.metrics import structural_similarity as skimage_ssim
 
 from diffusers_xai.profile import DiffusionProfile
-from tests.profile.profiles import ALIAS, LAYER, array, make_profile
+from tests.profile.profiles import ALIAS, IMAGE, LAYER, array, make_profile
 
 
 ACTIVATIONS = f"activations/{LAYER}"
@@ -55,6 +55,30 @@ def test_distance_along_the_run(layer, branch):
     np.testing.assert_allclose(got, distance(values[:-1], values[1:]), rtol=1e-12)
     assert got["step"].values.tolist() == [0, 5]
     assert got.attrs == {"layer": LAYER}
+
+
+def test_attention_maps_are_compared_by_name():
+    one, other = (make_profile(attention_outputs=array(8, 6, dims=IMAGE[1:], seed=seed)) for seed in (0, 3))
+    maps, others = one["attention_outputs"].values, other["attention_outputs"].values
+
+    def norm(difference):
+        return np.sqrt((difference.astype(float) ** 2).sum((-1, -2)))
+
+    got = one.trajectory("attention_distance")
+    np.testing.assert_allclose(got, norm(maps[1:] - maps[:-1]), rtol=1e-6)
+    assert got["step"].values.tolist() == one["attention_outputs"]["step"].values.tolist()[:-1]
+    np.testing.assert_allclose(one.compare(other, measure="attention_distance"), norm(maps - others), rtol=1e-6)
+    with pytest.raises(ValueError, match="compares attention_outputs: it takes no layer="):
+        one.trajectory("attention_distance", layer=LAYER)
+
+
+@pytest.mark.parametrize("measure", ["psnr", "mse"])
+def test_errors_along_the_run(measure):
+    profile = make_profile()
+    states = np.stack([*profile["samples"].values, profile["final_sample"].values]).astype(float)
+    expected = ((states[1:] - states[:-1]) ** 2).mean((-1, -2, -3))
+    expected = expected if measure == "mse" else 10 * np.log10(4 / expected)
+    np.testing.assert_allclose(profile.trajectory(measure), expected, rtol=1e-9)
 
 
 def test_options_reach_the_measure():
@@ -120,7 +144,7 @@ def test_timesteps_agree_up_to_single_precision():
     [
         ({"measure": "distance"}, ValueError, f"measure 'distance' needs layer=; recorded layers: {LAYER}"),
         ({"measure": "ssim", "layer": LAYER}, ValueError, "measure 'ssim' compares samples: it takes no layer="),
-        ({"measure": "psnr"}, KeyError, "no measure 'psnr'; available: ssim, distance"),
+        ({"measure": "lpips"}, KeyError, "no measure 'lpips'; available: ssim, ssim_luminance, "),
         ({"measure": "distance", "layer": "mid"}, KeyError, "no array 'activations/mid'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A recorded array as rows of images over the process, one row for each sample."""
+"""The process as rows of images, one row for each sample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,42 @@ from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
 from diffusers_xai.profile import DiffusionProfile
 
 
-def strip(
+def process_strip(profile: DiffusionProfile, name: str = "samples", count: int = 11) -> go.Figure:
+    """Draws images of the process at equal distances, one row for each sample; the last one is the result.
+
+    Args:
+        profile (`DiffusionProfile`): A profile that holds `name`.
+        name (`str`): `"samples"` for the states x_t, `"x0"` for the images x̂_0 that the network predicts from them.
+        count (`int`): Number of images in a row, the result included.
+
+    Raises:
+        KeyError: if the profile does not hold `name`.
+
+    Source: thesis fig. 5.3, 5.4.
+    """
+    return _strip(profile, name, "x̂<sub>0</sub>" if name == "x0" else "x<sub>t</sub>", count, to_rgb)
+
+
+def attention_strip(profile: DiffusionProfile, count: int = 11, *, shared_scale: bool = False) -> go.Figure:
+    """Draws the attention maps A_t at the times of [`process_strip`], one row for each sample, and the result.
+
+    Args:
+        profile (`DiffusionProfile`): A profile that holds `attention_outputs`.
+        count (`int`): Number of images in a row, the result included.
+        shared_scale (`bool`): One colour range for all maps, which shows how their strength changes. By default each
+            map uses the whole range, which shows where each is strong.
+
+    Raises:
+        KeyError: if the profile holds no `attention_outputs`.
+
+    Source: thesis section 4.3, fig. 4.4.
+    """
+    symbol = "A<sub>t</sub>"
+    scale_title = symbol if shared_scale else f"{symbol}, in each map"
+    return _strip(profile, "attention_outputs", symbol, count, shared_scale=shared_scale, scale_title=scale_title)
+
+
+def _strip(
     profile: DiffusionProfile,
     name: str,
     symbol: str,

@@ -1,4 +1,4 @@
-"""The channel of each layer that says most."""
+"""Channels of layers as maps: the one that says most in each, or one that is chosen."""
 
 from collections.abc import Sequence
 
@@ -44,10 +44,81 @@ def max_channel_maps(
 
     Source: thesis eq. 4.1.4, fig. 5.5.
     """
-    return channel_maps(profile, "activations", layers, timesteps, mask, sample, shared_scale, "linear", "activation")
+    return _channel_maps(profile, "activations", layers, timesteps, mask, sample, shared_scale, "linear", "activation")
 
 
-def channel_maps(
+def gradient_maps(
+    profile: DiffusionProfile,
+    layers: Sequence[str] | None = None,
+    timesteps: Sequence[float] | None = None,
+    *,
+    sample: int = 0,
+    shared_scale: bool = False,
+) -> go.Figure:
+    """Draws the gradient map g_{l,t} of its max channel c* for layers (rows) at a few steps (columns).
+
+    Args:
+        profile (`DiffusionProfile`): A profile that holds gradient maps.
+        layers (`Sequence[str]`, *optional*): Module paths or aliases; every layer with maps by default.
+        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; ten of them by default.
+        sample (`int`): Index of the sample.
+        shared_scale (`bool`): One colour range for all maps instead of one for each.
+
+    Raises:
+        KeyError: for a layer that is not recorded.
+        ValueError: if no maps are recorded.
+
+    Source: thesis section 4.3, fig. 5.9.
+    """
+    return _channel_maps(
+        profile, "gradient_maps", layers, timesteps, None, sample, shared_scale, "diverging", "gradient"
+    )
+
+
+def channel_map(
+    profile: DiffusionProfile,
+    layer: str,
+    *,
+    step: int,
+    channel: int,
+    group: str = "activations",
+    mask: np.ndarray | None = None,
+    sample: int = 0,
+) -> go.Figure:
+    """Draws one channel of a layer at a recorded step, beside the channel that is most active then.
+
+    Args:
+        profile (`DiffusionProfile`): A profile that holds `<group>/<layer>`.
+        layer (`str`): Module path or alias.
+        step (`int`): A recorded step.
+        channel (`int`): The channel.
+        group (`str`): `"activations"` or `"gradient_maps"`.
+        mask (`np.ndarray` of shape `(H, W)`, *optional*): Where the most active channel is sought.
+        sample (`int`): Index of the sample.
+
+    Raises:
+        KeyError: for a layer or a step that is not recorded.
+        ValueError: for a channel that the layer does not have.
+    """
+    path = layer_path(profile, layer)
+    array = profile[f"{group}/{path}"]
+    count = array.sizes["channel"]
+    if not 0 <= channel < count:
+        raise ValueError(f"Expected `channel` in 0..{count - 1} for {layer}, got {channel}.")
+    record = record_at(array, step, sample)
+    best = profile.max_channel(f"{group}/{path}", step=step, mask=mask, sample=sample)
+    name = f"{layer_label(profile, path, group=group)}, {time_label(array, step)}"
+    tiles: list[Tile | None] = [
+        Tile(record[index], f"{name}, channel {index}", f"channel {index}") for index in (channel, best)
+    ]
+    gradients = group == "gradient_maps"
+    return tile_grid(
+        [tiles], ["chosen", "max channel c*"], [layer_label(profile, path, group=group)], shared_scale=True,
+        scale="diverging" if gradients else "linear", scale_title="gradient" if gradients else "activation",
+    )  # fmt: skip
+
+
+def _channel_maps(
     profile: DiffusionProfile,
     group: str,
     layers: Sequence[str] | None,
