@@ -65,7 +65,8 @@ def build_optimizers(model: nn.Module, config: TrainingConfig) -> list[torch.opt
     """
     kernels, others = [], []
     for name, parameter in model.named_parameters():
-        inner = parameter.ndim == 4 and parameter.shape[1] > 1 and not name.startswith(("conv_in", "conv_out"))
+        outer = name.removeprefix("unet.").startswith(("conv_in", "conv_out"))
+        inner = parameter.ndim == 4 and parameter.shape[1] > 1 and not outer
         (kernels if inner and config.optimizer == "muon" else others).append(parameter)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     optimizers = [

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from training.checkpoint import checkpoint_step, list_checkpoints, remove_leftovers
 from training.data import FaceImages
-from training.evaluation import sample_labels_in_config, validate
+from training.evaluation import validate
 from training.log import forget_after, write_record
 from training.sampling import StoppedError, tiles
 from training.schedule import TimeLimit
@@ -147,7 +147,7 @@ class Run:
                 self._log(**found)
             if samples_too and (last or step % config.sample_every == 0):
                 with self._aside("samples"), trainer.mean_weights():
-                    samples = sample_labels_in_config(trainer.network, trainer.scheduler, config, lambda: self._over)
+                    samples = trainer.samples(lambda: self._over)
                 self._write_samples(samples)
         except StoppedError:
             self.bar.write(f"stopped amid the validation or the samples of step {step}", file=sys.stderr)

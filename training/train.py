@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it 
 from diffusers_xai import ConvNextUNet2DModel  # noqa: E402
 from training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint  # noqa: E402
 from training.config import TrainingConfig, load_config  # noqa: E402
-from training.data import load_splits  # noqa: E402
+from training.data import FaceImages, load_splits  # noqa: E402
 from training.export import export_pipeline, load_weights  # noqa: E402
 from training.rehearsal import (  # noqa: E402
     check_same_data,
@@ -39,9 +40,9 @@ from training.schedule import TimeLimit  # noqa: E402
 from training.trainer import Trainer, TrainingDivergedError  # noqa: E402
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(arguments: list[str] | None = None, description: str | None = __doc__) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the run's settings, a JSON file")
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")
     parser.add_argument("--data", help="parquet file, folder or Hub id; without it nothing is trained")
@@ -100,19 +101,9 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
     if args.data is None:
         return config, None
     rehearse_device(config)
-    if args.resume is None and list_checkpoints(args.output):
-        raise ValueError(f"{str(args.output)!r} holds a run already: add --resume, or choose another --output")
-    state = None
-    if args.resume is not None:
-        source = args.output if args.resume == "latest" else args.resume
-        tensors, state = load_checkpoint(source)
-        later = list_checkpoints(args.output)[-1:]
-        if later and checkpoint_step(later[0]) > state["step"]:
-            raise ValueError(
-                f"{later[0]} is later than step {state['step']} of --resume: choose another --output for the branch"
-            )
-        check_same_run(state, config, PartialState().num_processes)
-        load_weights(model, tensors["model"], source)
+    checkpoint = checkpoint_to_resume(args, config)
+    if checkpoint is not None:
+        load_weights(model, checkpoint[0]["model"], resumed_from(args))
     weights = None
     if args.start_from is not None:
         pretrained = ConvNextUNet2DModel.from_pretrained(args.start_from, subfolder="unet", dtype=torch.float32)
@@ -120,17 +111,54 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
         load_weights(model, weights, args.start_from)
     attributes = model.config.class_attributes if model.class_embedding is not None else None
     train, validation = load_splits(args.data, args.data_config, config, attributes)
-    if state is not None:
-        check_same_data(state, train.fingerprint)
+    if checkpoint is not None:
+        check_same_data(checkpoint[1], train.fingerprint)
     args.output.mkdir(parents=True, exist_ok=True)
     report_faulty({"train": train.faulty, "validation": validation.faulty}, args.output)
-    trainer = Trainer(config, train, args.output)
+    return config, start(args, Trainer(config, train, args.output), validation, weights, started)
+
+
+def resumed_from(args: argparse.Namespace) -> str | Path:
+    """The checkpoint, or the folder whose last one it is, that `--resume` names."""
+    return args.output if args.resume == "latest" else args.resume
+
+
+def checkpoint_to_resume(
+    args: argparse.Namespace, config: TrainingConfig
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict] | None:
+    """Tensors and state of the checkpoint that `--resume` names.
+
+    Raises:
+        ValueError: If the run would mix with what `--output` holds, or differ in meaning from the checkpoint's.
+    """
+    if args.resume is None:
+        if list_checkpoints(args.output):
+            raise ValueError(f"{str(args.output)!r} holds a run already: add --resume, or choose another --output")
+        return None
+    tensors, state = load_checkpoint(resumed_from(args))
+    later = list_checkpoints(args.output)[-1:]
+    if later and checkpoint_step(later[0]) > state["step"]:
+        raise ValueError(
+            f"{later[0]} is later than step {state['step']} of --resume: choose another --output for the branch"
+        )
+    check_same_run(state, config, PartialState().num_processes)
+    return tensors, state
+
+
+def start(
+    args: argparse.Namespace,
+    trainer: Trainer,
+    validation: FaceImages,
+    weights: dict[str, torch.Tensor] | None,
+    started: float,
+) -> Run:
+    """The run of a trainer, from the checkpoint of `--resume` or the weights of `--start-from` where there are any."""
     if args.resume is not None:
-        trainer.resume(args.output if args.resume == "latest" else args.resume)
+        trainer.resume(resumed_from(args))
     elif weights is not None:
         trainer.start_from(weights, args.start_from)
     limit = TimeLimit(60 * args.time_limit, started) if args.time_limit is not None else None
-    return config, Run(trainer, validation, args.output, limit, 60 * args.checkpoint_minutes)
+    return Run(trainer, validation, args.output, limit, 60 * args.checkpoint_minutes)
 
 
 def check_folder(folder: Path) -> None:
@@ -150,10 +178,11 @@ def report_faulty(faulty: dict[str, list[tuple[str, str]]], output: Path) -> Non
         print(f"left out {count} faulty rows, listed in {output / 'faulty.json'}", file=sys.stderr)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns the exit code."""
+def execute(
+    args: argparse.Namespace, prepare: Callable[..., tuple[TrainingConfig, Run | None]], export: Callable[..., int]
+) -> int:
+    """Prepares, trains and exports; returns the exit code."""
     started = time.monotonic()
-    args = parse_args(arguments)
     try:
         config, run = prepare(args, started)
     except (ValueError, OSError) as error:
@@ -176,12 +205,17 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"stopped after step {run.trainer.step}; --resume goes on from there", file=sys.stderr)
     if args.export is not None and (run is None or run.main):
         try:
-            steps = export_pipeline(args.output, config, args.export)
+            steps = export(args.output, config, args.export)
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         print(f"wrote the averaged weights after {steps} steps to {args.export}")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    return execute(parse_args(arguments), prepare, export_pipeline)
 
 
 if __name__ == "__main__":

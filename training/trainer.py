@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from training.checkpoint import (
 )
 from training.config import TrainingConfig
 from training.data import FaceImages
+from training.evaluation import sample_labels_in_config
 from training.export import load_weights
 from training.objective import diffusion_loss, min_snr_weights, training_target
 from training.optim import build_optimizers
@@ -190,6 +191,10 @@ class Trainer:
             values, self.grad_norm = [next(read) for _ in losses], next(read)
             self._check_finite(step, values, self.grad_norm)
             self.losses.append(sum(values) / len(values))
+
+    def samples(self, stop: Callable[[], bool] = lambda: False) -> dict[str, torch.Tensor]:
+        """Rows of the sample grid by name, images in [-1, 1] on the CPU; `StoppedError` if `stop` says so."""
+        return sample_labels_in_config(self.network, self.scheduler, self.config, stop)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         config, clean, noise, timesteps = self.config, batch.images, batch.noise, batch.timesteps

@@ -1,11 +1,26 @@
-"""The trained model inside the package."""
+"""The trained models inside the package."""
 
 from pathlib import Path
 
 
-def demo_checkpoint() -> str:
-    """Path of the embedded checkpoint: a small ConvNeXt U-Net of faces at 32 px, for `XAIPipeline.from_pretrained`.
+def demo_checkpoint(name: str = "lfw-32") -> str:
+    """Path of an embedded checkpoint of faces at 32 px.
 
-    Its data, limits and licence ("for research") are in the folder's `README.md`.
+    Args:
+        name (`str`, *optional*, defaults to `"lfw-32"`):
+            - `"lfw-32"`: photographs, for `XAIPipeline.from_pretrained`,
+            - `"drawn-32"`: drawn faces, whose labels and masks are exactly known; the fastest,
+            - `"drawn-text-32"`: drawn faces by captions, a `StableDiffusionPipeline` for plain diffusers.
+
+    Data, limits and licence of each are in its folder's `README.md`.
+
+    Raises:
+        ValueError: If there is no such checkpoint.
     """
-    return str(Path(__file__).parent / "lfw-32")
+    folder = Path(__file__).parent
+    available = sorted(path.parent.name for path in folder.glob("*/model_index.json"))
+    if name not in available:
+        raise ValueError(
+            f"expected the name of an embedded checkpoint, got {name!r}; available: {', '.join(available)}"
+        )
+    return str(folder / name)

@@ -20,6 +20,7 @@ _FACTS: dict[str, type] = {
     "datasets": list,
     "data": str,
     "labelling": str,
+    "synthetic": bool,
     "label_counts": list,
     "training": dict,
     "metrics": list,
@@ -97,6 +98,7 @@ def model_card(
         **{
             name: facts[name] for name in ("data", "labelling", "label_counts", "training", "metrics") if name in facts
         },
+        synthetic=facts.get("synthetic", False),
         limitations=facts.get("limitations"),
         license_note=facts.get("license_note"),
         model_name=name,

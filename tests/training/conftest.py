@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 
+_KINDS = {bool: "bool", np.bool_: "bool", str: "string"}
 ATTRIBUTES = ("Bangs", "Male", "Smiling", "Wearing_Lipstick")
 
 
@@ -21,7 +22,7 @@ def write_parquet(path, rows, seed=0, size=20, **columns):
         images.append({"bytes": buffer.getvalue(), "path": None})
     table = {"image": images} | {name: list(rng.random(rows) < 0.5) for name in ATTRIBUTES} | columns
     features = {"image": datasets.Image()} | {
-        name: datasets.Value("bool" if isinstance(values[0], bool | np.bool_) else "float32")
+        name: datasets.Value(_KINDS.get(type(values[0]), "float32"))
         for name, values in table.items()
         if name != "image"
     }
