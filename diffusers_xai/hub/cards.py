@@ -1,15 +1,17 @@
 """Model cards and dataset cards: what is known of a checkpoint or a profile, as the Hub shows it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 
 CARD_FACTS = "card.json"
 SAMPLE_GRID = "samples.png"
+EVAL_RESULTS = ".eval_results/diffusers_xai.yaml"
 
 # What `card.json` may hold, and of which type; `model_card.md` says what each means.
 _FACTS: dict[str, type] = {
@@ -115,6 +117,27 @@ def model_card(
         sample_grid=SAMPLE_GRID if sample_grid else None,
     )
     return str(card) + "\n"
+
+
+def eval_results(facts: Mapping[str, Any]) -> str:
+    """The metrics that are numbers as the Hub reads them from `.eval_results/*.yaml`, for its tables of models.
+
+    Empty where there is none, or where `datasets` does not name the one data set of the Hub that they belong to.
+
+    Args:
+        facts (`Mapping`): As in `card.json`. Of a value such as `"83.9 % (80–87)"` the number before the unit counts.
+    """
+    if len(facts.get("datasets", [])) != 1:
+        return ""
+    entries = []
+    for measure, value, where in facts.get("metrics", []):
+        number = re.match(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", str(value))
+        if number:
+            task = re.sub(r"\W+", "_", measure.lower()).strip("_")
+            notes = f"{measure}: {value}, {where}"
+            entries.append(EvalResultEntry(facts["datasets"][0], task, float(number[0]), notes=notes))
+    # JSON is YAML.
+    return json.dumps(eval_result_entries_to_yaml(entries), indent=1, ensure_ascii=False) + "\n" if entries else ""
 
 
 def template() -> str:

@@ -8,7 +8,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
-from httpx2 import TransportError
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -212,12 +211,17 @@ def _explain(error: Exception, repo_id: str, file: str | None, revision: str | N
 def _is_connection_lost(error: BaseException | None) -> bool:
     """Whether the error, or what caused it, is one of the network or of the server and may pass."""
     while error is not None:
-        if isinstance(error, TransportError | ConnectionError | TimeoutError):
+        # By name: the client's HTTP library is httpx or httpx2, by its version.
+        if isinstance(error, ConnectionError | TimeoutError) or _is_of(error, "TransportError"):
             return True
         if isinstance(error, HfHubHTTPError) and error.response.status_code >= 500:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _is_of(error: BaseException, name: str) -> bool:
+    return any(kind.__name__ == name for kind in type(error).__mro__)
 
 
 def _last_line(error: Exception) -> str:

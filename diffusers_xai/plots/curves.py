@@ -130,4 +130,4 @@ def attention_distance(one: DiffusionProfile, other: DiffusionProfile, *, sample
 def _axis_title(name: str, between: str = "") -> str:
     """What a measure is called and which of its values means that the compared are equal."""
     measure = MEASURES[name]
-    return f"{measure.title} {between}".rstrip() + f" ({measure.of_equals:g}: equal)"
+    return f"{measure.title} {between}".rstrip() + f" ({measure.of_equals:g} = equal)"

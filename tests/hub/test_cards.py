@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from diffusers_xai import XAIPipeline, demo_checkpoint
-from diffusers_xai.hub.cards import check_facts, read_facts
-from diffusers_xai.pipelines import publishing
+from diffusers_xai.hub import sample_grid as sampling
+from diffusers_xai.hub.cards import check_facts, eval_results, read_facts
+from diffusers_xai.hub.pipelines import card_of as pipeline_card
+from diffusers_xai.hub.pipelines import facts_of_source
+from diffusers_xai.hub.sample_grid import sample_grid
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -31,7 +35,7 @@ FACTS = {
 
 
 def card_of(unet, facts=FACTS, **options):
-    return ModelCard(XAIPipeline(unet, DDPMScheduler()).model_card(facts, "user/faces-16", **options))
+    return ModelCard(pipeline_card(XAIPipeline(unet, DDPMScheduler()), facts, "user/faces-16", **options))
 
 
 def test_a_card_holds_its_facts():
@@ -63,7 +67,8 @@ def test_a_card_without_facts_invents_nothing():
     assert card.text.count("Not stated.") == 4  # data, labels, training, metrics
     assert card.data.license_name == "not-stated"
     assert "samples.png" not in card.text
-    assert "trust_remote_code" not in card.text
+    assert "This runs the Python files" not in card.text
+    assert 'save_pretrained("folder", with_code=True)' in card.text
 
 
 def test_a_card_of_an_unconditional_network_of_diffusers():
@@ -100,10 +105,25 @@ def test_facts_that_are_not_ones(facts, message):
 def test_the_embedded_checkpoints_card_is_rendered_from_its_facts():
     folder = Path(demo_checkpoint())
     facts = read_facts(folder)
-    card = XAIPipeline.from_pretrained(str(folder)).model_card(facts, None)
+    card = pipeline_card(XAIPipeline.from_pretrained(str(folder)), facts, None)
     assert (folder / "README.md").read_text(encoding="utf-8") == card
     assert "Not stated" not in card
     assert sum(count for _, _, count in facts["label_counts"]) == 10_919
+
+
+def test_metrics_are_results_where_the_data_set_is_on_the_hub():
+    facts = {
+        **FACTS,
+        "metrics": [*FACTS["metrics"], ["Male as asked", "89.1 % (86–92)", "32 samples"], ["A", "-", ""]],
+    }
+    assert eval_results(facts) == ""
+    assert eval_results({**facts, "datasets": ["a/b", "c/d"]}) == ""
+    entries = parse_eval_result_entries(yaml.safe_load(eval_results({**facts, "datasets": ["a/b"]})))
+    assert [(entry.dataset_id, entry.task_id, entry.value) for entry in entries] == [
+        ("a/b", "l1", 0.125),
+        ("a/b", "male_as_asked", 89.1),
+    ]
+    assert entries[1].notes == "Male as asked: 89.1 % (86–92), 32 samples"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -111,32 +131,32 @@ def test_facts_of_a_folder_belong_to_its_weights(dtype, tmp_path, caplog):
     XAIPipeline(convnext_unet().half(), DDPMScheduler()).save_pretrained(tmp_path)
     (tmp_path / "card.json").write_text(json.dumps(FACTS))
     pipe = XAIPipeline.from_pretrained(str(tmp_path), dtype=dtype)
-    assert pipe._facts_of_source() == FACTS
+    assert facts_of_source(pipe) == FACTS
     with torch.no_grad():
         pipe.unet.conv_out.bias[0] += 0.5
     with caplog.at_level(logging.WARNING):
-        assert pipe._facts_of_source() == {}
+        assert facts_of_source(pipe) == {}
     assert "card.json is left out" in caplog.text
 
 
-@pytest.mark.parametrize(("seconds", "columns"), [(0.5, 3), (1e9, 1)])
+@pytest.mark.parametrize(("seconds", "columns"), [(15.0, 3), (1e9, 1)])
 def test_a_sample_grid_of_a_slow_network_is_smaller(seconds, columns, monkeypatch):
     pipe = XAIPipeline(convnext_unet(), DDPMScheduler(num_train_timesteps=2))
     pipe.set_progress_bar_config(disable=True)
-    monkeypatch.setattr(pipe, "_seconds_per_forward", lambda: seconds)
+    monkeypatch.setattr(sampling, "_seconds", lambda call: seconds)  # of one step of one image
     clock = iter(range(0, 1000, 50))  # a row takes 50 seconds: a second one would exceed the 90
-    monkeypatch.setattr(publishing.time, "perf_counter", lambda: next(clock))
-    assert pipe.sample_grid().size == (columns * 64, 18 + 64)
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: next(clock))
+    assert sample_grid(pipe).size == (columns * 64, 18 + 64)
 
 
 def test_a_sample_grid_shows_every_label_with_the_same_noise():
     pipe = XAIPipeline(convnext_unet(), DDPMScheduler(num_train_timesteps=4))
     pipe.set_progress_bar_config(disable=True)
     scheduler = pipe.scheduler
-    grid = np.asarray(pipe.sample_grid(seed=7)).astype(int)
+    grid = np.asarray(sample_grid(pipe, seed=7)).astype(int)
     assert grid.shape == (18 + 4 * 64, 16 * 64, 3)  # a caption, then cells of 16 pixels, four times as large
     assert pipe.scheduler is scheduler
-    alone = pipe.__class__(pipe.unet, publishing.DDIMScheduler.from_config(scheduler.config))
+    alone = pipe.__class__(pipe.unet, sampling.DDIMScheduler.from_config(scheduler.config))
     alone.set_progress_bar_config(disable=True)
     image = alone([9], num_inference_steps=4, generator=[torch.Generator().manual_seed(8)]).images[0]
     cell = grid[18 + 64 : 18 + 128 : 4, 9 * 64 : 10 * 64 : 4]

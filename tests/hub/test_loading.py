@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from diffusers.pipelines import pipeline_loading_utils
 
 from diffusers_xai import GaussianDenoiser, XAIPipeline
@@ -56,7 +56,7 @@ from huggingface_hub import HfApi
 api = HfApi()
 api.create_repo("tester/faces", private=True)
 api.upload_folder(repo_id="tester/faces", folder_path={str(tmp_path / "local")!r})
-from diffusers_xai import XAIPipeline
+from diffusers_xai import GaussianDenoiser, XAIPipeline
 pipe = XAIPipeline.from_pretrained("tester/faces")
 print(type(pipe.unet).__name__, type(pipe.scheduler).__name__, next(pipe.unet.parameters()).double().sum().item())
 """
@@ -67,6 +67,39 @@ print(type(pipe.unet).__name__, type(pipe.scheduler).__name__, next(pipe.unet.pa
     assert float(weight_sum) == next(unet.parameters()).double().sum().item()
     downloads = [entry["path"] for entry in hub.log if "/resolve/" in entry["path"]]
     assert any(path.endswith("diffusion_pytorch_model.safetensors") for path in downloads)
+
+
+def closed_form():
+    return GaussianDenoiser(sample_size=8, in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "code"),
+    [
+        (convnext_unet, "This folder holds no code. One that", True),
+        (unet_2d, '`DDPMPipeline.from_pretrained("saved")` opens it', True),
+        (closed_form, "`GaussianDenoiser`, is known to `diffusers_xai` alone", False),
+    ],
+)
+def test_a_folder_without_code_says_how_plain_diffusers_opens_it(make, expected, code, tmp_path):
+    pipe, folder = XAIPipeline(make(), DDPMScheduler()), tmp_path / "saved"
+    pipe.save_pretrained(folder)
+    text = (folder / "README.md").read_text()
+    assert expected in text
+    assert 'XAIPipeline.from_pretrained("saved")' in text
+    assert ("with_code=True" in text) is code
+    (folder / "README.md").write_text("Mine.")
+    pipe.save_pretrained(folder)
+    assert (folder / "README.md").read_text() == "Mine."
+    if code:
+        pipe.save_pretrained(folder, with_code=True)
+        opened = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        assert type(opened).__module__ != XAIPipeline.__module__
+        assert type(XAIPipeline.from_pipe(opened).unet).__name__ == type(pipe.unet).__name__
+    else:
+        with pytest.raises(ValueError, match="got GaussianDenoiser: plain diffusers could not open"):
+            pipe.save_pretrained(tmp_path / "other", with_code=True)
+        assert not (tmp_path / "other").exists()
 
 
 def test_a_missing_repository_is_one_clear_error(hub, tmp_path):
