@@ -116,7 +116,7 @@ def test_a_missing_repository_is_one_clear_error(hub, tmp_path):
 
 
 def test_diffusers_loads_components_of_this_package():
-    """The private registry that `hub.register_with_diffusers` fills still exists and is still what the loader asks."""
+    """The private registry that `diffusers_xai.models` fills still exists and is still what the loader asks."""
     assert "diffusers_xai" in pipeline_loading_utils.LOADABLE_CLASSES
     library, name = pipeline_loading_utils._fetch_class_library_tuple(convnext_unet())
     assert (library, name) == ("diffusers_xai", "ConvNextUNet2DModel")
