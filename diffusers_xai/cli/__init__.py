@@ -1,27 +1,20 @@
-"""The command line: `diffusers-xai profile …`, `experiment …`, `app`, `push …`.
+"""The command line: `diffusers-xai profile …`, `experiment …`, `app`, `push …`, `completion …`.
 
-Every subcommand is one module that adds its parser and runs it. A `CommandError`, or an error of the library that says
-what is wrong with the request, becomes one line on stderr and exit code 2.
+Every command is one module that adds its parser and runs it. What is heavy to import is imported when a command runs,
+so that help, completion and errors come at once. Every error becomes one line on stderr and exit code 2.
 """
 
 import argparse
-import importlib.metadata
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from types import FrameType
 
-import diffusers
-from safetensors import SafetensorError
-
-from diffusers_xai.cli import app, experiment, profile, push
-from diffusers_xai.cli.base import PROGRAM, CommandError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise CommandError(f"{message} (see `{self.prog} --help`)")
+from diffusers_xai.cli import app, completion, experiment, profile, push
+from diffusers_xai.cli.base import PROGRAM, CommandError, Console, Parser, add_common_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,56 +24,78 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): The arguments; those of the process by default.
 
     Returns:
-        `int`: The exit code: 0, 2 after an error that the user can mend, 130 after an interruption.
+        `int`: The exit code: 0, 2 after an error, 130 after an interruption.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    debug = "--debug" in argv
-    try:
-        args = _parser().parse_args(argv)
-        with _quiet(unless=debug):
-            args.run(args)
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted, nothing was written", file=sys.stderr)
-        return 130
-    except (CommandError, ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-        if debug:
-            raise
-        text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        print(f"{PROGRAM}: error: {' '.join(str(text).split())}", file=sys.stderr)
-        return 2
+    args = argparse.Namespace(debug="--debug" in argv, kept=lambda args: "nothing was written")
+    with _interruptions() as interrupted:
+        try:
+            make_parser().parse_args(argv, args)
+            args.console = Console(quiet=args.quiet, json=args.json)
+            with warnings.catch_warnings():
+                if not args.debug:
+                    warnings.simplefilter("ignore")
+                args.run(args)
+        except (KeyboardInterrupt, Exception) as error:
+            # What an interruption was turned into, by an import say, is one too.
+            if isinstance(error, KeyboardInterrupt) or interrupted:
+                print(f"{PROGRAM}: interrupted, {args.kept(args)}", file=sys.stderr)
+                return 130
+            if args.debug:
+                raise
+            print(f"{PROGRAM}: error: {_one_line(error)}", file=sys.stderr)
+            return 2
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=PROGRAM, description="Shows how a diffusion model forms an image, step by step.")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    profile.add_command(commands)
-    experiment.add_command(commands)
-    app.add_command(commands)
-    push.add_command(commands)
+def make_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog=PROGRAM, description="Shows how a diffusion model forms an image, step by step.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for command in (profile, experiment, app, push, completion):
+        command.add_command(commands)
+    for subparser in commands.choices.values():
+        add_common_options(subparser)
     return parser
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version(PROGRAM)
-    except importlib.metadata.PackageNotFoundError:  # run from a clone
-        return "0 (not installed)"
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version(PROGRAM)
+        except metadata.PackageNotFoundError:  # run from a clone
+            version = "0 (not installed)"
+        print(f"{parser.prog} {version}")
+        parser.exit()
 
 
 @contextmanager
-def _quiet(unless: bool) -> Iterator[None]:
-    """Silences the warnings of libraries, and diffusers' bar over the parts of a pipeline."""
-    logging = diffusers.utils.logging
-    level = logging.get_verbosity()
-    with warnings.catch_warnings():
-        if not unless:
-            warnings.simplefilter("ignore")
-            logging.set_verbosity_error()
-            logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            logging.enable_progress_bar()
+def _interruptions() -> Iterator[list[int]]:
+    """Notes Ctrl-C in the list before it raises `KeyboardInterrupt`. Where the parent has it ignored, it stays so."""
+    noted: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN or threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _one_line(error: Exception) -> str:
+    """The error's text; of one that is not known to be meant for the user with its type."""
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    meant = (CommandError, ValueError, KeyError, TypeError, RuntimeError, OSError, ArithmeticError)
+    if isinstance(error, meant) and text:
+        return text
+    return f"{type(error).__name__}: {text or 'without a text'} (--debug shows where)"

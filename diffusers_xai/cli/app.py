@@ -31,7 +31,6 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add("--push", metavar="REPO", help="do not start it, but upload it to the Space user/name; made if need be")
     add("--private", action="store_true", default=None, help="make a new Space private")
-    add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
 
 
 def run(args: argparse.Namespace) -> None:

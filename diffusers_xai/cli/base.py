@@ -1,15 +1,109 @@
-"""What all subcommands share: their name, how they fail, how they speak."""
+"""What all commands share: how their arguments are read, how they fail, how they speak."""
 
+import argparse
+import io
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 
 PROGRAM = "diffusers-xai"
+_LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
 class CommandError(Exception):
     """A request that cannot be met; the text is for the user."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser of whole option names, each at most once, whose errors are [`CommandError`]s."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises instead of leaving the process."""
+        raise CommandError(f"{message} (see `{self.prog} --help`)")
+
+
+class _StoreOnce(argparse._StoreAction):
+    given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if self.given:
+            raise argparse.ArgumentError(self, "expected once, got it several times")
+        self.given = True
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that every command has."""
+    add = parser.add_argument
+    add("--json", action="store_true", help="print the result as one JSON object")
+    add("--quiet", action="store_true", help="print the result and errors only")
+    add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
+
+
+@dataclass(frozen=True)
+class Console:
+    """Where a command speaks: the result on stdout, how far the work is on stderr.
+
+    Args:
+        quiet (`bool`): Leaves stderr to errors.
+        json (`bool`): The result is one JSON object instead of text.
+    """
+
+    quiet: bool = False
+    json: bool = False
+
+    def say(self, text: str) -> None:
+        """Tells how far the work is."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, text: str, facts: Mapping[str, Any]) -> None:
+        """Prints what came of the command: `text`, or `facts` as JSON."""
+        print(json.dumps(facts, ensure_ascii=False) if self.json else text, flush=True)
+
+    def bar_options(self, description: str) -> dict[str, Any]:
+        """How tqdm shows progress: as a bar on a terminal, as a line every ten seconds elsewhere."""
+        if self.quiet:
+            return {"disable": True}
+        if sys.stderr.isatty():
+            return {"disable": False, "desc": description}
+        return {
+            "disable": False,
+            "desc": description,
+            "file": _Lines(),
+            "mininterval": _LINE_SECONDS,
+            "bar_format": "{desc}: {n_fmt} of {total_fmt}, {elapsed} elapsed, {remaining} left",
+        }
+
+
+class _Lines(io.TextIOBase):
+    """Turns what tqdm redraws in place into lines on stderr, each once."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def write(self, text: str) -> int:
+        line = text.strip("\r\n ")
+        if line and line != self._last:
+            print(line, file=sys.stderr, flush=True)
+            self._last = line
+        return len(text)
+
+
 def say(text: str) -> None:
     """Tells how far the work is, beside the output."""
-    print(text, file=sys.stderr, flush=True)
+    Console().say(text)

@@ -12,7 +12,8 @@ from typing import Any
 
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, say
-from diffusers_xai.cli.pipelines import EYES, FACE, add_pipeline_options, load_pipeline, num_threads, positive
+from diffusers_xai.cli.options import EYES, FACE, add_pipeline_options, count
+from diffusers_xai.cli.pipelines import check_device, load_pipeline, num_threads, read_scheduler
 from diffusers_xai.cli.requests import parse_label, region
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import ALL_LABELS
@@ -50,10 +51,10 @@ def add_command(commands: Any) -> None:
     add("--out", type=Path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")
     add("--label", help="the label, or the first of two: bits, names or an integer. Default: 0011")
     add("--other-label", metavar="LABEL", help="the label to compare with or to switch to. Default: 0100")
-    add("--seeds", type=positive, metavar="N", help="number of seeds, from 0 on. Default: as above")
-    add("--steps", type=positive, metavar="N", help="denoising steps. Default: as above")
+    add("--seeds", type=count, metavar="N", help="number of seeds, from 0 on. Default: as above")
+    add("--steps", type=count, metavar="N", help="denoising steps. Default: as above")
     add("--guidance-scale", type=float, default=1.0, metavar="W", help="classifier-free guidance. Default: 1.0, none")
-    add("--batch-size", type=positive, default=32, metavar="N", help="images at a time. Default: 32")
+    add("--batch-size", type=count, default=32, metavar="N", help="images at a time. Default: 32")
     add(
         "--mask",
         type=Path,
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> None:
         raise CommandError("--format needs kaleido and a Chrome: pip install 'diffusers-xai[figures]'")
     if args.out.exists() and not args.out.is_dir():
         raise CommandError(f"{args.out} is no folder")
-    pipe = load_pipeline(args)
+    check_device(args.device)
+    pipe = load_pipeline(args, read_scheduler(args))
     pipe.set_progress_bar_config(disable=True)
     labels = _labels(args, pipe)
     chosen = {ALL: list(EXPERIMENTS), FINDINGS: list(NEEDED)}.get(args.name, [args.name])

@@ -1,9 +1,11 @@
-"""The folder that a command writes: checked before the work, there when it is complete."""
+"""The folder that a command writes: claimed and checked before the work, there when it is complete."""
 
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusers_xai.cli.base import CommandError
@@ -12,45 +14,91 @@ from diffusers_xai.cli.base import CommandError
 _REPORT_BYTES = 12e6
 
 
+@contextmanager
+def claimed(out: Path, lock: Path) -> Iterator[None]:
+    """Holds `out` against other commands while the context lasts.
+
+    The claim is the operating system's lock on the file `lock`, so that it ends with the process in any case. Folders
+    that were made for the file go with it, as long as they are empty.
+
+    Raises:
+        CommandError: if another command holds `out`, or nothing can be written there.
+    """
+    from filelock import FileLock, Timeout
+
+    missing = [parent for parent in lock.absolute().parents if not parent.exists()]
+    try:
+        lock.absolute().parent.mkdir(parents=True, exist_ok=True)
+        claim = FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        raise CommandError(f"another command is writing {out}: wait for it, or choose another --out") from None
+    except (OSError, NotImplementedError) as error:
+        _remove_empty(missing)
+        raise CommandError(f"cannot write to {out}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        yield
+    finally:
+        with uninterrupted(), claim:
+            # Removed while it is held: who opened it meanwhile sees that it is gone, and makes a new one.
+            with suppress(OSError):
+                lock.unlink()
+            _remove_empty(missing)
+
+
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raises if a folder could not be made at `out`."""
+    """Raises if a profile may not be written to `out`."""
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise CommandError(f"{out} exists: choose another --out, or --overwrite to replace the profile there")
         if not (out.is_dir() and ((out / "profile.json").is_file() or not any(out.iterdir()))):
             raise CommandError(f"{out} is not a profile: --overwrite replaces nothing else")
-    try:
-        with tempfile.TemporaryDirectory(prefix=".diffusers-xai-", dir=_existing_parent(out)):
-            pass
-    except OSError as error:
-        raise CommandError(f"cannot write to {out}: {error.strerror}") from error
 
 
-def check_disk(out: Path, expected: float) -> None:
-    """Raises if there is no room for a profile of `expected` bytes and its report."""
-    free = shutil.disk_usage(_existing_parent(out)).free
+def check_disk(out: Path, expected: float, what: str = "profile") -> None:
+    """Raises if there is no room for `expected` bytes and a report."""
+    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
     needed = expected + _REPORT_BYTES
     if free < needed:
-        raise CommandError(f"the disk of {out} has {free / 1e6:.0f} MB free, the profile takes {needed / 1e6:.0f} MB")
+        raise CommandError(f"the disk of {out} has {free / 1e6:.0f} MB free, the {what} takes {needed / 1e6:.0f} MB")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A path for a folder beside `out` that takes its place, and removes what is there, when the context succeeds."""
-    with tempfile.TemporaryDirectory(prefix=".diffusers-xai-", dir=_existing_parent(out)) as staging:
-        new, old = Path(staging, "new"), Path(staging, "old")
+    staging = Path(tempfile.mkdtemp(prefix=".diffusers-xai-", dir=out.absolute().parent))
+    new, old = staging / "new", staging / "old"
+    try:
         yield new
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        replaced = out.exists()
-        if replaced:
-            out.rename(old)
-        try:
-            new.rename(out)
-        except BaseException:
+        with uninterrupted():
+            replaced = out.exists()
             if replaced:
-                old.rename(out)
-            raise
+                out.rename(old)
+            try:
+                new.rename(out)
+            except BaseException:
+                if replaced:
+                    old.rename(out)
+                raise
+    finally:
+        with uninterrupted():
+            shutil.rmtree(staging, ignore_errors=True)
 
 
-def _existing_parent(path: Path) -> Path:
-    return next(parent for parent in path.absolute().parents if parent.exists())
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keeps Ctrl-C out of a moment in which files change their places."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Removes `folders`, the deepest first, until one is not empty."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()

@@ -1,77 +1,144 @@
-"""What the commands that sample share: which pipeline, where, with how many threads."""
+"""Which pipeline the commands that sample use: its configurations before its weights, its device, its threads."""
 
-import argparse
+import inspect
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
 
 import diffusers
 import torch
+from diffusers import SchedulerMixin
 
+from diffusers_xai import models
+from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.options import SCHEDULERS
+from diffusers_xai.hub.transfer import fetch_file, is_hub_id
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.checkpoint import open_checkpoint
 
 
-SCHEDULERS = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "dpm-solver": "DPMSolverMultistepScheduler",
-    "heun": "HeunDiscreteScheduler",
-}
-# Left, top, right, bottom in the faces of the model inside the package.
-EYES = [7, 11, 25, 17]
-FACE = [6, 8, 26, 28]
+class PipelineChoice(Protocol):
+    """What the options of `add_pipeline_options` say."""
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Folder or Hub id; the checkpoint inside the package if `None`."""
+
+    @property
+    def revision(self) -> str | None:
+        """Branch, tag or commit on the Hub."""
+
+    @property
+    def scheduler(self) -> str | None:
+        """A key of `SCHEDULERS`; the checkpoint's own scheduler if `None`."""
+
+    @property
+    def device(self) -> str:
+        """Where to compute."""
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads."""
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text}")
-    return int(text)
+def check_device(device: str) -> None:
+    """Raises if nothing can be computed on `device`."""
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # of many types, by backend
+        raise CommandError(f"--device {device} cannot be used: {' '.join(str(error).split())}") from error
 
 
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that [`load_pipeline`] and [`num_threads`] read."""
-    add = parser.add_argument
-    add("--checkpoint", metavar="DIR|HUB_ID", help="pipeline to sample with. Default: the model inside the package")
-    add("--revision", help="revision of the checkpoint on the Hub")
-    add("--scheduler", choices=SCHEDULERS, help="how to sample. Default: the checkpoint's own scheduler")
-    add("--device", default="cpu", help="where to compute, such as cuda or mps. Default: cpu")
-    add(
-        "--threads",
-        type=positive,
-        metavar="N",
-        help="CPU threads. Default: 1 for the model inside the package, which is too small for more, else all cores",
-    )
-    add("--debug", action="store_true", help="show tracebacks and the warnings of libraries")
-
-
-def load_pipeline(args: argparse.Namespace) -> XAIPipeline:
-    """The pipeline that the options of [`add_pipeline_options`] name.
+def read_network_config(choice: PipelineChoice) -> dict[str, Any]:
+    """The network's configuration, without its weights.
 
     Raises:
-        CommandError, ValueError: if the device cannot be used, or there is no such checkpoint.
+        CommandError, ValueError, OSError: if there is no such checkpoint.
     """
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise CommandError(f"--device {args.device} cannot be used: {error}") from error
-    pipe = open_checkpoint(args.checkpoint, args.revision)
-    if args.scheduler:
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
-    return pipe.to(args.device)
+    config = _read_json(choice, "unet/config.json")
+    kind = str(config.get("_class_name"))
+    network = getattr(models, kind, None) or getattr(diffusers, kind, None)
+    defaults = inspect.signature(network.__init__).parameters.values() if inspect.isclass(network) else ()
+    return {p.name: p.default for p in defaults if p.default is not p.empty} | config
+
+
+def read_scheduler(choice: PipelineChoice) -> SchedulerMixin:
+    """The scheduler that was chosen, or the checkpoint's own, with the checkpoint's settings.
+
+    Raises:
+        CommandError, ValueError, OSError: if there is no such checkpoint.
+    """
+    config = _read_json(choice, "scheduler/scheduler_config.json")
+    kind = SCHEDULERS[choice.scheduler] if choice.scheduler else str(config.get("_class_name"))
+    scheduler = getattr(diffusers, kind, None)
+    if scheduler is None:
+        raise CommandError(f"the scheduler {kind} of this checkpoint is not known: choose one with --scheduler")
+    return scheduler.from_config(config)
+
+
+def default_steps(scheduler: SchedulerMixin) -> int:
+    """The number of steps where none is asked for: all of its training for DDPM, else 50."""
+    train_timesteps = scheduler.config.get("num_train_timesteps", 1000)
+    return train_timesteps if isinstance(scheduler, diffusers.DDPMScheduler) else min(50, train_timesteps)
+
+
+def load_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin) -> XAIPipeline:
+    """The pipeline with its weights, on its device, with `scheduler`.
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    pipe = open_checkpoint(choice.checkpoint, choice.revision)
+    pipe.scheduler = scheduler
+    return pipe.to(choice.device)
 
 
 @contextmanager
-def num_threads(args: argparse.Namespace) -> Iterator[None]:
+def num_threads(choice: PipelineChoice) -> Iterator[None]:
     """Computes with as many threads as asked for.
 
     By default with one for the model inside the package: threads that wait for each other take longer than one alone
     when the network is small and the cores are shared.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(args.threads or (before if args.checkpoint else 1))
+    torch.set_num_threads(choice.threads or (before if choice.checkpoint else 1))
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet_libraries(unless: bool) -> Iterator[None]:
+    """Silences diffusers' messages, and its bar over the parts of a pipeline."""
+    logging = diffusers.utils.logging
+    level = logging.get_verbosity()
+    if not unless:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def _read_json(choice: PipelineChoice, file: str) -> dict[str, Any]:
+    checkpoint = choice.checkpoint or demo_checkpoint()
+    path = Path(checkpoint, file)
+    if not Path(checkpoint).is_dir():
+        if not is_hub_id(checkpoint):
+            raise CommandError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
+        path = fetch_file(checkpoint, file, revision=choice.revision)
+    elif not path.is_file():
+        raise CommandError(f"cannot load the checkpoint {checkpoint}: expected {file} in it")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CommandError(f"cannot load the checkpoint {checkpoint}: {file}: {error}") from error
+    if not isinstance(config, dict):
+        raise CommandError(f"cannot load the checkpoint {checkpoint}: expected an object in {file}")
+    return config

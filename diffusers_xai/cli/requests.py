@@ -1,6 +1,6 @@
-"""What the arguments ask for: labels, regions of the image, edits."""
+"""What the arguments ask for of a certain checkpoint: labels, regions of the image, edits."""
 
-import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.options import MAX_CHANNEL
 from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
@@ -15,44 +16,72 @@ from diffusers_xai.measures import mask_from_box, mask_from_png
 from diffusers_xai.profile import DiffusionProfile
 
 
-DEFAULT_LABEL = "0011"
-MAX_CHANNEL = "max"
+# What the labels of the model inside the package mean, and the two that are taken by default.
+_FACES = ("Bangs", "Male", "Smiling", "Wearing_Lipstick")
+_FACE_LABELS = (0b0011, 0b0100)
 # Where c* is looked up for an ablation, as a part of the training's timesteps (thesis tables 5.1, 5.2: t = 200).
 _MAX_CHANNEL_TIME = 0.2
 
 
-def class_labels(text: str | None, config: Mapping[str, Any]) -> list[int] | None:
-    """The labels to sample, `None` for an unconditional model."""
-    if config.get("num_class_embeds") is not None:
-        return [parse_label(text or DEFAULT_LABEL, config)]
-    if text is not None:
-        raise CommandError(f"--label {text}: this checkpoint takes no labels")
-    return None
+def default_labels(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Two labels that the model has: 0011 and 0100 of the faces' attributes, else the first two."""
+    if tuple(config.get("class_attributes") or ()) == _FACES:
+        return _FACE_LABELS
+    labels = (label for label in range(config["num_class_embeds"]) if label != config.get("null_class_label"))
+    return next(labels), next(labels, 0)
+
+
+def chosen_label(text: str | None, config: Mapping[str, Any]) -> int | None:
+    """The label to sample, `None` for an unconditional model.
+
+    Raises:
+        CommandError: if `text` names no label of the model.
+    """
+    if config.get("num_class_embeds") is None:
+        if text is not None:
+            raise CommandError(f"--label {text}: this checkpoint takes no labels")
+        return None
+    return default_labels(config)[0] if text is None else parse_label(text, config)
+
+
+def label_text(label: int, config: Mapping[str, Any]) -> str:
+    """How a label is written: as bits where they have names, else as an integer."""
+    attributes = config.get("class_attributes")
+    return f"{label:0{len(attributes)}b}" if attributes and label >= 0 else str(label)
 
 
 def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -> int:
     """The label that `text` names.
 
     Args:
-        text (`str`): As many digits 0 and 1 as the label has bits (`"0011"`), an integer (`"3"`), or the attributes
-            that hold, separated by commas (`"Smiling,Wearing_Lipstick"`).
+        text (`str`): A digit 0 or 1 for each attribute (`"0011"`), an integer (`"3"`), or the attributes that hold,
+            separated by commas (`"Smiling,Wearing_Lipstick"`).
         config (`Mapping[str, Any]`): The model's: `num_class_embeds`, `class_attributes`, `null_class_label`.
         option (`str`): Where `text` comes from, for the error.
 
     Raises:
-        CommandError: if `text` names no label of the model.
+        CommandError: if `text` names no label of the model, or could mean two.
     """
     count = config["num_class_embeds"]
-    bits = (count - 1).bit_length()
+    attributes = list(config.get("class_attributes") or ())
     label: int | dict[str, bool]
-    if len(text) == bits and set(text) <= {"0", "1"}:
+    if attributes and re.fullmatch("[01]+", text) and len(text) in {len(attributes), *range(2, 64)}:
+        if len(text) != len(attributes):
+            number = f"; the integer {text} is written {int(text):0{len(attributes)}b}" if int(text) < count else ""
+            raise CommandError(
+                f"{option} {text}: expected {len(attributes)} digits 0 or 1, one for each of {', '.join(attributes)},"
+                f" got {len(text)}{number}"
+            )
         label = int(text, 2)
-    elif text.removeprefix("-").isdecimal():
+    elif re.fullmatch("-?(0|[1-9][0-9]{0,17})", text):
         label = int(text)
-    else:
+    elif attributes and not text[:1].isdecimal():
         label = {name.strip(): True for name in text.split(",")}
+    else:
+        bits = f", {len(attributes)} digits 0 or 1, or names from {', '.join(attributes)}" if attributes else ""
+        raise CommandError(f"{option} {text}: expected an integer in 0..{count - 1}{bits}")
     try:
-        return encode_label(label, count, config.get("null_class_label"), config.get("class_attributes"))
+        return encode_label(label, count, config.get("null_class_label"), attributes or None)
     except ValueError as error:
         raise CommandError(f"{option} {text}: {error}") from error
 
@@ -70,25 +99,10 @@ def region(
         if mask is not None:
             return mask_from_png(mask, size)
         return None if box is None or size is None else mask_from_box(box, size)
-    except OSError as error:
-        raise CommandError(f"{option}: cannot be read as an image: {error}") from error
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from error
-
-
-def parse_ablation(text: str) -> tuple[str, tuple[int | str, ...]]:
-    """`"downs.1.3:55,max"` -> `("downs.1.3", (55, "max"))`.
-
-    Raises:
-        argparse.ArgumentTypeError: for a text of another form.
-    """
-    layer, _, channels = text.rpartition(":")
-    names = channels.split(",")
-    if not layer or not all(name == MAX_CHANNEL or name.isdecimal() for name in names):
-        raise argparse.ArgumentTypeError(
-            f"expected LAYER:CHANNEL[,CHANNEL…] with channels as indices from 0 on or {MAX_CHANNEL}, got {text}"
-        )
-    return layer, tuple(name if name == MAX_CHANNEL else int(name) for name in names)
+    except Exception as error:  # Pillow's decoders raise nearly any type for a file that is broken or too large
+        raise CommandError(f"{option}: cannot be read as an image: {error}") from error
 
 
 def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]], denoiser: Denoiser) -> list[str]:
@@ -128,20 +142,25 @@ def resolve_ablations(
     return edits
 
 
-def parse_switches(texts: Sequence[str], config: Mapping[str, Any], calls: int) -> list[LabelSwitch]:
-    """`["500:0011"]` -> a switch to the label 3 at step 500 of `calls`.
+def resolve_switches(
+    switches: Sequence[tuple[int, str]], label: int | None, config: Mapping[str, Any], calls: int
+) -> list[LabelSwitch]:
+    """`[(500, "0011")]` -> a switch to the label 3 at step 500 of `calls`, of a run that begins with `label`.
 
     Raises:
-        CommandError: for a text of another form, a step outside of the run, or a label that the model does not have.
+        CommandError: for a step outside of the run, or a label that the model does not have or that is there already.
     """
-    switches = []
-    for text in texts:
-        step, colon, label = text.partition(":")
-        if not colon or not step.isdecimal():
-            raise CommandError(f"--switch {text}: expected STEP:LABEL, such as 500:0011")
-        if int(step) >= calls:
-            raise CommandError(f"--switch {text}: expected a step in 0..{calls - 1}")
-        if config.get("num_class_embeds") is None:
-            raise CommandError(f"--switch {text}: this checkpoint takes no labels")
-        switches.append(LabelSwitch(from_step=int(step), to=parse_label(label, config, f"--switch {step}:")))
-    return switches
+    edits = []
+    before = label
+    for step, text in sorted(switches, key=lambda switch: switch[0]):
+        option = f"--switch {step}:{text}"
+        if step >= calls:
+            raise CommandError(f"{option}: expected a step in 0..{calls - 1}, got {step}")
+        if label is None:
+            raise CommandError(f"{option}: this checkpoint takes no labels")
+        to = parse_label(text, config, f"--switch {step}:")
+        if to == before:
+            raise CommandError(f"{option}: expected another label than {label_text(to, config)}, which is there already")
+        edits.append(LabelSwitch(from_step=step, to=to))
+        before = to
+    return edits

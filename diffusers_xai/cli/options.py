@@ -1,0 +1,106 @@
+"""Values of options: their forms and ranges, and the options that the commands which sample share."""
+
+import argparse
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm-solver": "DPMSolverMultistepScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+# Left, top, right, bottom in the faces of the model inside the package.
+EYES = (7, 11, 25, 17)
+FACE = (6, 8, 26, 28)
+MAX_CHANNEL = "max"
+MAX_SEED = 2**63 - 1
+_MAX_COUNT = 1_000_000
+_MAX_GUIDANCE = 1000.0
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """An integer from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"-?[0-9]{1,20}", text) or not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"expected an integer in {low}..{high}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+count = integer(1, _MAX_COUNT)
+seed = integer(0, MAX_SEED)
+threads = integer(1, max(256, os.cpu_count() or 1))
+
+
+def guidance(text: str) -> float:
+    """A guidance scale, for argparse."""
+    try:
+        value = float(text) if re.fullmatch(r"[0-9.eE+-]+", text) else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= _MAX_GUIDANCE:
+        raise argparse.ArgumentTypeError(f"expected a number in 0..{_MAX_GUIDANCE:g}, got {text!r}")
+    return value
+
+
+def nonempty(text: str) -> str:
+    """A text that says something, for argparse."""
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a text, got {text!r}")
+    return text
+
+
+def path(text: str) -> Path:
+    """The path of a file or folder, for argparse."""
+    return Path(nonempty(text))
+
+
+def revision(text: str) -> str:
+    """A branch, tag or commit of a repository, for argparse."""
+    if not re.fullmatch(r"[\w.][\w./-]*", text) or ".." in text or "//" in text or text.endswith((".", "/", ".lock")):
+        raise argparse.ArgumentTypeError(f"expected a branch, tag or commit, got {text!r}")
+    return text
+
+
+def ablation(text: str) -> tuple[str, tuple[int | str, ...]]:
+    """`"downs.1.3:55,max"` -> `("downs.1.3", (55, "max"))`, for argparse."""
+    layer, _, channels = text.rpartition(":")
+    names = channels.split(",")
+    if not layer.strip() or not all(name == MAX_CHANNEL or re.fullmatch(r"[0-9]{1,6}", name) for name in names):
+        raise argparse.ArgumentTypeError(
+            f"expected LAYER:CHANNEL[,CHANNEL…] with channels as indices from 0 on or {MAX_CHANNEL}, got {text!r}"
+        )
+    return layer, tuple(name if name == MAX_CHANNEL else int(name) for name in names)
+
+
+def switch(text: str) -> tuple[int, str]:
+    """`"500:0011"` -> `(500, "0011")`, for argparse."""
+    step, colon, label = text.partition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,6}", step) or not label.strip():
+        raise argparse.ArgumentTypeError(f"expected STEP:LABEL, such as 500:0011, got {text!r}")
+    return int(step), label
+
+
+def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say which pipeline samples, where, and with how many threads."""
+    add = parser.add_argument
+    add(
+        "--checkpoint", type=nonempty, metavar="DIR|HUB_ID",
+        help="pipeline to sample with. Default: the model inside the package",
+    )  # fmt: skip
+    add("--revision", type=revision, help="branch, tag or commit of a --checkpoint on the Hub")
+    add("--scheduler", choices=SCHEDULERS, help="how to sample. Default: the checkpoint's own scheduler")
+    add("--device", type=nonempty, default="cpu", help="where to compute, such as cuda or mps. Default: cpu")
+    add(
+        "--threads",
+        type=threads,
+        metavar="N",
+        help="CPU threads. Default: 1 for the model inside the package, which is too small for more, else all cores",
+    )

@@ -1,0 +1,111 @@
+"""What `diffusers-xai profile` is asked for."""
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from diffusers_xai.cli.base import PROGRAM, CommandError
+from diffusers_xai.cli.options import EYES
+
+
+@dataclass(frozen=True)
+class ProfileRequest:
+    """One image to sample, what to record of it, and where to write that.
+
+    Args:
+        out (`Path`): The folder to write.
+        overwrite (`bool`): Replace the profile that is there, once the new one is complete.
+        checkpoint (`str`, *optional*): Folder or Hub id of the pipeline; the one inside the package if `None`.
+        revision (`str`, *optional*): Branch, tag or commit of a checkpoint on the Hub.
+        scheduler (`str`, *optional*): A key of `SCHEDULERS`; the checkpoint's own if `None`.
+        device (`str`): Where to compute.
+        threads (`int`, *optional*): CPU threads; one for the model inside the package, else all, if `None`.
+        label (`str`, *optional*): Bits, attributes or an integer; a default of the checkpoint if `None`.
+        seed (`int`): Of the noise, in `0 .. 2**63 - 1`.
+        steps (`int`, *optional*): Denoising steps; as many as DDPM was trained with, else 50, if `None`.
+        guidance_scale (`float`): Classifier-free guidance; 1 is none.
+        layers (`tuple[str]`): Globs of layers to record; attention layers and blocks if empty.
+        every (`int`, *optional*): Record every n-th step; so that the profile stays near 60 MB if `None`.
+        mask (`Path`, *optional*): Image of the region of interest, or else
+        box (`tuple[int]`, *optional*): its left, top, right and bottom in pixels. Without both, the eyes for the model
+            inside the package, else the whole image.
+        gradients (`bool`): Whether gradients are recorded.
+        ablate (`tuple`): `(layer, channels)` to set to zero in a second run.
+        switch (`tuple`): `(step, label)` to switch to in a second run.
+    """
+
+    out: Path = Path("profile")
+    overwrite: bool = False
+    checkpoint: str | None = None
+    revision: str | None = None
+    scheduler: str | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    label: str | None = None
+    seed: int = 321
+    steps: int | None = None
+    guidance_scale: float = 1.0
+    layers: tuple[str, ...] = ()
+    every: int | None = None
+    mask: Path | None = None
+    box: tuple[int, int, int, int] | None = None
+    gradients: bool = True
+    ablate: tuple[tuple[str, tuple[int | str, ...]], ...] = ()
+    switch: tuple[tuple[int, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks what is known without the checkpoint.
+
+        Raises:
+            CommandError: for values that contradict each other.
+        """
+        check_revision(self.checkpoint, self.revision)
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            if not (0 <= left < right and 0 <= top < bottom):
+                text = " ".join(map(str, self.box))
+                raise CommandError(f"--box {text}: expected 0 <= left < right and 0 <= top < bottom")
+        steps = [step for step, _ in self.switch]
+        if len(set(steps)) < len(steps):
+            raise CommandError(f"--switch: expected each step once, got {', '.join(map(str, steps))}")
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "ProfileRequest":
+        """The request of parsed arguments."""
+        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    @property
+    def region_box(self) -> tuple[int, int, int, int] | None:
+        """The box, or the eyes where nothing was asked for and the model inside the package has gradients."""
+        if self.box is None and self.mask is None and self.checkpoint is None and self.gradients:
+            return EYES
+        return self.box
+
+    def command(self, label: str | None, steps: int, every: int) -> list[str]:
+        """The command line with every default written out, so that it means the same in later versions."""
+        values = {
+            "label": label, "seed": self.seed, "steps": steps, "guidance-scale": self.guidance_scale, "every": every,
+            "scheduler": self.scheduler, "checkpoint": self.checkpoint, "revision": self.revision, "mask": self.mask,
+        }  # fmt: skip
+        command = [PROGRAM, "profile"]
+        for name, value in values.items():
+            command += [] if value is None else [f"--{name}", str(value)]
+        if self.region_box is not None:
+            command += ["--box", *map(str, self.region_box)]
+        if not self.gradients:
+            command.append("--no-gradients")
+        for layer, channels in self.ablate:
+            command += ["--ablate", f"{layer}:{','.join(map(str, channels))}"]
+        for step, switched in self.switch:
+            command += ["--switch", f"{step}:{switched}"]
+        if self.layers:
+            command += ["--layers", *self.layers]
+        return [*command, "--out", self.out.name]
+
+
+def check_revision(checkpoint: str | None, revision: str | None) -> None:
+    """Raises if `revision` belongs to nothing."""
+    if revision is not None and (checkpoint is None or Path(checkpoint).is_dir()):
+        got = "no --checkpoint" if checkpoint is None else f"the folder {checkpoint}"
+        raise CommandError(f"--revision {revision}: expected a --checkpoint on the Hub beside it, got {got}")

@@ -1,0 +1,264 @@
+"""How `diffusers-xai profile` does what it is asked for: check, rehearse, sample, write."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusers_xai.cli.base import CommandError, Console
+from diffusers_xai.cli.output import check_disk, check_out, claimed, new_folder
+from diffusers_xai.cli.pipelines import (
+    check_device,
+    default_steps,
+    load_pipeline,
+    num_threads,
+    read_network_config,
+    read_scheduler,
+)
+from diffusers_xai.cli.profile_request import ProfileRequest
+from diffusers_xai.cli.requests import (
+    chosen_label,
+    label_text,
+    layers_of_max_channels,
+    region,
+    resolve_ablations,
+    resolve_switches,
+)
+from diffusers_xai.denoisers import Denoiser, get_denoiser
+from diffusers_xai.explainers import (
+    Activations,
+    AttentionOutputs,
+    GradientEnergy,
+    GradientMaps,
+    GradientVolume,
+    Samples,
+)
+from diffusers_xai.interventions import ChannelAblation, LabelSwitch
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import layers_with_maps
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording import EditSpec, RecordSpec
+from diffusers_xai.report import write_report
+
+
+# Attention layers and block outputs, by their article-style names.
+_LAYERS = ("downs.*.2.fn", "downs.*.3", "mid_attn.fn", "mid_block2", "ups.*.2.fn", "ups.*.3")
+# The scheduler's step is the identity but for a little: the predicted noise shows more of the network.
+_GRADIENTS_OF = "noise"
+_PROBES = 16
+_VOLUME_TIMES = (0.95, 0.6, 0.1)  # parts of the training's timesteps; thesis fig. 5.8
+# About how many steps to record, and how many bytes at most.
+_RECORDED_STEPS, _PROFILE_BYTES = 100, 48e6
+_GRADIENT_STEPS, _GRADIENT_BYTES = 10, 8e6
+_VOLUME_BYTES = 16e6
+_EDITED = "edited"
+
+
+def make_profile(request: ProfileRequest, console: Console) -> dict[str, Any]:
+    """Samples one image and writes its profile with a report.
+
+    Returns:
+        `dict`: What was made: the paths `profile` and `report`, its size in `bytes`, `label`, `seed`, `steps`, and
+        every which step was recorded.
+
+    Raises:
+        CommandError, ValueError, KeyError, TypeError, RuntimeError, ArithmeticError, OSError: for a request that
+            cannot be met; nothing is written then.
+    """
+    out = request.out
+    with claimed(out, out.with_name(f".{out.name}.lock")):
+        check_out(out, request.overwrite)
+        setting = _check(request)
+        if request.label is None and setting.label is not None and request.checkpoint is not None:
+            classes = setting.config["num_class_embeds"]
+            text = label_text(setting.label, setting.config)
+            console.say(f"Label {text}; --label chooses another of 0..{classes - 1}")
+        console.say(f"Loading {request.checkpoint or 'the model inside the package'}")
+        run = _Run(request, setting, load_pipeline(request, setting.scheduler))
+        with num_threads(request):
+            return run.write(console)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What is known of a request before the weights are loaded."""
+
+    config: dict[str, Any]
+    scheduler: Any
+    steps: int
+    calls: int  # some schedulers call the network twice in a step
+    label: int | None
+    mask: np.ndarray | None
+    switches: list[LabelSwitch]
+
+
+def _check(request: ProfileRequest) -> _Setting:
+    if request.mask is not None:
+        region(request.mask)  # before anything is downloaded
+    check_device(request.device)
+    config, scheduler = read_network_config(request), read_scheduler(request)
+    train_timesteps = scheduler.config.get("num_train_timesteps", 1000)
+    steps = request.steps or default_steps(scheduler)
+    if steps > train_timesteps:
+        raise CommandError(f"--steps {steps}: expected at most the {train_timesteps} timesteps of the training")
+    if request.guidance_scale != 1 and config.get("null_class_label") is None:
+        raise CommandError(
+            f"--guidance-scale {request.guidance_scale:g}: this checkpoint was trained without a null label, which"
+            " guidance needs: leave it at 1"
+        )
+    scheduler.set_timesteps(steps)
+    calls = len(scheduler.timesteps)
+    label = chosen_label(request.label, config)
+    size = config.get("sample_size") or 0
+    height, width = (size, size) if isinstance(size, int) else size
+    mask = region(request.mask, request.region_box, (height, width))
+    switches = resolve_switches(request.switch, label, config, calls)
+    return _Setting(config, scheduler, steps, calls, label, mask, switches)
+
+
+@dataclass(frozen=True)
+class _Run:
+    request: ProfileRequest
+    setting: _Setting
+    pipe: XAIPipeline
+
+    @property
+    def train_timesteps(self) -> int:
+        return self.setting.scheduler.config.get("num_train_timesteps", 1000)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return get_denoiser(self.pipe)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """What to record, and what a max channel is looked up in."""
+        denoiser = self.denoiser
+        default = _LAYERS if denoiser.aliases else denoiser.attention_outputs()
+        layers = self.request.layers or tuple(default)
+        needed = layers_of_max_channels(self.request.ablate, denoiser)
+        return [*layers, *sorted(set(needed) - set(denoiser.resolve_layers(layers) if layers else {}))]
+
+    @cached_property
+    def all_bytes(self) -> int:
+        """The size of a profile of every step."""
+        return self.planned_bytes(self.states(every=1))
+
+    @cached_property
+    def every(self) -> int:
+        """Every which step to record."""
+        return self.request.every or self.stride(_RECORDED_STEPS, _PROFILE_BYTES)
+
+    def write(self, console: Console) -> dict[str, Any]:
+        request, setting = self.request, self.setting
+        gradients = self.gradients()
+        volume = self.volume()
+        if gradients and setting.mask is not None and not volume:
+            console.say("The region is too large for its gradient volume: only the energy is estimated")
+        self.rehearse(gradients)
+        record = [*self.states(self.every), *gradients, *volume]
+        check_disk(request.out, self.planned_bytes(record))
+
+        often = f", recording every {self.every}th" if self.every > 1 else ""
+        console.say(f"Sampling {setting.steps} steps{often}")
+        self.pipe.set_progress_bar_config(**console.bar_options("Sampling"))
+        profile = self.sample(setting.steps, record)
+        edits = [*self.ablations(profile), *setting.switches]
+        edited = None
+        if edits:
+            console.say("Sampling again with the changes")
+            edited = self.sample(setting.steps, [Samples(every=self.every)], edits)
+        console.say("Writing the profile and its report")
+        written = self.save(profile, edited)
+        return {
+            "profile": str(request.out),
+            "report": str(request.out / "report.html"),
+            "bytes": written,
+            "label": setting.label,
+            "seed": request.seed,
+            "steps": setting.steps,
+            "every": self.every,
+        }
+
+    def rehearse(self, gradients: list[RecordSpec]) -> None:
+        """One step shows what is wrong with the request before the long run."""
+        self.pipe.set_progress_bar_config(disable=True)
+        profile = self.sample(1, [*self.states(every=1), *gradients])
+        for layer in layers_with_maps(profile) if self.setting.mask is not None else []:
+            try:
+                profile.max_channel(layer, step=0, mask=self.setting.mask)
+            except ValueError as error:
+                raise CommandError(f"the region does not fit {layer}: {error}") from error
+        if self.request.ablate:
+            self.sample(1, [Samples()], self.ablations(profile))
+
+    def sample(self, steps: int, record: list[RecordSpec], edits: Sequence[EditSpec] = ()) -> DiffusionProfile:
+        output: Any = self.pipe(
+            class_labels=None if self.setting.label is None else [self.setting.label],
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(self.request.seed)],
+            guidance_scale=self.request.guidance_scale,
+            record=record,
+            edits=edits,
+        )
+        return output.profile
+
+    def ablations(self, intact: DiffusionProfile) -> list[ChannelAblation]:
+        mask, times = self.setting.mask, self.train_timesteps
+        return resolve_ablations(self.request.ablate, self.denoiser, intact, mask, times)
+
+    def states(self, every: int) -> list[RecordSpec]:
+        """What to record of the samples and the layers."""
+        specs: list[RecordSpec] = [Samples(every=every)]
+        if self.denoiser.attention_outputs():
+            specs.append(AttentionOutputs(every=every))
+        if self.layers:
+            specs.append(Activations(layers=self.layers, every=every))
+        return specs
+
+    def gradients(self) -> list[RecordSpec]:
+        """What to record of the gradients, but for the volume."""
+        if not self.request.gradients:
+            return []
+        mask, every = self.setting.mask, self.stride(_GRADIENT_STEPS, _GRADIENT_BYTES)
+        specs: list[RecordSpec] = [GradientEnergy(mask=mask, of=_GRADIENTS_OF, probes=_PROBES, every=every)]
+        if self.layers:
+            specs.append(GradientMaps(layers=self.layers, mask=mask, of=_GRADIENTS_OF, every=every))
+        return specs
+
+    def volume(self) -> list[RecordSpec]:
+        """The gradient volume of the region, if it is not too large."""
+        mask = self.setting.mask
+        if mask is None or not self.request.gradients:
+            return []
+        times = [time * self.train_timesteps for time in _VOLUME_TIMES]
+        volume = GradientVolume(mask=mask, of=_GRADIENTS_OF, timesteps=times)
+        return [volume] if self.planned_bytes([volume]) <= _VOLUME_BYTES else []
+
+    def planned_bytes(self, record: list[RecordSpec]) -> int:
+        guidance = self.request.guidance_scale
+        return self.pipe.plan(record, num_inference_steps=self.setting.steps, guidance_scale=guidance).nbytes
+
+    def stride(self, count: int, budget: float) -> int:
+        """Every which step to record, for about `count` of them within `budget` bytes."""
+        return max(self.setting.calls // count, math.ceil(self.all_bytes / budget), 1)
+
+    def save(self, profile: DiffusionProfile, edited: DiffusionProfile | None) -> int:
+        """Writes the folder; returns its size in bytes."""
+        request, setting = self.request, self.setting
+        label = None if setting.label is None else request.label or label_text(setting.label, setting.config)
+        command = request.command(label, setting.steps, self.every)
+        with new_folder(request.out) as folder:
+            profile.save_pretrained(folder)
+            if edited is not None:
+                edited.save_pretrained(folder / _EDITED)
+            if setting.mask is not None:
+                Image.fromarray(setting.mask).save(folder / "mask.png")
+            write_report(profile, folder / "report.html", mask=setting.mask, edited=edited, command=command)
+            return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
