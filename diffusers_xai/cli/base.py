@@ -21,13 +21,18 @@ class Parser(argparse.ArgumentParser):
     """A parser of whole option names, each at most once, whose errors are [`CommandError`]s."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of leaving the process."""
         raise CommandError(f"{message} (see `{self.prog} --help`)")
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if action.option_strings and "--" in arg_strings:  # which argparse would take for no value at all
+            raise argparse.ArgumentError(action, "expected a value, got '--'")
+        return super()._get_values(action, arg_strings)  # type: ignore[misc]
 
 
 class _StoreOnce(argparse._StoreAction):

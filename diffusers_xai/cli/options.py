@@ -21,6 +21,7 @@ MAX_CHANNEL = "max"
 MAX_SEED = 2**63 - 1
 _MAX_COUNT = 1_000_000
 _MAX_GUIDANCE = 1000.0
+_SHOWN = 40  # characters
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -28,10 +29,15 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"-?[0-9]{1,20}", text) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected an integer in {low}..{high}, got {text!r}")
+            raise argparse.ArgumentTypeError(f"expected an integer in {low}..{high}, got {_shown(text)}")
         return int(text)
 
     return parse
+
+
+def _shown(text: str) -> str:
+    """A value in an error: its middle left out where it is long."""
+    return repr(text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}…{text[-_SHOWN:]}")
 
 
 count = integer(1, _MAX_COUNT)
@@ -46,14 +52,14 @@ def guidance(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 <= value <= _MAX_GUIDANCE:
-        raise argparse.ArgumentTypeError(f"expected a number in 0..{_MAX_GUIDANCE:g}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a number in 0..{_MAX_GUIDANCE:g}, got {_shown(text)}")
     return value
 
 
 def nonempty(text: str) -> str:
     """A text that says something, for argparse."""
     if not text.strip() or not text.isprintable():
-        raise argparse.ArgumentTypeError(f"expected a text, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a text, got {_shown(text)}")
     return text
 
 
@@ -65,7 +71,7 @@ def path(text: str) -> Path:
 def revision(text: str) -> str:
     """A branch, tag or commit of a repository, for argparse."""
     if not re.fullmatch(r"[\w.][\w./-]*", text) or ".." in text or "//" in text or text.endswith((".", "/", ".lock")):
-        raise argparse.ArgumentTypeError(f"expected a branch, tag or commit, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a branch, tag or commit, got {_shown(text)}")
     return text
 
 
@@ -75,7 +81,7 @@ def ablation(text: str) -> tuple[str, tuple[int | str, ...]]:
     names = channels.split(",")
     if not layer.strip() or not all(name == MAX_CHANNEL or re.fullmatch(r"[0-9]{1,6}", name) for name in names):
         raise argparse.ArgumentTypeError(
-            f"expected LAYER:CHANNEL[,CHANNEL…] with channels as indices from 0 on or {MAX_CHANNEL}, got {text!r}"
+            f"expected LAYER:CHANNEL[,CHANNEL…], channels as indices from 0 on or {MAX_CHANNEL}, got {_shown(text)}"
         )
     return layer, tuple(name if name == MAX_CHANNEL else int(name) for name in names)
 
@@ -84,7 +90,7 @@ def switch(text: str) -> tuple[int, str]:
     """`"500:0011"` -> `(500, "0011")`, for argparse."""
     step, colon, label = text.partition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,6}", step) or not label.strip():
-        raise argparse.ArgumentTypeError(f"expected STEP:LABEL, such as 500:0011, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected STEP:LABEL, such as 500:0011, got {_shown(text)}")
     return int(step), label
 
 

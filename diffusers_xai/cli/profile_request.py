@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from diffusers_xai.cli.base import PROGRAM, CommandError
 from diffusers_xai.cli.options import EYES
@@ -72,7 +73,7 @@ class ProfileRequest:
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "ProfileRequest":
         """The request of parsed arguments."""
-        values = {field.name: getattr(args, field.name) for field in fields(cls)}
+        values: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(cls)}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     @property

@@ -160,7 +160,7 @@ def resolve_switches(
             raise CommandError(f"{option}: this checkpoint takes no labels")
         to = parse_label(text, config, f"--switch {step}:")
         if to == before:
-            raise CommandError(f"{option}: expected another label than {label_text(to, config)}, which is there already")
+            raise CommandError(f"{option}: expected another label than {label_text(to, config)}, which holds already")
         edits.append(LabelSwitch(from_step=step, to=to))
         before = to
     return edits

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from diffusers_xai import ConvNextUNet2DModel, DiffusionProfile, XAIPipeline, cli
-from diffusers_xai.cli.requests import parse_label
+from diffusers_xai.cli import profile_run
 from diffusers_xai.measures import channel_sums, structural_similarity
 
 
@@ -37,10 +37,13 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def profile(checkpoint, capsys):
-    """Runs `diffusers-xai profile …`: exit code, stdout, the last line of stderr."""
+    """Runs `diffusers-xai profile …`: exit code, stdout, the lines of stderr."""
 
     def run(*args):
-        code = cli.main(["profile", "--checkpoint", str(checkpoint), "--steps", str(STEPS), *map(str, args)])
+        args = [str(arg) for arg in args]
+        for option, value in (("--checkpoint", str(checkpoint)), ("--steps", str(STEPS))):
+            args += [] if option in args else [option, value]
+        code = cli.main(["profile", *args])
         out, err = capsys.readouterr()
         return code, out, re.split(r"[\r\n]+", err.strip())
 
@@ -105,15 +108,6 @@ def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "label"),
-    [("0011", 3), ("1111", 15), ("3", 3), ("11", 11), ("011", 11), ("Smiling,Wearing_Lipstick", 3), ("Male", 4)],
-)
-def test_labels(text, label):
-    config = {"num_class_embeds": 16, "class_attributes": ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]}
-    assert parse_label(text, config) == label
-
-
-@pytest.mark.parametrize(
     ("args", "texts"),
     [
         (["--label", 17], ["17", "0..15"]),
@@ -121,14 +115,14 @@ def test_labels(text, label):
         (["--label", "Smilling"], ["Smilling", "'Smiling'", "Wearing_Lipstick"]),
         (["--layers", "downs.7.*"], ["downs.7.*", "nearest"]),
         (["--seed", "1.5"], ["--seed", "1.5"]),
-        (["--every", 0], ["--every", "at least 1"]),
+        (["--every", 0], ["--every", "1..1000000"]),
         (["--steps", "many"], ["--steps", "many"]),
         (["--steps", 5000], ["5000", "1000"]),
         (["--scheduler", "none"], ["--scheduler", "ddpm"]),
         (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--device", "nonsense"], ["--device nonsense"]),
         (["--checkpoint", "no/such/folder"], ["no checkpoint at no/such/folder"]),
-        (["--checkpoint", "."], ["cannot load the checkpoint ."]),
+        (["--checkpoint", "."], ["cannot load the checkpoint .", "unet/config.json"]),
         (["--mask", "nowhere.png"], ["--mask nowhere.png"]),
         (["--mask", "notes.txt"], ["--mask notes.txt", "image"]),
         (["--mask", "black.png"], ["--mask black.png", "empty"]),
@@ -142,9 +136,12 @@ def test_labels(text, label):
         (["--ablate", "downs.0.3:first"], ["--ablate", "max", "downs.0.3:first"]),
         (["--ablate", "downs.7.3:max"], ["--ablate downs.7.3", "nearest"]),
         (["--ablate", "downs.0.3:99"], ["99", "0..7"]),
-        (["--switch", "2"], ["--switch 2", "STEP:LABEL"]),
+        (["--switch", "2"], ["--switch", "STEP:LABEL"]),
         (["--switch", "4:0011"], ["--switch 4:0011", "0..3"]),
         (["--switch", "2:17"], ["--switch 2: 17", "0..15"]),
+        (["--switch", "2:0011"], ["--switch 2:0011", "holds already"]),
+        (["--switch", "2:0111", "--switch", "2:0001"], ["--switch", "each step once"]),
+        (["--guidance-scale", "2", "--revision", "main"], ["--revision main", "on the Hub"]),
         (["--out", "notes.txt/sub"], ["notes.txt"]),
         (["--out", "there"], ["there exists", "--overwrite"]),
         (["--out", "there", "--overwrite"], ["there is not a profile"]),
@@ -180,7 +177,7 @@ def test_debug_shows_the_traceback(profile, place):
 def test_overwrite_replaces_a_profile_when_the_new_one_is_complete(profile, place, monkeypatch):
     assert profile("--seed", 1)[0] == 0
     (place / "profile" / "left.txt").write_text("old")
-    monkeypatch.setattr(cli.profile, "write_report", raise_full_disk)
+    monkeypatch.setattr(profile_run, "write_report", raise_full_disk)
     assert profile("--seed", 2, "--overwrite")[0] == 2
     assert DiffusionProfile.from_pretrained("profile").provenance["seeds"] == [1]
     monkeypatch.undo()
@@ -200,7 +197,7 @@ def test_a_full_disk_leaves_nothing(profile, place, monkeypatch, where):
     if where == "save":
         monkeypatch.setattr(DiffusionProfile, "save_pretrained", raise_full_disk)
     else:
-        monkeypatch.setattr(cli.profile, "write_report", raise_full_disk)
+        monkeypatch.setattr(profile_run, "write_report", raise_full_disk)
     code, _, err = profile("--out", "a/b")
     assert code == 2
     assert "No space left on device" in err[-1]
@@ -223,7 +220,7 @@ def test_an_interruption_leaves_nothing(profile, place, monkeypatch, where):
     if where == "sampling":
         monkeypatch.setattr(DDPMScheduler, "step", interrupt)
     else:
-        monkeypatch.setattr(cli.profile, "write_report", interrupt)
+        monkeypatch.setattr(profile_run, "write_report", interrupt)
     code, _, err = profile()
     assert code == 130
     assert "interrupted" in err[-1]
@@ -270,7 +267,7 @@ def test_gradients_of_the_whole_image_are_an_energy(profile, place):
 
 
 def test_a_large_region_has_an_energy_and_no_volume(profile, place, monkeypatch):
-    monkeypatch.setattr(cli.profile, "_VOLUME_BYTES", 10_000)
+    monkeypatch.setattr(profile_run, "_VOLUME_BYTES", 10_000)
     code, _, err = profile("--box", 0, 0, 8, 8)
     assert code == 0
     assert any("too large" in line for line in err)
@@ -343,7 +340,7 @@ def test_every_keeps_a_stride(profile, place):
 
 
 def test_a_large_profile_gets_a_larger_stride(profile, place, monkeypatch):
-    monkeypatch.setattr(cli.profile, "_PROFILE_BYTES", 1)
+    monkeypatch.setattr(profile_run, "_PROFILE_BYTES", 1)
     assert profile()[0] == 0
     assert DiffusionProfile.from_pretrained("profile")["samples"].sizes["step"] == 1
 

@@ -1,0 +1,126 @@
+"""Values that no option can take: one line, exit code 2, nothing left, nothing loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusers_xai import XAIPipeline, cli
+from tests.cli import hostile
+
+
+# What a command needs beside the option that is wrong.
+VALID = {
+    "profile": {},
+    "experiment": {"name": ["ablation"]},
+    "app": {},
+    "push": {"repo": ["user/name"], "checkpoint": ["--checkpoint=tiny"]},
+    "completion": {"shell": ["bash"]},
+}
+# What belongs together or apart, whatever the values.
+TOGETHER = [
+    ["profile", "--revision", "main"],
+    ["profile", "--checkpoint", "tiny", "--revision", "main"],
+    ["profile", "--seed", "1", "--seed", "2"],
+    ["profile", "--out", "a", "--out", "b"],
+    ["profile", "--switch", "500:0111", "--switch", "500:0001"],
+    ["profile", "--switch", "500:0011"],
+    ["profile", "--switch", "5000:0111"],
+    ["profile", "--steps", "1001"],
+    ["profile", "--mask", "white.png", "--box", "1", "1", "4", "4"],
+    ["profile", "--box", "1", "1", "4", "33"],
+    ["profile", "--mask", "small.png"],
+    ["profile", "--out", "notes.txt"],
+    ["profile", "--out", "notes.txt/sub"],
+    ["profile", "--out", "folder"],
+    ["profile", "--out", "folder", "--overwrite"],
+    ["profile", "--out", "x" * 300],
+    ["profile", "--out", "."],
+    ["profile", "--out", "/"],
+    ["profile", "--out", "/proc/profile"],
+    *(["profile", "--label", label] for label in (
+        "16", "-2", "011", "00011", "11", "110", "0012", "007", "1.0", "Smilling", "Smiling,", "Smiling;Male",
+        "smiling", "3,Male", "0b11", "९", "9" * 40,
+    )),
+    *(["profile", "--switch", f"500:{label}"] for label in ("16", "011", "Smilling", "1e1", "0b1")),
+    ["experiment", "ablation", "--revision", "main"],
+    ["push", "user/name", "--checkpoint", "tiny", "--sample-grid", "white.png", "--no-sample-grid"],
+    ["push", "user/name"],
+    ["profile", "extra"],
+    ["nonsense"],
+    ["--nonsense"],
+    [],
+]  # fmt: skip
+
+
+def all_cases():
+    parsers = next(action for action in cli.make_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
+    lines = [line for name, parser in parsers.choices.items() for line in hostile.cases(parser, name, VALID[name])]
+    return [line for line in lines if line != ["experiment"]] + TOGETHER
+
+
+CASES = all_cases()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with what the values name."""
+    place = tmp_path_factory.mktemp("place")
+    for folder in ("folder", "tiny", "broken/unet", "broken/scheduler"):
+        (place / folder).mkdir(parents=True)
+    (place / "folder" / "mine.txt").write_text("mine")
+    (place / "notes.txt").write_text("text")
+    (place / "tiny" / "model_index.json").write_text("{}")
+    for part in ("unet/config.json", "scheduler/scheduler_config.json"):
+        (place / "broken" / part).write_text('{"cut')
+    picture = Image.fromarray(np.full((32, 32), 255, np.uint8))
+    picture.save(place / "white.png")
+    (place / "cut.png").write_bytes((place / "white.png").read_bytes()[:40])
+    Image.fromarray(np.full((20, 20), 255, np.uint8)).save(place / "small.png")
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(place / "black.png")
+    return place
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(XAIPipeline, "from_pretrained", load)
+
+
+def test_there_are_many():
+    assert len(CASES) >= 400
+
+
+@pytest.mark.parametrize("line", CASES, ids=lambda line: " ".join(line).encode("unicode_escape").decode()[:60])
+def test_a_bad_value_is_one_line(line, place, nothing_loaded, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    code = cli.main(line)
+    out, err = capsys.readouterr()
+    assert "weights were loaded" not in err, line
+    assert code == 2, (out, err)
+    assert out == ""
+    assert err.startswith("diffusers-xai: error: ")
+    assert err.count("\n") == 1
+    assert len(err) < 1000
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("line", [["profile", "--seed=x"], ["profile", "--out=notes.txt"], ["push", "a/b/c"]])
+def test_the_script_leaves_with_two(line, place):
+    command = [sys.executable, "-m", "diffusers_xai.cli", *line]
+    done = subprocess.run(command, cwd=place, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("diffusers-xai: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
