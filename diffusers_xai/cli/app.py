@@ -3,12 +3,13 @@
 import argparse
 import importlib.util
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from diffusers_xai.cli.base import CommandError, say
-from diffusers_xai.hub.transfer import check_push, push_folder
+from diffusers_xai.cli.base import CommandError, Console
+from diffusers_xai.cli.options import integer, nonempty
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -21,15 +22,20 @@ def add_command(commands: Any) -> None:
         help="start the interface in the browser",
         description="Starts the Gradio interface on this machine, or uploads it with the package as a Space.",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=kept)
     add = parser.add_argument
-    add("--port", type=int, metavar="N", help="port of 127.0.0.1. Default: a free one from 7860 on")
+    add("--port", type=integer(1, 65535), metavar="N", help="port of 127.0.0.1. Default: a free one from 7860 on")
     add("--share", action="store_true", help="also give a public link for a few days, through Gradio's servers")
     add(
-        "--checkpoint", action="append", default=[], metavar="DIR|HUB_ID",
+        "--checkpoint", type=nonempty, action="append", default=[], metavar="DIR|HUB_ID",
         help="pipeline that visitors can choose beside the embedded one; may be given several times",
     )  # fmt: skip
-    add("--push", metavar="REPO", help="do not start it, but upload it to the Space user/name; made if need be")
+    add(
+        "--push",
+        type=nonempty,
+        metavar="REPO",
+        help="do not start it, but upload it to the Space user/name; made if need be",
+    )
     add("--private", action="store_true", default=None, help="make a new Space private")
 
 
@@ -39,16 +45,37 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         CommandError, OSError: for a request that cannot be met.
     """
+    if args.private and args.push is None:
+        raise CommandError("--private: expected --push beside it, for it is about the Space")
     if args.push is not None:
-        if args.checkpoint:
-            raise CommandError("a Space shows the embedded model: leave out --checkpoint with --push")
-        print(push_space(space_folder(), args.push, args.private))
+        for option, value in (("--checkpoint", args.checkpoint), ("--port", args.port), ("--share", args.share)):
+            if value:
+                raise CommandError(f"{option}: a Space shows the embedded model on its own server: leave it out")
+        url = push_space(space_folder(), args.push, args.private, args.console)
+        args.console.result(url, {"repo": args.push, "url": url})
         return
     if importlib.util.find_spec("gradio") is None:
         raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
+    _check_port(args.port)
     from diffusers_xai.app.server import serve  # needs Gradio, which is an extra
 
     serve(args.checkpoint, args.port, args.share)
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interruption leaves."""
+    return "nothing was written" if args.push is None else f"{args.push} has the whole upload or, most likely, nothing"
+
+
+def _check_port(port: int | None) -> None:
+    """Raises if another program listens on the port."""
+    if port is not None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                raise CommandError(f"--port {port} cannot be used: {error.strerror}") from error
 
 
 def space_folder() -> Path:
@@ -63,7 +90,7 @@ def space_folder() -> Path:
     raise CommandError(f"the Space's files are missing: expected {_PACKAGE / 'spaces'}")
 
 
-def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:
+def push_space(folder: Path, repo_id: str, private: bool | None, console: Console) -> str:
     """Uploads the app with the package beside `app.py`, in one commit: a Space's build installs requirements alone.
 
     Returns:
@@ -72,13 +99,15 @@ def push_space(folder: Path, repo_id: str, private: bool | None = None) -> str:
     Raises:
         OSError, ValueError: see [`push_folder`]; the Hub is then unchanged.
     """
+    from diffusers_xai.hub.transfer import check_push, push_folder
+
     check_push(repo_id)
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "spaces", ".*")
     with tempfile.TemporaryDirectory() as scratch:
         space = Path(scratch) / "space"
         shutil.copytree(folder, space, ignore=ignored)
         shutil.copytree(_PACKAGE, space / "diffusers_xai", ignore=ignored)
-        say(f"Uploading the app to the Space {repo_id}")
+        console.say(f"Uploading the app to the Space {repo_id}")
         commit = push_folder(
             space, repo_id, repo_type="space", message="Upload the app", private=private,
             replaced=["diffusers_xai/*"],

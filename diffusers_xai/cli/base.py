@@ -4,7 +4,7 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -18,12 +18,23 @@ class CommandError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of whole option names, each at most once, whose errors are [`CommandError`]s."""
+    """A parser of whole option names, each at most once, whose errors are [`CommandError`]s.
+
+    `more_help` makes the last part of the help, when the help is asked for.
+    """
+
+    more_help: Callable[[], str] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
+
+    def format_help(self) -> str:
+        """The help, with its last part."""
+        if self.more_help is not None:
+            self.epilog = self.more_help()
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of leaving the process."""
@@ -107,8 +118,3 @@ class _Lines(io.TextIOBase):
             print(line, file=sys.stderr, flush=True)
             self._last = line
         return len(text)
-
-
-def say(text: str) -> None:
-    """Tells how far the work is, beside the output."""
-    Console().say(text)

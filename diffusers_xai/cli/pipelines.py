@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,6 +52,22 @@ def check_device(device: str) -> None:
         raise CommandError(f"--device {device} cannot be used: {' '.join(str(error).split())}") from error
 
 
+def check_guidance(scale: float, config: Mapping[str, Any]) -> None:
+    """Raises if a network of this configuration cannot be guided."""
+    if scale != 1 and config.get("null_class_label") is None:
+        raise CommandError(
+            f"--guidance-scale {scale:g}: this checkpoint was trained without a null label, which guidance needs:"
+            " leave it at 1"
+        )
+
+
+def check_steps(steps: int, scheduler: SchedulerMixin) -> None:
+    """Raises if the scheduler has not as many steps."""
+    most = scheduler.config.get("num_train_timesteps", 1000)
+    if steps > most:
+        raise CommandError(f"--steps {steps}: expected at most the {most} timesteps of the training")
+
+
 def read_network_config(choice: PipelineChoice) -> dict[str, Any]:
     """The network's configuration, without its weights.
 
@@ -77,12 +93,6 @@ def read_scheduler(choice: PipelineChoice) -> SchedulerMixin:
     if scheduler is None:
         raise CommandError(f"the scheduler {kind} of this checkpoint is not known: choose one with --scheduler")
     return scheduler.from_config(config)
-
-
-def default_steps(scheduler: SchedulerMixin) -> int:
-    """The number of steps where none is asked for: all of its training for DDPM, else 50."""
-    train_timesteps = scheduler.config.get("num_train_timesteps", 1000)
-    return train_timesteps if isinstance(scheduler, diffusers.DDPMScheduler) else min(50, train_timesteps)
 
 
 def load_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin) -> XAIPipeline:

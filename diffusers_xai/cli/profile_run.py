@@ -15,7 +15,8 @@ from diffusers_xai.cli.base import CommandError, Console
 from diffusers_xai.cli.output import check_disk, check_out, claimed, new_folder
 from diffusers_xai.cli.pipelines import (
     check_device,
-    default_steps,
+    check_guidance,
+    check_steps,
     load_pipeline,
     num_threads,
     read_network_config,
@@ -29,6 +30,7 @@ from diffusers_xai.cli.requests import (
     region,
     resolve_ablations,
     resolve_switches,
+    sample_size,
 )
 from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.explainers import (
@@ -41,6 +43,7 @@ from diffusers_xai.explainers import (
 )
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.pipelines.schedule import default_steps
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import EditSpec, RecordSpec
@@ -103,21 +106,13 @@ def _check(request: ProfileRequest) -> _Setting:
         region(request.mask)  # before anything is downloaded
     check_device(request.device)
     config, scheduler = read_network_config(request), read_scheduler(request)
-    train_timesteps = scheduler.config.get("num_train_timesteps", 1000)
+    check_guidance(request.guidance_scale, config)
     steps = request.steps or default_steps(scheduler)
-    if steps > train_timesteps:
-        raise CommandError(f"--steps {steps}: expected at most the {train_timesteps} timesteps of the training")
-    if request.guidance_scale != 1 and config.get("null_class_label") is None:
-        raise CommandError(
-            f"--guidance-scale {request.guidance_scale:g}: this checkpoint was trained without a null label, which"
-            " guidance needs: leave it at 1"
-        )
+    check_steps(steps, scheduler)
     scheduler.set_timesteps(steps)
     calls = len(scheduler.timesteps)
     label = chosen_label(request.label, config)
-    size = config.get("sample_size") or 0
-    height, width = (size, size) if isinstance(size, int) else size
-    mask = region(request.mask, request.region_box, (height, width))
+    mask = region(request.mask, request.region_box, sample_size(config))
     switches = resolve_switches(request.switch, label, config, calls)
     return _Setting(config, scheduler, steps, calls, label, mask, switches)
 

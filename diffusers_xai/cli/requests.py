@@ -86,6 +86,12 @@ def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -
         raise CommandError(f"{option} {text}: {error}") from error
 
 
+def sample_size(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width of the model's images."""
+    size = config.get("sample_size") or 0
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
 def region(
     mask: Path | None, box: Sequence[int] | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray | None:

@@ -1,7 +1,10 @@
 """The same measurement over many seeds: in batches, with progress, and shared by processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,6 +16,19 @@ from tqdm.auto import tqdm
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordSpec
+
+
+_BAR_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("bar_options", default=MappingProxyType({"disable": None}))
+
+
+@contextmanager
+def show_progress(options: Mapping[str, Any]) -> Iterator[None]:
+    """Shows the seeds that are done by a tqdm bar with `options`; by default by a bar on terminals alone."""
+    token = _BAR_OPTIONS.set(options)
+    try:
+        yield
+    finally:
+        _BAR_OPTIONS.reset(token)
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,8 @@ class Sampling:
         state = process_state()
         mine = list(range(state.process_index, len(batches), state.num_processes))
         parts = []
-        with tqdm(total=sum(len(batches[i]) for i in mine), desc=description, unit="seed", disable=None) as bar:
+        options = {"desc": description, "unit": "seed", **_BAR_OPTIONS.get()}
+        with tqdm(total=sum(len(batches[i]) for i in mine), **options) as bar:
             for index in mine:
                 parts.append((index, measure(batches[index]).assign_coords(seed=batches[index])))
                 bar.update(len(batches[index]))

@@ -1,0 +1,228 @@
+"""How `diffusers-xai experiment` does what it is asked for: check, keep what is finished, run the rest, report."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.cli.base import PROGRAM, CommandError, Console
+from diffusers_xai.cli.experiment import ALL, FINDINGS
+from diffusers_xai.cli.options import EYES, FACE
+from diffusers_xai.cli.output import check_disk, claimed
+from diffusers_xai.cli.pipelines import (
+    check_device,
+    check_guidance,
+    check_steps,
+    load_pipeline,
+    num_threads,
+    read_network_config,
+    read_scheduler,
+)
+from diffusers_xai.cli.profile_request import check_revision
+from diffusers_xai.cli.requests import default_labels, parse_label, region, sample_size
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments.base import ALL_LABELS
+from diffusers_xai.experiments.findings import MIN_SEEDS, NEEDED, findings
+from diffusers_xai.experiments.findings_page import to_markdown
+from diffusers_xai.experiments.page import write_experiments
+from diffusers_xai.experiments.sampling import process_state, show_progress
+from diffusers_xai.hub.cards import read_facts
+from diffusers_xai.pipelines import XAIPipeline
+
+
+MIN_IMAGES = 50  # of a label that counts as trained
+_REGIONS = {"eyes": EYES, "face": FACE}
+_RESULT_BYTES = 3e6  # of an experiment's folder and figures, about
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One experiment: what it runs, and what identifies its result."""
+
+    name: str
+    sampling: Sampling
+    options: dict[str, Any]
+    request: dict[str, Any]
+    finished: ExperimentResult | None
+
+    def run(self, pipe: XAIPipeline) -> ExperimentResult:
+        result = EXPERIMENTS[self.name].run(pipe, self.sampling, **self.options)
+        return ExperimentResult(result.name, result.data, {**result.settings, "request": self.request})
+
+
+def run_experiments(args: argparse.Namespace) -> None:
+    """Runs what is not finished yet, and writes the report.
+
+    Raises:
+        CommandError, ValueError, KeyError, OSError: for a request that cannot be met, before anything is sampled.
+    """
+    main = process_state().is_main_process
+    console = args.console if main else Console(quiet=True)
+    check_revision(args.checkpoint, args.revision)
+    if args.mask is not None:
+        region(args.mask)  # before anything is downloaded
+    check_device(args.device)
+    _check_formats(args.format)
+    with claimed(args.out, args.out / ".lock") if main else nullcontext():
+        _check_out(args.out)
+        config, scheduler = read_network_config(args), read_scheduler(args)
+        jobs = _jobs(args, config, scheduler)
+        left = [job for job in jobs if job.finished is None]
+        check_disk(args.out / "report.html", _RESULT_BYTES * len(left), "experiments")
+        pipe = _load(args, scheduler, console) if left else None
+        results = []
+        for number, job in enumerate(jobs, 1):
+            at = f"[{number}/{len(jobs)}] {job.name}"
+            if job.finished is not None or pipe is None:
+                console.say(f"{at}: finished before, kept")
+                results.append(job.finished)
+                continue
+            console.say(f"{at}: {len(job.sampling.seeds)} seeds, {job.sampling.steps} steps")
+            with num_threads(args), _bars(pipe, console):
+                result = job.run(pipe)
+            if main:
+                result.save(args.out / job.name, overwrite=True)
+            results.append(result)
+        if main:
+            _write(args, results, console)
+
+
+def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> XAIPipeline:
+    console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
+    return load_pipeline(args, scheduler)
+
+
+@contextmanager
+def _bars(pipe: XAIPipeline, console: Console) -> Iterator[None]:
+    """The seeds that are done, and the steps of a batch where it takes long."""
+    pipe.set_progress_bar_config(**{"leave": False, "delay": 2.0, **console.bar_options("  steps")})
+    with show_progress(console.bar_options("  seeds")):
+        yield
+
+
+def _check_formats(formats: list[str]) -> None:
+    if not formats:
+        return
+    if find_spec("kaleido") is None:
+        raise CommandError("--format needs kaleido and a Chrome: pip install 'diffusers-xai[figures]'")
+    try:
+        go.Figure().to_image(format=formats[0])
+    except Exception as error:  # kaleido's and the browser's, of many types
+        raise CommandError(f"--format: no picture can be drawn: {error}") from error
+
+
+def _check_out(out: Path) -> None:
+    there = [path for path in out.iterdir() if not path.name.startswith(".")]
+    if there and not any((out / name / "profile.json").is_file() for name in EXPERIMENTS):
+        raise CommandError(f"{out} holds {there[0].name} and no experiments: choose another --out")
+
+
+def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any) -> list[_Job]:
+    labels = _labels(args, config)
+    check_guidance(args.guidance_scale, config)
+    if args.steps is not None:
+        check_steps(args.steps, scheduler)
+    chosen = {ALL: list(EXPERIMENTS), FINDINGS: list(NEEDED)}.get(args.name, [args.name])
+    fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1]
+    if not fitting:
+        raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
+    return [_job(name, args, config, scheduler, labels) for name in fitting]
+
+
+def _job(name: str, args: argparse.Namespace, config: dict[str, Any], scheduler: Any, labels: list[int]) -> _Job:
+    experiment = EXPERIMENTS[name]
+    labels = _trained_labels(args, config) if experiment.labels == ALL_LABELS else labels[: experiment.labels]
+    seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
+    steps = args.steps or min(experiment.steps, scheduler.config.get("num_train_timesteps", 1000))
+    sampling = Sampling(labels, range(seeds), steps, args.guidance_scale, args.batch_size)
+    options: dict[str, Any] = {}
+    if experiment.region is not None:
+        box = _REGIONS[experiment.region] if args.checkpoint is None and args.mask is None else None
+        options["mask"] = region(args.mask, box, sample_size(config))
+    request = {
+        **asdict(sampling),
+        **{key: None if value is None else value.tolist() for key, value in options.items()},
+        "checkpoint": _identity(args),
+        "scheduler": type(scheduler).__name__,
+        "version": version("diffusers-xai"),
+    }
+    request = json.loads(json.dumps(request))
+    folder = args.out / name
+    finished = None
+    if (folder / "profile.json").is_file():
+        there = ExperimentResult.load(folder)
+        finished = there if there.settings.get("request") == request else None
+    elif folder.exists():
+        raise CommandError(f"{folder} is not a result of {name}: choose another --out")
+    return _Job(name, sampling, options, request, finished)
+
+
+def _labels(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
+    if config.get("num_class_embeds") is None:
+        for option, text in (("--label", args.label), ("--other-label", args.other_label)):
+            if text is not None:
+                raise CommandError(f"{option} {text}: this checkpoint takes no labels")
+        return []
+    defaults = default_labels(config)
+    first = defaults[0] if args.label is None else parse_label(args.label, config)
+    if args.other_label is not None:
+        second = parse_label(args.other_label, config, "--other-label")
+    else:
+        second = next(label for label in reversed(defaults) if label != first)
+    if first == second:
+        raise CommandError("--other-label: expected another label than --label")
+    return [first, second]
+
+
+def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
+    """The labels with enough training images, where the checkpoint's `card.json` tells; all of them otherwise."""
+    folder = Path(args.checkpoint or demo_checkpoint())
+    counts = read_facts(folder).get("label_counts") if folder.is_dir() else None
+    if counts is None:
+        return list(range(config["num_class_embeds"]))
+    return [int(bits, 2) for bits, _, count in counts if count >= MIN_IMAGES]
+
+
+def _identity(args: argparse.Namespace) -> list[Any]:
+    """What tells one checkpoint's results from another's: where it is, and when its weights were written."""
+    checkpoint = args.checkpoint or demo_checkpoint()
+    weights = sorted(Path(checkpoint).glob("unet/*.safetensors")) if Path(checkpoint).is_dir() else []
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
+    return [Path(checkpoint).name if weights else checkpoint, args.revision, stamps]
+
+
+def _write(args: argparse.Namespace, results: list[ExperimentResult], console: Console) -> None:
+    """Writes pictures, findings and the report."""
+    console.say("Writing the report")
+    made = {}
+    pictures = {result.name: _write_figures(result, args) for result in results}
+    if args.name == FINDINGS:
+        by_name = {result.name: result for result in results}
+        made["findings"] = str(args.out / "findings.md")
+        Path(made["findings"]).write_text(to_markdown(findings(by_name), by_name, pictures), encoding="utf-8")
+    made["report"] = str(args.out / "report.html")
+    write_experiments(results, Path(made["report"]), shlex.join([PROGRAM, *sys.argv[1:]]))
+    folders = {result.name: str(args.out / result.name) for result in results}
+    console.result("\n".join(made.values()), {**made, "experiments": folders})
+
+
+def _write_figures(result: ExperimentResult, args: argparse.Namespace) -> list[str]:
+    """Writes the figures in every format that was asked for; returns the files' names in the first format."""
+    if not args.format:
+        return []
+    figures = {result.name: result.plot(), f"{result.name}-images": result.plot_images()}
+    figures = {name: figure for name, figure in figures.items() if figure is not None}
+    for ending in args.format:
+        for name, figure in figures.items():
+            figure.write_image(args.out / f"{name}.{ending}", width=1000, scale=1.5)
+    return [f"{name}.{args.format[0]}" for name in figures]
