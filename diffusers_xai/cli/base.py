@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         if action.option_strings and "--" in arg_strings:  # which argparse would take for no value at all
             raise argparse.ArgumentError(action, "expected a value, got '--'")
-        return super()._get_values(action, arg_strings)  # type: ignore[misc]
+        return super()._get_values(action, arg_strings)
 
 
 class _StoreOnce(argparse._StoreAction):

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh")
 
 
 def add_command(commands: Any) -> None:

@@ -80,19 +80,18 @@ def run_experiments(args: argparse.Namespace) -> None:
         left = [job for job in jobs if job.finished is None]
         check_disk(args.out / "report.html", _RESULT_BYTES * len(left), "experiments")
         pipe = _load(args, scheduler, console) if left else None
-        results = []
+        results: list[ExperimentResult] = []
         for number, job in enumerate(jobs, 1):
             at = f"[{number}/{len(jobs)}] {job.name}"
-            if job.finished is not None or pipe is None:
+            if job.finished is not None:
                 console.say(f"{at}: finished before, kept")
                 results.append(job.finished)
-                continue
-            console.say(f"{at}: {len(job.sampling.seeds)} seeds, {job.sampling.steps} steps")
-            with num_threads(args), _bars(pipe, console):
-                result = job.run(pipe)
-            if main:
-                result.save(args.out / job.name, overwrite=True)
-            results.append(result)
+            elif pipe is not None:
+                console.say(f"{at}: {len(job.sampling.seeds)} seeds, {job.sampling.steps} steps")
+                with num_threads(args), _bars(pipe, console):
+                    results.append(job.run(pipe))
+                if main:
+                    results[-1].save(args.out / job.name, overwrite=True)
         if main:
             _write(args, results, console)
 

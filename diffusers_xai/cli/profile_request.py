@@ -73,8 +73,9 @@ class ProfileRequest:
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "ProfileRequest":
         """The request of parsed arguments."""
-        values: dict[str, Any] = {field.name: getattr(args, field.name) for field in fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        given = ((field.name, getattr(args, field.name)) for field in fields(cls))
+        values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given}
+        return cls(**values)
 
     @property
     def region_box(self) -> tuple[int, int, int, int] | None:

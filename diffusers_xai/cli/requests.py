@@ -67,7 +67,9 @@ def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -
     label: int | dict[str, bool]
     if attributes and re.fullmatch("[01]+", text) and len(text) in {len(attributes), *range(2, 64)}:
         if len(text) != len(attributes):
-            number = f"; the integer {text} is written {int(text):0{len(attributes)}b}" if int(text) < count else ""
+            number = (
+                f"; the integer {int(text)} is written {int(text):0{len(attributes)}b}" if int(text) < count else ""
+            )
             raise CommandError(
                 f"{option} {text}: expected {len(attributes)} digits 0 or 1, one for each of {', '.join(attributes)},"
                 f" got {len(text)}{number}"

@@ -18,6 +18,8 @@ def open_checkpoint(checkpoint: str | None = None, revision: str | None = None) 
     is_path = checkpoint.startswith((".", "~", os.sep)) or checkpoint.count("/") != 1
     if is_path and not Path(checkpoint).is_dir():
         raise ValueError(f"no checkpoint at {checkpoint}: expected a folder or a Hub id such as user/model")
+    if Path(checkpoint).is_dir() and not Path(checkpoint, "model_index.json").is_file():
+        raise ValueError(f"cannot load the checkpoint {checkpoint}: expected model_index.json in it")
     try:
         return XAIPipeline.from_pretrained(checkpoint, revision=revision)
     except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights

@@ -45,7 +45,7 @@ BAD: dict[str, list] = {
     "message": EMPTY,
     "sample_grid": [*EMPTY, "nowhere.png", "notes.txt", "folder"],
     "push": [*EMPTY, "a/b/c", "a b", "user/"],
-    "shell": [*EMPTY, "fish", "BASH", "powershell"],
+    "shell": [*EMPTY, "fish", "tcsh", "BASH", "powershell"],
 }  # fmt: skip
 
 

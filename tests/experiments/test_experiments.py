@@ -376,7 +376,7 @@ def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     [
         (["nonsense"], "invalid choice: 'nonsense'"),
         (["predetermination", "--other-label", "0011"], "--other-label: expected another label than --label"),
-        (["ablation", "--seeds", "0"], "expected an integer of at least 1"),
+        (["ablation", "--seeds", "0"], "expected an integer in 1..1000000"),
         (["ablation", "--checkpoint", "./nowhere"], "no checkpoint at ./nowhere"),
     ],
 )
