@@ -67,12 +67,11 @@ def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -
     label: int | dict[str, bool]
     if attributes and re.fullmatch("[01]+", text) and len(text) in {len(attributes), *range(2, 64)}:
         if len(text) != len(attributes):
-            number = (
-                f"; the integer {int(text)} is written {int(text):0{len(attributes)}b}" if int(text) < count else ""
-            )
+            number = int(text)
+            hint = f"; the integer {number} is written {number:0{len(attributes)}b}" if number < count else ""
             raise CommandError(
                 f"{option} {text}: expected {len(attributes)} digits 0 or 1, one for each of {', '.join(attributes)},"
-                f" got {len(text)}{number}"
+                f" got {len(text)}{hint}"
             )
         label = int(text, 2)
     elif re.fullmatch("-?(0|[1-9][0-9]{0,17})", text):

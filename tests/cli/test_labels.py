@@ -36,7 +36,7 @@ def test_labels_of_faces(text, label):
     [
         (
             "011",
-            "expected 4 digits 0 or 1, one for each of Bangs, Male, Smiling, Wearing_Lipstick, got 3; the integer",
+            "one for each of Bangs, Male, Smiling, Wearing_Lipstick, got 3; the integer 11 is written 1011",
         ),
         ("11", "the integer 11 is written 1011"),
         ("00011", "expected 4 digits"),
