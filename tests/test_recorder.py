@@ -143,7 +143,7 @@ def test_recorded_arrays_equal_a_plain_forward(name):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_x0_follows_from_the_prediction(scheduler, prediction_type):
-    options = {} if scheduler in ("dpm", "heun") else {"clip_sample": False}
+    options = {"heun": {"beta_start": 1e-4, "beta_end": 0.02}, "dpm": {}}.get(scheduler, {"clip_sample": False})
     pipe, sample = make_pipeline("xai", SCHEDULERS[scheduler](prediction_type=prediction_type, **options))
     calls = []
     pipe.unet.register_forward_hook(lambda m, args, kwargs, out: calls.append((args, out.sample)), with_kwargs=True)
@@ -151,12 +151,11 @@ def test_x0_follows_from_the_prediction(scheduler, prediction_type):
         sample()
     alpha_bars = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000, dtype=np.float64))
     x0 = run.profile["x0"]
+    assert len(calls) == len(x0.step)  # of Heun, also the second call of a step
     for step, ((x, t, *_), output) in enumerate(calls):
-        t = float(t)
-        if scheduler == "heun":
-            # Second-order steps predict from a corrected state: the input's own prediction holds at first-order ones.
-            continue
-        alpha_bar = alpha_bars[round(t)]
+        # Between the timesteps of the training, Heun interpolates sigma.
+        sigma = np.interp(float(t), range(1000), ((1 - alpha_bars) / alpha_bars) ** 0.5)
+        alpha_bar = 1 / (1 + sigma**2)
         a, s = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
         x, output = x.double().numpy(), output.double().numpy()
         expected = {"epsilon": (x - s * output) / a, "v_prediction": a * x - s * output, "sample": output}

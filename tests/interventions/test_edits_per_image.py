@@ -39,13 +39,14 @@ def make(scheduler=DDPMScheduler):
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_a_batch_of_variants_equals_their_single_runs(scheduler, guidance_scale):
     pipe, sample = make(SCHEDULERS[scheduler])
+    pipe.unet.double()  # DPM-Solver with guidance amplifies rounding, which depends on the number of threads
     before = state_of(pipe)
     batch = sample(edits=VARIANTS, guidance_scale=guidance_scale).images
     assert state_of(pipe) == before
     assert batch.shape == (len(VARIANTS), 16, 16, 3)
     for image, edits in zip(batch, VARIANTS, strict=True):
         expected = sample(edits=edits, guidance_scale=guidance_scale).images[0]
-        np.testing.assert_allclose(image, expected, atol=1e-4)
+        np.testing.assert_allclose(image, expected, atol=1e-6)
     assert np.abs(batch[1:] - batch[:1]).max(axis=(1, 2, 3)).min() > 1e-3
 
 
