@@ -27,8 +27,9 @@ test:
 test-slow:
 	$(BIN)python -m pytest -m "slow and not gpu"
 
+# Needs a CUDA device; `TEST_DEVICE=cpu make test-gpu` tries the same tests without one.
 test-gpu:
-	$(BIN)python -m pytest -m gpu
+	$(BIN)python -m pytest -m gpu tests/gpu
 
 # Each benchmark prints its own table, with the machine's facts.
 bench:

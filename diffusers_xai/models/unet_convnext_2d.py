@@ -457,7 +457,8 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             raise ValueError(f"{expected}, got None.")
         if class_labels.shape != (sample.shape[0],) or class_labels.is_floating_point() or class_labels.is_complex():
             raise ValueError(f"{expected}, got shape {tuple(class_labels.shape)} and {class_labels.dtype}.")
-        if torch.compiler.is_compiling():  # a check of values would break the graph
+        # A check of values would break a compiled graph, and make every step of a training wait for the device.
+        if torch.compiler.is_compiling() or (self.training and class_labels.device.type != "cpu"):
             return
         invalid = ((class_labels < 0) | (class_labels >= count)) & (class_labels != null)
         if invalid.any():

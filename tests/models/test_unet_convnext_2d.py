@@ -183,6 +183,12 @@ def test_forward_signature_and_output_follow_unet_2d_model():
     assert torch.equal(per_sample.sample, output.sample)
 
 
+def test_a_training_step_reads_nothing_back_from_the_device():
+    sample, labels = (torch.empty(2, 3, 16, 16, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta"))
+    output = convnext_unet().to("meta").train()(sample, torch.zeros(2, device="meta"), labels).sample  # has no values
+    assert output.shape == sample.shape
+
+
 def test_attention_runs_through_processors():
     unet = convnext_unet()
     expected_paths = {
