@@ -14,11 +14,12 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 from PIL import Image
 
 from diffusers_xai.hub.transfer import check_push, fetch_file, push_folder
+from diffusers_xai.profile.conversion import to_dataframe
 from diffusers_xai.profile.storage import Locate, write_profile
 from diffusers_xai.profile.writer import INDEX_NAME
 
 
-TABLE, MEASURES_TABLE = "table.parquet", "measures.parquet"
+TABLE, SCALARS = "table.parquet", "scalars.parquet"
 _PICTURES = ("samples", "x0")
 _CARD = """# {title}
 
@@ -50,7 +51,7 @@ _TABLES = {
     TABLE: f"`{TABLE}`, which the viewer shows, has for each recorded step and sample the state x_t and the clean"
     " image that the model predicts from it (clipped to the range of images; the arrays are not), and the measures."
     " The last row of a sample, without a step, is the finished image.",
-    MEASURES_TABLE: f"`{MEASURES_TABLE}` has the measures of every step.",
+    SCALARS: f"`{SCALARS}` has every number that was recorded once per step and sample, such as the measures.",
 }
 
 
@@ -97,7 +98,7 @@ def push_profile(
             repo_type="dataset",
             message=message,
             token=token,
-            replaced=("*.safetensors", TABLE, MEASURES_TABLE),
+            replaced=("*.safetensors", TABLE, SCALARS),
             **options,
         )
 
@@ -106,7 +107,7 @@ def write_tables(profile: Mapping[str, xr.DataArray], provenance: Mapping[str, A
     """Writes the tables that the Hub's viewer shows, a row for each step and sample.
 
     `table.parquet` has the steps with pictures, the measures beside them; a last row without a step is the finished
-    image. `measures.parquet` has the steps of the measures, which are more: it is there if they are.
+    image. `scalars.parquet` has all that is one number per step and sample, at every step where there is any.
 
     Returns:
         `list[str]`: Names of the files written.
@@ -122,9 +123,10 @@ def write_tables(profile: Mapping[str, xr.DataArray], provenance: Mapping[str, A
     if pictures:
         _write_table(pictures, measures, _timesteps(pictures), final, provenance, folder / TABLE)
         written.append(TABLE)
-    if _timesteps(measures).keys() - _timesteps(pictures).keys():
-        _write_table({}, measures, _timesteps(measures), None, provenance, folder / MEASURES_TABLE)
-        written.append(MEASURES_TABLE)
+    scalars = to_dataframe(profile, provenance)
+    if len(scalars):
+        scalars.reset_index().to_parquet(folder / SCALARS, index=False)
+        written.append(SCALARS)
     return written
 
 

@@ -273,7 +273,7 @@ import json, datasets, numpy as np
 from huggingface_hub import DatasetCard
 from diffusers_xai import DiffusionProfile
 table = datasets.load_dataset("tester/run", "table", revision={first["first"]!r}, split="train")
-curve = datasets.load_dataset("tester/run", "measures", revision={first["first"]!r}, split="train")
+curve = datasets.load_dataset("tester/run", "scalars", revision={first["first"]!r}, split="train")
 local = DiffusionProfile.from_pretrained({str(tmp_path / "local")!r})
 row = next(r for r in table if r["step"] == 2 and r["sample"] == 1)
 x = local["samples"].sel(step=2).isel(sample=1).values.transpose(1, 2, 0)
@@ -288,7 +288,7 @@ print(json.dumps({{
     "row": [row[k] for k in ("timestep", "seed", "label")],
     "ssim": abs(row["ssim"] - float(local["measures/ssim"].sel(step=2).isel(sample=1))) < 1e-9,
     "latest": sorted(latest), "finished": finished, "empty": [r["step"] for r in table if r["x0"] is None],
-    "curve": [r["ssim"] for r in curve if r["sample"] == 1],
+    "curve": [r["measures/ssim"] for r in curve if r["sample"] == 1],
     "stored": local["measures/ssim"].isel(sample=1).values.tolist(),
 }}))
 """,
