@@ -43,6 +43,9 @@ def test_the_card_names_what_was_tested():
     major, minor = re.fullmatch(r"(\d+)\.(\d+)", card["python_version"]).groups()
     assert (int(major), int(minor)) >= (3, 11)
     assert PROJECT["requires-python"] == ">=3.11"
+    assert {"diffusers_xai", "explainable-ai"} <= set(card["tags"])
+    assert card["models"] == []  # nothing is loaded from the Hub
+    assert card["datasets"] == ["logasja/lfw"]  # what the embedded checkpoint has seen
     assert len(card["short_description"]) <= 60  # the Hub refuses longer ones
 
 
