@@ -1,6 +1,7 @@
 """The promises of a recording, over four pipelines and four schedulers."""
 
 import importlib.metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -302,13 +303,16 @@ def test_an_enabled_cache_is_refused():
         sample()
 
 
-def test_unknown_families_are_refused():
-    with pytest.raises(TypeError, match="Expected a pipeline with a `unet` or a `transformer`, got object"):
+def test_what_has_no_network_or_no_scheduler_is_refused():
+    with pytest.raises(TypeError, match="one network that denoises, got object with no network"):
         record(object(), [Samples()]).__enter__()
-    pipe, _ = make_pipeline("xai")
-    pipe.unet = torch.nn.Linear(1, 1)
-    with pytest.raises(TypeError, match=r"'UNet2DConditionModel', 'UNet2DModel'\], got Linear as"):
-        record(pipe, [Samples()]).__enter__()
+    with pytest.raises(TypeError, match="with a `scheduler`, got SimpleNamespace"):
+        record(SimpleNamespace(unet=torch.nn.Linear(1, 1)), [Samples()]).__enter__()
+    pipe, _ = make_pipeline("stable_diffusion")
+    with pytest.raises(
+        TypeError, match=r"`denoiser` among the networks .* unet \(UNet2DConditionModel\).*got \['dit'\]"
+    ):
+        record(pipe, [Samples()], denoiser="dit").__enter__()
 
 
 def test_layers_of_a_compiled_denoiser_are_recorded():

@@ -1,49 +1,19 @@
-"""One small adapter per model family: its layers, tokens -> grid, guidance branches."""
-
-from typing import Any
+"""What a model family is: its layers, tokens -> grid, guidance branches. The default serves any denoiser."""
 
 from diffusers_xai.denoisers.base import Denoiser, stated_channels
-from diffusers_xai.denoisers.convnext_unet import ConvNextUNetDenoiser
-from diffusers_xai.denoisers.unet_2d import UNet2DConditionDenoiser, UNet2DDenoiser
-
-
-# By class name: a class that a Hub repository carries as code has the same name and another module.
-DENOISERS: dict[str, type[Denoiser]] = {
-    "ConvNextUNet2DModel": ConvNextUNetDenoiser,
-    "UNet2DModel": UNet2DDenoiser,
-    "UNet2DConditionModel": UNet2DConditionDenoiser,
-}
-
-
-def get_denoiser(pipeline: Any) -> Denoiser:
-    """The adapter of a pipeline's denoiser.
-
-    Args:
-        pipeline (`DiffusionPipeline`): Any pipeline with a `unet` or `transformer` of a known family.
-
-    Raises:
-        TypeError: if the denoiser's family is not known, with the known ones.
-    """
-    for name in ("unet", "transformer"):
-        module = getattr(pipeline, name, None)
-        if module is None:
-            continue
-        family = type(getattr(module, "_orig_mod", module)).__name__
-        if family in DENOISERS:
-            return DENOISERS[family](module)
-        raise TypeError(
-            f"Expected a denoiser of one of the families {sorted(DENOISERS)}, got {family} as"
-            f" `{type(pipeline).__name__}.{name}`."
-        )
-    raise TypeError(f"Expected a pipeline with a `unet` or a `transformer`, got {type(pipeline).__name__}.")
+from diffusers_xai.denoisers.call import DenoiserCall
+from diffusers_xai.denoisers.find import get_denoiser, networks_of
+from diffusers_xai.denoisers.layouts import Layout, known_layouts, layout_of, register_layout
 
 
 __all__ = [
-    "DENOISERS",
     "Denoiser",
-    "ConvNextUNetDenoiser",
-    "UNet2DDenoiser",
-    "UNet2DConditionDenoiser",
+    "DenoiserCall",
+    "Layout",
     "get_denoiser",
+    "known_layouts",
+    "layout_of",
+    "networks_of",
+    "register_layout",
     "stated_channels",
 ]

@@ -1,67 +1,99 @@
-"""What every model family answers about itself."""
+"""A denoiser of any class seen as named layers: what every model family answers about itself."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
-import torch
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
 from torch import nn
+
+from diffusers_xai.denoisers.layouts import Layout, layout_of
+
+
+_ATTENTION = re.compile(r"(?!.*Block).*(?:Attention|Attn)(?:2_0|1d|1D)?")
 
 
 class Denoiser:
-    """A denoiser seen as named layers.
+    """The network, or the networks, that a pipeline calls before `scheduler.step`.
 
     Args:
-        module (`nn.Module`): The network that the pipeline calls at every step, compiled or not.
+        components (mapping from `str` to `nn.Module`): The pipeline's components by name, compiled or not. Layers of
+            the first go by their module path, those of further ones have the component's name in front.
 
     Attributes:
-        module (`nn.Module`): The network itself, out of any compiled wrapper.
-        layers (`dict[str, nn.Module]`): Module path -> module, without the root and the lists that never run.
+        components (`dict[str, nn.Module]`): The networks themselves, out of any compiled wrapper.
+        module (`nn.Module`): The first of them.
+        layers (`dict[str, nn.Module]`): Layer name -> module, without the roots and the lists that never run.
+        layout (`Layout` or `None`): What is known of the first one's class.
     """
 
-    # Names of the guidance branches in the order in which the family's pipelines stack them along the batch.
-    branches: tuple[str, ...] = ("uncond", "cond")
-
-    def __init__(self, module: nn.Module):
-        self.pipeline_module = module
-        self.module: Any = getattr(module, "_orig_mod", module)
-        # A compiled submodule inserts `_orig_mod` into the paths: names stay those of the model.
-        self.layers = {
-            path.replace("_orig_mod.", "").removesuffix("._orig_mod"): module
-            for path, module in self.module.named_modules()
-            if path and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    def __init__(self, components: Mapping[str, nn.Module]):
+        self.pipeline_modules = list(components.values())
+        self.components: dict[str, Any] = {
+            name: getattr(module, "_orig_mod", module) for name, module in components.items()
         }
+        self.module: Any = next(iter(self.components.values()))
+        self.layout: Layout | None = layout_of(self.module)
+        self.layers: dict[str, nn.Module] = {}
+        for name, component in self.components.items():
+            prefix = "" if component is self.module else f"{name}."
+            for path, module in component.named_modules():
+                # A compiled submodule inserts `_orig_mod` into the paths: names stay those of the model.
+                path = path.replace("_orig_mod.", "").removesuffix("._orig_mod")
+                if path and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+                    self.layers[prefix + path] = module
 
     @property
+    def name(self) -> str:
+        """The class of the network."""
+        return type(self.module).__name__
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The network's configuration; empty for a plain `nn.Module`."""
+        return dict(getattr(self.module, "config", {}))
+
+    @cached_property
     def aliases(self) -> dict[str, str]:
         """Other names of layers -> module paths."""
-        return {}
+        return dict(getattr(self.module, self.layout.aliases)) if self.layout and self.layout.aliases else {}
 
-    @property
-    def has_label_conditioning(self) -> bool:
-        """Whether the denoiser has a `class_embedding` that a label goes through."""
-        return getattr(self.module, "class_embedding", None) is not None
+    def component_of(self, path: str) -> str:
+        """The component that a layer belongs to."""
+        names = list(self.components)
+        return next((name for name in names[1:] if path.startswith(f"{name}.")), names[0])
 
-    def attention_outputs(self) -> dict[str, nn.Module]:
-        """Attention layer path -> the module whose output is the layer's output before any residual sum."""
-        raise NotImplementedError
+    def layout_of_layer(self, path: str) -> Layout | None:
+        """What is known of the class that a layer belongs to."""
+        return layout_of(self.components[self.component_of(path)])
+
+    @cached_property
+    def attention_layers(self) -> dict[str, nn.Module]:
+        """Attention layer -> its module, of any kind of attention."""
+        return {path: module for path, module in self.layers.items() if is_attention(module)}
 
     def softmax_attention(self) -> dict[str, nn.Module]:
-        """Attention layer path -> the module inside which its softmax attention is computed."""
-        raise NotImplementedError
+        """Attention layer -> the module inside which its softmax attention is computed."""
+        return {
+            path: module
+            for path, module in self.attention_layers.items()
+            if "Linear" not in type(getattr(module, "processor", None)).__name__
+        }
 
-    def to_grid(self, tensor: torch.Tensor, sample_size: tuple[int, int]) -> torch.Tensor:
-        """A layer's output as (batch, channel, height, width) where it covers the image, else unchanged.
+    def attention_outputs(self) -> dict[str, nn.Module]:
+        """Attention layer -> the module whose output is the layer's output before any residual sum.
 
-        Tokens (batch, token, channel) become a grid where their number fits a whole fraction of `sample_size`.
+        diffusers' `Attention` may add its residual inside; its last projection is before it.
         """
-        if tensor.ndim != 3:
-            return tensor
-        grid = token_grid(tensor.shape[1], sample_size)
-        if grid is None:
-            return tensor
-        return tensor.transpose(1, 2).reshape(tensor.shape[0], -1, *grid)
+        return {
+            path: self.layers.get(f"{path}.to_out.1", module)
+            if getattr(module, "residual_connection", False)
+            else module
+            for path, module in self.attention_layers.items()
+        }
 
     def resolve_layers(self, patterns: str | Iterable[str]) -> dict[str, nn.Module]:
         """The layers that one or several names match, in the network's order.
@@ -77,22 +109,28 @@ class Denoiser:
             KeyError: if a pattern matches no layer, with the nearest names.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        aliases = self.aliases
         found: set[str] = set()
         for pattern in patterns:
             glob = _glob(pattern)
             matches = {path for path in self.layers if glob.fullmatch(path)}
-            matches |= {path for alias, path in aliases.items() if glob.fullmatch(alias)}
+            matches |= {path for alias, path in self.aliases.items() if glob.fullmatch(alias)}
             if not matches:
-                known = [*self.layers, *aliases]
+                known = [*self.layers, *self.aliases]
                 nearest = difflib.get_close_matches(pattern, known, n=5, cutoff=0.3) or known[:5]
-                raise KeyError(
-                    f"No layer of {type(self.module).__name__} matches {pattern!r}; nearest: {', '.join(nearest)}."
-                )
+                raise KeyError(f"No layer of {self.name} matches {pattern!r}; nearest: {', '.join(nearest)}.")
             found |= matches
         if not found:
             raise KeyError("Expected at least one layer name or glob, got an empty list.")
         return {path: module for path, module in self.layers.items() if path in found}
+
+    def is_named(self, path: str, patterns: Iterable[str]) -> bool:
+        """Whether one of `patterns` names the layer itself, and not a glob that it happens to match."""
+        return any(path in (pattern, self.aliases.get(pattern)) for pattern in patterns)
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention layer: one of diffusers', or one whose class says so."""
+    return isinstance(module, (Attention, AttentionModuleMixin)) or bool(_ATTENTION.fullmatch(type(module).__name__))
 
 
 def _glob(pattern: str) -> re.Pattern[str]:
@@ -108,14 +146,4 @@ def stated_channels(module: nn.Module) -> int | None:
         channels = getattr(module, name, None)
         if isinstance(channels, int):
             return channels
-    return None
-
-
-def token_grid(tokens: int, sample_size: tuple[int, int]) -> tuple[int, int] | None:
-    """(height, width) of `tokens` image tokens of a sample, or `None` if they do not cover it evenly."""
-    height, width = sample_size
-    nearest = round((height * width / tokens) ** 0.5)
-    for stride in (nearest, nearest + 1, nearest - 1):  # odd sizes are rounded up where a layer down-samples
-        if stride > 0 and (grid := (-(-height // stride), -(-width // stride)))[0] * grid[1] == tokens:
-            return grid
     return None

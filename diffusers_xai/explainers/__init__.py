@@ -7,6 +7,7 @@ from diffusers_xai.explainers.gradient_energy import GradientEnergy
 from diffusers_xai.explainers.gradient_maps import GradientMaps
 from diffusers_xai.explainers.gradient_volume import GradientVolume
 from diffusers_xai.explainers.samples import Samples
+from diffusers_xai.explainers.word_maps import WordMaps
 
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "GradientMaps",
     "GradientVolume",
     "Samples",
+    "WordMaps",
 ]

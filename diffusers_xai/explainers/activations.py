@@ -1,67 +1,74 @@
 """Layer activations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
-import torch
-
-from diffusers_xai.recording.layers import layer_names, with_dims
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.layers import layer_names
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
+from diffusers_xai.recording.text import PromptTokens, token_coordinate
 from diffusers_xai.taps import tap_output
 
 
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
+STREAMS = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Activations(RecordSpec):
     """Records the output a_{l,t} of layers (thesis alg. 5).
 
-    Arrays: `activations/<layer>` of dims (step, sample, channel, height, width), with `branch` after `sample` under
-    guidance. Of a block that returns several tensors the first, its hidden state, is recorded. Tokens that cover the
-    image become a grid; other tokens keep dims (…, channel, token), and vectors (…, channel).
+    Arrays: `activations/<layer>` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
+    width), with `branch` after `sample` under guidance. Of a U-Net block that returns several tensors the first, its
+    hidden state, is recorded. Tokens that cover the image become a grid; other tokens keep dims (…, channel, token),
+    with the words as coordinate where they are known, and vectors (…, channel). A layer that runs twice in one call of
+    the network is recorded as `activations/<layer>` and `activations/<layer>@2`.
 
     Args:
         layers (`str` or list of `str`): Module paths, aliases (`downs.1.3`), or globs of either: `*` stands for one
-            component of a path (`downs.*.2.fn`, `down_blocks.*`), `**` for any number (`**.attn`).
+            component of a path (`downs.*.2.fn`, `down_blocks.*`), `**` for any number (`**.attn`). Of what a glob
+            matches, layers that do not run or do not put out rows of the batch are left out.
+        stream (`str`, defaults to `"image"`): Which tokens of layers that have both: `"image"` or `"text"`.
         steps, timesteps, every: See [`RecordSpec`].
 
     Raises:
         KeyError: when recording starts, if a name matches no layer, with the nearest names.
         TypeError: if `layers` is not a name or several.
+        ValueError: for another stream; at the first step, for a layer whose output does not hold the batch's rows.
     """
 
     layers: str | Iterable[str] = field(kw_only=False)
+    stream: str = "image"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", layer_names(self.layers))
+        if self.stream not in STREAMS:
+            raise ValueError(f"Expected `stream` in {STREAMS}, got {self.stream!r}.")
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps the output of every matching layer."""
         run = recording.run
+        prompt = stack.enter_context(PromptTokens.tapped(run))
 
-        def keep(path: str, output: torch.Tensor) -> None:
-            if recording.is_selected(self):
-                values, dims = with_dims(path, output, run.denoiser, run.sample_size)
-                recording.keep(self, f"activations/{path}", values, dims)
+        def keep(path: str, is_named: bool, output: Any) -> None:
+            if not recording.looks(self):
+                return
+            try:
+                _, labelled = run.labelling.stream(path, output, self.stream)
+            except (TypeError, ValueError):
+                if is_named:
+                    raise
+                return
+            values = labelled.values if recording.is_selected(self) else labelled.values.to("meta")
+            is_text = labelled.dims[-1] == "token" and labelled.values.shape[-1] == run.labelling.call.text_tokens
+            coords = token_coordinate(run, prompt, labelled.values.shape[-1]) if is_text else {}
+            recording.keep(self, f"activations/{path}", values, labelled.dims, coords)
 
         for path, module in run.denoiser.resolve_layers(self.layers).items():
-            recording.expect(self, [f"activations/{path}"])
-            stack.enter_context(tap_output(module, partial(keep, path)))
-
-    def plan(self, context: PlanContext) -> list[PlannedArray]:
-        """The output of every matching layer that runs."""
-        steps, arrays = context.steps(self), []
-        for path in context.denoiser.resolve_layers(self.layers):
-            if path in context.outputs:
-                output, _ = with_dims(path, context.outputs[path], context.denoiser, context.sample_shape[1:])
-                arrays.append(context.array(f"activations/{path}", steps, output.shape[1:], output.dtype))
-        return arrays
+            is_named = run.denoiser.is_named(path, self.layers)
+            if is_named:
+                recording.expect(self, [f"activations/{path}"])
+            stack.enter_context(tap_output(module, partial(keep, path, is_named), read=lambda output: output))

@@ -1,144 +1,214 @@
 """The true weights of softmax attention."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from diffusers_xai.denoisers.base import Denoiser, token_grid
+from diffusers_xai.denoisers import Denoiser
+from diffusers_xai.recording.attention import RELATIONS, Relation, merged, relations
+from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.taps.attention import tap_attention
+from diffusers_xai.recording.text import PromptTokens, token_coordinate
+from diffusers_xai.taps.attention import AttentionCall, check_backends, tap_attention
 
 
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
-
+QUERIES = ("mean", "all")
 _QUERIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionWeights(RecordSpec):
-    """Records softmax attention weights: how much a query looks at every key. Rows sum to 1.
+    """Records softmax attention weights: how much a query looks at every key. Over all keys of a layer they sum to 1.
 
-    Arrays: `attention_weights/<layer>` of dims (step, sample, head, height, width) over the image positions of the
-    keys, averaged over all queries; cross-attention has (…, head, token) over the condition's tokens. With `pixels`,
-    the weights of these queries, with the dim `pixel` after `head` and the coordinates `row` and `column` on it. Under
-    guidance `branch` stands after `sample`. Linear attention has no such weights: see [`AttentionOutputs`].
+    Arrays: `attention_weights/<layer>`, of the natural relation of each layer: image to text where it looks at a
+    condition, else image to image. With `relation`, `attention_weights_<relation>/<layer>` of the layers that have it.
+    Dims, behind (step, sample, [branch]):
+
+    | relation | `queries="mean"` | `queries="all"` | with `pixels` |
+    |---|---|---|---|
+    | image_to_text | head, token | head, height, width, token | head, pixel, token |
+    | image_to_image | head, height, width (of the keys) | head, query, height, width | head, pixel, height, width |
+    | text_to_image | head, height, width (of the keys) | head, height, width, token | |
+
+    The coordinates `row` and `column` say where a pixel or query lies, `token` holds the words. Videos have `frame`
+    before `height`. Attention whose tokens are not known to lie on an image is (head, [query,] token). A second
+    attention in one layer (IP-Adapter) is `…/<layer>@2`. Linear attention has no such weights: see
+    [`AttentionOutputs`].
 
     Args:
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers of softmax attention if `None`.
+        relation (`str`, *optional*): `"image_to_text"`, `"image_to_image"` or `"text_to_image"`.
+        queries (`str`, defaults to `"mean"`): `"mean"` over all queries, or `"all"`.
         pixels (sequence of `(row, column)`, *optional*): Query pixels at the sample's resolution; each means the
-            query of the layer's grid that covers it. Averaged over all queries if `None`.
+            query of the layer's grid that covers it.
+        heads (`int` or sequence of `int`, *optional*): 0-based indices of heads; all if `None`.
         steps, timesteps, every: See [`RecordSpec`].
 
     Raises:
         KeyError: when recording starts, if a name matches no layer.
-        ValueError: if a layer has no softmax attention; before sampling, for pixels outside the sample.
+        ValueError: for values that are not possible, a layer of linear attention, or another attention backend than
+            PyTorch's; before the first step, for pixels outside the sample, a head that is not there, or a class whose
+            order of image and text is not known.
     """
 
     layers: str | Iterable[str] | None = None
+    relation: str | None = None
+    queries: str = "mean"
     pixels: Sequence[tuple[int, int]] | None = None
+    heads: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.layers is not None:
             object.__setattr__(self, "layers", layer_names(self.layers))
+        if self.relation is not None and self.relation not in RELATIONS:
+            raise ValueError(f"Expected `relation` in {RELATIONS}, got {self.relation!r}.")
+        if self.queries not in QUERIES:
+            raise ValueError(f"Expected `queries` in {QUERIES}, got {self.queries!r}.")
         if self.pixels is not None:
+            if self.queries == "all" or self.relation == "text_to_image":
+                raise ValueError("Expected `pixels` to choose among image queries: without `queries='all'` and text.")
             object.__setattr__(self, "pixels", tuple((int(row), int(column)) for row, column in self.pixels))
+        if self.heads is not None:
+            heads = (self.heads,) if isinstance(self.heads, int) else tuple(int(head) for head in self.heads)
+            if not heads or min(heads) < 0:
+                raise ValueError(f"Expected `heads` as one or several indices from 0 on, got {self.heads!r}.")
+            object.__setattr__(self, "heads", heads)
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps the attention of every matching layer."""
         run = recording.run
-        layers = self._layers(run.denoiser)
-        recording.expect(self, [f"attention_weights/{path}" for path in layers], exclusive=True)
+        layers = softmax_layers(run.denoiser, self.layers)
+        group = "attention_weights" if self.relation is None else f"attention_weights_{self.relation}"
+        named = [path for path in layers if self.layers is not None and run.denoiser.is_named(path, self.layers)]
+        recording.expect(self, [f"{group}/{path}" for path in layers] if named else [], exclusive=True)
+        prompt = stack.enter_context(PromptTokens.tapped(run))
+        found: set[str] = set()
 
         def check_pixels() -> None:
-            height, width = run.sample_size
-            outside = [p for p in self.pixels or () if not (0 <= p[0] < height and 0 <= p[1] < width)]
+            outside = [
+                p for p in self.pixels or () if any(not 0 <= i < n for i, n in zip(p, run.sample_size, strict=True))
+            ]
             if outside:
                 raise ValueError(
                     f"AttentionWeights: expected pixels (row, column) within {run.sample_size}, got {outside[:5]}."
                 )
 
-        def keep(path: str, query: torch.Tensor, key: torch.Tensor, arguments: dict[str, Any]) -> None:
-            if not recording.is_selected(self):
+        def keep(path: str, calls: list[AttentionCall]) -> None:
+            if not recording.looks(self) or not calls:
                 return
-            query_grid = token_grid(query.shape[-2], run.sample_size)
-            if query_grid is None:
-                raise RuntimeError(f"{path}: {query.shape[-2]} queries do not cover the image evenly.")
-            weights = self._weights(query, key, arguments, query_grid, run.sample_size)
-            dims: tuple[str, ...] = ("head", "token") if self.pixels is None else ("head", "pixel", "token")
-            if key.shape[-2] == query.shape[-2]:
-                weights = weights.unflatten(-1, query_grid)
-                dims = (*dims[:-1], "height", "width")
-            coords: dict[str, Any] = {}
-            if self.pixels is not None:
-                rows, columns = np.array(self.pixels).T
-                coords = {"row": ("pixel", rows), "column": ("pixel", columns)}
-            recording.keep(self, f"attention_weights/{path}", weights, dims, coords)
+            for call in merged(calls, run.labelling.rows):
+                known = relations(run.labelling, path, call)
+                name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
+                if name is None or (name not in known and "" not in known):
+                    if path in named:
+                        raise ValueError(
+                            f"AttentionWeights: expected {path} to relate {self.relation or 'image and text'}; it has"
+                            f" {', '.join(known) or 'neither'}."
+                        )
+                    continue
+                found.add(path)
+                is_selected = recording.is_selected(self)
+                values, dims, coords = self._values(
+                    run, layers[path], call, known.get(name) or known[""], name, is_selected
+                )
+                coords |= token_coordinate(run, prompt, values.shape[-1]) if dims[-1] == "token" and name else {}
+                recording.keep(self, f"{group}/{path}", values, dims, coords)
 
-        run.on_start(check_pixels)
-        stack.enter_context(tap_attention(layers, keep))
-
-    def _layers(self, denoiser: Denoiser) -> dict[str, torch.nn.Module]:
-        available = denoiser.softmax_attention()
-        if self.layers is None:
-            if not available:
-                raise ValueError(f"{type(denoiser.module).__name__} has no layer of softmax attention.")
-            return available
-        asked = denoiser.resolve_layers(self.layers)
-        without = [path for path in asked if path not in available]
-        if without:
-            raise ValueError(
-                f"Expected layers of softmax attention, available: {', '.join(available) or 'none'}; got"
-                f" {', '.join(without[:5])}. `AttentionOutputs` shows linear attention."
-            )
-        return asked
-
-    def _weights(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        arguments: dict[str, Any],
-        query_grid: tuple[int, int],
-        sample_size: tuple[int, int],
-    ) -> torch.Tensor:
-        """(batch, head, key) averaged over the queries, or (batch, head, pixel, key)."""
-        scale = arguments.get("scale") or query.shape[-1] ** -0.5
-        mask = arguments.get("attn_mask")
-
-        def softmax(indices: torch.Tensor) -> torch.Tensor:
-            scores = query[..., indices, :].float() @ key.float().transpose(-1, -2) * scale
-            if mask is not None:
-                rows = mask[..., indices, :] if mask.shape[-2] > 1 else mask
-                bias = torch.zeros_like(rows, dtype=torch.float32).masked_fill(~rows, -torch.inf)
-                scores = scores + (bias if rows.dtype == torch.bool else rows.float())
-            return scores.softmax(dim=-1)
+        def check_found() -> None:
+            if recording.looks(self) and not found:
+                raise ValueError(
+                    f"AttentionWeights: no layer of {run.denoiser.name} computes softmax attention of"
+                    f" {self.relation or 'any relation'} that PyTorch shows."
+                )
 
         if self.pixels is not None:
-            (rows, columns), (height, width) = torch.tensor(self.pixels).T, sample_size
-            cells = rows * query_grid[0] // height * query_grid[1] + columns * query_grid[1] // width
-            return softmax(cells.to(query.device))
-        # In parts: all weights of a 64 px layer at once are 67 MB per head.
-        parts = torch.arange(query.shape[-2], device=query.device).split(_QUERIES_AT_ONCE)
-        return torch.stack([softmax(part).sum(dim=-2) for part in parts]).sum(dim=0) / query.shape[-2]
+            run.on_start(check_pixels)
+        run.before_step(check_found)
+        stack.enter_context(tap_attention(layers, keep))
 
-    def plan(self, context: PlanContext) -> list[PlannedArray]:
-        """One array per layer."""
-        arrays, sample_size = [], (context.sample_shape[1], context.sample_shape[2])
-        for path, module in self._layers(context.denoiser).items():
-            output = context.denoiser.to_grid(context.outputs[path], sample_size)
-            keys = context.outputs.get(f"{path}.to_k")
-            is_self = keys is None or keys.shape[1] == output.shape[-2] * output.shape[-1]
-            shape = list(output.shape[-2:]) if is_self or keys is None else [keys.shape[1]]
-            pixels = [] if self.pixels is None else [len(self.pixels)]
-            name, heads = f"attention_weights/{path}", cast(int, module.heads)
-            arrays.append(context.array(name, context.steps(self), [heads, *pixels, *shape], torch.float32))
-        return arrays
+    def _values(
+        self, run: Run, module: nn.Module, call: AttentionCall, relation: Relation, name: str, is_selected: bool
+    ) -> tuple[torch.Tensor, tuple[str, ...], dict[str, Any]]:
+        """(row, head, …), the dims behind the row, and coordinates."""
+        heads = int(getattr(module, "heads", 0) or getattr(module, "num_heads", 0) or 1)
+        device = None if is_selected else "meta"
+        queries, keys = torch.arange(call.shape[1])[relation.queries.index], relation.keys
+        grid, coords = relation.queries.grid, dict[str, Any]()
+        if self.pixels is not None and grid is not None:
+            (rows, columns), (height, width) = torch.tensor(self.pixels).T, run.sample_size
+            queries = queries[rows * grid[-2] // height * grid[-1] + columns * grid[-1] // width]
+            coords = {"row": ("pixel", np.array(rows)), "column": ("pixel", np.array(columns))}
+
+        def part(indices: torch.Tensor) -> torch.Tensor:
+            weights = call.weights(indices, heads, device)
+            return self._of_heads(weights)[..., keys.index]
+
+        if self.pixels is None and self.queries == "mean":
+            # In parts: all weights of a 64 px layer at once are 67 MB per head.
+            weights = sum(part(chunk).sum(dim=-2) for chunk in queries.split(_QUERIES_AT_ONCE)) / len(queries)
+            dims: tuple[str, ...] = ("head",)
+        else:
+            weights = part(queries)
+            dims = ("head", "pixel" if self.pixels is not None else "query")
+        if not isinstance(weights, torch.Tensor):
+            raise ValueError("Expected at least one query.")
+        names = {2: ("height", "width"), 3: ("frame", "height", "width")}
+        if keys.grid is not None:
+            weights, dims = weights.unflatten(-1, keys.grid), (*dims, *names[len(keys.grid)])
+        else:
+            dims = (*dims, "token")
+        if name == "text_to_image" and dims[1] == "query":
+            weights, dims = weights.movedim(2, -1), (dims[0], *dims[2:], "token")
+        elif dims[1:2] == ("query",) and grid is not None and keys.grid is None:
+            weights, dims = weights.unflatten(2, grid), (dims[0], *names[len(grid)], *dims[2:])
+        elif dims[1:2] == ("query",) and grid is not None and len(grid) == 2:
+            cells = np.indices(grid).reshape(2, -1)
+            coords = {"row": ("query", cells[0]), "column": ("query", cells[1])}
+        folded = call.shape[0] // (1 if call.query is not None or call.probabilities.ndim == 4 else heads)  # type: ignore[union-attr]
+        if run.labelling.frames and folded == run.labelling.rows * run.labelling.frames:
+            weights = weights.unflatten(0, (run.labelling.rows, -1))
+            position = dims.index("height") if "height" in dims else len(dims) - 1
+            weights, dims = weights.movedim(1, 1 + position), (*dims[:position], "frame", *dims[position:])
+        return weights, dims, coords
+
+    def _of_heads(self, weights: torch.Tensor) -> torch.Tensor:
+        if self.heads is None:
+            return weights
+        chosen = list(self.heads) if isinstance(self.heads, Iterable) else [self.heads]
+        if max(chosen) >= weights.shape[1]:
+            raise ValueError(f"AttentionWeights: expected `heads` in 0..{weights.shape[1] - 1}, got {chosen}.")
+        return weights[:, chosen]
+
+
+def softmax_layers(denoiser: Denoiser, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:
+    """The layers of softmax attention that are meant; all if `layers` is `None`.
+
+    Raises:
+        KeyError: if a name matches no layer.
+        ValueError: if one has no softmax attention, or a backend computes it that does not show its weights.
+    """
+    available = denoiser.softmax_attention()
+    if layers is None:
+        if not available:
+            raise ValueError(f"{denoiser.name} has no layer of softmax attention.")
+        found = available
+    else:
+        patterns = layer_names(layers)
+        asked = denoiser.resolve_layers(patterns)
+        without = [path for path in asked if path not in available and denoiser.is_named(path, patterns)]
+        found = {path: module for path, module in asked.items() if path in available}
+        if without or not found:
+            raise ValueError(
+                f"Expected layers of softmax attention, available: {', '.join(available) or 'none'}; got"
+                f" {', '.join(without[:5] or list(asked)[:5])}. `AttentionOutputs` shows linear attention."
+            )
+    check_backends(found)
+    return found

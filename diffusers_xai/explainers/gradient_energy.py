@@ -1,21 +1,14 @@
 """The energy of a gradient volume, for the price of a few backward passes."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from diffusers_xai.recording.gradients import PullBackSpec, check_finite
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
 from diffusers_xai.recording.pull_back import pull_back
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.replay import StepReplay
-
-
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,18 +42,28 @@ class GradientEnergy(PullBackSpec):
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Replays every selected step with a graph."""
+        run = recording.run
         recording.expect(self, ["gradient_energy"], exclusive=True)
-        self.on_replay(recording, stack, lambda replay: self._keep(recording, replay))
+
+        def declare() -> None:
+            for name, passes in (("gradient_energy", self.probes), ("gradient_energy_error", 0)):
+                recording.declare(
+                    self, name, run.positions, self.torch_dtype, per_branch=self.of == "noise", backward_passes=passes
+                )
+
+        run.on_start(declare)
+        self.on_replay(recording, lambda replay: self._keep(recording, replay))
 
     def _keep(self, recording: Recording, replay: StepReplay) -> None:
-        size = recording.run.sample_size
-        rows, columns = torch.as_tensor(self.selected_pixels(size)).T
+        positions = recording.run.positions
+        pixels = torch.as_tensor(self.selected_pixels(positions)).T
         generator = torch.Generator().manual_seed(self.seed + recording.run.step)
         moments: dict[str, torch.Tensor] = {}
 
         def random_signs(start: int, stop: int) -> torch.Tensor:
-            maps = torch.zeros(stop - start, *size)
-            maps[:, rows, columns] = 2.0 * torch.randint(2, (stop - start, len(rows)), generator=generator) - 1
+            maps = torch.zeros(stop - start, *positions)
+            signs = 2.0 * torch.randint(2, (stop - start, pixels.shape[1]), generator=generator) - 1
+            maps[(slice(None), *pixels)] = signs
             return maps
 
         def store(start: int, gradients: torch.Tensor, labels: torch.Tensor | None) -> None:
@@ -75,14 +78,6 @@ class GradientEnergy(PullBackSpec):
         energy = mean.sqrt()
         error = torch.where(energy > 0, variance.sqrt() / (2 * energy), 0.0)  # of a square root, to first order
         for name, values in (("gradient_energy", energy), ("gradient_energy_error", error)):
-            recording.keep(self, name, values.flatten(0, 1).to(self.torch_dtype), ("height", "width"))
-
-    def plan(self, context: PlanContext) -> list[PlannedArray]:
-        """The energy and its error."""
-        steps, size = context.steps(self), context.sample_shape[1:]
-        return [
-            context.array(
-                name, steps, size, self.torch_dtype, per_branch=self.of == "noise", backward_passes=passes * len(steps)
-            )
-            for name, passes in (("gradient_energy", self.probes), ("gradient_energy_error", 0))
-        ]
+            rows = values.flatten(0, 1).to(self.torch_dtype)
+            dims = recording.run.labelling.position_dims
+            recording.keep(self, name, rows, dims, per_branch=self.of == "noise", call=None)

@@ -1,22 +1,18 @@
 """Layer gradient maps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import torch
 
 from diffusers_xai.recording.gradients import GradientSpec, check_finite
-from diffusers_xai.recording.layers import layer_names, with_dims
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.layers import layer_names
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.replay import StepReplay
-
-
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
+from diffusers_xai.taps import tap_output
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,35 +42,36 @@ class GradientMaps(GradientSpec):
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Replays every selected step with a graph."""
-        layers = recording.run.denoiser.resolve_layers(self.layers)
+        run = recording.run
+        layers = run.denoiser.resolve_layers(self.layers)
         recording.expect(self, [f"gradient_maps/{path}" for path in layers], exclusive=True)
 
+        def declare(path: str, output: Any) -> None:
+            if run.step == 0 and not run.is_replaying and f"gradient_maps/{path}" not in recording.planned[id(self)]:
+                _, labelled = run.labelling.stream(path, output)
+                passes = 0 if recording.planned[id(self)] else 1
+                recording.declare(
+                    self,
+                    f"gradient_maps/{path}",
+                    labelled.values.shape[1:],
+                    labelled.values.dtype,
+                    backward_passes=passes,
+                )
+
         def explain(replay: StepReplay) -> None:
-            size = recording.run.sample_size
             with replay.graph(layers=layers) as graph:
-                pixels = torch.as_tensor(self.selected_pixels(size))
-                masked = graph.target[:, pixels[:, 0], pixels[:, 1]].sum()
+                pixels = torch.as_tensor(self.selected_pixels(run.positions))
+                masked = graph.target[(slice(None), *pixels.T)].sum()
                 gradients = torch.autograd.grad(masked, list(graph.layers.values()), allow_unused=True)
-            for path, gradient in zip(graph.layers, gradients, strict=True):
+            for (call, path, _), gradient in zip(graph.layers, gradients, strict=True):
+                name = f"gradient_maps/{path}"
                 if gradient is None:
                     raise RuntimeError(f"The output does not depend on layer {path!r}: it has no gradient map.")
-                check_finite(f"gradient_maps/{path}", gradient, gradient.dtype)
-                values, dims = with_dims(path, gradient, recording.run.denoiser, size)
-                recording.keep(self, f"gradient_maps/{path}", values, dims)
+                check_finite(name, gradient, gradient.dtype)
+                run.current_call = call
+                _, labelled = run.labelling.stream(path, gradient)
+                recording.keep(self, name, labelled.values, labelled.dims, call=call)
 
-        self.on_replay(recording, stack, explain)
-
-    def plan(self, context: PlanContext) -> list[PlannedArray]:
-        """A map per matching layer, all from one backward pass per step."""
-        steps = context.steps(self)
-        arrays: list[PlannedArray] = []
-        for path in context.denoiser.resolve_layers(self.layers):
-            if path in context.outputs:
-                output, _ = with_dims(path, context.outputs[path], context.denoiser, context.sample_shape[1:])
-                passes = 0 if arrays else len(steps)
-                arrays.append(
-                    context.array(
-                        f"gradient_maps/{path}", steps, output.shape[1:], output.dtype, backward_passes=passes
-                    )
-                )
-        return arrays
+        for path, module in layers.items():
+            stack.enter_context(tap_output(module, partial(declare, path), read=lambda output: output))
+        self.on_replay(recording, explain)

@@ -1,22 +1,16 @@
 """Pixel-wise gradient volumes and the label sensitivity."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 
 from diffusers_xai.recording.gradients import PullBackSpec, batch_first, check_finite
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
 from diffusers_xai.recording.pull_back import pull_back
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.replay import StepReplay
+from diffusers_xai.taps import tap_output
 
-
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
 
 _CHANNELS = ("sum", "separate")
 
@@ -59,54 +53,56 @@ class GradientVolume(PullBackSpec):
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Replays every selected step with a graph."""
+        run, embedding = recording.run, getattr(recording.run.denoiser.module, "class_embedding", None)
         recording.expect(self, ["gradient_volume"], exclusive=True)
-        self.on_replay(recording, stack, lambda replay: self._keep_volume(recording, replay))
+        condition: list[torch.Size] = []
 
-    def _keep_volume(self, recording: Recording, replay: StepReplay) -> None:
-        size = recording.run.sample_size
-        pixels = self.selected_pixels(size)
-        has_labels = recording.run.denoiser.has_label_conditioning
+        def declare() -> None:
+            pixels = len(self.selected_pixels(run.positions))
+            shape = run.labelling.sample(run.state).values.shape[2 if self.channels == "sum" else 1 :]
+            arrays = {"gradient_volume": (pixels, *shape)}
+            if condition:
+                arrays["label_sensitivity"] = (pixels, *condition[0][1:])
+            for name, size in arrays.items():
+                passes = pixels if name == "gradient_volume" else 0
+                recording.declare(
+                    self, name, size, self.torch_dtype, per_branch=self.of == "noise", backward_passes=passes
+                )
+
+        if embedding is not None:
+            stack.enter_context(tap_output(embedding, lambda output: condition.append(output.shape)))
+        run.before_step(lambda: declare() if run.step == 0 else None)
+        self.on_replay(recording, lambda replay: self._keep(recording, replay, bool(condition)))
+
+    def _keep(self, recording: Recording, replay: StepReplay, labels: bool) -> None:
+        run = recording.run
+        pixels, per_branch = self.selected_pixels(run.positions), self.of == "noise"
         volume: list[torch.Tensor] = []
         sensitivity: list[torch.Tensor] = []
 
         def one_hot(start: int, stop: int) -> torch.Tensor:
-            maps = torch.zeros(stop - start, *size)
-            rows, columns = pixels[start:stop].T
-            maps[torch.arange(stop - start), torch.as_tensor(rows), torch.as_tensor(columns)] = 1
+            maps = torch.zeros(stop - start, *run.positions)
+            maps[(torch.arange(stop - start), *torch.as_tensor(pixels[start:stop]).T)] = 1
             return maps
 
-        def store(start: int, gradients: torch.Tensor, labels: torch.Tensor | None) -> None:
+        def store(start: int, gradients: torch.Tensor, by_label: torch.Tensor | None) -> None:
             check_finite("gradient_volume", gradients, gradients.dtype)
             summed = gradients.sum(dim=3) if self.channels == "sum" else gradients
             volume.append(summed.to("cpu", self.torch_dtype))
-            if labels is not None:
-                # Under guidance the last branch carries the label, the first the null label.
-                kept = labels if self.of == "noise" else labels[:, -1:]
+            if by_label is not None:
+                # Of the step, the derivative by the label and not by the null label.
+                kept = by_label if per_branch else by_label[:, conditional : conditional + 1]
                 sensitivity.append(kept.to("cpu", self.torch_dtype))
 
-        pull_back(replay, one_hot, len(pixels), store, chunk_size=self.chunk_size, labels=has_labels)
-        coords = {"row": ("pixel", pixels[:, 0]), "column": ("pixel", pixels[:, 1])}
-        image = ("height", "width") if self.channels == "sum" else ("channel", "height", "width")
-        recording.keep(self, "gradient_volume", batch_first(volume), ("pixel", *image), coords)
+        branches = run.guidance.branches
+        conditional = branches.index("cond") if "cond" in branches else 0
+        pull_back(replay, one_hot, len(pixels), store, chunk_size=self.chunk_size, labels=labels)
+        names = {1: ("position",), 2: ("row", "column"), 3: ("pixel_frame", "row", "column")}[pixels.shape[1]]
+        coords = {name: ("pixel", pixels[:, i]) for i, name in enumerate(names)}
+        image = run.labelling.position_dims
+        dims = ("pixel", *image) if self.channels == "sum" else ("pixel", "channel", *image)
+        recording.keep(self, "gradient_volume", batch_first(volume), dims, coords, per_branch=per_branch, call=None)
         if sensitivity:
             batch = batch_first(sensitivity)
             dims = ("pixel", "channel", "height", "width")[: batch.ndim - 1]
-            recording.keep(self, "label_sensitivity", batch, dims, coords)
-
-    def plan(self, context: PlanContext) -> list[PlannedArray]:
-        """The volume and the label sensitivity."""
-        steps, (channels, *size) = context.steps(self), context.sample_shape
-        per_branch, dtype = self.of == "noise", self.torch_dtype
-
-        def array(name: str, shape: Sequence[int], backward_passes: int = 0) -> PlannedArray:
-            return context.array(
-                name, steps, shape, dtype, per_branch=per_branch, backward_passes=backward_passes * len(steps)
-            )
-
-        pixels = len(self.selected_pixels((size[0], size[1])))
-        image = size if self.channels == "sum" else [channels, *size]
-        arrays = [array("gradient_volume", [pixels, *image], pixels)]
-        if context.denoiser.has_label_conditioning:
-            condition: Any = context.outputs["class_embedding"].shape[1:]
-            arrays.append(array("label_sensitivity", [pixels, *condition]))
-        return arrays
+            recording.keep(self, "label_sensitivity", batch, dims, coords, per_branch=per_branch, call=None)

@@ -1,41 +1,39 @@
 """The samples x_t, the predicted x̂_0 and measures between successive samples."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from diffusers_xai.measures import structural_similarity
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
+from diffusers_xai.recording.clock import Run, predicted_part
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.taps import SchedulerStep, predicted_x0_and_noise
+from diffusers_xai.taps import SchedulerStep, copy_scheduler, scale_model_input, x0_and_noise
+from diffusers_xai.taps.noise import check_x0
 
 
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
-
-_IMAGE = ("channel", "height", "width")
 _SSIM_WINDOW = 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(RecordSpec):
-    """Records the scheduler's state x_t and the predicted x̂_0 (METHOD: thesis fig. 5.3, 5.4, 5.6).
+    """Records the scheduler's state x_t and the predicted x̂_0 (thesis fig. 5.3, 5.4, 5.6).
 
-    Arrays: `samples` and `x0` of dims (step, sample, channel, height, width), `final_sample` without `step`, and
-    `measures/ssim` (step, sample): SSIM of a step's x_t and its result, at **every** step of the run.
+    Arrays: `samples` and `x0` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
+    width), of sequences (…, channel, token); `final_sample` without `step`; and, of images and videos, `measures/ssim`
+    (step, sample): SSIM of a step's x_t and its result, at **every** step of the run, the mean over frames.
 
     Args:
         steps, timesteps, every: See [`RecordSpec`].
-        x0 (`bool`, defaults to `True`): Record x̂_0 beside x_t. Schedulers that clip it report it clipped.
+        x0 (`bool`, defaults to `True`): Record x̂_0 beside x_t: the scheduler's own where it tells or holds it (clipped
+            or thresholded, if it does that), else what its kind of prediction implies.
         measures (sequence of `str`, defaults to `("ssim",)`): Measures taken while sampling; empty for none.
 
     Raises:
-        ValueError: for an unknown measure; before sampling, for samples smaller than SSIM's window of 7 pixels.
+        ValueError: for an unknown measure; before sampling, for samples smaller than SSIM's window of 7 pixels, or a
+            scheduler that does not tell what its predictions mean.
     """
 
     x0: bool = True
@@ -54,39 +52,58 @@ class Samples(RecordSpec):
         run = recording.run
         recording.expect(self, ["samples", "x0"] if self.x0 else ["samples"])
 
-        def check_size() -> None:
-            if "ssim" in self.measures and min(run.sample_size) < _SSIM_WINDOW:
+        def measures_ssim() -> bool:
+            return "ssim" in self.measures and len(run.positions) > 1
+
+        def start() -> None:
+            if measures_ssim() and min(run.sample_size) < _SSIM_WINDOW:
                 raise ValueError(
                     f"SSIM needs samples of at least {_SSIM_WINDOW}x{_SSIM_WINDOW} pixels, got {run.sample_size}."
                     " Record `Samples(measures=())`."
                 )
+            if self.x0:
+                check_x0(run.scheduler, run.timesteps[0])
+
+        def declare() -> None:
+            if run.step > 0:
+                return
+            shape, dtype = run.labelling.sample(run.state).values.shape[1:], run.state.dtype
+            for name in ("samples", "x0") if self.x0 else ("samples",):
+                recording.declare(self, name, shape, dtype, per_branch=False)
+            if measures_ssim():
+                every_step = frozenset(range(len(run.timesteps)))
+                recording.declare(self, "measures/ssim", (), torch.float64, per_branch=False, steps=every_step)
+            recording.declare(self, "final_sample", shape, dtype, per_branch=False, steps=frozenset([0]))
 
         def keep(step: SchedulerStep) -> None:
+            label, samples = run.labelling.sample, run.num_samples
+            before, after = label(step.sample[:samples]), label(step.result[:samples])
             if recording.is_selected(self):
-                recording.keep(self, "samples", step.sample, _IMAGE)
+                recording.keep(self, "samples", before.values, before.dims, per_branch=False)
                 if self.x0:
-                    x0 = step.pred_original_sample
-                    if x0 is None:
-                        model_input = run.model_input[: step.sample.shape[0]]
-                        x0, _ = predicted_x0_and_noise(run.scheduler, step.timestep, step.model_output, model_input)
-                    recording.keep(self, "x0", x0, _IMAGE)
-            if "ssim" in self.measures:
-                recording.keep(self, "measures/ssim", structural_similarity(step.sample, step.result), ())
+                    recording.keep(self, "x0", label(_x0(run, step)).values, before.dims, per_branch=False)
+            if measures_ssim():
+                similarity = _similarity(before.values, after.values)
+                recording.keep(self, "measures/ssim", similarity, (), per_branch=False)
             if run.step == len(run.timesteps) - 1:
-                recording.keep_final("final_sample", step.result, _IMAGE)
+                recording.keep_final("final_sample", after.values, after.dims)
 
-        run.on_start(check_size)
+        run.on_start(start)
+        run.before_step(declare)
         run.on_step(keep)
 
-    def plan(self, context: PlanContext) -> list[PlannedArray]:
-        """x_t, x̂_0 and the last state, and a number per step."""
-        steps, every_step = context.steps(self), frozenset(range(len(context.timesteps)))
 
-        def array(name: str, steps: frozenset[int] | None, shape: Sequence[int], dtype: torch.dtype) -> PlannedArray:
-            return context.array(name, steps, shape, dtype, per_branch=False)
+def _x0(run: Run, step: SchedulerStep) -> torch.Tensor:
+    if step.pred_original_sample is not None:
+        return step.pred_original_sample
+    model_input = scale_model_input(copy_scheduler(run.scheduler), step.sample, step.arguments["timestep"])
+    return x0_and_noise(run.scheduler, step.level, predicted_part(step, step.model_output), model_input)[0]
 
-        arrays = [array("samples", steps, context.sample_shape, context.dtype)]
-        if self.x0:
-            arrays.append(array("x0", steps, context.sample_shape, context.dtype))
-        arrays += [array(f"measures/{name}", every_step, (), torch.float64) for name in self.measures]
-        return [*arrays, array("final_sample", None, context.sample_shape, context.dtype)]
+
+def _similarity(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """SSIM (sample) of images (sample, channel, height, width), of videos the mean over their frames."""
+    if before.ndim == 4:
+        return structural_similarity(before, after)
+    frames = before.shape[2]
+    folded = [video.transpose(1, 2).flatten(0, 1) for video in (before, after)]
+    return structural_similarity(*folded).unflatten(0, (-1, frames)).mean(dim=1)

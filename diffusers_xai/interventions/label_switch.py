@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.edits import EditSpec
-from diffusers_xai.recording.steps import nearest_steps
+from diffusers_xai.recording.edits import EditSpec, first_switched_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,7 @@ class LabelSwitch(EditSpec):
     from_timestep: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.from_step is None) == (self.from_timestep is None):
-            raise ValueError(
-                f"Expected one of `from_step` and `from_timestep`, got {self.from_step} and {self.from_timestep}."
-            )
-        if self.from_step is not None and (not _is_index(self.from_step) or self.from_step < 0):
-            raise ValueError(f"Expected `from_step` as a step index from 0 on, got {self.from_step!r}.")
+        first_switched_step(self, None)
         if not isinstance(self.to, Mapping) and not _is_index(self.to):
             raise TypeError(f"Expected `to` as an integer or a dict of attributes, got {self.to!r}.")
         object.__setattr__(self, "to", dict(self.to) if isinstance(self.to, Mapping) else int(self.to))
@@ -54,36 +49,32 @@ class LabelSwitch(EditSpec):
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Replaces the labels in the denoiser's calls."""
-        denoiser = run.denoiser.module
-        config = denoiser.config
-        if config.get("num_class_embeds") is None:
-            raise ValueError(f"LabelSwitch: this {type(denoiser).__name__} takes no class labels.")
-        label = encode_label(
-            self.to, config["num_class_embeds"], config.get("null_class_label"), config.get("class_attributes")
-        )
-        position = list(inspect.signature(denoiser.forward).parameters).index("class_labels")
+        config, denoiser = run.denoiser.config, run.denoiser.module
+        classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+        if classes is None or "class_labels" not in inspect.signature(denoiser.forward).parameters:
+            raise ValueError(f"LabelSwitch: this {run.denoiser.name} takes no class labels.")
+        null = config.get("null_class_label", classes if run.denoiser.name.startswith("DiT") else None)
+        label = encode_label(self.to, classes, null, config.get("class_attributes"))
 
         def replaced(labels: Any) -> torch.Tensor:
             if labels is None:
                 raise ValueError("LabelSwitch: the pipeline gave the denoiser no `class_labels` to switch.")
             rows = [
                 row
-                for row, (branch, sample) in enumerate(run.rows(labels.shape[0]))
+                for row, (branch, sample) in enumerate(run.rows())
                 if branch == "cond" and (samples is None or sample in samples)
             ]
             labels = labels.clone()
             labels[rows] = label
             return labels
 
-        def switch(first: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        def switch(first: int, call: DenoiserCall) -> DenoiserCall | None:
             if run.step < first:
                 return None
-            if len(args) > position:
-                return (*args[:position], replaced(args[position]), *args[position + 1 :]), kwargs
-            return args, {**kwargs, "class_labels": replaced(kwargs.get("class_labels"))}
+            return call.with_argument("class_labels", replaced(call.arguments.get("class_labels")))
 
         def start() -> None:
-            first = self._first_step(run)
+            first = first_switched_step(self, run)
             run.on_call(partial(switch, first), order=first)  # the latest switch has the last word
 
         run.on_start(start)
@@ -91,17 +82,6 @@ class LabelSwitch(EditSpec):
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON-able data."""
         return {"type": "LabelSwitch", "to": self.to, "from_step": self.from_step, "from_timestep": self.from_timestep}
-
-    def _first_step(self, run: Run) -> int:
-        count = len(run.timesteps)
-        if self.from_timestep is not None:
-            train_timesteps = run.scheduler.config.get("num_train_timesteps", 1000)
-            return min(nearest_steps(self, [self.from_timestep], run.timesteps, train_timesteps))
-        if self.from_step is None or self.from_step > count:
-            raise ValueError(
-                f"LabelSwitch: expected `from_step` in 0..{count}, got {self.from_step}; the run has {count} steps."
-            )
-        return self.from_step
 
 
 def _is_index(value: Any) -> bool:

@@ -16,21 +16,16 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 from PIL import Image
-from torch.func import functional_call
 
-from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.labels import ClassLabels, encode_labels
 from diffusers_xai.hub.pipelines import add_code, add_readme, can_carry_code, push_pipeline
 from diffusers_xai.hub.registry import installed_classes
 from diffusers_xai.pipelines.schedule import default_steps, set_timesteps
 from diffusers_xai.profile import DiffusionProfile
-from diffusers_xai.recording import Edits, RecordSpec, check_samples, count_samples, edits_with_samples
-from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.plan import RecordingPlan, make_plan
-from diffusers_xai.recording.planned import PlanContext
-from diffusers_xai.recording.record import record as record_run
-from diffusers_xai.taps import copy_scheduler, scale_model_input
-from diffusers_xai.taps.probe import probe_outputs, shortest_time
+from diffusers_xai.recording import Edits, RecordingPlan, RecordSpec, check_samples, count_samples
+from diffusers_xai.recording import plan as plan_run
+from diffusers_xai.recording import record as record_run
+from diffusers_xai.taps import scale_model_input
 
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -286,16 +281,10 @@ class XAIPipeline(DiffusionPipeline):
         batch_size = len(labels)
         self.check_inputs(batch_size, generator, sample, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
-        self._guidance_scale = guidance_scale
-        self._interrupt = False
-        steps = set_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas, device)
-        self._num_timesteps = len(steps)
-        sample = self.prepare_sample(batch_size, generator, sample)
-        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         with ExitStack() as stack:
             recording = None
-            if record is not None or edits:
+            if record is not None or edits:  # first: the scheduler of a run that is being recorded stays as it is
                 recording = stack.enter_context(record_run(self, record or (), edits, profile_dir, max_bytes))
                 recording.describe(
                     class_labels=[None if label is None else int(label) for label in labels],
@@ -304,6 +293,12 @@ class XAIPipeline(DiffusionPipeline):
                     eta=eta,
                     **_chosen_steps(self.scheduler, num_inference_steps, timesteps, sigmas),
                 )
+            self._guidance_scale = guidance_scale
+            self._interrupt = False
+            steps = set_timesteps(self.scheduler, num_inference_steps, timesteps, sigmas, device)
+            self._num_timesteps = len(steps)
+            sample = self.prepare_sample(batch_size, generator, sample)
+            step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
             for i, t in enumerate(self.progress_bar(steps)):
                 if self.interrupt:
                     break
@@ -312,6 +307,8 @@ class XAIPipeline(DiffusionPipeline):
                 if callback_on_step_end is not None:
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
                     sample = (callback_on_step_end(self, i, t, tensors) or {}).get("sample", sample)
+            if recording is not None:
+                recording.replace_final(sample)
 
         images = self._decode(sample, output_type)
         self.maybe_free_model_hooks()
@@ -320,7 +317,6 @@ class XAIPipeline(DiffusionPipeline):
             return images, profile
         return XAIPipelineOutput(images=images, profile=profile)
 
-    @torch.no_grad()
     def plan(
         self,
         record: Sequence[RecordSpec] = (),
@@ -331,7 +327,7 @@ class XAIPipeline(DiffusionPipeline):
     ) -> RecordingPlan:
         r"""Tells what a recording would cost, without sampling: `print(pipe.plan([Samples(), AttentionOutputs()]))`.
 
-        The network is run a few times on one image, to see its layers and to measure its time.
+        The network is run a few times, to see its layers and to measure its time.
 
         Args:
             record (sequence of `RecordSpec`): What would be recorded.
@@ -348,42 +344,16 @@ class XAIPipeline(DiffusionPipeline):
         """
         batch_size = batch_size or count_samples(edits) or 1
         label = None if self.unet.config.get("num_class_embeds") is None else 0
-        labels = self.encode_labels(label, batch_size, guidance_scale)
-        edits_of_samples = edits_with_samples(edits)
         check_samples(edits, batch_size)
-        device = self._execution_device
-        scheduler = copy_scheduler(self.scheduler)
-        set_timesteps(scheduler, num_inference_steps, None, None, device)
-        noise = torch.randn((1, *self.sample_shape), generator=torch.Generator().manual_seed(0))
-        sample = noise.to(device, self.unet.dtype)
-        inputs = {"timestep": scheduler.timesteps[0], "class_labels": _label_tensor(labels[:1], device)}
-
-        denoiser = get_denoiser(self)
-        run = Run(denoiser, scheduler, lambda: guidance_scale != 1.0)
-        with ExitStack() as stack:
-            for edit, samples in edits_of_samples:
-                edit.attach(run, stack, samples)
-            run.rehearse(torch.cat([sample] * batch_size * len(run.branches)), scheduler.timesteps[0])
-        context = PlanContext(
-            denoiser=denoiser,
-            timesteps=[float(t) for t in scheduler.timesteps],
-            num_train_timesteps=scheduler.config.get("num_train_timesteps", 1000),
-            samples=batch_size,
-            branches=2 if guidance_scale != 1.0 else 1,
-            sample_shape=self.sample_shape,
-            dtype=self.unet.dtype,
-            outputs=probe_outputs(denoiser.layers, lambda: self.unet(sample, **inputs)),
+        return plan_run(
+            self,
+            record,
+            edits,
+            class_labels=label,
+            batch_size=batch_size,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
         )
-        forward_seconds = shortest_time(lambda: self.unet(sample, **inputs), device)
-        backward_seconds = 0.0
-        if any(array.backward_passes for spec in record for array in spec.plan(context)):
-            frozen = {name: parameter.detach() for name, parameter in self.unet.named_parameters()}
-            with torch.enable_grad():
-                leaf = sample.requires_grad_()
-                output = functional_call(self.unet, frozen, (leaf,), inputs).sample.sum()
-                backward_seconds = shortest_time(lambda: torch.autograd.grad(output, leaf, retain_graph=True), device)
-        self.maybe_free_model_hooks()
-        return make_plan(record, edits_of_samples, context, forward_seconds, backward_seconds)
 
     def encode_labels(
         self, class_labels: ClassLabels | None, batch_size: int | None = None, guidance_scale: float = 1.0

@@ -1,5 +1,6 @@
 """Writes a profile's folder, at once or shard by shard while a run goes on."""
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -19,6 +20,7 @@ from diffusers_xai.profile.names import validate_array
 
 FORMAT_VERSION = 1
 INDEX_NAME = "profile.json"
+_CLAIM = ".profile.claim"
 
 
 class ProfileWriter:
@@ -30,19 +32,40 @@ class ProfileWriter:
     Args:
         folder (`Path`): The folder; made with the first write.
         validate (`Callable`): `(name, array) -> array`, what arrays must pass.
+        claim (`bool`): Make it at once, so that nobody else begins to write there; see `give_up`.
 
     Raises:
-        FileExistsError: If there is a file, or a folder with files in it.
+        FileExistsError: If there is a file, or a folder with files in it, or somebody else has claimed it.
     """
 
-    def __init__(self, folder: Path, validate: Callable[[str, xr.DataArray], xr.DataArray] = validate_array):
+    def __init__(
+        self,
+        folder: Path,
+        validate: Callable[[str, xr.DataArray], xr.DataArray] = validate_array,
+        claim: bool = False,
+    ):
         if folder.is_file() or any(file.is_file() for file in folder.rglob("*")):
             raise FileExistsError(f"{folder} exists already: choose another folder")
         self.folder = folder
         self._validate = validate
+        self._made: list[Path] = []
+        if claim:
+            self._made = [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                (folder / _CLAIM).touch(exist_ok=False)
+            except FileExistsError:
+                raise FileExistsError(f"{folder} is being written by another run: choose another folder") from None
         self._id = uuid.uuid4().hex
         self._entries: dict[str, dict[str, Any]] = {}
         self._stems: dict[str, str] = {}
+
+    def give_up(self) -> None:
+        """Removes a claimed folder that nothing was written into, and the folders made for it."""
+        (self.folder / _CLAIM).unlink(missing_ok=True)
+        for place in self._made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
     def append(self, arrays: Iterable[tuple[str, xr.DataArray]], provenance: dict[str, Any]) -> None:
         """Adds arrays, or further steps to arrays that are there, and rewrites the index.
@@ -101,6 +124,7 @@ class ProfileWriter:
                 _flush(file)
             _flush(new)
             os.replace(new, self.folder / INDEX_NAME)
+            (self.folder / _CLAIM).unlink(missing_ok=True)
         except BaseException:
             new.unlink(missing_ok=True)
             raise

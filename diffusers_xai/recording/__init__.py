@@ -2,7 +2,7 @@
 
 from diffusers_xai.recording.edits import Edits, EditSpec, check_samples, count_samples, edits_with_samples
 from diffusers_xai.recording.plan import RecordingPlan
-from diffusers_xai.recording.record import record
+from diffusers_xai.recording.record import plan, record
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
 
@@ -16,5 +16,6 @@ __all__ = [
     "check_samples",
     "count_samples",
     "edits_with_samples",
+    "plan",
     "record",
 ]

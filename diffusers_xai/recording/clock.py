@@ -1,65 +1,77 @@
 """One sampling run as it happens: the clock that all explainers and interventions read."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from diffusers_xai.taps.modules import tap_call
-from diffusers_xai.taps.scheduler import SchedulerStep, noise_level, tap_step
-
-
-def sample_name(kwargs: dict) -> str:
-    """The keyword under which a denoiser receives its sample."""
-    return "sample" if "sample" in kwargs else "hidden_states"
-
-
-def sample_argument(call: tuple[tuple, dict]) -> torch.Tensor:
-    """The sample tensor (batch, channel, height, width) among the arguments of a denoiser call."""
-    args, kwargs = call
-    return args[0] if args else kwargs[sample_name(kwargs)]
+from diffusers_xai.denoisers import Denoiser, DenoiserCall
+from diffusers_xai.denoisers.call import prediction_of
+from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, order_from
+from diffusers_xai.denoisers.labelling import Labelling
+from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step
+from diffusers_xai.taps.call import PipelineCall, running_call
 
 
 class Run:
     """The live state of one run of a pipeline.
 
-    A step is one denoiser call together with the `scheduler.step` that follows it; a pipeline that calls the denoiser
-    once per guidance branch has several calls in a step.
+    A step is what happens up to and with one call of `scheduler.step`: one call of the denoiser or several.
 
     Attributes:
-        denoiser: The denoiser's adapter.
-        scheduler: The pipeline's scheduler.
+        pipeline: The pipeline.
+        denoiser (`Denoiser`): Its denoiser.
+        scheduler: Its scheduler.
         step (`int`): 0-based index of the current step.
         timesteps (`list[float]`): All timesteps of the run; empty until the first denoiser call.
-        calls (`list[tuple[tuple, dict]]`): Arguments of the denoiser calls of the current step.
+        call (`PipelineCall`): What the pipeline was called with; empty until the first denoiser call.
+        guidance (`Guidance`): Its guidance branches, as far as they are known.
+        calls (`list[DenoiserCall]`): The denoiser calls of the current step.
+        outputs (`list[torch.Tensor]`): What they returned.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
-        is_guided: Tells whether the pipeline stacks guidance branches along the denoiser's batch.
     """
 
-    def __init__(self, denoiser: Any, scheduler: Any, is_guided: Callable[[], bool] = lambda: False):
+    def __init__(self, denoiser: Denoiser, scheduler: Any, pipeline: Any = None):
+        self.pipeline = pipeline
         self.denoiser = denoiser
         self.scheduler = scheduler
-        self.is_guided = is_guided
         self.step = 0
         self.timesteps: list[float] = []
-        self.calls: list[tuple[tuple, dict]] = []
+        self.call = PipelineCall()
+        self.guidance = Guidance(("cond",))
+        self.calls: list[DenoiserCall] = []
+        self.outputs: list[torch.Tensor] = []
+        self._state: torch.Tensor | None = None
         self.is_replaying = False
+        self.copies = 1  # of every image, in a replay
+        self.current_call = 0  # index in `calls` of the one that runs
+        self.needs_rows = False  # whether an edit relies on the order of the branches
+        self._thread: int | None = None
+        self._labelling: Labelling | None = None
         self._on_start: list[Callable[[], None]] = []
-        self._on_call: list[tuple[int, Callable[[tuple, dict], tuple[tuple, dict] | None]]] = []
+        self._on_call: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
+        self._before_step: list[Callable[[], None]] = []
         self._on_step: list[Callable[[SchedulerStep], None]] = []
 
     def on_start(self, callback: Callable[[], None]) -> None:
         """Calls `callback` before the first denoiser call, when the timesteps are known: the place to refuse."""
         self._on_start.append(callback)
 
-    def on_call(self, callback: Callable[[tuple, dict], tuple[tuple, dict] | None], order: int = 0) -> None:
-        """Calls `callback(args, kwargs)` before every denoiser call; what it returns replaces the arguments.
+    def on_call(self, callback: Callable[[DenoiserCall], DenoiserCall | None], order: int = 0) -> None:
+        """Calls `callback(call)` before every denoiser call; what it returns replaces the call.
 
         Callbacks of a higher `order` come later, and so have the last word.
         """
         self._on_call.append((order, callback))
         self._on_call.sort(key=lambda entry: entry[0])
+
+    def before_step(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when the denoiser calls of a step are done, before `scheduler.step`."""
+        self._before_step.append(callback)
 
     def on_step(self, callback: Callable[[SchedulerStep], None]) -> None:
         """Calls `callback` at the end of every step."""
@@ -71,101 +83,251 @@ class Run:
         return self.timesteps[self.step]
 
     @property
-    def sigma(self) -> float:
-        """The noise level of the current step, see `noise_level`."""
-        return noise_level(self.scheduler, self.timestep)
-
-    @property
     def is_complete(self) -> bool:
         """Whether every step of the schedule has been done."""
-        return bool(self.timesteps) and self.step == len(self.timesteps)
+        return bool(self.timesteps) and self.step >= len(self.timesteps)
 
     @property
-    def model_input(self) -> torch.Tensor:
-        """The sample tensor (batch, channel, height, width) that the denoiser last received."""
-        return sample_argument(self.calls[-1])
+    def num_train_timesteps(self) -> int:
+        """Timesteps lie in `0 .. num_train_timesteps`."""
+        return int(self.scheduler.config.get("num_train_timesteps", 1000))
+
+    @property
+    def labelling(self) -> Labelling:
+        """What the dims mean in the denoiser's current call."""
+        if self._labelling is None or self._labelling.call is not self.calls[self.current_call]:
+            self._labelling = Labelling(self.denoiser, self.calls[self.current_call])
+        self._labelling.copies = self.copies
+        return self._labelling
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Sizes of the dims over which the sample extends: (height, width), (frame, height, width) or (token,)."""
+        return self.labelling.positions
 
     @property
     def sample_size(self) -> tuple[int, int]:
-        """Height and width of the denoiser's input."""
-        height, width = self.model_input.shape[-2:]
-        return height, width
+        """Height and width of the sample.
+
+        Raises:
+            ValueError: if it has none.
+        """
+        size = self.labelling.size
+        if size is None:
+            raise ValueError(
+                f"Expected a sample with height and width, got {tuple(self.calls[self.current_call].sample.shape)} in"
+                f" {self.denoiser.name}; which tokens lie where can be told with `register_layout`."
+            )
+        return size
 
     @property
-    def branches(self) -> tuple[str, ...]:
-        """The guidance branches in a batch of the denoiser, in their order; without guidance only `"cond"`."""
-        return self.denoiser.branches if self.is_guided() else ("cond",)
+    def state(self) -> torch.Tensor:
+        """The scheduler's state as the last `scheduler.step` got it.
+
+        Raises:
+            RuntimeError: before the first one.
+        """
+        if self._state is None:
+            raise RuntimeError("Expected a run whose first step has begun, got one before it.")
+        return self._state
 
     @property
     def num_samples(self) -> int:
-        """Number of images: a batch of the denoiser holds each of them once per guidance branch."""
-        return self.model_input.shape[0] // len(self.branches)
+        """Number of images: that of the scheduler's state, once it has been seen, else that of the denoiser's rows."""
+        if self._state is not None:
+            return self._state.shape[0] // (len(self.guidance.branches) if self.guidance.doubles_sample else 1)
+        return self.calls[self.current_call].rows // self.guidance.in_batch
 
-    def rows(self, batch: int) -> list[tuple[str, int]]:
-        """Guidance branch and image of every row of a batch: of the denoiser's, or of one that repeats the images.
+    def rows(self, batch: int | None = None) -> list[tuple[str, int]]:
+        """Guidance branch and image of every row of the current call, or of a layer that takes frames as rows.
 
         Raises:
-            ValueError: if `batch` rows do not hold every image equally often.
+            ValueError: if the order of the branches is not known, or `batch` rows do not hold every image equally
+                often.
         """
-        branches, samples = self.branches, self.num_samples
-        if batch % (len(branches) * samples):
-            raise ValueError(f"Expected a batch of {samples} images in {len(branches)} branches, got {batch} rows.")
-        return [(branches[row * len(branches) // batch], row % samples) for row in range(batch)]
+        if not self.guidance.is_known and len(self.guidance.branches) > 1:
+            raise ValueError(
+                f"The order of the guidance branches in {self.denoiser.name} is not known before the first step; tell"
+                " it with `register_layout`."
+            )
+        self.needs_rows = True
+        names, rows = self._branches_of_call(self.current_call), self.calls[self.current_call].rows * self.copies
+        batch = rows if batch is None else batch
+        if rows % (len(names) * self.copies) or batch % rows:
+            raise ValueError(f"Expected a batch of {rows} rows in {len(names)} branches, got {batch} rows.")
+        samples = range(rows // (len(names) * self.copies))
+        origins = [(name, sample) for name in names for _ in range(self.copies) for sample in samples]
+        return [origin for origin in origins for _ in range(batch // rows)]  # frames of one image follow each other
+
+    def _branches_of_call(self, index: int) -> tuple[str, ...]:
+        if not self.guidance.separate_calls:
+            return self.guidance.branches
+        return (self.guidance.branches[index],) if index < len(self.guidance.branches) else (f"branch_{index}",)
+
+    def branches_of_calls(self, samples: int) -> list[tuple[str, ...]]:
+        """The guidance branches in each denoiser call of a step that is done, of `samples` images."""
+        counts = [call.rows // samples for call in self.calls]
+        names = self.guidance.branches
+        if sum(counts) != len(names):  # some pipelines guide at some steps only
+            names = ("cond",) if sum(counts) == 1 else tuple(f"branch_{i}" for i in range(sum(counts)))
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        return [names[start : start + count] for start, count in zip(starts, counts, strict=True)]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Reads the pipeline's denoiser calls and scheduler steps while the context is open."""
         with ExitStack() as stack:
-            stack.enter_context(tap_call(self.denoiser.module, self._before_call))
-            stack.enter_context(tap_step(self.scheduler, self._after_step))
+            stack.enter_context(exclusive(self.scheduler, *self.denoiser.components.values()))
+            for name, module in self.denoiser.components.items():
+                stack.enter_context(tap_call(module, partial(self._before_call, name, module)))
+                stack.enter_context(tap_output(module, self._after_call, prediction_of))
+            stack.enter_context(tap_step(self.scheduler, self._after_step, self._ahead_of_step))
             yield
 
     @contextmanager
-    def replaying(self) -> Iterator[None]:
-        """Denoiser calls inside the context are no part of the run: nothing is recorded of them."""
-        self.is_replaying = True
+    def replaying(self, copies: int = 1) -> Iterator[None]:
+        """Denoiser calls inside the context are no part of the run: nothing is recorded of them.
+
+        Args:
+            copies (`int`): How often they repeat every image: their rows are (branch · copy · sample).
+        """
+        current, self.copies, self.is_replaying = self.current_call, copies, True
         try:
             yield
         finally:
-            self.is_replaying = False
+            self.current_call, self.copies, self.is_replaying = current, 1, False
 
-    def _before_call(self, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def rehearse(self, call: DenoiserCall) -> None:
+        """Lets everything that is attached refuse a run that would begin with this denoiser call."""
+        self.calls, self.current_call = [call], 0
+        self._start()
+
+    def _before_call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.is_replaying:
             return None
+        if self._thread is None:
+            self._thread = threading.get_ident()
+        if self._thread != threading.get_ident():
+            raise RuntimeError(
+                f"This {type(module).__name__} is being recorded by another thread: expected calls of one run, which"
+                " would be mixed up. Wait for the recording to end, or load the pipeline twice."
+            )
         if self.is_complete:
             raise RuntimeError(
                 f"All {len(self.timesteps)} steps of the recorded run are done, and the pipeline was called again:"
                 " one recording holds one run. Open a new `record(…)` for the next."
             )
-        self.calls.append((args, kwargs))
+        self.calls.append(DenoiserCall(name, module, args, kwargs))
+        self.current_call = len(self.calls) - 1
         if not self.timesteps:
             self._start()
         for _, edit in self._on_call:
-            args, kwargs = edit(args, kwargs) or (args, kwargs)
-        self.calls[-1] = (args, kwargs)
-        return args, kwargs
+            self.calls[-1] = edit(self.calls[-1]) or self.calls[-1]
+        return self.calls[-1].args, self.calls[-1].kwargs
 
-    def rehearse(self, *args: Any, **kwargs: Any) -> None:
-        """Lets everything that is attached refuse a run that would begin with this denoiser call."""
-        self.calls = [(args, kwargs)]
-        self._start()
+    def _after_call(self, output: torch.Tensor) -> None:
+        if not self.is_replaying:
+            self.outputs.append(output)
 
     def _start(self) -> None:
-        args, kwargs = self.calls[0]
-        timesteps = [float(t) for t in self.scheduler.timesteps]
-        given = args[1] if len(args) > 1 else kwargs.get("timestep")
-        first = None if given is None else float(torch.as_tensor(given).reshape(-1)[0])
-        # An image-to-image pipeline starts in the middle of the schedule.
-        self.timesteps = timesteps[timesteps.index(first) :] if first in timesteps else timesteps
+        self.call = running_call(self.pipeline)
+        self.guidance = guidance_of(self.pipeline, self.denoiser.layout, self.call.locals)
+        self.timesteps = _planned_timesteps(self.pipeline, self.scheduler, self.call)
         for callback in self._on_start:
             callback()
 
-    def _after_step(self, step: SchedulerStep) -> None:
+    def _ahead_of_step(self, arguments: dict[str, Any]) -> None:
+        if self.is_replaying:
+            return
         if not self.calls:
             raise RuntimeError(
-                "`scheduler.step` was called without a call of the recorded denoiser: the pipeline uses another one."
+                f"`scheduler.step` was called without a call of the recorded network ({self.denoiser.name}): the"
+                " pipeline uses another one. Say which: `record(pipeline, …, denoiser='…')`."
             )
+        self._state = arguments["sample"]
+        for callback in self._before_step:
+            callback()
+
+    def _after_step(self, step: SchedulerStep) -> None:
+        if self.is_replaying:
+            return
+        if self.step < len(self.timesteps):
+            self.timesteps[self.step] = step.timestep
+        else:
+            self.timesteps.append(step.timestep)
+        if self.step == 0:
+            self._settle_branches(step)
         for callback in self._on_step:
             callback(step)
         self.calls.clear()
+        self.outputs.clear()
         self.step += 1
+
+    def branch_outputs(self, step: SchedulerStep) -> list[torch.Tensor] | None:
+        """What the denoiser predicted for each branch of a step, in the form of the scheduler's state.
+
+        `None` where the outputs do not come in whole branches.
+        """
+        samples = self.num_samples
+        found: list[torch.Tensor] = []
+        for call, output in zip(self.calls, self.outputs, strict=False):
+            if call.rows % samples or output.shape[0] != call.rows:
+                return None
+            found += output.split(samples)
+        return found
+
+    def _settle_branches(self, step: SchedulerStep) -> None:
+        """Reads off the first step in which order the pipeline combines its branches.
+
+        Raises:
+            RuntimeError: if the number of images is not what an edit was applied for.
+        """
+        samples, outputs = self.num_samples, self.branch_outputs(step)
+        count = sum(call.rows for call in self.calls) // samples
+        names = self.guidance.branches
+        if outputs is not None and count == 2:
+            combined = predicted_part(step, step.model_output[:samples])
+            parts = [predicted_part(step, output) for output in outputs]
+            same_form = all(part.shape == combined.shape for part in parts)
+            weights = combination(parts, combined) if same_form else None
+            found = order_from(weights) if weights is not None else None
+            names = found or (names if len(names) == count else tuple(f"branch_{i}" for i in range(count)))
+        elif count != len(names):
+            names = ("cond",) if count == 1 else tuple(f"branch_{i}" for i in range(count))
+        if self.needs_rows and names != self.guidance.branches:
+            raise RuntimeError(
+                f"An edit changed rows of the guidance branches {self.guidance.branches}, but the pipeline combined"
+                f" them as {names}: tell the order with `register_layout`."
+            )
+        separate = len(self.calls) > 1
+        self.guidance = Guidance(names, separate, self.guidance.doubles_sample)
+
+
+def predicted_part(step: SchedulerStep, output: torch.Tensor) -> torch.Tensor:
+    """A denoiser's output in the form of the scheduler's state.
+
+    Without the learned variance that some put behind the prediction, without the tokens of reference images, and
+    without dims of size one.
+    """
+    shape = step.sample.shape
+    if output.ndim == len(shape) == 3:
+        return output[:, : shape[1]]
+    if output.ndim == len(shape) and len(shape) > 3 and output.shape[1] == 2 * shape[1]:
+        return output[:, : shape[1]]
+    if output.ndim == len(shape) + 1 and output.shape[2] == 1:
+        return output.squeeze(2)
+    return output
+
+
+def _planned_timesteps(pipeline: Any, scheduler: Any, call: PipelineCall) -> list[float]:
+    """The timesteps of the run: what the pipeline's loop goes over, else the scheduler's from its `begin_index` on."""
+    own = call.locals.get("timesteps")
+    is_schedule = isinstance(own, torch.Tensor) and own.ndim == 1 and own.numel() > 0 and own.stride(0) != 0
+    if is_schedule and isinstance(own, torch.Tensor):
+        timesteps: Sequence[Any] = own.tolist()
+    else:
+        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
+    count = getattr(pipeline, "_num_timesteps", None)
+    if isinstance(count, int) and 0 < count < len(timesteps):
+        timesteps = timesteps[:count]
+    return [float(t) for t in timesteps]

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.steps import nearest_steps
 
 
 class EditSpec:
@@ -56,3 +57,28 @@ def edits_with_samples(edits: Edits) -> list[tuple[EditSpec, list[int] | None]]:
     if len({isinstance(entry, Sequence) for entry in edits}) > 1:
         raise TypeError("Expected edits of all images, or one sequence of edits per image, got a mixture.")
     return pairs
+
+
+def first_switched_step(edit: Any, run: Run | None) -> int:
+    """The first step from which a switch with `from_step` and `from_timestep` holds.
+
+    Args:
+        edit: The switch.
+        run (`Run`, *optional*): The run; `None` only checks the switch itself.
+
+    Raises:
+        ValueError: if not exactly one of the two is given, or there is no such step.
+    """
+    step, timestep, name = edit.from_step, edit.from_timestep, type(edit).__name__
+    if (step is None) == (timestep is None):
+        raise ValueError(f"{name}: expected one of `from_step` and `from_timestep`, got {step} and {timestep}.")
+    if step is not None and (isinstance(step, bool) or not hasattr(step, "__index__") or step < 0):
+        raise ValueError(f"{name}: expected `from_step` as a step index from 0 on, got {step!r}.")
+    if run is None:
+        return 0
+    if timestep is not None:
+        return min(nearest_steps(edit, [timestep], run.timesteps, run.num_train_timesteps))
+    count = len(run.timesteps)
+    if step is None or step > count:
+        raise ValueError(f"{name}: expected `from_step` in 0..{count}, got {step}; the run has {count} steps.")
+    return int(step)

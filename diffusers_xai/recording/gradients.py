@@ -1,23 +1,18 @@
 """What gradient volumes and gradient maps have in common: the differentiated output and its mask."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from diffusers_xai.measures import Mask, as_mask, mask_to_runs
+from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.replay import OUTPUTS, StepReplay
 from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps import SchedulerStep, copy_scheduler
-
-
-if TYPE_CHECKING:
-    from diffusers_xai.recording.recording import Recording
+from diffusers_xai.taps.noise import check_x0
 
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
@@ -30,7 +25,7 @@ class GradientSpec(RecordSpec):
     Args:
         mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The output pixels of interest,
             at the size of the denoiser's sample; all if neither it nor `pixels` is given.
-        pixels (sequence of `(row, column)`, *optional*): The same one by one.
+        pixels (sequence of `(row, column)`, of videos `(frame, row, column)`, *optional*): The same one by one.
         of (`str`, defaults to `"step"`): What is differentiated: `"step"`, the mean μ_θ of the scheduler's next state
             (as listing C.3 does; where a scheduler clips x̂_0, a clipped pixel passes no gradient, and guidance is
             part of it), or `"noise"`, the noise ε_θ that the denoiser's output implies, of every guidance branch,
@@ -39,7 +34,7 @@ class GradientSpec(RecordSpec):
     """
 
     mask: Mask | None = None
-    pixels: Sequence[tuple[int, int]] | None = None
+    pixels: Sequence[tuple[int, ...]] | None = None
     of: str = "step"
 
     def __post_init__(self) -> None:
@@ -52,42 +47,55 @@ class GradientSpec(RecordSpec):
             raise ValueError("Expected one of `mask` and `pixels`, got both.")
         if self.pixels is not None:
             pixels = np.atleast_2d(np.asarray(self.pixels))
-            if pixels.ndim != 2 or pixels.shape[1] != 2 or not len(pixels) or pixels.dtype.kind not in "iu":
-                raise ValueError(f"Expected `pixels` as (row, column) pairs of integers, got {self.pixels!r}.")
-            object.__setattr__(self, "pixels", tuple((int(row), int(column)) for row, column in pixels))
+            if pixels.ndim != 2 or pixels.shape[1] not in (2, 3) or not len(pixels) or pixels.dtype.kind not in "iu":
+                raise ValueError(
+                    "Expected `pixels` as (row, column) pairs of integers, of videos (frame, row, column), got"
+                    f" {self.pixels!r}."
+                )
+            object.__setattr__(self, "pixels", tuple(tuple(int(index) for index in pixel) for pixel in pixels))
 
-    def check_size(self, sample_size: tuple[int, int]) -> None:
-        """Refuses a mask or pixels that do not fit the sample."""
+    def check_positions(self, positions: tuple[int, ...]) -> None:
+        """Refuses a mask or pixels that do not fit a sample of `positions`, such as (height, width)."""
         if self.mask is not None:
-            as_mask(self.mask, sample_size)
-        outside = [p for p in self.pixels or () if not (0 <= p[0] < sample_size[0] and 0 <= p[1] < sample_size[1])]
-        if outside:
-            raise ValueError(
-                f"{type(self).__name__}: expected pixels (row, column) within {tuple(sample_size)}, got {outside[:5]}."
-            )
+            if len(positions) < 2:
+                raise ValueError(
+                    f"{type(self).__name__}: a `mask` needs a sample with height and width, got {positions}."
+                )
+            as_mask(self.mask, positions[-2:])
+        for pixel in self.pixels or ():
+            if len(pixel) != len(positions) or any(
+                not 0 <= index < size for index, size in zip(pixel, positions, strict=True)
+            ):
+                raise ValueError(f"{type(self).__name__}: expected pixels within {positions}, got {pixel}.")
 
-    def selected_pixels(self, sample_size: tuple[int, int]) -> np.ndarray:
-        """(row, column) of the output pixels of interest, an integer array (pixels, 2)."""
+    def selected_pixels(self, positions: tuple[int, ...]) -> np.ndarray:
+        """The output pixels of interest, an integer array (pixel, len(positions)); a mask holds for every frame."""
         if self.pixels is not None:
             return np.array(self.pixels)
-        return np.argwhere(np.ones(sample_size, bool) if self.mask is None else as_mask(self.mask))
+        mask = np.ones(positions, bool) if self.mask is None else np.broadcast_to(as_mask(self.mask), positions)
+        return np.argwhere(mask)
 
-    def on_replay(self, recording: Recording, stack: ExitStack, explain: Callable[[StepReplay], None]) -> None:
+    def on_replay(self, recording: Recording, explain: Callable[[StepReplay], None]) -> None:
         """Calls `explain` with the replay of every selected step, at its end."""
         run = recording.run
         before: dict[int, Any] = {}
 
-        def remember_scheduler(args: tuple, kwargs: dict) -> None:
-            if recording.is_selected(self) and run.step not in before:
+        def remember_scheduler() -> None:
+            if recording.is_selected(self):
                 before[run.step] = copy_scheduler(run.scheduler)
 
         def at_end(step: SchedulerStep) -> None:
             scheduler = before.pop(run.step, None)
             if scheduler is not None:
-                explain(StepReplay(run, scheduler, step, self.of, recording.guidance_scale))
+                explain(StepReplay(run, scheduler, step, self.of))
 
-        run.on_start(lambda: self.check_size(run.sample_size))
-        run.on_call(remember_scheduler)
+        def check() -> None:
+            self.check_positions(run.positions)
+            if self.of == "noise":
+                check_x0(run.scheduler, run.timesteps[0], stated=False)
+
+        run.on_start(check)
+        run.before_step(remember_scheduler)
         run.on_step(at_end)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,8 +136,7 @@ def batch_first(rows: list[torch.Tensor]) -> torch.Tensor:
 
 
 def check_finite(name: str, gradients: torch.Tensor, dtype: torch.dtype) -> None:
-    """Refuses gradients that overflowed, which half precision does."""
+    """Refuses gradients that are not finite, as half precision makes them when it overflows."""
     if not torch.isfinite(gradients).all():
-        raise FloatingPointError(
-            f"{name}: gradients are not finite; the model computes in {dtype}. Use float32 or bfloat16."
-        )
+        advice = " Half precision overflows: use float32 or bfloat16." if dtype == torch.float16 else ""
+        raise FloatingPointError(f"{name}: expected finite gradients, got NaN or infinity at this step.{advice}")

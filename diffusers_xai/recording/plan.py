@@ -1,4 +1,4 @@
-"""What a recording will cost, known before it starts."""
+"""What a recording will cost, known before its first step is done."""
 
 import itertools
 import math
@@ -13,12 +13,46 @@ import torch
 
 from diffusers_xai.profile.repr import format_size
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.planned import PlanContext, PlannedArray
-from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.taps.probe import probe_outputs
+from diffusers_xai.recording.steps import StepSpec
 
 
 _HEADER = ("object", "array", "steps", "shape at a step", "size", "backward passes", "time")
+
+
+def recorded_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a tensor is recorded: its own, but float32 for bfloat16, which numpy does not have."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """An array of the coming profile.
+
+    Attributes:
+        name (`str`): Its name in the profile.
+        steps (`frozenset[int]` or `None`): The recorded steps; `None` for an array without the dim `step`.
+        shape (`tuple[int, ...]`): Its shape at one step: (sample, [branch,] …); before `of`, behind those two.
+        dtype (`torch.dtype`): Its dtype in the profile.
+        per_branch (`bool`): Whether each guidance branch has its own.
+        backward_passes (`int`): How many backward passes it takes in all, each of every row of the denoiser's batch.
+    """
+
+    name: str
+    steps: frozenset[int] | None
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    per_branch: bool = True
+    backward_passes: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the profile."""
+        return (1 if self.steps is None else len(self.steps)) * math.prod(self.shape) * self.dtype.itemsize
+
+    def of(self, samples: int, branches: int) -> "PlannedArray":
+        """The array with the dims of images and guidance branches."""
+        rows = (samples, branches) if self.per_branch and branches > 1 else (samples,)
+        return replace(self, shape=(*rows, *self.shape))
 
 
 @dataclass(frozen=True)
@@ -112,74 +146,49 @@ class RecordingPlan:
 
 
 def make_plan(
-    specs: Sequence[RecordSpec],
+    arrays: Sequence[tuple[StepSpec, Sequence[PlannedArray]]],
     edits: Iterable[tuple[Any, Sequence[int] | None]],
-    context: PlanContext,
-    forward_seconds: float,
+    run: Run,
+    step_seconds: float,
     backward_seconds: float,
 ) -> RecordingPlan:
-    """The plan of a run.
+    """The plan of a run that has shown its first denoiser calls.
 
     Args:
-        specs (sequence of `RecordSpec`): What is recorded.
+        arrays (sequence of `tuple[StepSpec, sequence of PlannedArray]`): What is recorded, with all dims.
         edits (iterable of `tuple[EditSpec, list[int] or None]`): What is changed, in which images.
-        context (`PlanContext`): The run.
-        forward_seconds (`float`): Duration of a forward pass of one row.
-        backward_seconds (`float`): Duration of a backward pass of one row.
+        run (`Run`): The run.
+        step_seconds (`float`): Duration of the denoiser calls of a step.
+        backward_seconds (`float`): Duration of a backward pass of all rows.
     """
-    rows = context.samples * context.branches
     entries = []
-    for spec in specs:
-        arrays = tuple(spec.plan(context))
-        passes = sum(array.backward_passes for array in arrays)
-        forwards = len(context.steps(spec)) if passes else 0
-        seconds = rows * (passes * backward_seconds + forwards * forward_seconds)
-        entries.append(PlanEntry(_title(spec), arrays, seconds))
+    for spec, planned in arrays:
+        passes = sum(array.backward_passes for array in planned)
+        forwards = max((len(array.steps or ()) for array in planned), default=0) if passes else 0
+        entries.append(PlanEntry(_title(spec), tuple(planned), passes * backward_seconds + forwards * step_seconds))
     for edit, samples in edits:
         place = "" if samples is None else f" in image {', '.join(map(str, samples))}"
         entries.append(PlanEntry(_title(edit) + place, (), 0.0))
-    steps = len(context.timesteps)
-    return RecordingPlan(tuple(entries), steps, context.samples, steps * rows * forward_seconds)
+    steps = len(run.timesteps)
+    return RecordingPlan(tuple(entries), steps, run.num_samples, steps * step_seconds)
 
 
-def context_of(run: Run) -> PlanContext:
-    """The context of a run that is at its first denoiser call. Runs the network once, beside the run."""
-    args, kwargs = run.calls[-1]
-    sample = run.model_input
-    denoiser = run.denoiser.module
-    devices = [sample.device] if sample.device.type == "cuda" else []
-    with run.replaying(), torch.no_grad(), torch.random.fork_rng(devices=devices):
-        outputs = probe_outputs(run.denoiser.layers, lambda: denoiser(*args, **kwargs))
-    # An inpainting network receives more than the scheduler's state, one with a learned variance puts out more.
-    channels = min(sample.shape[1], denoiser.config.get("out_channels", sample.shape[1]))
-    return PlanContext(
-        denoiser=run.denoiser,
-        timesteps=run.timesteps,
-        num_train_timesteps=run.scheduler.config.get("num_train_timesteps", 1000),
-        samples=run.num_samples,
-        branches=len(run.branches),
-        sample_shape=(channels, *run.sample_size),
-        dtype=sample.dtype,
-        outputs=outputs,
-    )
-
-
-def check_size(specs: Sequence[RecordSpec], context: PlanContext, max_bytes: int) -> None:
+def check_size(arrays: Sequence[tuple[StepSpec, PlannedArray]], run: Run, max_bytes: int) -> None:
     """Refuses a profile that would be too large.
 
     Raises:
         ValueError: if it would take more than `max_bytes`; names the largest arrays and the `every` that would fit.
     """
-
-    def arrays(every: int) -> list[PlannedArray]:
-        return [array for spec in specs for array in _thinned(spec, every).plan(context)]
-
-    planned = arrays(1)
+    planned = [array for _, array in arrays]
     if total_bytes(planned) <= max_bytes:
         return
+
+    def thinned(every: int) -> list[PlannedArray]:
+        return [_thinned(spec, array, every, run) for spec, array in arrays]
+
     largest = sorted(planned, key=lambda array: array.nbytes, reverse=True)[:3]
-    strides = range(1, len(context.timesteps) + 1)
-    fitting = bisect_left(strides, True, key=lambda every: total_bytes(arrays(every)) <= max_bytes)
+    strides = range(1, len(run.timesteps) + 1)
+    fitting = bisect_left(strides, True, key=lambda every: total_bytes(thinned(every)) <= max_bytes)
     raise ValueError(
         f"The profile would take {format_size(total_bytes(planned))}, more than max_bytes={max_bytes}"
         f" ({format_size(max_bytes)}). The largest: "
@@ -199,11 +208,12 @@ def total_bytes(arrays: Iterable[PlannedArray]) -> int:
     return sum(array.nbytes for array in by_name.values())
 
 
-def _thinned(spec: RecordSpec, every: int) -> RecordSpec:
-    """The spec with a stride of at least `every`; unchanged if it names its steps."""
-    if spec.steps is not None or spec.timesteps is not None:
-        return spec
-    return replace(spec, every=max(every, spec.every or 1))
+def _thinned(spec: StepSpec, array: PlannedArray, every: int, run: Run) -> PlannedArray:
+    """The array with a stride of at least `every`; unchanged if the spec names its steps, or it holds every step."""
+    named = spec.steps is not None or spec.timesteps is not None
+    if named or array.steps != spec.select_steps(run.timesteps, run.num_train_timesteps):
+        return array
+    return replace(array, steps=frozenset(range(0, len(run.timesteps), max(every, spec.every or 1))))
 
 
 def _title(spec: Any) -> str:

@@ -1,7 +1,5 @@
 """Vector-Jacobian products of one step, as many in one backward pass as fit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +29,7 @@ def pull_back(
 
     Args:
         replay (`StepReplay`): The step.
-        weights (`Callable`): `weights(start, stop)` -> (stop - start, height, width), the weight maps of these rows.
+        weights (`Callable`): `weights(start, stop)` -> (stop - start, *positions), the weight maps of these rows.
         rows (`int`): Number of weight maps.
         store (`Callable`): Receives the rows as they come.
         chunk_size (`int` or `"auto"`): Weight maps per backward pass. `"auto"` is 1 on a CPU, where more is slower
@@ -72,17 +70,17 @@ def _pull_back_from(
 ) -> int:
     try:
         with replay.graph(copies=chunk, labels=labels) as graph:
-            leaves = [graph.sample, *graph.labels]
+            leaves = [graph.leaf, *graph.labels]
             target = graph.target.unflatten(0, (-1, chunk, replay.samples))
 
             def product(maps: torch.Tensor) -> list[torch.Tensor]:
-                """Gradients (row, branch, sample, …) for weight maps (row, height, width)."""
+                """Gradients (row, branch, sample, …) for weight maps (row, *positions)."""
                 padding = maps.new_zeros(chunk - len(maps), *maps.shape[1:])
                 cotangent = torch.cat([maps, padding])[None, :, None].expand_as(target).reshape_as(graph.target)
-                grads = torch.autograd.grad(graph.target, leaves, cotangent, retain_graph=True)
+                own, *labels_grads = torch.autograd.grad(graph.target, leaves, cotangent, retain_graph=True)
                 return [
                     torch.cat(parts).unflatten(0, (-1, chunk, replay.samples)).transpose(0, 1)[: len(maps)]
-                    for parts in (grads[:1], grads[1:])
+                    for parts in ([graph.image(own)], labels_grads)
                     if parts
                 ]
 
@@ -124,7 +122,7 @@ def _auto_chunk(replay: StepReplay, labels: bool) -> int:
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     with replay.graph(labels=labels) as graph:
-        torch.autograd.grad(graph.target.sum(), graph.sample)
+        torch.autograd.grad(graph.target.sum(), graph.leaf)
     one = max(torch.cuda.max_memory_allocated(device) - before, 1)
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, int(0.8 * free / one))

@@ -1,9 +1,5 @@
 """Collects what the specs tap during a run and makes the profile of it."""
 
-import datetime
-import functools
-import importlib.metadata
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,12 +8,11 @@ import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.spec import RecordSpec
+from diffusers_xai.recording.plan import PlannedArray, check_size, recorded_dtype
+from diffusers_xai.recording.provenance import describe_run
+from diffusers_xai.recording.steps import StepSpec
 from diffusers_xai.recording.stores import MemoryStore, StepArray
 from diffusers_xai.taps import SchedulerStep
-
-
-_LIBRARIES = ("diffusers-xai", "diffusers", "torch", "numpy", "safetensors", "xarray")
 
 
 class Recording:
@@ -26,9 +21,9 @@ class Recording:
     Args:
         run (`Run`): The run that is recorded.
         specs (sequence of `RecordSpec`): What is recorded.
-        pipeline (`DiffusionPipeline`): Whose run it is.
         edits (sequence of `EditSpec`): What is changed.
         store (`MemoryStore`): Where the arrays go.
+        max_bytes (`int`, *optional*): The largest profile that is not refused.
 
     Attributes:
         run: The run that is recorded.
@@ -36,16 +31,26 @@ class Recording:
             `complete: false`, when it was interrupted.
     """
 
-    def __init__(self, run: Run, specs: Sequence[RecordSpec], pipeline: Any, edits: Sequence[Any], store: MemoryStore):
+    def __init__(
+        self,
+        run: Run,
+        specs: Sequence[StepSpec],
+        edits: Sequence[Any],
+        store: MemoryStore,
+        max_bytes: int | None = None,
+    ):
         self.run = run
         self.specs = list(specs)
         self.profile: DiffusionProfile | None = None
-        self._pipeline = pipeline
+        self.planned: dict[int, dict[str, PlannedArray]] = {id(spec): {} for spec in self.specs}
         self._edits = edits
         self._store = store
+        self._max_bytes = max_bytes
         self._selected: dict[int, frozenset[int]] = {}
         self._expected: dict[int, set[str]] = {id(spec): set() for spec in self.specs}
-        self._pending: dict[tuple[str, int], list[torch.Tensor]] = {}
+        self._pending: dict[tuple[str, int], list[tuple[int | None, torch.Tensor]]] = {}
+        self._runs_in_call: dict[tuple[int, str, int], int] = {}
+        self._per_branch: dict[str, bool] = {}
         self._dims: dict[str, tuple[str, ...]] = {}
         self._coords: dict[str, dict[str, Any]] = {}
         self._provenance: dict[str, Any] = {}
@@ -55,16 +60,15 @@ class Recording:
         """Adds JSON-able entries to the profile's provenance, e.g. `class_labels=[3]`."""
         self._provenance.update(provenance)
 
-    def is_selected(self, spec: RecordSpec) -> bool:
+    def is_selected(self, spec: StepSpec) -> bool:
         """Whether `spec` records what happens now."""
         return not self.run.is_replaying and self.run.step in self._selected[id(spec)]
 
-    @property
-    def guidance_scale(self) -> float | None:
-        """How the pipeline combines guidance branches, if it said so."""
-        return self._provenance.get("guidance_scale")
+    def looks(self, spec: StepSpec) -> bool:
+        """Whether `spec` records what happens now, or only notes its size, as everything does at the first step."""
+        return not self.run.is_replaying and (self.run.step == 0 or self.run.step in self._selected[id(spec)])
 
-    def expect(self, spec: RecordSpec, names: Iterable[str], *, exclusive: bool = False) -> None:
+    def expect(self, spec: StepSpec, names: Iterable[str], *, exclusive: bool = False) -> None:
         """Makes it an error if `spec` yields none of these arrays at a selected step.
 
         Raises:
@@ -78,106 +82,164 @@ class Recording:
             )
         self._expected[id(spec)].update(names)
 
+    def declare(
+        self,
+        spec: StepSpec,
+        name: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        per_branch: bool = True,
+        backward_passes: int = 0,
+        steps: frozenset[int] | None = None,
+    ) -> None:
+        """Notes the size of an array before its values are there: its shape behind (sample, branch) at one step.
+
+        Args:
+            spec (`StepSpec`): The spec that will record it.
+            name (`str`): Its name in the profile.
+            shape (sequence of `int`): Its shape behind (step, sample, branch).
+            dtype (`torch.dtype`): Of the tensor that is recorded.
+            per_branch (`bool`, defaults to `True`): Whether each guidance branch has its own.
+            backward_passes (`int`, defaults to 0): At one step, each of every row of the denoiser's batch.
+            steps (`frozenset[int]`, *optional*): The recorded steps, if not those of the spec.
+        """
+        selected = self._selected[id(spec)] if steps is None else steps
+        self.planned[id(spec)][name] = PlannedArray(
+            name, selected, tuple(shape), recorded_dtype(dtype), per_branch, backward_passes * len(selected)
+        )
+
     def keep(
         self,
-        spec: RecordSpec,
+        spec: StepSpec,
         name: str,
         tensor: torch.Tensor,
         dims: tuple[str, ...],
         coords: dict[str, Any] | None = None,
+        *,
+        per_branch: bool = True,
+        call: int | None = -1,
     ) -> None:
-        """Stores a copy of `tensor` (batch, *dims) under `name` for the current step, with coordinates on its dims.
+        """Stores a copy of `tensor` (row, *dims) under `name` for the current step, with coordinates on its dims.
 
-        Several tensors in one step are the batches of several denoiser calls, the guidance branches.
+        What is kept more than once in one denoiser call comes from a module that runs more than once: the second run
+        is stored as `<name>@2`.
+
+        Args:
+            spec (`StepSpec`): The spec that records it.
+            name (`str`): Its name in the profile.
+            tensor (`torch.Tensor`): The rows of a denoiser call or of the scheduler's state. Without data (device
+                "meta") only its size is noted.
+            dims (`tuple[str, ...]`): Names of the dims behind the rows.
+            coords (`dict`, *optional*): Coordinates.
+            per_branch (`bool`): Whether the rows are those of the guidance branches, or those of the state.
+            call (`int`, *optional*): Index of the denoiser call whose rows they are; the current one if negative, all
+                calls of the step one after the other if `None`.
         """
-        self._dims[name] = dims
-        self._coords[name] = coords or {}
-        self._pending.setdefault((name, id(spec)), []).append(_to_cpu(tensor))
+        call = None if call is None or not per_branch else self.run.current_call if call < 0 else call
+        if call is not None:
+            run = self._runs_in_call[call, name, id(spec)] = self._runs_in_call.get((call, name, id(spec)), 0) + 1
+            name = name if run == 1 else f"{name}@{run}"
+        if self.run.step == 0 and name not in self.planned[id(spec)]:
+            self.declare(spec, name, tensor.shape[1:], tensor.dtype, per_branch=per_branch)
+        if tensor.device.type == "meta":
+            return
+        self._dims[name], self._coords[name], self._per_branch[name] = dims, coords or {}, per_branch
+        self._pending.setdefault((name, id(spec)), []).append((call, _to_cpu(tensor)))
 
     def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
-        """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps."""
+        """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps; the last one counts."""
         self._store.add_final(name, xr.DataArray(_to_cpu(tensor).numpy(), dims=("sample", *dims)))
 
+    def replace_final(self, tensor: torch.Tensor) -> None:
+        """Tells that a callback has replaced the last state, so that `final_sample` is the finished image."""
+        self._store.replace_final("final_sample", _to_cpu(tensor).numpy())
+
     def _select(self) -> None:
-        train_timesteps = self.run.scheduler.config.get("num_train_timesteps", 1000)
         for spec in self.specs:
-            self._selected[id(spec)] = spec.select_steps(self.run.timesteps, train_timesteps)
+            self._selected[id(spec)] = spec.select_steps(self.run.timesteps, self.run.num_train_timesteps)
+
+    def check_size(self) -> None:
+        """Refuses a profile that would be too large, when the first step has shown the size of its arrays.
+
+        Raises:
+            ValueError: with the largest arrays, and the `every` that would fit.
+        """
+        if self.run.step == 0 and self._max_bytes is not None:
+            samples, branches = self.run.num_samples, len(self.run.guidance.branches)
+            arrays = [
+                (spec, array.of(samples, branches)) for spec in self.specs for array in self.planned[id(spec)].values()
+            ]
+            check_size(arrays, self.run, self._max_bytes)
 
     def finish_step(self, step: SchedulerStep) -> None:
         """Moves what the current step yielded into the record, with guidance branches told apart."""
-        index, samples = self.run.step, step.sample.shape[0]
+        index, samples = self.run.step, self.run.num_samples
+        called = {call.component for call in self.run.calls}
         for spec in self.specs:
-            missing = [name for name in sorted(self._expected[id(spec)]) if (name, id(spec)) not in self._pending]
+            missing = [
+                name
+                for name in sorted(self._expected[id(spec)])
+                if (name, id(spec)) not in self._pending
+                and self.run.denoiser.component_of(name.partition("/")[2]) in called
+            ]
             if missing and self.is_selected(spec):
                 raise RuntimeError(
                     f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
                     " run in this network's forward pass, or not in the way that is recorded."
                 )
-        arrays = {name: self._step_array(name, tensors, samples) for (name, _), tensors in self._pending.items()}
+        arrays = {name: self._step_array(name, parts, samples) for (name, _), parts in self._pending.items()}
         self._pending.clear()
-        self._store.add_step(index, self.run.timestep, self.run.sigma, arrays, self._describe_run)
+        self._runs_in_call.clear()
+        self._store.add_step(index, step.timestep, step.level.sigma, arrays, self._describe)
 
     def finish(self) -> None:
-        """Makes `profile` of what has been recorded so far."""
-        self.profile = self._store.finish(self._describe_run())
+        """Makes `profile` of what has been recorded so far.
 
-    def _step_array(self, name: str, tensors: list[torch.Tensor], samples: int) -> StepArray:
-        values = _split_branches(name, tensors[0] if len(tensors) == 1 else torch.cat(tensors), samples).numpy()
-        if values.ndim == 1 + len(self._dims[name]):
-            return StepArray(values, ("sample", *self._dims[name]), self._coords[name])
-        coords = {**self._coords[name], "branch": list(self.run.denoiser.branches)}
-        return StepArray(values, ("sample", "branch", *self._dims[name]), coords)
+        Raises:
+            RuntimeError: if the run ended before a step that was asked for.
+        """
+        self.profile = self._store.finish(self._describe())
 
-    def _describe_run(self) -> dict[str, Any]:
-        run, pipeline = self.run, self._pipeline
-        recorded = {name.split("/", 1)[1] for name in self._dims if "/" in name}
-        return _jsonable(
-            {
-                "versions": {name: _version(name) for name in _LIBRARIES},
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "complete": run.is_complete,
-                "pipeline": {
-                    "class": type(pipeline).__name__,
-                    "name_or_path": pipeline.config.get("_name_or_path"),
-                },
-                "model": {"class": type(run.denoiser.module).__name__, "config": dict(run.denoiser.module.config)},
-                "scheduler": {"class": type(run.scheduler).__name__, "config": dict(run.scheduler.config)},
-                "record": [spec.to_dict() for spec in self.specs],
-                "edits": [
-                    [edit.to_dict() for edit in edit_or_row]
-                    if isinstance(edit_or_row, Sequence)
-                    else edit_or_row.to_dict()
-                    for edit_or_row in self._edits
-                ],
-                "layer_aliases": {k: path for k, path in run.denoiser.aliases.items() if path in recorded},
-                "timesteps": run.timesteps,
-                "num_inference_steps": len(run.timesteps),
-                **self._provenance,
-            }
-        )
+    def check_all_happened(self) -> None:
+        """Refuses a run that was shorter than the pipeline announced, where a selected step did not happen.
+
+        Raises:
+            RuntimeError: with the steps.
+        """
+        if getattr(self.run.pipeline, "_interrupt", False):
+            return
+        for spec in self.specs:
+            never = sorted(step for step in self._selected.get(id(spec), ()) if step >= self.run.step)
+            if never:
+                raise RuntimeError(
+                    f"{type(spec).__name__}: expected a run of {len(self.run.timesteps)} steps, as the pipeline"
+                    f" announced, got {self.run.step}: steps {never[:5]} did not happen."
+                )
+
+    def _step_array(self, name: str, parts: list[tuple[int | None, torch.Tensor]], samples: int) -> StepArray:
+        if not self._per_branch[name]:
+            return StepArray(parts[0][1][:samples].numpy(), ("sample", *self._dims[name]), self._coords[name])
+        names = self.run.branches_of_calls(samples)
+        by_branch: dict[str, torch.Tensor] = {}
+        for call, tensor in parts:
+            own = [name for part in names for name in part] if call is None else names[call]
+            if tensor.shape[0] != samples * len(own):
+                raise RuntimeError(f"{name}: expected {samples} images in branches {own}, got {tensor.shape[0]} rows.")
+            by_branch.update(zip(own, tensor.split(samples), strict=True))
+        branches = self.run.guidance.branches
+        if len(branches) == 1:
+            return StepArray(by_branch[branches[0]].numpy(), ("sample", *self._dims[name]), self._coords[name])
+        # A pipeline may leave out a branch at some steps, or a layer may run in one branch only: NaN there.
+        absent = torch.full_like(next(iter(by_branch.values())), torch.nan)
+        values = torch.stack([by_branch.get(branch, absent) for branch in branches], dim=1)
+        coords = {**self._coords[name], "branch": list(branches)}
+        return StepArray(values.numpy(), ("sample", "branch", *self._dims[name]), coords)
+
+    def _describe(self) -> dict[str, Any]:
+        recorded = {name.split("/", 1)[1].partition("@")[0] for name in self._dims if "/" in name}
+        return describe_run(self.run, self.specs, self._edits, recorded, self._provenance)
 
 
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    dtype = torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype  # numpy has no bfloat16
-    return tensor.detach().to("cpu", dtype, copy=True)
-
-
-def _split_branches(name: str, batch: torch.Tensor, samples: int) -> torch.Tensor:
-    """(branch · sample, …) -> (sample, branch, …); (sample, …) as it is."""
-    if batch.shape[0] == samples:
-        return batch
-    if batch.shape[0] % samples:
-        raise RuntimeError(f"{name}: expected a batch of {samples} samples or a multiple of it, got {batch.shape[0]}.")
-    return batch.reshape(-1, samples, *batch.shape[1:]).transpose(0, 1).contiguous()
-
-
-@functools.cache
-def _version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _jsonable(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))
+    return tensor.detach().to("cpu", recorded_dtype(tensor.dtype), copy=True)

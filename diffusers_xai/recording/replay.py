@@ -1,8 +1,7 @@
 """A step of the run as a differentiable function of its input."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,15 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusers_xai.recording.clock import Run, sample_argument, sample_name
-from diffusers_xai.taps import (
-    SchedulerStep,
-    copy_scheduler,
-    edit_output,
-    first_tensor,
-    predicted_x0_and_noise,
-    scale_model_input,
-)
+from diffusers_xai.denoisers import DenoiserCall
+from diffusers_xai.denoisers.call import prediction_of
+from diffusers_xai.denoisers.guidance import combination
+from diffusers_xai.recording.clock import Run, predicted_part
+from diffusers_xai.recording.repeat import repeat_rows, repeated
+from diffusers_xai.taps import SchedulerStep, copy_scheduler, edit_output, scale_model_input, x0_and_noise
+from diffusers_xai.taps.probe import shortest_time
 
 
 OUTPUTS = ("step", "noise")
@@ -30,18 +27,21 @@ class StepGraph:
     """The graph of one step, ready to be differentiated.
 
     Attributes:
-        target (`torch.Tensor` of shape `(copies · batch, height, width)`): The differentiated output, its colours
-            summed.
-        sample (`torch.Tensor` of shape `(copies · batch, channel, height, width)`): The leaf x_t.
+        target (`torch.Tensor` of shape `(branch · copy · sample, *positions)`): The differentiated output, its
+            channels summed.
+        leaf (`torch.Tensor`): The input x_t, in the form of the scheduler's state, (branch · copy · sample, …).
         labels (`list[torch.Tensor]`): The leaves that the network's label conditioning puts out, one per denoiser
             call; empty where they are not wanted.
-        layers (`dict[str, torch.Tensor]`): Outputs of the requested layers, by path.
+        layers (`dict[tuple[int, str, int], torch.Tensor]`): Outputs of the requested layers, by denoiser call, path
+            and run of the layer within the call.
+        image (`Callable`): Turns gradients of the leaf into (row, channel, *positions).
     """
 
     target: torch.Tensor
-    sample: torch.Tensor
+    leaf: torch.Tensor
     labels: list[torch.Tensor]
-    layers: dict[str, torch.Tensor]
+    layers: dict[tuple[int, str, int], torch.Tensor]
+    image: Callable[[torch.Tensor], torch.Tensor]
 
 
 class StepReplay:
@@ -53,17 +53,16 @@ class StepReplay:
         step (`SchedulerStep`): The step.
         of (`str`): What is differentiated: `"step"`, the scheduler's mean μ_θ of the next state, or `"noise"`, the
             predicted noise ε_θ of every guidance branch.
-        guidance_scale (`float`, *optional*): How the pipeline combines two branches; needed by `of="step"` then.
     """
 
-    def __init__(self, run: Run, scheduler: Any, step: SchedulerStep, of: str, guidance_scale: float | None):
+    def __init__(self, run: Run, scheduler: Any, step: SchedulerStep, of: str):
         self._run = run
         self._scheduler = scheduler
         self._step = step
         self._of = of
-        self._guidance_scale = guidance_scale
-        self.samples = step.sample.shape[0]
+        self.samples = run.num_samples
         self.device = step.sample.device
+        self._inputs = [_Input(run, call, self._scaled(step.sample[: self.samples])) for call in run.calls]
 
     @contextmanager
     def graph(
@@ -75,106 +74,198 @@ class StepReplay:
             copies (`int`): Times that the batch is repeated, to differentiate several pixels in one backward pass.
             layers (mapping from path to module, *optional*): Layers whose outputs are wanted.
             labels (`bool`): Whether to cut the graph at the label conditioning and give its leaf.
+
+        Raises:
+            RuntimeError: if the step cannot be computed again from what is known of the pipeline.
         """
-        denoiser = self._run.denoiser.module
-        outputs: dict[str, torch.Tensor] = {}
-        label_leaves: list[torch.Tensor] = []
+        run, label_leaves = self._run, list[torch.Tensor]()
+        outputs: dict[tuple[int, str, int], torch.Tensor] = {}
 
         def keep(path: str, output: torch.Tensor) -> torch.Tensor:
+            call = run.current_call
+            number = 1 + sum(key[:2] == (call, path) for key in outputs)
             # What does not depend on the sample (a time embedding) starts a graph of its own.
-            outputs[path] = output if output.requires_grad else output.detach().requires_grad_()
-            return outputs[path]
+            outputs[call, path, number] = output if output.requires_grad else output.detach().requires_grad_()
+            return outputs[call, path, number]
 
         def cut(output: torch.Tensor) -> torch.Tensor:
             label_leaves.append(output.detach().clone().requires_grad_())
             return label_leaves[-1]
 
         with ExitStack() as stack:
-            stack.enter_context(self._run.replaying())
-            stack.enter_context(_frozen(denoiser))
-            stack.enter_context(_random_state_kept(self._step.sample.device))
+            for component in run.denoiser.components.values():
+                stack.enter_context(_frozen(component))
+            stack.enter_context(run.replaying(copies))
+            stack.enter_context(_random_state_kept(self.device))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for path, module in (layers or {}).items():
-                stack.enter_context(edit_output(module, partial(keep, path)))
+                select = partial(lambda path, output: run.labelling.stream(path, output)[0], path)
+                stack.enter_context(edit_output(module, partial(keep, path), select=select))
             if labels:
-                stack.enter_context(edit_output(denoiser.class_embedding, cut))
-            if self._of == "noise":
-                sample, target = self._noise(copies)
-            else:
-                sample, target = self._mean(copies)
-            yield StepGraph(target.sum(dim=1), sample, label_leaves, outputs)
+                stack.enter_context(edit_output(run.denoiser.module.class_embedding, cut))
+            leaf, target = self._noise(copies) if self._of == "noise" else self._mean(copies)
+            image = run.labelling.sample
+            yield StepGraph(
+                image(target).values.sum(dim=1), leaf, label_leaves, outputs, lambda gradient: image(gradient).values
+            )
+
+    def _scaled(self, state: torch.Tensor) -> torch.Tensor:
+        return scale_model_input(copy_scheduler(self._scheduler), state, self._step.arguments["timestep"])
 
     def _noise(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = torch.cat([sample_argument(call) for call in self._run.calls])
-        leaf = self._leaf(self._repeat(inputs, copies))
-        output = self._denoise(leaf, copies)
-        return leaf, predicted_x0_and_noise(self._scheduler, self._step.timestep, output, leaf)[1]
+        parts = [self._repeat(part.noisy, part.call, copies) for part in self._inputs]
+        leaf = _leaf(torch.cat(parts))
+        outputs = torch.cat(self._denoise(leaf.split([part.shape[0] for part in parts]), copies))
+        layout = self._run.denoiser.layout
+        prediction = predicted_part(self._step, outputs) * (layout.sign if layout is not None else 1)
+        return leaf, x0_and_noise(self._scheduler, self._step.level, prediction, leaf)[1]
 
     def _mean(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-        leaf = self._leaf(self._step.sample.repeat(copies, 1, 1, 1))
-        timestep = self._step.arguments["timestep"]
-        model_input = scale_model_input(copy_scheduler(self._scheduler), leaf, timestep)
-        rows = sum(sample_argument(call).shape[0] for call in self._run.calls)
-        branches = rows // self.samples
-        if sample_argument(self._run.calls[0]).shape[1:] != model_input.shape[1:] or branches not in (1, 2):
-            raise RuntimeError(
-                "Gradients `of='step'` need a denoiser whose input is the scheduler's state, once or once per guidance"
-                f" branch; got an input of shape {tuple(sample_argument(self._run.calls[0]).shape)} for a state of"
-                f" {tuple(self._step.sample.shape)}. Use `of='noise'`."
-            )
-        output = self._denoise(torch.cat([model_input] * branches), copies)
-        if branches == 2:
-            if self._guidance_scale is None:
-                raise RuntimeError(
-                    "Gradients `of='step'` under guidance need to know how the branches are combined, which only"
-                    " `XAIPipeline` tells. Use `of='noise'`, or no guidance."
-                )
-            uncond, cond = output.chunk(2)
-            output = uncond + self._guidance_scale * (cond - uncond)
+        state = self._step.sample[: self.samples]
+        leaf = _leaf(state.repeat(copies, *[1] * (state.ndim - 1)))
+        scaled = self._scaled(leaf)
+        calls = self._denoise(
+            [torch.cat([scaled] * (part.call.rows // self.samples)) for part in self._inputs], copies
+        )
+        branches = [branch for output in calls for branch in output.split(self.samples * copies)]
+        output = self._combined(branches)
         ignored = ("model_output", "sample", "generator", "return_dict", "variance_noise")
         arguments = {k: v for k, v in self._step.arguments.items() if k not in ignored}
         # One scheduler per copy: a multi-step scheduler's history has the run's batch size. The noise that a
         # stochastic one adds does not depend on x_t and leaves no gradient.
         means = [
-            copy_scheduler(self._scheduler).step(model_output=out, sample=x, **arguments).prev_sample
+            self._stepper().step(model_output=out, sample=x, **arguments, return_dict=False)[0]
             for out, x in zip(output.chunk(copies), leaf.chunk(copies), strict=True)
         ]
         return leaf, torch.cat(means)
 
-    def _denoise(self, model_input: torch.Tensor, copies: int) -> torch.Tensor:
-        """The denoiser's calls of the step with their sample replaced, (branch · copy · sample, …)."""
-        outputs, start = [], 0
-        for args, kwargs in self._run.calls:
-            rows = sample_argument((args, kwargs)).shape[0]
-            part = model_input[start : start + rows * copies]
-            start += rows * copies
-            repeat = partial(self._repeat_rows, rows=rows, copies=copies)
-            kwargs = {name: repeat(value) for name, value in kwargs.items()}
-            if args:
-                args = (part, *(repeat(value) for value in args[1:]))
-            else:
-                kwargs[sample_name(kwargs)] = part
-            outputs.append(first_tensor(self._run.denoiser.module(*args, **kwargs)))
-        return torch.cat(outputs)
+    def _stepper(self) -> Any:
+        """A scheduler in the state before the step, whose history is that of the images alone."""
+        scheduler = copy_scheduler(self._scheduler)
+        if self._run.guidance.doubles_sample and getattr(scheduler, "model_outputs", None):
+            scheduler.model_outputs = [None if o is None else o[: self.samples] for o in scheduler.model_outputs]
+        return scheduler
 
-    def _repeat_rows(self, value: Any, rows: int, copies: int) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        is_batched = value.ndim > 0 and value.shape[0] == rows
-        return self._repeat(value, copies) if is_batched else value.clone()
+    def _combined(self, branches: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The branches' outputs put together as the pipeline did at this step."""
+        done = self._run.branch_outputs(self._step)
+        target = self._step.model_output[: self.samples]
+        if done is not None and len(done) == len(branches):
+            parts, now = (
+                [predicted_part(self._step, o) for o in done],
+                [predicted_part(self._step, o) for o in branches],
+            )
+            weights = combination(parts, predicted_part(self._step, target))
+            if weights is not None:
+                output = sum(w * o for w, o in zip(weights.tolist(), now, strict=True))
+                if target.shape != parts[0].shape and isinstance(output, torch.Tensor):  # a learned variance behind it
+                    rest = [output[:, parts[0].shape[1] :] for output in done]
+                    behind = combination(rest, target[:, parts[0].shape[1] :])
+                    if behind is None:
+                        raise self._unknown_combination()
+                    variances = [o[:, parts[0].shape[1] :] for o in branches]
+                    more = sum(w * o for w, o in zip(behind.tolist(), variances, strict=True))
+                    output = torch.cat([output, more], dim=1)
+                return output
+        raise self._unknown_combination()
 
-    def _repeat(self, batch: torch.Tensor, copies: int) -> torch.Tensor:
-        """(branch · sample, …) -> (branch · copy · sample, …)."""
-        if copies == 1:
-            return batch.clone()  # tensors of inference mode can take part only as copies
-        branched = batch.unflatten(0, (-1, 1, self.samples))
-        return branched.expand(-1, copies, *branched.shape[2:]).flatten(0, 2)
+    def _unknown_combination(self) -> RuntimeError:
+        return RuntimeError(
+            "Gradients `of='step'` need a pipeline whose `scheduler.step` gets a weighted sum of the denoiser's"
+            f" outputs; {type(self._run.pipeline).__name__} changes them otherwise (a rescaled guidance?). Use"
+            " `of='noise'`."
+        )
 
-    @staticmethod
-    def _leaf(batch: torch.Tensor) -> torch.Tensor:
-        # Convolutions differentiate faster in this layout.
-        return batch.detach().clone(memory_format=torch.channels_last).requires_grad_()
+    def _denoise(self, noisy: Sequence[torch.Tensor], copies: int) -> list[torch.Tensor]:
+        """The denoiser's calls of the step with their noisy part replaced, each (branch · copy · sample, …)."""
+        outputs = []
+        for index, (part, leaf) in enumerate(zip(self._inputs, noisy, strict=True)):
+            self._run.current_call = index
+            branches = part.call.rows // self.samples
+            args, kwargs = repeated(part.call, self.samples, copies, self._run.labelling.frames)
+            sample = part.with_noisy(leaf, self._repeat(part.call.sample, part.call, copies))
+            call = DenoiserCall(part.call.component, part.call.module, args, kwargs)
+            args, kwargs = call.with_sample(sample)
+            output = prediction_of(part.call.module(*args, **kwargs))
+            if output.shape[0] != branches * copies * self.samples:
+                raise RuntimeError(f"Expected {sample.shape[0]} rows of {part.call.component}, got {output.shape[0]}.")
+            outputs.append(output)
+        return outputs
+
+    def _repeat(self, batch: torch.Tensor, call: DenoiserCall, copies: int) -> torch.Tensor:
+        return repeat_rows(batch, call.rows // self.samples, self.samples, copies)
+
+
+class _Input:
+    """A denoiser call's sample, and which part of it is the scheduler's state.
+
+    Raises:
+        RuntimeError: if that part cannot be found.
+    """
+
+    def __init__(self, run: Run, call: DenoiserCall, state: torch.Tensor):
+        self.call = call
+        self._start, self._axis, self._shape = 0, 1, state.shape
+        sample = call.sample
+        expected = torch.cat([state] * (call.rows // state.shape[0])).to(sample.dtype)
+        if sample.numel() == expected.numel():
+            self._size: int | None = None
+            self.noisy = sample.reshape(expected.shape)
+            return
+        differing = [
+            i for i in range(1, sample.ndim) if sample.ndim == state.ndim and sample.shape[i] != state.shape[i]
+        ]
+        if len(differing) == 1 and sample.shape[differing[0]] > state.shape[differing[0]]:
+            self._axis, self._size = differing[0], state.shape[differing[0]]
+            for start in (0, sample.shape[self._axis] - self._size):
+                part = sample.narrow(self._axis, start, self._size)
+                if torch.equal(part, expected):
+                    self._start, self.noisy = start, part
+                    return
+        raise RuntimeError(
+            f"Gradients need to know which part of the denoiser's input is the scheduler's state: expected it in"
+            f" {tuple(sample.shape)} as {tuple(state.shape)}, but {type(run.pipeline).__name__} changes it in between."
+        )
+
+    def with_noisy(self, noisy: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        """`sample` with its noisy part replaced."""
+        if self._size is None:
+            return noisy.reshape(sample.shape).to(sample.dtype)
+        before = sample.narrow(self._axis, 0, self._start)
+        after_start = self._start + self._size
+        after = sample.narrow(self._axis, after_start, sample.shape[self._axis] - after_start)
+        return torch.cat([before, noisy.to(sample.dtype), after], dim=self._axis)
+
+
+def seconds_of_a_step(run: Run) -> float:
+    """How long the denoiser calls of the current step take."""
+
+    def calls() -> None:
+        for index, call in enumerate(run.calls):
+            run.current_call = index
+            call.module(*call.args, **call.kwargs)
+
+    with run.replaying(), torch.no_grad():
+        return shortest_time(calls, run.calls[0].sample.device)
+
+
+def seconds_of_a_backward_pass(run: Run) -> float:
+    """How long a backward pass of all rows of the current step takes."""
+    call = run.calls[0]
+    with _frozen(call.module), run.replaying(), torch.inference_mode(False), torch.enable_grad():
+        leaf = _leaf(call.sample)
+        args, kwargs = repeated(call, call.rows, 1, run.labelling.frames)
+        args, kwargs = DenoiserCall(call.component, call.module, args, kwargs).with_sample(leaf)
+        output = prediction_of(call.module(*args, **kwargs)).sum()
+        seconds = shortest_time(lambda: torch.autograd.grad(output, leaf, retain_graph=True), leaf.device)
+    return seconds * math.fsum(other.rows for other in run.calls) / call.rows
+
+
+def _leaf(batch: torch.Tensor) -> torch.Tensor:
+    # Convolutions differentiate faster in this layout.
+    layout = torch.channels_last if batch.ndim == 4 else torch.contiguous_format
+    return batch.detach().clone(memory_format=layout).requires_grad_()
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Where the arrays of a run wait until they are a profile: in memory, or in a folder that grows step by step."""
 
+import itertools
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
@@ -29,6 +32,14 @@ class StepArray:
     coords: Mapping[str, Any] = field(default_factory=dict)
 
 
+def free_bytes(folder: str | os.PathLike | None) -> int:
+    """How large a profile can be: what the disk of `folder` has left, or free memory where there is none."""
+    if folder is None:
+        return int(psutil.virtual_memory().available)
+    place = Path(folder).expanduser().resolve()
+    return shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+
+
 class MemoryStore:
     """Keeps what was recorded in memory."""
 
@@ -40,6 +51,11 @@ class MemoryStore:
     def add_final(self, name: str, array: xr.DataArray) -> None:
         """Adds an array that has no steps."""
         self._final[name] = array
+
+    def replace_final(self, name: str, values: np.ndarray) -> None:
+        """Replaces the values of an array that has no steps, if it is there."""
+        if name in self._final:
+            self._final[name] = self._final[name].copy(data=values)
 
     def add_step(
         self, step: int, timestep: float, sigma: float, arrays: Mapping[str, StepArray], describe: Callable[[], dict]
@@ -56,6 +72,9 @@ class MemoryStore:
         self._clock[step] = (timestep, sigma)
         for name, array in arrays.items():
             self._steps.setdefault(name, {})[step] = array
+
+    def close(self) -> None:
+        """Leaves nothing behind where nothing was recorded."""
 
     def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
         """The profile of all steps added."""
@@ -90,7 +109,7 @@ class DiskStore(MemoryStore):
 
     def __init__(self, folder: str | os.PathLike):
         super().__init__()
-        self._writer = ProfileWriter(Path(folder).expanduser().resolve())
+        self._writer = ProfileWriter(Path(folder).expanduser().resolve(), claim=True)
         self._steps_written = 0
         self._waiting_bytes = 0
         self._flushed_at = -math.inf  # the first step is written at once: a bad folder shows early
@@ -109,6 +128,11 @@ class DiskStore(MemoryStore):
         if self._waiting_bytes >= SHARD_BYTES or time.monotonic() - self._flushed_at >= SHARD_SECONDS:
             self._flush(describe())
 
+    def close(self) -> None:
+        """Gives the folder up if nothing was written into it."""
+        if not self._steps_written:
+            self._writer.give_up()
+
     def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
         """Writes what is left and opens the profile; its arrays are read when they are asked for.
 
@@ -116,14 +140,15 @@ class DiskStore(MemoryStore):
             OSError: If writing fails.
         """
         if not self._failed and (self._steps_written or self._clock):
-            self._flush(provenance)
+            self._flush(provenance, final=True)
         if not self._steps_written:
             return DiffusionProfile({}, provenance)
         return DiffusionProfile.from_pretrained(self._writer.folder)
 
-    def _flush(self, provenance: dict[str, Any]) -> None:
+    def _flush(self, provenance: dict[str, Any], final: bool = False) -> None:
+        arrays = itertools.chain(self._waiting(), self._final.items() if final else ())
         try:
-            self._writer.append(self._waiting(), provenance)
+            self._writer.append(arrays, provenance)
         except OSError as error:
             self._failed = True
             raise OSError(
@@ -133,9 +158,8 @@ class DiskStore(MemoryStore):
         self._steps_written += len(self._clock)
         self._flushed_at = time.monotonic()
         self._waiting_bytes = 0
-        self._steps, self._clock, self._final = {}, {}, {}
+        self._steps, self._clock = {}, {}
 
     def _waiting(self) -> Iterator[tuple[str, xr.DataArray]]:
         for name, steps in self._steps.items():
             yield name, self._stack(steps)
-        yield from self._final.items()

@@ -1,7 +1,8 @@
-"""A tap on softmax attention."""
+"""A tap on softmax attention, whichever function computes it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,39 +11,144 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
-# (layer, query, key, keyword arguments of the call): query (batch, head, tokens, width), key (batch, head, …, width).
-AttentionCallback = Callable[[str, torch.Tensor, torch.Tensor, dict[str, Any]], None]
+_SOFTMAX = (torch.softmax, F.softmax, torch.Tensor.softmax)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One softmax attention: query and key, or the weights themselves where the layer computes them.
+
+    Attributes:
+        query (`torch.Tensor` of shape `(batch, head, query, width)`, *optional*): The queries.
+        key (`torch.Tensor` of shape `(batch, head, key, width)`, *optional*): The keys.
+        arguments (`dict`): `attn_mask`, `is_causal` and `scale` as given to `F.scaled_dot_product_attention`.
+        probabilities (`torch.Tensor`, *optional*): The weights, (batch · head, query, key) or (batch, head, query,
+            key).
+    """
+
+    query: torch.Tensor | None
+    key: torch.Tensor | None
+    arguments: Mapping[str, Any]
+    probabilities: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows (batch, or batch times head), queries and keys."""
+        if self.probabilities is not None:
+            return self.probabilities.shape[0], self.probabilities.shape[-2], self.probabilities.shape[-1]
+        if self.query is None or self.key is None:
+            raise ValueError("Expected queries and keys, or weights.")
+        return self.query.shape[0], self.query.shape[-2], self.key.shape[-2]
+
+    def weights(self, queries: torch.Tensor, heads: int, device: str | None = None) -> torch.Tensor:
+        """The weights (batch, head, query, key) of some queries, float32; rows sum to 1.
+
+        Args:
+            queries (`torch.Tensor` of shape `(query,)`): Their indices.
+            heads (`int`): Number of heads, where the batch holds them.
+            device (`str`, *optional*): Where to compute; "meta" for the shape alone.
+        """
+
+        def at(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor if device is None else tensor.to(device)
+
+        if self.probabilities is not None:
+            given = at(self.probabilities)
+            batched = given if given.ndim == 4 else given.unflatten(0, (-1, heads))
+            return batched[..., at(queries), :].float()
+        if self.query is None or self.key is None:
+            raise ValueError("Expected queries and keys, or weights.")
+        query, key = at(self.query), at(self.key)
+        if key.shape[1] != query.shape[1]:  # heads share keys
+            key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        scale = self.arguments.get("scale") or query.shape[-1] ** -0.5
+        scores = query[..., at(queries), :].float() @ key.float().transpose(-1, -2) * scale
+        mask = self.arguments.get("attn_mask")
+        if mask is not None:
+            rows = at(mask)[..., at(queries), :] if mask.shape[-2] > 1 else at(mask)
+            if rows.dtype == torch.bool:
+                rows = torch.zeros_like(rows, dtype=torch.float32).masked_fill(~rows, -torch.inf)
+            scores = scores + rows.float()
+        if self.arguments.get("is_causal"):
+            future = torch.arange(key.shape[-2], device=scores.device) > at(queries)[:, None]
+            scores = scores.masked_fill(future, -torch.inf)
+        return scores.softmax(dim=-1)
+
+
+# (layer, the attentions that it computed in one run).
+AttentionCallback = Callable[[str, list[AttentionCall]], None]
 
 
 class _AttentionMode(TorchFunctionMode):
-    def __init__(self, active: list[str], callback: AttentionCallback):
+    """Sees every function of torch; remembers those that compute attention inside the innermost active layer."""
+
+    def __init__(self, active: list[tuple[str, list[AttentionCall]]]):
         super().__init__()
         self._active = active
-        self._callback = callback
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and self._active:
+        if not self._active:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
-            self._callback(self._active[-1], arguments.pop("query"), arguments.pop("key"), arguments)
-        return func(*args, **kwargs)
+            query, key = arguments.pop("query"), arguments.pop("key")
+            arguments.pop("value", None)
+            self._active[-1][1].append(AttentionCall(query, key, arguments))
+            return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func in _SOFTMAX and result.ndim in (3, 4):
+            self._active[-1][1].append(AttentionCall(None, None, {}, result))
+        return result
 
 
 @contextmanager
 def tap_attention(layers: Mapping[str, nn.Module], callback: AttentionCallback) -> Iterator[None]:
-    """Calls `callback` for every `F.scaled_dot_product_attention` inside one of `layers`. The attention runs as it is.
+    """Calls `callback` for every run of one of `layers` with the softmax attentions in it. They run as they are.
+
+    Attention is seen where it goes through `F.scaled_dot_product_attention` or a softmax of torch.
 
     Args:
         layers (mapping from path to module): Attention modules.
-        callback (`Callable`): Receives the layer's path, query, key, and the call's other arguments by name.
+        callback (`Callable`): Receives the layer's path and its attentions, in order.
     """
-    active: list[str] = []
+    active: list[tuple[str, list[AttentionCall]]] = []
+
+    def leave(*_: Any) -> None:
+        callback(*active.pop())
+
     with ExitStack() as stack:
+        stack.callback(active.clear)
         for path, module in layers.items():
-            enter = module.register_forward_pre_hook(lambda module, args, path=path: active.append(path))
-            leave = module.register_forward_hook(lambda *_: active.pop() and None)
+            enter = module.register_forward_pre_hook(lambda module, args, path=path: active.append((path, [])))
             stack.callback(enter.remove)
-            stack.callback(leave.remove)
-        stack.enter_context(_AttentionMode(active, callback))
+            stack.callback(module.register_forward_hook(leave).remove)
+        stack.enter_context(_AttentionMode(active))
         yield
+
+
+def check_backends(layers: Mapping[str, nn.Module]) -> None:
+    """Refuses attention layers whose weights cannot be seen: those of other backends than PyTorch's own.
+
+    Raises:
+        ValueError: with the layers and what they use.
+    """
+    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+
+    native = {AttentionBackendName.NATIVE, AttentionBackendName._NATIVE_MATH, AttentionBackendName._NATIVE_CUDNN}
+    native |= {AttentionBackendName._NATIVE_EFFICIENT, AttentionBackendName._NATIVE_FLASH}
+    active = _AttentionBackendRegistry.get_active_backend()[0]
+    for path, module in layers.items():
+        processor = getattr(module, "processor", None)
+        dispatched = hasattr(type(processor), "_attention_backend")
+        backend = getattr(processor, "_attention_backend", None) or (active if dispatched else None)
+        name = type(processor).__name__
+        foreign = name if any(word in name for word in ("XFormers", "NPU", "XLA")) else None
+        if backend is not None and AttentionBackendName(backend) not in native:
+            foreign = str(AttentionBackendName(backend).value)
+        if foreign is not None:
+            raise ValueError(
+                f"AttentionWeights: expected attention that PyTorch computes, got {foreign} in {path}. Call"
+                " `set_attention_backend('native')` or `set_default_attn_processor()` on the denoiser before."
+            )

@@ -23,13 +23,12 @@ def first_tensor(output: Any) -> torch.Tensor:
     raise TypeError(f"Expected a module output that holds a tensor, got {type(output).__name__}.")
 
 
-def with_first_tensor(output: Any, tensor: torch.Tensor, skips: bool = True) -> Any:
-    """`output` with its main tensor replaced, in the same container type.
+def with_tensor(output: Any, original: torch.Tensor, tensor: torch.Tensor, skips: bool = True) -> Any:
+    """`output` with one of its tensors replaced, in the same container type.
 
     Where a nested tuple (a block's skips) holds the very same tensor, it is replaced there too, unless `skips` is
     false: a down block may return `(hidden, skips)` with `hidden is skips[-1]`, and both carry an edit.
     """
-    original = first_tensor(output)
 
     def replace(value: Any, nested: bool) -> Any:
         if value is original:
@@ -44,11 +43,13 @@ def with_first_tensor(output: Any, tensor: torch.Tensor, skips: bool = True) -> 
 
 
 @contextmanager
-def tap_output(module: nn.Module, callback: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """Calls `callback` with the main tensor of every output of `module`. The output is not changed."""
+def tap_output(
+    module: nn.Module, callback: Callable[[Any], None], read: Callable[[Any], Any] = first_tensor
+) -> Iterator[None]:
+    """Calls `callback` with the main tensor, or what `read` takes, of every output. The output is not changed."""
 
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
-        callback(first_tensor(output))
+        callback(read(output))
 
     handle = module.register_forward_hook(hook)
     try:
@@ -58,13 +59,25 @@ def tap_output(module: nn.Module, callback: Callable[[torch.Tensor], None]) -> I
 
 
 @contextmanager
-def edit_output(module: nn.Module, edit: Callable[[torch.Tensor], torch.Tensor], skips: bool = True) -> Iterator[None]:
-    """Replaces the main tensor of every output of `module` by `edit(tensor)`, as [`with_first_tensor`] does."""
+def edit_output(
+    module: nn.Module,
+    edit: Callable[[torch.Tensor], torch.Tensor],
+    skips: bool = True,
+    select: Callable[[Any], torch.Tensor] = first_tensor,
+) -> Iterator[None]:
+    """Replaces a tensor of every output of `module` by `edit(tensor)`, as [`with_tensor`] does.
+
+    Args:
+        module (`nn.Module`): The module.
+        edit (`Callable`): Gives the new tensor.
+        skips (`bool`): See `with_tensor`.
+        select (`Callable`): Takes the tensor from the output; the main one by default.
+    """
 
     def hook(module: nn.Module, args: tuple, output: Any) -> Any:
-        tensor = first_tensor(output)
+        tensor = select(output)
         edited = edit(tensor)
-        return output if edited is tensor else with_first_tensor(output, edited, skips)
+        return output if edited is tensor else with_tensor(output, tensor, edited, skips)
 
     handle = module.register_forward_hook(hook)
     try:

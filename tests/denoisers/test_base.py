@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.base import token_grid
+from diffusers_xai.denoisers import DenoiserCall, get_denoiser
+from diffusers_xai.denoisers.grids import strided
+from diffusers_xai.denoisers.labelling import Labelling
 from tests.tiny import make_pipeline
 
 
@@ -53,14 +54,27 @@ def test_lists_that_never_run_are_no_layers():
         (12, (15, 9), (4, 3)),  # odd sizes are rounded up where a layer down-samples
     ],
 )
-def test_token_grid(tokens, sample_size, expected):
-    assert token_grid(tokens, sample_size) == expected
+def test_strided_grid(tokens, sample_size, expected):
+    assert strided(tokens, sample_size) == expected
 
 
 def test_tokens_become_the_grid_they_came_from():
     pipe, _ = make_pipeline("stable_diffusion")
     grid = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
     tokens = grid.flatten(2).transpose(1, 2)
-    assert torch.equal(get_denoiser(pipe).to_grid(tokens, (8, 8)), grid)
-    condition = torch.zeros(2, 77, 16)
-    assert get_denoiser(pipe).to_grid(condition, (8, 8)) is condition
+    call = DenoiserCall("unet", pipe.unet, (torch.zeros(2, 4, 8, 8), 5, torch.zeros(2, 12, 16)), {})
+    attention = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    labelled = Labelling(get_denoiser(pipe), call).output(attention, tokens)["image"]
+    assert labelled.dims == ("channel", "height", "width")
+    assert torch.equal(labelled.values, grid)
+
+
+def test_tokens_of_a_condition_are_no_image_whatever_their_number():
+    pipe, _ = make_pipeline("stable_diffusion")
+    condition = torch.rand(2, 16, 8)  # as many tokens as the 4 x 4 level has
+    call = DenoiserCall("unet", pipe.unet, (torch.zeros(2, 4, 8, 8), 5, torch.zeros(2, 16, 16)), {})
+    path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    labelled = Labelling(get_denoiser(pipe), call).output(path, condition)
+    assert list(labelled) == ["text"]
+    assert labelled["text"].dims == ("channel", "token")
+    assert torch.equal(labelled["text"].values, condition.transpose(1, 2))

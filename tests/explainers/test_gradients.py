@@ -376,7 +376,7 @@ def test_dtype_is_that_of_storage():
         (lambda: GradientVolume(mask=np.zeros((16, 16), bool)), "at least one True pixel"),
         (lambda: GradientVolume(mask=np.ones((16, 16))), "dtype bool, got"),
         (lambda: GradientVolume(mask=np.ones((8, 8), bool)), r"\(16, 16\), got \(8, 8\)"),
-        (lambda: GradientVolume(pixels=[(16, 0)]), r"within \(16, 16\), got \[\(16, 0\)\]"),
+        (lambda: GradientVolume(pixels=[(16, 0)]), r"within \(16, 16\), got \(16, 0\)"),
         (lambda: GradientVolume(pixels=[3]), "pairs of integers"),
         (lambda: GradientVolume(mask=np.ones((16, 16), bool), pixels=[(0, 0)]), "got both"),
         (lambda: GradientVolume(of="image"), "'image'"),
@@ -399,10 +399,28 @@ def test_bad_requests_are_refused_before_sampling(spec, message):
         request()
 
 
-def test_step_gradients_of_a_guided_pipeline_of_others_are_refused():
+def test_step_gradients_of_a_guided_pipeline_of_others_have_its_guidance_in_them():
+    pipe, sample = make_pipeline("stable_diffusion")
+    calls = []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    with record(pipe, [GradientVolume(pixels=[(2, 5)], steps=1)]) as recording:
+        sample(num_inference_steps=3)
+    handle.remove()
+    (stacked, t), kwargs = calls[1]
+    x = stacked[:2].clone().requires_grad_()
+    uncond, cond = pipe.unet(torch.cat([x, x]), t, **{**kwargs, "return_dict": False})[0].chunk(2)
+    mean = pipe.scheduler.step(uncond + 3.0 * (cond - uncond), t, x).prev_sample
+    (expected,) = torch.autograd.grad(mean[:, :, 2, 5].sum(), x)
+    got = recording.profile["gradient_volume"].values[0, :, 0]
+    np.testing.assert_allclose(got, expected.sum(dim=1).numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_step_gradients_of_a_rescaled_guidance_are_refused():
     pipe, sample = make_pipeline("stable_diffusion")
     with pytest.raises(RuntimeError, match="Use `of='noise'`"), record(pipe, [GradientVolume(pixels=[(0, 0)])]):
-        sample()
+        sample(guidance_rescale=0.7)
 
 
 def test_embedded_conditions_have_a_sensitivity_by_their_embedding():

@@ -149,7 +149,7 @@ def test_layers_without_a_row_per_image_are_refused():
         module.label_table(torch.ones(1, 2))
 
     unet.conv_in.register_forward_hook(look_up)
-    with pytest.raises(ValueError, match="label_table: .* 2 images in 1 branches, got 1 rows"):
+    with pytest.raises(ValueError, match="label_table: .* 2 rows of the denoiser's batch, got shape"):
         pipe(3, edits=[[ChannelAblation("conv_in.label_table", 0)], []], num_inference_steps=2)
 
 

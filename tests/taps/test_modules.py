@@ -6,7 +6,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from diffusers_xai.taps import edit_output, first_tensor, tap_call, tap_output, with_first_tensor
+from diffusers_xai.taps import edit_output, first_tensor, tap_call, tap_output, with_tensor
 
 
 @dataclass
@@ -23,14 +23,14 @@ A, B, C = (torch.full((2,), float(i)) for i in range(3))
 )
 def test_main_tensor_is_read_and_replaced_in_the_same_container(output):
     assert first_tensor(output) is A
-    replaced = with_first_tensor(output, C)
+    replaced = with_tensor(output, A, C)
     assert type(replaced) is type(output)
     assert first_tensor(replaced) is C
     assert first_tensor(output) is A  # out of place
 
 
 def test_a_skip_that_is_the_hidden_state_carries_the_edit():
-    hidden, (first, last) = with_first_tensor((A, (B, A)), C)
+    hidden, (first, last) = with_tensor((A, (B, A)), A, C)
     assert hidden is C
     assert first is B
     assert last is C

@@ -1,0 +1,104 @@
+"""One call of a denoiser: where its sample, its condition and its rows are, whatever the class calls them."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+
+# The denoiser's condition in a sequence of tokens, by the names that the families give it.
+_TEXT = (
+    "encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "cap_feats", "text_states",
+    "clip_text_pooled", "context",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DenoiserCall:
+    """The arguments of one call of a denoiser.
+
+    Attributes:
+        component (`str`): Name of the pipeline's component that was called.
+        module (`nn.Module`): The component.
+        args (`tuple`): Positional arguments.
+        kwargs (`dict`): Arguments by name.
+    """
+
+    component: str
+    module: nn.Module
+    args: tuple
+    kwargs: dict[str, Any]
+
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """All arguments by name, as far as the signature of `forward` names them."""
+        try:
+            bound = inspect.signature(self.module.forward).bind_partial(*self.args, **self.kwargs).arguments
+        except TypeError:
+            return self.kwargs
+        return {**bound, **bound.get("kwargs", {})}
+
+    @cached_property
+    def sample_name(self) -> str:
+        """The keyword of the sample: the first parameter of `forward`."""
+        first = next(iter(inspect.signature(self.module.forward).parameters), "sample")
+        return first if self.args or first in self.kwargs else next(iter(self.kwargs))
+
+    @cached_property
+    def sample(self) -> torch.Tensor:
+        """The sample (row, …); of families that pass a list of rows, these stacked."""
+        value = self.args[0] if self.args else self.kwargs[self.sample_name]
+        return torch.stack(list(value)) if isinstance(value, (list, tuple)) else value
+
+    @property
+    def rows(self) -> int:
+        """How many rows the call has."""
+        return self.sample.shape[0]
+
+    @cached_property
+    def text_tokens(self) -> int | None:
+        """Number of tokens of the condition in a sequence, if there is one."""
+        for name in _TEXT:
+            value = self.arguments.get(name)
+            if isinstance(value, (list, tuple)) and value and isinstance(value[0], torch.Tensor):
+                value = value[0][None]  # rows of their own lengths
+            if isinstance(value, torch.Tensor) and value.ndim >= 3:
+                return value.shape[-2]
+        return None
+
+    def with_argument(self, name: str, value: Any) -> "DenoiserCall":
+        """The call with one argument replaced, where it stands."""
+        position = list(inspect.signature(self.module.forward).parameters).index(name)
+        if position < len(self.args):
+            args, kwargs = (*self.args[:position], value, *self.args[position + 1 :]), self.kwargs
+        else:
+            args, kwargs = self.args, {**self.kwargs, name: value}
+        return DenoiserCall(self.component, self.module, args, kwargs)
+
+    def with_sample(self, sample: torch.Tensor) -> tuple[tuple, dict[str, Any]]:
+        """The arguments with another sample, in the form in which the family passes it."""
+        given = self.args[0] if self.args else self.kwargs[self.sample_name]
+        value = list(sample.unbind(0)) if isinstance(given, (list, tuple)) else sample
+        if self.args:
+            return (value, *self.args[1:]), self.kwargs
+        return self.args, {**self.kwargs, self.sample_name: value}
+
+
+def prediction_of(output: Any) -> torch.Tensor:
+    """The prediction (row, …) in what a denoiser returns: a tensor, an output class, or a list of rows.
+
+    Raises:
+        TypeError: if there is no tensor in it.
+    """
+    while not isinstance(output, torch.Tensor):
+        values = list(output.values()) if isinstance(output, dict) else output
+        if not isinstance(values, (list, tuple)) or not values:
+            raise TypeError(f"Expected a denoiser that returns a tensor, got {type(output).__name__}.")
+        if isinstance(output, list) and all(isinstance(row, torch.Tensor) for row in output):
+            return torch.stack(output)
+        output = values[0]
+    return output

@@ -1,0 +1,66 @@
+"""Where the tokens of an image or a video lie: (height, width) or (frame, height, width) of the token grid."""
+
+from typing import Any
+
+import torch
+
+from diffusers_xai.denoisers.call import DenoiserCall
+
+
+def patches(call: DenoiserCall) -> tuple[int, ...]:
+    """Patches of a sample (row, channel, [frame,] height, width)."""
+    return _patches(call, frames_axis=2)
+
+
+def patches_frames_first(call: DenoiserCall) -> tuple[int, ...]:
+    """Patches of a sample (row, frame, channel, height, width)."""
+    return _patches(call, frames_axis=1)
+
+
+def _patches(call: DenoiserCall, frames_axis: int) -> tuple[int, ...]:
+    config: Any = getattr(call.module, "config", {})
+    patch, patch_t = config.get("patch_size", 1), config.get("patch_size_t")
+    if isinstance(patch, (list, tuple)):
+        patch_t, patch = (patch[0] if len(patch) == 3 else patch_t), patch[-1]
+    height, width = call.sample.shape[-2] // patch, call.sample.shape[-1] // patch
+    if call.sample.ndim < 5:
+        return height, width
+    return -(-call.sample.shape[frames_axis] // (patch_t or 1)), height, width
+
+
+def listed_patches(call: DenoiserCall) -> tuple[int, ...]:
+    """Patches of a list of rows (channel, frame, height, width), of the size that the call names."""
+    patch, patch_t = call.arguments.get("patch_size", 2), call.arguments.get("f_patch_size", 1)
+    frames, height, width = call.sample.shape[-3:]
+    grid = frames // patch_t, height // patch, width // patch
+    return grid if grid[0] > 1 else grid[1:]
+
+
+def image_ids(call: DenoiserCall) -> tuple[int, ...]:
+    """From `img_ids` (token, 3 or 4): the rows and columns of the tokens of the image itself (reference 0)."""
+    ids = call.arguments["img_ids"]
+    ids = ids[0] if ids.ndim == 3 else ids
+    own = ids[ids[:, 0] == ids[0, 0]]
+    return tuple(len(torch.unique(own[:, column])) for column in (1, 2))
+
+
+def image_shapes(call: DenoiserCall) -> tuple[int, ...]:
+    """From `img_shapes`, a list per row of (frames, height, width): the first is the image itself."""
+    shape = call.arguments["img_shapes"][0]
+    frames, height, width = shape[0] if isinstance(shape[0], (list, tuple)) else shape
+    return (height, width) if frames == 1 else (frames, height, width)
+
+
+def keywords(call: DenoiserCall) -> tuple[int, ...]:
+    """From the keywords `num_frames`, `height` and `width`, counted in tokens."""
+    return tuple(int(call.arguments[name]) for name in ("num_frames", "height", "width"))
+
+
+def strided(tokens: int, sample_size: tuple[int, int]) -> tuple[int, int] | None:
+    """(height, width) of `tokens` image tokens of a U-Net's level; `None` if they do not cover the sample evenly."""
+    height, width = sample_size
+    nearest = round((height * width / tokens) ** 0.5)
+    for stride in (nearest, nearest + 1, nearest - 1):  # odd sizes are rounded up where a layer down-samples
+        if stride > 0 and (grid := (-(-height // stride), -(-width // stride)))[0] * grid[1] == tokens:
+            return grid
+    return None

@@ -1,0 +1,127 @@
+"""What cannot be seen of a model family: a row per class of denoiser."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from diffusers_xai.denoisers import grids
+from diffusers_xai.denoisers.call import DenoiserCall
+
+
+# Parts of a sequence of joint attention. `pad` fills up to a multiple of 32, `reference` holds images to edit.
+PARTS = ("image", "text", "register", "pad", "reference")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a class of denoisers does that its calls do not show.
+
+    Args:
+        grid (`Callable`, *optional*): Gives (height, width) or (frame, height, width) of the image tokens of a call;
+            `None` where levels have grids of their own (U-Nets) or there is no image.
+        order (`tuple[str, ...]`, *optional*): The parts of a sequence that holds image and text, in their order, from
+            `PARTS`. Needed by joint attention only.
+        returns (`tuple[str, str]`): The streams of what a block with both returns, in their order; asked only where
+            image and text have equally many tokens.
+        cross_order (`tuple[str, ...]`): The parts of the keys of cross-attention whose keys hold image positions too.
+        branches (`tuple[str, ...]`): Names of the guidance branches in the order in which they are computed.
+        separate_calls (`bool`): Whether each branch is a call of its own instead of a part of the batch.
+        doubles_sample (`bool`): Whether the scheduler's own state holds every image once per branch.
+        frames_first (`bool`): Whether a video sample is (row, frame, channel, …) instead of (row, channel, frame, …).
+        sign (`int`): -1 where pipelines turn the sign of the prediction around before `scheduler.step`.
+        registers (`str`, *optional*): Attribute with the parameter (1, token, channel) of the register tokens.
+        aliases (`str`, *optional*): Attribute that maps other layer names to module paths.
+    """
+
+    grid: Callable[[DenoiserCall], tuple[int, ...]] | None = None
+    order: tuple[str, ...] | None = None
+    returns: tuple[str, str] = ("image", "text")
+    cross_order: tuple[str, ...] = ("text", "image")
+    branches: tuple[str, ...] = ("uncond", "cond")
+    separate_calls: bool = False
+    doubles_sample: bool = False
+    frames_first: bool = False
+    sign: int = 1
+    registers: str | None = None
+    aliases: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = {part for part in (*(self.order or ()), *self.cross_order) if part not in PARTS}
+        if unknown:
+            raise ValueError(f"Expected parts from {PARTS}, got {sorted(unknown)}.")
+
+
+_COND_FIRST = ("cond", "uncond")
+_TEXT_FIRST, _IMAGE_FIRST = ("text", "image"), ("image", "text")
+_SAMPLE, _PACKED = grids.patches, grids.image_ids
+
+# By class name: a class that a Hub repository carries as code has the same name and another module.
+_LAYOUTS: dict[str, Layout] = {
+    "ConvNextUNet2DModel": Layout(aliases="layer_aliases"),
+    "UNet2DModel": Layout(),
+    "UNet2DConditionModel": Layout(),
+    "UNet3DConditionModel": Layout(),
+    "UNetMotionModel": Layout(),
+    "UNetSpatioTemporalConditionModel": Layout(frames_first=True),
+    "UNet1DModel": Layout(),
+    "Kandinsky3UNet": Layout(),
+    "StableCascadeUNet": Layout(cross_order=_IMAGE_FIRST, branches=_COND_FIRST),
+    "DiTTransformer2DModel": Layout(_SAMPLE, branches=_COND_FIRST, doubles_sample=True),
+    "PixArtTransformer2DModel": Layout(_SAMPLE),
+    "HunyuanDiT2DModel": Layout(_SAMPLE),
+    "LuminaNextDiT2DModel": Layout(_SAMPLE, branches=_COND_FIRST),
+    "SanaTransformer2DModel": Layout(_SAMPLE),
+    "SD3Transformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST, _TEXT_FIRST),
+    "AuraFlowTransformer2DModel": Layout(
+        _SAMPLE, ("register", "text", "image"), _TEXT_FIRST, registers="register_tokens"
+    ),
+    "CogView3PlusTransformer2DModel": Layout(_SAMPLE, _TEXT_FIRST),
+    "CogView4Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
+    "Lumina2Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True, sign=-1),
+    "HiDreamImageTransformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST, sign=-1),
+    "ZImageTransformer2DModel": Layout(
+        grids.listed_patches, ("image", "pad", "text", "pad"), branches=_COND_FIRST, sign=-1
+    ),
+    "FluxTransformer2DModel": Layout(
+        _PACKED, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
+    ),
+    "Flux2Transformer2DModel": Layout(
+        _PACKED, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
+    ),
+    "ChromaTransformer2DModel": Layout(_PACKED, _TEXT_FIRST, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
+    "QwenImageTransformer2DModel": Layout(
+        grids.image_shapes, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
+    ),
+    "CogVideoXTransformer3DModel": Layout(grids.patches_frames_first, _TEXT_FIRST, frames_first=True),
+    "WanTransformer3DModel": Layout(_SAMPLE, branches=_COND_FIRST, separate_calls=True),
+    "LTXVideoTransformer3DModel": Layout(grids.keywords),
+    "HunyuanVideoTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST, branches=_COND_FIRST, separate_calls=True),
+    "MochiTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST),
+    "AllegroTransformer3DModel": Layout(_SAMPLE),
+    "LatteTransformer3DModel": Layout(_SAMPLE),
+    "StableAudioDiTModel": Layout(),
+}
+
+
+def register_layout(name: str, layout: Layout) -> None:
+    """Tells how a class of denoisers works, so that what needs it (word maps, joint attention) works too.
+
+    Args:
+        name (`str`): The class's name, such as `"MyTransformer2DModel"`.
+        layout ([`Layout`]): How it works; replaces what was known of a class of that name.
+
+    Raises:
+        TypeError: if `layout` is none.
+    """
+    if not isinstance(layout, Layout):
+        raise TypeError(f"Expected a `Layout`, got {type(layout).__name__}.")
+    _LAYOUTS[name] = layout
+
+
+def known_layouts() -> Mapping[str, Layout]:
+    """Class name -> layout of all families that are known."""
+    return dict(_LAYOUTS)
+
+
+def layout_of(module: object) -> Layout | None:
+    """The layout of a denoiser, by the name of its class or of one that it inherits from; `None` if unknown."""
+    return next((_LAYOUTS[base.__name__] for base in type(module).__mro__ if base.__name__ in _LAYOUTS), None)

@@ -1,0 +1,123 @@
+"""Where each word of a prompt looks at the image."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from diffusers_xai.explainers.attention_weights import softmax_layers
+from diffusers_xai.recording.attention import merged, relations
+from diffusers_xai.recording.layers import layer_names
+from diffusers_xai.recording.recording import Recording
+from diffusers_xai.recording.spec import RecordSpec
+from diffusers_xai.recording.text import PromptTokens, spelled
+from diffusers_xai.taps.attention import AttentionCall, tap_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordMaps(RecordSpec):
+    """Records, for words of the prompt, how much each place of the image looks at them.
+
+    The softmax weights from image to text, the mean over heads, over a word's sub-tokens and over the layers, each
+    layer's map enlarged (bi)linearly to the sample's size; of the branch with the prompt. Array: `word_maps` of dims
+    (step, sample, [frame,] height, width, token), with the words as coordinate `token`; in [0, 1].
+
+    Args:
+        words (`str` or list of `str`): Words of the prompt, as they are written there; several in one string are a
+            phrase.
+        layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers that look from image to text if
+            `None`.
+        tokens (sequence of `str`, *optional*): The strings of the condition's tokens, for pipelines without a
+            tokenizer or calls with `prompt_embeds`.
+        steps, timesteps, every: See [`RecordSpec`].
+
+    Raises:
+        KeyError: when recording starts, if a name matches no layer.
+        ValueError: if `words` is empty; before the first step, for a word that is not in the prompt, with the prompt's
+            tokens, or if no layer looks from image to text.
+
+    Source: Tang et al. 2023 (DAAM), here per step.
+    """
+
+    words: str | Iterable[str] = field(kw_only=False)
+    layers: str | Iterable[str] | None = None
+    tokens: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        words = (self.words,) if isinstance(self.words, str) else tuple(self.words)
+        if not words or not all(isinstance(word, str) and word.strip() for word in words):
+            raise ValueError(f"Expected `words` as one or several words, got {self.words!r}.")
+        object.__setattr__(self, "words", words)
+        if self.layers is not None:
+            object.__setattr__(self, "layers", layer_names(self.layers))
+        if self.tokens is not None:
+            object.__setattr__(self, "tokens", tuple(str(token) for token in self.tokens))
+
+    def attach(self, recording: Recording, stack: ExitStack) -> None:
+        """Taps the attention of every matching layer."""
+        run = recording.run
+        layers = softmax_layers(run.denoiser, self.layers)
+        recording.expect(self, ["word_maps"], exclusive=True)
+        prompt = stack.enter_context(PromptTokens.tapped(run))
+        totals: list[torch.Tensor] = []
+
+        def add(path: str, calls: list[AttentionCall]) -> None:
+            if not recording.looks(self) or not calls:
+                return
+            call = next(iter(merged(calls, run.labelling.rows)), None)
+            relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None
+            if call is None or relation is None or relation.queries.grid is None:
+                return
+            rows = [row for row, (branch, _) in enumerate(run.rows()) if branch == "cond"]
+            if not rows:
+                return
+            heads = int(getattr(layers[path], "heads", 0) or getattr(layers[path], "num_heads", 0) or 1)
+            queries = torch.arange(call.shape[1])[relation.queries.index]
+            weights = call.weights(queries, heads, None if recording.is_selected(self) else "meta")
+            weights = weights.mean(dim=1)[..., relation.keys.index]
+            if weights.shape[0] != run.labelling.rows:  # frames are rows
+                weights = weights.unflatten(0, (run.labelling.rows, -1)).flatten(1, 2)
+            of_words = self._of_words(prompt, weights[rows])  # (sample, query, word)
+            grid, positions = relation.queries.grid, run.positions
+            grid = grid if len(grid) == len(positions) else (positions[0], *grid)
+            maps = of_words.transpose(1, 2).unflatten(2, grid)
+            mode = {2: "bilinear", 3: "trilinear"}[len(positions)]
+            totals.append(F.interpolate(maps, size=positions, mode=mode, align_corners=False))
+
+        def keep() -> None:
+            if not recording.looks(self):
+                return
+            if not totals:
+                raise ValueError(f"WordMaps: no layer of {run.denoiser.name} looks from image to text.")
+            maps = torch.stack(totals).mean(dim=0).movedim(1, -1)
+            dims = (*run.labelling.position_dims, "token")
+            recording.keep(self, "word_maps", maps, dims, {"token": list(self.words)}, per_branch=False)
+            totals.clear()
+
+        run.on_start(lambda: self._check(prompt))
+        run.before_step(keep)
+        stack.enter_context(tap_attention(layers, add))
+
+    def _check(self, prompt: PromptTokens) -> None:
+        if self.tokens is None:
+            for word in self.words:
+                prompt.check(word)
+        else:
+            for word in self.words:
+                if not spelled(self.tokens, word):
+                    raise ValueError(f"WordMaps: expected words among `tokens` {list(self.tokens)}, got {word!r}.")
+
+    def _of_words(self, prompt: PromptTokens, weights: torch.Tensor) -> torch.Tensor:
+        """(sample, query, key) -> (sample, query, word)."""
+        samples, _, keys = weights.shape
+        columns = []
+        for word in self.words:
+            if self.tokens is not None:
+                places = [spelled(self.tokens, word)] * samples
+            else:
+                places = [prompt.positions(word, keys, sample, samples) for sample in range(samples)]
+            columns.append(torch.stack([weights[i][:, place].mean(dim=-1) for i, place in enumerate(places)]))
+        return torch.stack(columns, dim=-1)

@@ -1,0 +1,152 @@
+"""Which positions of an attention's queries and keys are image and which are text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from diffusers_xai.denoisers.labelling import Labelling
+from diffusers_xai.taps.attention import AttentionCall
+
+
+RELATIONS = ("image_to_text", "image_to_image", "text_to_image")
+
+
+@dataclass(frozen=True)
+class Side:
+    """The queries or keys of a relation.
+
+    Attributes:
+        index (`slice`): Where they stand in the sequence.
+        grid (`tuple[int, ...]` or `None`): (height, width) or (frame, height, width) of image positions.
+    """
+
+    index: slice
+    grid: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What looks at what.
+
+    Attributes:
+        queries (`Side`): What looks.
+        keys (`Side`): What it looks at.
+    """
+
+    queries: Side
+    keys: Side
+
+
+def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str, Relation]:
+    """The relations between image and text in an attention; `""` for all to all where nothing is known.
+
+    Args:
+        labelling ([`Labelling`]): Of the denoiser's call.
+        path (`str`): The attention layer.
+        call ([`AttentionCall`]): One of its attentions.
+
+    Returns:
+        `dict[str, Relation]`: Of `RELATIONS`; empty for text that looks at text.
+
+    Raises:
+        ValueError: if the order of image and text is not known.
+    """
+    layout, text = labelling.layout, labelling.call.text_tokens
+    batch, queries, keys = call.shape
+    if labelling.frames and queries == labelling.frames and batch > labelling.rows * labelling.frames:
+        return {}  # attention over time
+    if layout is None or labelling.size is None:
+        return {"": Relation(Side(slice(0, queries)), Side(slice(0, keys)))}
+    if labelling.grid is None:
+        return _of_levels(labelling, path, queries, keys)
+    image = prod(labelling.grid)
+    if queries == keys == text and (text != image or "context" in path):
+        return {}
+    own = Side(slice(0, image), labelling.grid)
+    if queries == image:
+        if keys == image and not _crosses(labelling, path):
+            return {"image_to_image": Relation(own, own)}
+        return {"image_to_text": Relation(own, Side(slice(0, keys)))}
+    if queries != keys or queries < image:
+        return {}
+    parts = labelling.parts(queries, layout.order)
+    return _joint(Side(parts["image"], labelling.grid), Side(parts["text"]))
+
+
+def _of_levels(labelling: Labelling, path: str, queries: int, keys: int) -> dict[str, Relation]:
+    """Of a U-Net, whose levels have grids of their own."""
+    grid = labelling.image_grid(path, queries)
+    if grid is None or labelling.layout is None:
+        return {}
+    image = Side(slice(0, queries), grid)
+    if keys > queries and _adds_keys(labelling, path):
+        text_first = labelling.layout.cross_order[0] == "text"
+        first = keys - queries if text_first else queries
+        text, own = (slice(0, first), slice(first, keys)) if text_first else (slice(first, keys), slice(0, first))
+        return {
+            "image_to_text": Relation(image, Side(text)),
+            "image_to_image": Relation(image, Side(own, grid)),
+        }
+    if keys != queries or _crosses(labelling, path):
+        return {"image_to_text": Relation(image, Side(slice(0, keys)))}
+    return {"image_to_image": Relation(image, image)}
+
+
+def _crosses(labelling: Labelling, path: str) -> bool:
+    """Whether an attention layer looks at the condition."""
+    module = labelling.denoiser.layers[path]
+    stated = getattr(module, "is_cross_attention", None)
+    return bool(stated) if stated is not None else path.rpartition(".")[2] in ("attn2", "cross_attn")
+
+
+def _adds_keys(labelling: Labelling, path: str) -> bool:
+    """Whether an attention layer looks at the image and at the condition in one sequence of keys."""
+    module = labelling.denoiser.layers[path]
+    parent = labelling.denoiser.layers.get(path.rpartition(".")[0])
+    if getattr(parent, "self_attn", None) is True:
+        return True
+    return getattr(module, "added_kv_proj_dim", None) is not None and not getattr(
+        module, "only_cross_attention", False
+    )
+
+
+def _joint(image: Side, text: Side) -> dict[str, Relation]:
+    return {
+        "image_to_text": Relation(image, text),
+        "image_to_image": Relation(image, image),
+        "text_to_image": Relation(text, image),
+    }
+
+
+def merged(calls: Sequence[AttentionCall], rows: int) -> list[AttentionCall]:
+    """Attentions that a layer computes row by row, or in slices, put together into ones of all rows.
+
+    Args:
+        calls (sequence of [`AttentionCall`]): The attentions of one run of a layer.
+        rows (`int`): Rows of the denoiser's batch.
+    """
+    found: list[AttentionCall] = []
+    waiting: list[AttentionCall] = []
+    for call in calls:
+        waiting.append(call)
+        if sum(part.shape[0] for part in waiting) % rows == 0:
+            found.append(_joined(waiting))
+            waiting = []
+    return found
+
+
+def _joined(parts: Sequence[AttentionCall]) -> AttentionCall:
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].probabilities is not None:
+        return AttentionCall(
+            None, None, {}, torch.cat([part.probabilities for part in parts if part.probabilities is not None])
+        )
+    heads = parts[0].query.shape[1] if parts[0].query is not None else 1
+    weights = [part.weights(torch.arange(part.shape[1]), heads) for part in parts]
+    size = [max(weight.shape[axis] for weight in weights) for axis in (-2, -1)]
+    # Rows may leave out padding of their own: it gets no weight.
+    padded = [torch.nn.functional.pad(w, (0, size[1] - w.shape[-1], 0, size[0] - w.shape[-2])) for w in weights]
+    return AttentionCall(None, None, {}, torch.cat(padded))

@@ -1,0 +1,33 @@
+"""A pipeline's copy that can be called beside the original: same networks, own scheduler, own settings."""
+
+import copy
+from typing import Any
+
+import torch
+
+from diffusers_xai.taps import copy_scheduler
+
+
+def shadow_of(pipeline: Any) -> Any:
+    """A shallow copy of `pipeline` with a scheduler of its own and without a progress bar."""
+    shadow = copy.copy(pipeline)
+    # Past `__setattr__`, which would write the copy into the pipeline's configuration.
+    vars(shadow).update(scheduler=copy_scheduler(pipeline.scheduler), _progress_bar_config={"disable": True})
+    return shadow
+
+
+def shadow_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call for a shadow: sources of noise are copied, callbacks are left out."""
+    return {
+        name: _copied(value)
+        for name, value in arguments.items()
+        if not name.startswith("callback") and name != "kwargs"
+    }
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    if isinstance(value, list) and any(isinstance(item, torch.Generator) for item in value):
+        return [_copied(item) for item in value]
+    return value

@@ -1,0 +1,183 @@
+"""What a scheduler says of the noise in its state, and what a denoiser's output means: ε, v and x̂_0."""
+
+import math
+import typing
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+
+
+# What schedulers call the clean image in what `step` returns.
+_X0_FIELDS = ("pred_original_sample", "pred_x0", "denoised")
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """How much of the denoiser's input is image and how much noise: signal · x_0 + noise · ε.
+
+    Attributes:
+        signal (`float`): The factor of x_0; NaN where the scheduler does not tell.
+        noise (`float`): The factor of ε.
+        sigma (`float`): noise / signal, in [0, ∞]; of flow-matching schedulers the share of noise, in [0, 1].
+    """
+
+    signal: float
+    noise: float
+    sigma: float
+
+
+UNKNOWN = NoiseLevel(math.nan, math.nan, math.nan)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the scheduler's states lie on straight lines from noise to image: (1 − σ) · x_0 + σ · ε."""
+    config = scheduler.config
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return "shift" in config and not hasattr(scheduler, "alphas_cumprod")
+
+
+def sigmas_in_use(scheduler: Any) -> Any:
+    """The scheduler's sigmas by its `step_index`, as its coming step reads them; `None` if it holds none."""
+    if not getattr(scheduler, "state_in_first_order", True):  # solvers that look between two steps
+        if getattr(scheduler, "mid_point_sigma", None) is not None:
+            return [float(scheduler.mid_point_sigma)] * len(scheduler.sigmas)
+        if getattr(scheduler, "sigmas_interpol", None) is not None:
+            behind = "Ancestral" in type(scheduler).__name__  # it reads them one place behind
+            return [scheduler.sigmas_interpol[0], *scheduler.sigmas_interpol] if behind else scheduler.sigmas_interpol
+    return getattr(scheduler, "sigmas", None)
+
+
+def noise_level(scheduler: Any, timestep: float, index: int | None = None, sigmas: Any = None) -> NoiseLevel:
+    """The noise level at a step, as the scheduler itself holds it.
+
+    Args:
+        scheduler: Any scheduler of diffusers.
+        timestep (`float`): The argument of `scheduler.step`.
+        index (`int`, *optional*): The scheduler's own `step_index` at that step, where it counts.
+        sigmas (sequence of `float`, *optional*): See `sigmas_in_use`.
+    """
+    if sigmas is not None and index is not None and index < len(sigmas):
+        sigma = float(sigmas[index])
+        if is_flow(scheduler):
+            return NoiseLevel(1 - sigma, sigma, sigma)
+        scale = math.sqrt(1 + sigma**2)
+        return NoiseLevel(1 / scale, sigma / scale, sigma)
+    alpha_bar = _alpha_bar(scheduler, timestep)
+    if alpha_bar is not None:
+        signal, noise = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+        return NoiseLevel(signal, noise, math.inf if signal == 0 else noise / signal)
+    if type(scheduler).__name__ == "SCMScheduler":  # t is an angle (Lu and Song 2024, TrigFlow)
+        return NoiseLevel(math.cos(timestep), math.sin(timestep), math.tan(timestep))
+    return UNKNOWN
+
+
+def _alpha_bar(scheduler: Any, timestep: float) -> float | None:
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is not None:
+        return float(alphas[min(max(int(timestep), 0), len(alphas) - 1)])
+    if hasattr(scheduler, "_alpha_cumprod"):  # Würstchen and Stable Cascade: t is a share of the process
+        return float(scheduler._alpha_cumprod(torch.tensor([timestep]), torch.device("cpu")))
+    return None
+
+
+def x0_and_noise(
+    scheduler: Any, level: NoiseLevel, prediction: torch.Tensor, model_input: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The image x̂_0 and the noise ε that a denoiser's output implies, for every kind of prediction.
+
+    Args:
+        scheduler: The scheduler of the run.
+        level (`NoiseLevel`): Of the step.
+        prediction (`torch.Tensor`): What the denoiser predicted, with the scheduler's sign.
+        model_input (`torch.Tensor` of the same shape): What it predicted it from (the state after
+            `scheduler.scale_model_input`).
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: x̂_0 and ε of the same shape, neither clipped.
+
+    Raises:
+        ValueError: if the scheduler's kind of prediction is not known.
+
+    Source: Ho et al. 2020, eq. 15; Salimans and Ho 2022, appendix D (v); Karras et al. 2022, table 1 (EDM); Song et
+    al. 2023, appendix C (consistency); Liu et al. 2022 (flow).
+    """
+    kind = scheduler.config.get("prediction_type", None)
+    signal, noise, sigma = level.signal, level.noise, level.sigma
+    if math.isnan(sigma):
+        raise ValueError(
+            f"Expected a scheduler that tells its noise level, got {type(scheduler).__name__}. Record"
+            " `Samples(x0=False)` and gradients `of='step'` with it."
+        )
+    if is_flow(scheduler):
+        return model_input - noise * prediction, model_input + signal * prediction
+    if hasattr(scheduler, "precondition_outputs"):
+        state = model_input * math.sqrt(sigma**2 + scheduler.config.sigma_data**2)
+        x0 = scheduler.precondition_outputs(state, prediction, torch.tensor(sigma, device=state.device))
+        return x0, (state - x0) / sigma
+    if hasattr(scheduler, "get_scalings_for_boundary_condition"):
+        state = model_input * math.sqrt(sigma**2 + scheduler.config.sigma_data**2)
+        skip, out = (float(c) for c in scheduler.get_scalings_for_boundary_condition(sigma))
+        x0 = out * prediction + skip * state
+        return x0, (state - x0) / sigma
+    if kind == "v_prediction":
+        return signal * model_input - noise * prediction, signal * prediction + noise * model_input
+    if kind == "sample":
+        return prediction, (model_input - signal * prediction) / noise
+    if kind == "trigflow":
+        return signal * model_input - noise * prediction, noise * model_input + signal * prediction
+    if kind in ("epsilon", None):
+        return (model_input - noise * prediction) / signal, prediction
+    raise ValueError(
+        f"Expected a scheduler that predicts 'epsilon', 'v_prediction', 'sample' or a flow, got {kind!r} of"
+        f" {type(scheduler).__name__}. Record `Samples(x0=False)` and gradients `of='step'` with it."
+    )
+
+
+def stated_x0(scheduler: Any, output: Any) -> torch.Tensor | None:
+    """The clean image that a call of `scheduler.step` returned or that the solver went on with, if it tells."""
+    if isinstance(output, tuple):
+        position = _x0_position(type(scheduler))
+        stated = output[position] if position is not None and position < len(output) else None
+    else:
+        stated = next((getattr(output, name) for name in _X0_FIELDS if hasattr(output, name)), None)
+    if stated is None and hasattr(scheduler, "convert_model_output") and _predicts_x0(scheduler):
+        stated = scheduler.model_outputs[-1]  # thresholded, where the solver thresholds
+    return stated
+
+
+def check_x0(scheduler: Any, timestep: float, stated: bool = True) -> None:
+    """Refuses a scheduler that neither tells x̂_0 nor what its predictions mean.
+
+    Args:
+        scheduler: Any scheduler of diffusers.
+        timestep (`float`): A timestep of the coming run.
+        stated (`bool`): Whether it is enough that the scheduler tells x̂_0.
+
+    Raises:
+        ValueError: if x̂_0 cannot be known.
+    """
+    if not stated or _x0_position(type(scheduler)) is None:
+        level = noise_level(scheduler, timestep, 0, getattr(scheduler, "sigmas", None))
+        x0_and_noise(scheduler, level, torch.zeros(1), torch.zeros(1))
+
+
+def _predicts_x0(scheduler: Any) -> bool:
+    if hasattr(scheduler, "predict_x0"):
+        return bool(scheduler.predict_x0)
+    algorithm = str(scheduler.config.get("algorithm_type", ""))
+    return algorithm.endswith("dpmsolver++") or hasattr(scheduler, "precondition_outputs")
+
+
+def _x0_position(scheduler_class: Any) -> int | None:
+    """Where x̂_0 stands in the tuple that `step` returns: where it stands in the output class that it declares."""
+    try:
+        declared = typing.get_type_hints(scheduler_class.step)["return"]
+    except (KeyError, NameError, TypeError):
+        return None
+    for output in typing.get_args(declared) or (declared,):
+        if is_dataclass(output):
+            names = [field.name for field in fields(output)]
+            return next((names.index(name) for name in _X0_FIELDS if name in names), None)
+    return None
