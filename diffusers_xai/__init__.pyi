@@ -1,6 +1,7 @@
 """The public names. `diffusers_xai/__init__.py` imports each from its place here when it is first asked for."""
 
 from .checkpoints import demo_checkpoint
+from .denoisers import Layout, register_layout
 from .explainers import (
     Activations,
     AttentionOutputs,
@@ -9,12 +10,13 @@ from .explainers import (
     GradientMaps,
     GradientVolume,
     Samples,
+    WordMaps,
 )
-from .interventions import ChannelAblation, LabelSwitch
+from .interventions import ChannelAblation, LabelSwitch, LayerEdit, Patch, PromptSwitch
 from .models import ConvNextUNet2DModel, EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser, ModelMixin
 from .pipelines import XAIPipeline, XAIPipelineOutput, covariance_null
 from .profile import DiffusionProfile
-from .recording import record
+from .recording import plan, record
 
 __all__ = [
     "Activations",
@@ -29,12 +31,19 @@ __all__ = [
     "GradientMaps",
     "GradientVolume",
     "LabelSwitch",
+    "LayerEdit",
+    "Layout",
     "MixtureDenoiser",
     "ModelMixin",
+    "Patch",
+    "PromptSwitch",
     "Samples",
+    "WordMaps",
     "XAIPipeline",
     "XAIPipelineOutput",
     "covariance_null",
     "demo_checkpoint",
+    "plan",
     "record",
+    "register_layout",
 ]

@@ -80,14 +80,20 @@ class PromptSwitch(EditSpec):
         shadow = shadow_of(run.pipeline)
         seen: list[DenoiserCall] = []
 
-        def stop(*_: Any) -> None:
+        def stop(*_: Any, **__: Any) -> None:
             raise _Seen
 
         to = self.to if isinstance(self.to, str) else list(self.to)
         if isinstance(to, str) and isinstance(arguments["prompt"], list):
             to = [to] * len(arguments["prompt"])
-        # Later prompts of a pipeline (`prompt_2`, …) follow the first where they were left out.
-        given = {**shadow_arguments(arguments), "prompt": to}
+        # By now the pipeline has put what it computed into some of its arguments.
+        computed = {
+            name
+            for name in arguments
+            if name in ("latents", "timesteps", "sigmas") or ("prompt" in name and name.endswith(("embeds", "mask")))
+        }
+        given = {name: value for name, value in shadow_arguments(arguments).items() if name not in computed}
+        given["prompt"] = to  # further prompts (`prompt_2`, …) follow the first where they were left out
         shadow.scheduler.step = stop
         with ExitStack() as stack:
             stack.enter_context(run.replaying())
