@@ -126,8 +126,13 @@ class BatchesAhead:
     def __init__(self, stream: BatchStream, steps: int = 2):
         self.stream = stream
         self.steps = steps
-        self._threads = ThreadPoolExecutor(steps, "batches", initializer=torch.set_num_threads, initargs=(1,))
+        self._threads = ThreadPoolExecutor(steps, "batches", initializer=self._begin_thread)
         self._made: dict[int, Future[list[Batch]]] = {}
+
+    def _begin_thread(self) -> None:
+        torch.set_num_threads(1)  # the cores are the training's
+        if self.stream.device.type == "cuda" and self.stream.device.index is not None:
+            torch.cuda.set_device(self.stream.device)  # or memory is pinned for the first of several
 
     def take(self, step: int) -> list[Batch]:
         """The batches of the 0-based step; those of the next ones are begun."""

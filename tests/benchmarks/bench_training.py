@@ -15,6 +15,7 @@
 """
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -350,6 +351,8 @@ def main() -> None:
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no CUDA device")
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     with tempfile.TemporaryDirectory() as folder:
         measure_host(Path(folder))
         measure_optimizers(Path(folder))
