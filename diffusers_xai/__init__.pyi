@@ -15,6 +15,7 @@ from .explainers import (
 from .interventions import ChannelAblation, LabelSwitch, LayerEdit, Patch, PromptSwitch
 from .models import ConvNextUNet2DModel, EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser, ModelMixin
 from .pipelines import XAIPipeline, XAIPipelineOutput, covariance_null
+from .pipelines.modular import RecordProfile
 from .profile import DiffusionProfile
 from .recording import plan, record
 
@@ -37,6 +38,7 @@ __all__ = [
     "ModelMixin",
     "Patch",
     "PromptSwitch",
+    "RecordProfile",
     "Samples",
     "WordMaps",
     "XAIPipeline",
