@@ -9,7 +9,8 @@ import torch
 from diffusers_xai.denoisers.layouts import Layout
 
 
-# A combination counts as linear if the fit leaves less than this share of the prediction's norm.
+# A combination counts as linear if the fit leaves less than this share of the prediction's norm; in half precision,
+# whose rounding leaves more, less than the precision's epsilon (bfloat16 leaves about a third of it).
 _RESIDUAL = 1e-3
 
 
@@ -92,7 +93,8 @@ def combination(outputs: Sequence[torch.Tensor], combined: torch.Tensor) -> torc
                 return torch.eye(matrix.shape[1], dtype=torch.float64, device=target.device)[i] * sign
     weights = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd" if target.device.type == "cpu" else None)
     solution = weights.solution[:, 0]
-    return solution if (matrix @ solution - target).norm() <= _RESIDUAL * norm else None
+    bound = max(_RESIDUAL, torch.finfo(combined.dtype).eps)
+    return solution if (matrix @ solution - target).norm() <= bound * norm else None
 
 
 def order_from(weights: torch.Tensor) -> tuple[str, ...] | None:
