@@ -65,6 +65,7 @@ def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) ->
         model.pipe,
         Sampling(labels=[settings.label, settings.switch_to], seeds=seeds, steps=settings.steps),
         switches=min(SWEEP_SWITCHES, settings.steps),
+        null="none",  # whose samples would take longer than the sweep
         callback_on_step_end=on_step_end,
     )
 

@@ -49,6 +49,7 @@ def add_command(commands: Any) -> None:
         " the model inside the package: the eyes, for ablation the face",
     )
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
+    add("--null", choices=_Nulls(), metavar="NAME", help="the control. Default: the first that the experiment knows")
     add_pipeline_options(parser)
 
 
@@ -94,3 +95,12 @@ class _Names:
         from diffusers_xai.experiments import EXPERIMENTS
 
         return iter([*EXPERIMENTS, ALL, FINDINGS])
+
+
+class _Nulls:
+    """The controls' names, as those of the experiments."""
+
+    def __iter__(self) -> Iterator[str]:
+        from diffusers_xai.experiments.nulls import NULLS
+
+        return iter(NULLS)

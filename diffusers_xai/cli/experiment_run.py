@@ -1,17 +1,18 @@
 """How `diffusers-xai experiment` does what it is asked for: check, keep what is finished, run the rest, report."""
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
 from diffusers_xai.checkpoints import demo_checkpoint
@@ -32,11 +33,14 @@ from diffusers_xai.cli.profile_request import check_revision
 from diffusers_xai.cli.requests import default_labels, parse_label, region, sample_size
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import ALL_LABELS
-from diffusers_xai.experiments.findings import MIN_SEEDS, NEEDED, findings
+from diffusers_xai.experiments.claims import NEEDED
+from diffusers_xai.experiments.findings import MIN_SEEDS, findings
 from diffusers_xai.experiments.findings_page import to_markdown
+from diffusers_xai.experiments.nulls import gaussian_null
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.sampling import process_state, show_progress
 from diffusers_xai.hub.cards import read_facts
+from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 
 
@@ -55,8 +59,12 @@ class _Job:
     request: dict[str, Any]
     finished: ExperimentResult | None
 
-    def run(self, pipe: XAIPipeline) -> ExperimentResult:
-        result = EXPERIMENTS[self.name].run(pipe, self.sampling, **self.options)
+    def run(self, pipe: XAIPipeline, gaussian: Callable[[], XAIPipeline]) -> ExperimentResult:
+        """Measures; `gaussian` fits or reads the Gaussians of the two labels, which several experiments share."""
+        options = dict(self.options)
+        if options["null"] == "gaussian" and EXPERIMENTS[self.name].labels != ALL_LABELS:
+            options["null"] = gaussian()
+        result = EXPERIMENTS[self.name].run(pipe, self.sampling, **options)
         return ExperimentResult(result.name, result.data, {**result.settings, "request": self.request})
 
 
@@ -89,11 +97,26 @@ def run_experiments(args: argparse.Namespace) -> None:
             elif pipe is not None:
                 console.say(f"{at}: {len(job.sampling.seeds)} seeds, {job.sampling.steps} steps")
                 with num_threads(args), _bars(pipe, console):
-                    results.append(job.run(pipe))
+                    results.append(job.run(pipe, lambda: _gaussian(args, config, pipe, console)))
                 if main:
                     results[-1].save(args.out / job.name, overwrite=True)
         if main:
             _write(args, results, console)
+
+
+def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipeline, console: Console) -> XAIPipeline:
+    """The Gaussians fitted to the model's samples of both labels, kept in the folder for all experiments."""
+    folder, labels = args.out / ".gaussian-null", _labels(args, config)
+    made = {"labels": labels, "checkpoint": _identity(args)}
+    facts = folder / "fitted.json"
+    if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8")) != made:
+        console.say("fits Gaussians to samples of the model, the control")
+        gaussian_null(pipe, labels, batch_size=args.batch_size).save_pretrained(folder)
+        facts.write_text(json.dumps(made), encoding="utf-8")
+    model = (MixtureDenoiser if labels else GaussianDenoiser).from_pretrained(folder / "unet")
+    null = XAIPipeline(model.to(pipe.device), pipe.scheduler)
+    null.set_progress_bar_config(disable=True)
+    return null
 
 
 def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> XAIPipeline:
@@ -144,16 +167,18 @@ def _job(name: str, args: argparse.Namespace, config: dict[str, Any], scheduler:
     seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
     steps = args.steps or min(experiment.steps, scheduler.config.get("num_train_timesteps", 1000))
     sampling = Sampling(labels, range(seeds), steps, args.guidance_scale, args.batch_size)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"null": args.null or experiment.nulls[0]}
+    if options["null"] not in (*experiment.nulls, "none"):
+        known = ", ".join((*experiment.nulls, "none"))
+        raise CommandError(f"--null {args.null}: {name} knows {known}")
     if experiment.region is not None:
         box = _REGIONS[experiment.region] if args.checkpoint is None and args.mask is None else None
         options["mask"] = region(args.mask, box, sample_size(config))
     request = {
         **asdict(sampling),
-        **{key: None if value is None else value.tolist() for key, value in options.items()},
+        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in options.items()},
         "checkpoint": _identity(args),
         "scheduler": type(scheduler).__name__,
-        "version": version("diffusers-xai"),
     }
     request = json.loads(json.dumps(request))
     folder = args.out / name
@@ -193,11 +218,11 @@ def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[in
 
 
 def _identity(args: argparse.Namespace) -> list[Any]:
-    """What tells one checkpoint's results from another's: where it is, and when its weights were written."""
+    """What tells one checkpoint's results from another's: its name, and a digest of its weights if they lie here."""
     checkpoint = args.checkpoint or demo_checkpoint()
     weights = sorted(Path(checkpoint).glob("unet/*.safetensors")) if Path(checkpoint).is_dir() else []
-    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
-    return [Path(checkpoint).name if weights else checkpoint, args.revision, stamps]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in weights]
+    return [Path(checkpoint).name if weights else checkpoint, args.revision, digests]
 
 
 def _write(args: argparse.Namespace, results: list[ExperimentResult], console: Console) -> None:

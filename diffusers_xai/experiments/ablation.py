@@ -33,8 +33,9 @@ def measure(
     sampling: Sampling,
     *,
     layers: Sequence[str] | None = None,
-    random_channels: int = 3,
+    random_channels: int = 2,
     mask: Mask | None = None,
+    null: str = "random-channel",
 ) -> xr.Dataset:
     """Ablates c* of every layer at every step, and as many random channels of the same layer, one at a time.
 
@@ -49,14 +50,16 @@ def measure(
         layers (`Sequence[str]`, *optional*): Globs of layers; block outputs and attention layers if `None`.
         random_channels (`int`): Random channels of each layer, other than c*.
         mask (`(height, width)` bool, *optional*): Where c* is looked for; the whole image if `None`.
+        null (`str`): `"random-channel"`, or `"none"` to ablate c* alone.
 
     Returns:
-        `xarray.Dataset`: `ssim` to the intact image of dims (seed, layer, draw), the draw 0 being c* and the others
-        random, and `channel` of the same dims; coordinates `kind` (block or attention) and `channels` on `layer`. Of
-        the first seed, the final states: `intact` (rgb, height, width), and `ablated` (layer, rgb, height, width)
+        `xarray.Dataset`: `ssim` to the intact image and `channel` of dims (seed, layer), `null_ssim` and
+        `null_channel` of dims (seed, layer, draw); coordinates `kind` (block or attention) and `channels` on `layer`.
+        Of the first seed, the final states: `intact` (rgb, height, width), and `ablated` (layer, rgb, height, width)
         without c*.
     """
     denoiser = get_denoiser(pipe)
+    random_channels = 0 if null == "none" else random_channels
     wanted = list(layers) if layers is not None else list(LAYERS) if denoiser.aliases else denoiser.attention_outputs()
     attention = set(denoiser.attention_outputs())
     paths = sorted(denoiser.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
@@ -98,17 +101,21 @@ def measure(
             "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
             "channels": ("layer", [widths[path] for path in paths]),
         }
-        dims = ("seed", "layer", "draw")
-        picture = ("rgb", "height", "width")
-        return xr.Dataset(
+        dims, picture = ("seed", "layer"), ("rgb", "height", "width")
+        numbers = np.array(channels)
+        data = xr.Dataset(
             {
-                "ssim": (dims, ssim[None]),
-                "channel": (dims, np.array(channels)[None]),
+                "ssim": (dims, ssim[None, :, 0]),
+                "channel": (dims, numbers[None, :, 0]),
                 "intact": (("seed", *picture), whole.numpy()),
-                "ablated": (("seed", "layer", *picture), ablated[None]),
+                "ablated": ((*dims, *picture), ablated[None]),
             },
             coords,
         )
+        if random_channels:
+            data["null_ssim"] = (*dims, "draw"), ssim[None, :, 1:]
+            data["null_channel"] = (*dims, "draw"), numbers[None, :, 1:]
+        return data
 
     data = sampling.over_seeds(measure_batch, "channel ablations", seeds_at_once=1)
     return of_first_seed(data, "intact", "ablated").assign_attrs(masked=mask is not None)
@@ -120,8 +127,10 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     Source: thesis tables 5.1, 5.2.
     """
     ssim = result.data["ssim"]
-    best, other = ssim.isel(draw=0), ssim.isel(draw=slice(1, None)).mean("draw")
-    columns = {"c*": summary(best), "random channel": summary(other), "difference": summary(other - best)}
+    columns = {"c*": summary(ssim)}
+    if "null_ssim" in result.data:
+        random = result.data["null_ssim"].mean("draw")
+        columns |= {"random channel": summary(random), "difference": summary(random - ssim)}
     data: dict[str, Any] = {
         "layer": ssim["layer"].values,
         "kind": ssim["kind"].values,
@@ -138,10 +147,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     layers = data["layer"].values.tolist()
     rows = [f"{layer}  ({int(width)} channels)" for layer, width in zip(layers, data["channels"].values, strict=True)]
     figure = go.Figure()
-    for name, values, color, symbol, offset in (
-        ("c*, the most active channel", data["ssim"].isel(draw=0), LINE_COLORS[1], "diamond", -0.12),
-        ("a random channel", data["ssim"].isel(draw=slice(1, None)).mean("draw"), LINE_COLORS[0], "circle-open", 0.12),
-    ):
+    groups = [("c*, the most active channel", data["ssim"], LINE_COLORS[1], "diamond", -0.12)]
+    if "null_ssim" in data:
+        random = data["null_ssim"].mean("draw")
+        groups.append(("control: a random channel", random, MUTED_COLOR, "circle-open", 0.12))
+    for name, values, color, symbol, offset in groups:
         facts = summary(values)
         mean = facts["mean"].values
         figure.add_scatter(
@@ -172,7 +182,7 @@ def plot(result: ExperimentResult) -> go.Figure:
 def plot_images(result: ExperimentResult) -> go.Figure:
     """Draws the intact image of the first seed, and the image without the channel c* of each layer."""
     data = result.data
-    ssim, channels = (data[name].isel(seed=0, draw=0).values for name in ("ssim", "channel"))
+    ssim, channels = (data[name].isel(seed=0).values for name in ("ssim", "channel"))
     tiles = [Tile(to_rgb(data["intact"].values), "intact", "intact")]
     for layer, image, value, channel in zip(data["layer"].values, data["ablated"].values, ssim, channels, strict=True):
         tiles.append(Tile(to_rgb(image), f"{layer} without channel {channel}", f"{layer}: SSIM {value:.2f}"))
@@ -191,8 +201,9 @@ EXPERIMENT = register(
         measure,
         plot,
         seeds=8,
-        steps=50,
+        steps=25,
         region="face",
+        nulls=("random-channel",),
         plot_images=plot_images,
         table=table,
     )

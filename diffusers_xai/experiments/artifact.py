@@ -3,12 +3,14 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import excess_columns
 from diffusers_xai.experiments.maps import region_or_middle
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import GradientMaps, Samples
@@ -28,6 +30,7 @@ def measure(
     *,
     mask: Mask | None = None,
     layer: str | None = None,
+    null: str = "random-channel",
 ) -> xr.Dataset:
     """Finds the channel of a layer that a region depends on most, and samples again without it.
 
@@ -42,11 +45,12 @@ def measure(
         mask (`(height, width)` bool): The region, such as an artifact; a square in the middle if `None`.
         layer (`str`, *optional*): Name of the layer; the last expanding block's output, or an attention layer, if
             `None`.
+        null (`str`): `"random-channel"`, or `"none"` to ablate the one channel alone.
 
     Returns:
         `xarray.Dataset`: `channel` (seed), `images` of dims (seed, run, channel, height, width) with the runs
-        `intact`, `ablated` and `random`, and `change` (seed, changed, part): mean absolute change of the ablated and
-        the random run in the region and outside of it.
+        `intact`, `ablated` and `random`, and `inside` and `outside` (seed): mean absolute change of the ablated run
+        in the region and outside of it; `null_inside` and `null_outside` are those of the random run.
     """
     denoiser = get_denoiser(pipe)
     name = layer or (LAYER if LAYER in denoiser.aliases else list(denoiser.attention_outputs())[-1])
@@ -63,21 +67,26 @@ def measure(
         gradients = f"gradient_maps/{path}"
         best = [intact.max_channel(gradients, timestep=time, absolute=True, sample=i) for i in range(len(part))]
         count = intact[gradients].sizes["channel"]
-        chance = [_other_channel(seed, channel, count) for seed, channel in zip(part, best, strict=True)]
+        ablated = {"": best}
+        if null == "random-channel":
+            ablated["null_"] = [_other_channel(seed, channel, count) for seed, channel in zip(part, best, strict=True)]
         states = [torch.from_numpy(intact["final_sample"].values)]
-        for channels in (best, chance):
+        for channels in ablated.values():
             edits = [[ChannelAblation(path, channels=channel)] for channel in channels]
             states.append(torch.from_numpy(sample(part, [], edits)["final_sample"].values))
-        difference = [(state - states[0]).abs().mean(1).numpy() for state in states[1:]]
-        change = [[d[:, region].mean(1), d[:, ~region].mean(1)] for d in difference]
+        change = {}
+        for prefix, state in zip(ablated, states[1:], strict=True):
+            difference = (state - states[0]).abs().mean(1).numpy()
+            change[f"{prefix}inside"] = ("seed", difference[:, region].mean(1))
+            change[f"{prefix}outside"] = ("seed", difference[:, ~region].mean(1))
         return xr.Dataset(
             {
                 "channel": ("seed", best),
                 "images": (("seed", "run", "rgb", "height", "width"), torch.stack(states, 1).numpy()),
-                "change": (("changed", "part", "seed"), np.array(change)),
+                **change,
             },
-            {"run": ["intact", "ablated", "random"], "changed": ["ablated", "random"], "part": ["inside", "outside"]},
-        ).transpose("seed", ...)
+            {"run": ["intact", "ablated", "random"][: len(states)]},
+        )
 
     data = sampling.over_seeds(measure_batch, "origin of a region")
     return data.assign(mask=(("height", "width"), region)).assign_attrs(layer=path)
@@ -96,18 +105,24 @@ def plot(result: ExperimentResult) -> go.Figure:
         part = data.sel(seed=seed)
         images = {str(run): part["images"].sel(run=run).values for run in part["run"].values}
         change = np.abs(images["ablated"] - images["intact"]).mean(0)
-        inside, outside = (float(part["change"].sel(changed="ablated", part=p)) for p in ("inside", "outside"))
-        rows.append(
-            [
-                Tile(to_rgb(images["intact"]), "intact", outline=region),
-                Tile(to_rgb(images["ablated"]), "ablated", caption=f"channel {int(part['channel'])}", outline=region),
-                Tile(change, "change", caption=f"{inside:.2f} inside, {outside:.2f} outside", outline=region),
-                Tile(to_rgb(images["random"]), "random", outline=region),
-            ]
-        )
+        caption = f"{float(part['inside']):.2f} inside, {float(part['outside']):.2f} outside"
+        row = [
+            Tile(to_rgb(images["intact"]), "intact", outline=region),
+            Tile(to_rgb(images["ablated"]), "ablated", caption=f"channel {int(part['channel'])}", outline=region),
+            Tile(change, "change", caption=caption, outline=region),
+        ]
+        if "random" in images:
+            row.append(Tile(to_rgb(images["random"]), "random", outline=region))
+        rows.append(row)
         names.append(f"seed {int(seed)}")
-    columns = ["intact", "without the channel", "what it changed", "without a random one"]
-    return tile_grid(rows, columns, names, scale_title="absolute change")
+    columns = ["intact", "without the channel", "what it changed", "control: a random one"]
+    return tile_grid(rows, columns[: len(rows[0])], names, scale_title="absolute change")
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """Mean absolute change in the region and outside of it, beside that of a random channel."""
+    rows = [{"change": name, **excess_columns(result.data, name)} for name in ("inside", "outside")]
+    return pd.DataFrame(rows)
 
 
 EXPERIMENT = register(
@@ -119,8 +134,10 @@ EXPERIMENT = register(
         "thesis fig. 5.12",
         measure,
         plot,
+        nulls=("random-channel",),
         seeds=8,
         steps=100,
         region="eyes",
+        table=table,
     )
 )

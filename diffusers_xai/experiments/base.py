@@ -11,7 +11,9 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
+from diffusers_xai.experiments.nulls import Null
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.profile.names import storable_array
 from diffusers_xai.profile.storage import read_profile, write_profile
@@ -100,6 +102,7 @@ class Experiment:
         steps (`int`): how many denoising steps.
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
+        nulls (`tuple[str, ...]`): The controls that it knows, see `NULLS`; the first one is taken by default.
         region (`str`, *optional*): Where `measure` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"` or `"face"`.
     """
@@ -113,6 +116,7 @@ class Experiment:
     labels: int = 1
     seeds: int = 30
     steps: int = 1000
+    nulls: tuple[str, ...] = ()
     region: str | None = None
     plot_images: Callable[[ExperimentResult], go.Figure] | None = None
     table: Callable[[ExperimentResult], pd.DataFrame] | None = None
@@ -124,7 +128,8 @@ class Experiment:
             pipe ([`XAIPipeline`]): The model.
             sampling ([`Sampling`], *optional*): Labels, seeds and steps; by default as many seeds and steps as the
                 command takes, without a label.
-            options: Of the experiment's own, see its `measure`.
+            options: Of the experiment's own, see its `measure`; `null` is its control, by name or, where it is another
+                model, a pipeline.
 
         Raises:
             ValueError: If the labels or an option do not fit.
@@ -132,14 +137,25 @@ class Experiment:
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == 2 and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
             raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}")
+        null = options.setdefault("null", self.nulls[0])
+        if isinstance(null, str) and null not in (*self.nulls, "none"):
+            raise ValueError(f"{self.name}: expected a null of {', '.join((*self.nulls, 'none'))}, got {null!r}")
         data = self.measure(pipe, sampling, **options)
-        return ExperimentResult(self.name, data, {**_provenance(pipe, sampling), **data.attrs})
+        return ExperimentResult(
+            self.name, data, {**_provenance(pipe, sampling), "null": _null_name(null), **data.attrs}
+        )
 
 
 def register(experiment: Experiment) -> Experiment:
     """Adds an experiment to `EXPERIMENTS`, under its name."""
     EXPERIMENTS[experiment.name] = experiment
     return experiment
+
+
+def _null_name(null: Null) -> str:
+    """A control by name: a pipeline with a closed form is a Gaussian fitted before."""
+    closed = isinstance(null, XAIPipeline) and isinstance(null.unet, ClosedFormDenoiser)
+    return null if isinstance(null, str) else "gaussian" if closed else type(null.unet).__name__
 
 
 def _provenance(pipe: XAIPipeline, sampling: Sampling) -> dict[str, Any]:

@@ -6,25 +6,29 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 import xarray as xr
 from plotly.subplots import make_subplots
+from torch.nn.functional import adaptive_avg_pool2d
 
-from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
+from diffusers_xai.analysis.structure import edge_strength, foreground
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.maps import max_channel_maps, resized
+from diffusers_xai.experiments.figures import excess_columns, null_name
+from diffusers_xai.experiments.maps import max_channel_maps
+from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
+from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
 
 
-STATE = "x_t"
-EXCEEDS = {"exceeds": "correlation", "chance_exceeds": "chance"}
-THRESHOLD = 0.3
-MAP_NAMES = {"sum": "sum over the channels (part of A<sub>t</sub>)", "c*": "most active channel c*"}
+LEVEL = 0.95  # of the correlations with the images of other seeds: what lies above is shown
+KINDS = {"sum": "sum over the channels (part of A<sub>t</sub>)", "c*": "most active channel c*"}
+TARGETS = ("edges", "foreground")
 
 
 def measure(
@@ -33,149 +37,187 @@ def measure(
     *,
     layers: Sequence[str] | None = None,
     records: int = 25,
+    null: Null = "random-weights",
 ) -> xr.Dataset:
-    """Correlation of each layer's map, and of the state x_t, with the edges and the foreground of the final image.
+    """Correlation of each layer's map with the edges and the foreground of the final image, beside that of x_t.
 
-    A layer has two maps, both up-sampled bilinearly: its output summed over the channels (its part of A_t), and that
-    of its most active channel c* at the step. Chance is what the same maps show of the image of another seed.
+    A layer has two maps: its output summed over the channels (its part of A_t), and that of its most active channel c*
+    at the step. Everything is compared at the map's own size: the image's edges and foreground, and x_t, are averaged
+    to it. (A map of 4×4 pixels that is enlarged to 32 correlates with edges at most 0.42.) A map shows the image from
+    when on it correlates more with it, at two records in turn, than with 95 % of the images of other seeds.
 
-    Source: METHOD: thesis chapter 5's claim that structure shows in `mid_attn.fn` before it shows in x_t, as a number.
+    The control is the same network with random weights, which is shown the same states: convolutions keep what they
+    see, trained or not.
+
+    Source: thesis chapter 5's claim that structure shows in `mid_attn.fn` before it shows in x_t, as a number.
 
     Args:
         pipe ([`XAIPipeline`]): The model.
-        sampling ([`Sampling`]): What is sampled.
+        sampling ([`Sampling`]): What is sampled; at least three seeds.
         layers (`Sequence[str]`, *optional*): Globs of layers; all attention layers if `None`.
         records (`int`): How many steps are looked at, evenly spread.
+        null (`str` or [`XAIPipeline`]): `"random-weights"`, a pipeline with the same layers, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `correlation` and `chance` (absolute Pearson correlations) of dims (seed, target, map,
-        layer, step), the first layer being x_t itself and the maps `sum` and `c*`. Of dims (seed, target, map, layer),
-        in parts of the process: `lead`, by how much earlier than that of x_t a layer's correlation exceeds 0.3, at two
-        records in turn; negative if later, NaN if never; `exceeds`, when it first exceeds both 0.3 and that of x_t, at
-        two records in turn, NaN if never; and `chance_exceeds`, the same of `chance`.
+        `xarray.Dataset`: Absolute Pearson correlations of dims (seed, target, map, layer, step): `correlation`, and
+        `chance`, the mean of those with the images of other seeds; `state` and `state_chance`, of x_t at the layer's
+        size, without the dim map. Of dims (seed, target, map, layer), in parts of the process: `lead`, by how much
+        earlier than x_t a layer shows the image (negative if later; what is never shown counts as shown at the end).
+        `null_correlation`, `null_chance` and `null_lead` are the control's.
     """
-    if min(len(sampling.seeds), sampling.batch_size) < 2:
-        got = f"{len(sampling.seeds)} seeds and batch_size {sampling.batch_size}"
-        raise ValueError(f"expected at least two seeds at a time, got {got}")
+    if len(sampling.seeds) < 3:
+        raise ValueError(f"expected at least three seeds, whose images are each other's chance, got {sampling.seeds}")
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
     every = sampling.every(records)
+    other = null_pipeline(null, pipe, sampling)
+    what = [Activations(layers=paths, every=every)]
 
     def measure_batch(part: list[int]) -> xr.Dataset:
-        profile = sampling.profile(
-            pipe,
-            part,
-            [Samples(every=every), Activations(layers=paths, every=every)],
-        )
-        samples, final = profile["samples"], profile["final_sample"].values
-        size = samples.shape[-2:]
-        names = [f"activations/{path}" for path in paths]
-        state = samples.values.mean(2)
-        maps = {
-            "sum": [state, *(_sum_map(profile[name], size) for name in names)],
-            "c*": [state, *max_channel_maps(profile, names, size, mode="bilinear")["map"].values],
-        }
-        # x_t is compared by its own edges too: whichever shows more of the image is taken.
-        edges = edge_strength(samples.values)
-        targets = {"edges": edge_strength(final), "foreground": foreground(final)}
-        correlation, chance = (
-            np.array([[_correlations(kind, edges, wanted) for kind in maps.values()] for wanted in wanted_images])
-            for wanted_images in (targets.values(), [np.roll(target, 1, axis=0) for target in targets.values()])
-        )
-        dims = ("target", "map", "layer", "step", "seed")
-        return xr.Dataset(
-            {"correlation": (dims, correlation), "chance": (dims, chance)},
+        profile = sampling.profile(pipe, part, [Samples(), *what])
+        samples = profile["samples"]
+        states, final = samples.isel(step=slice(None, None, every)).values, profile["final_sample"].values
+        image = ("seed", "height", "width")
+        data = xr.Dataset(
             {
-                "target": list(targets),
-                "map": list(maps),
-                "layer": [STATE, *[short_name(path, denoiser.aliases) for path in paths]],
-                "step": samples["step"].values,
-                "timestep": ("step", samples["timestep"].values),
+                "grey": (("step", *image), states.mean(2)),
+                "state_edges": (("step", *image), edge_strength(states)),
+                "edges": (image, edge_strength(final)),
+                "foreground": (image, foreground(final)),
+                **_maps(profile, paths, "maps"),
             },
-        ).transpose("seed", "target", "map", "layer", "step")
+            {"timestep": ("step", samples["timestep"].values[::every]), "step": samples["step"].values[::every]},
+        )
+        if other is not None:
+            data = data.assign(_maps(on_states_of(profile, other, sampling, part, what), paths, "null_maps"))
+        return data.transpose("seed", ...)
 
-    at_once = max(2, sampling.batch_size // 2)
-    data = sampling.over_seeds(measure_batch, "structure in the layers", seeds_at_once=at_once)
-    correlation = data["correlation"]
-    shown = _first(correlation > THRESHOLD, sampling.steps)
-    state = shown.sel(layer=STATE, drop=True).fillna(1.0)
-    bar = np.maximum(correlation.sel(layer=STATE, drop=True), THRESHOLD)
-    exceeds = {name: _first(data[array] > bar, sampling.steps) for name, array in EXCEEDS.items()}
-    return data.assign({"lead": state - shown, **exceeds}).assign_attrs(threshold=THRESHOLD)
+    seen = sampling.over_seeds(
+        measure_batch, "structure in the layers", seeds_at_once=max(1, sampling.batch_size // 2)
+    )
+    data = xr.concat([_compared(seen, index) for index in range(len(paths))], "layer").transpose(
+        "seed", "target", "map", "layer", "step"
+    )
+    firsts = {name: _first(data[f"{name}shown"]) for name in ("", "state_", "null_") if f"{name}shown" in data}
+    data = data.drop_vars([name for name in data if str(name).endswith("shown")])
+    data["lead"] = firsts["state_"] - firsts[""]
+    if "null_" in firsts:
+        data["null_lead"] = firsts["state_"] - firsts["null_"]
+    names = [short_name(path, denoiser.aliases) for path in paths]
+    coords = {
+        "target": list(TARGETS),
+        "map": list(KINDS),
+        "layer": names,
+        "timestep": seen["timestep"],
+        "seed": seen["seed"],
+    }
+    coords["step"] = seen["step"]
+    return data.assign_coords(coords).assign_attrs(level=LEVEL)
 
 
-def _correlations(maps: list[np.ndarray], edges: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Correlations of dims (layer, step, seed); x_t stands first, and its edges count if they show more than it."""
-    values = np.stack([map_correlation(m, wanted) for m in maps])
-    values[0] = np.maximum(values[0], map_correlation(edges, wanted))
-    return values
+def _maps(profile: DiffusionProfile, paths: Sequence[str], name: str) -> dict[str, Any]:
+    """Both maps of each layer at its own size, of dims (step, seed, map, height, width); a name for each layer."""
+    found = {}
+    for index, path in enumerate(paths):
+        array = pick_branch(profile[f"activations/{path}"], "cond")
+        best = max_channel_maps(profile, [f"activations/{path}"], array.shape[-2:])["map"].values[0]
+        values = np.stack([array.values.astype(np.float32).sum(2), best], axis=2)
+        found[f"{name}{index}"] = (("step", "seed", "map", f"h{index}", f"w{index}"), values)
+    return found
 
 
-def _sum_map(activations: xr.DataArray, size: tuple[int, ...]) -> np.ndarray:
-    """Output summed over channels, at the sample's size: (step, sample, height, width)."""
-    return resized(pick_branch(activations, "cond").values.astype(np.float32).sum(2), size, "bilinear")
+def _compared(seen: xr.Dataset, index: int) -> xr.Dataset:
+    """The correlations of one layer, the targets and x_t averaged to its size."""
+    height, width = seen[f"maps{index}"].shape[-2:]
+    size = (height, width)
+    targets = np.stack([_pooled(seen[name].values, size) for name in TARGETS])
+    found: dict[str, Any] = {}
+    for prefix in ("", "null_"):
+        if f"{prefix}maps{index}" in seen:
+            maps = seen[f"{prefix}maps{index}"].transpose("map", "step", "seed", ...).values
+            found |= _against(targets, [maps], prefix, ("target", "map", "step", "seed"))
+    # x_t is compared by its own edges too: whichever shows more of the image is taken.
+    views = [_pooled(seen[name].transpose("step", "seed", ...).values, size) for name in ("grey", "state_edges")]
+    return xr.Dataset(found | _against(targets, views, "state_", ("target", "step", "seed")))
 
 
-def _first(shown: xr.DataArray, steps: int) -> xr.DataArray:
-    """The part of the process done at the first record from which on it is shown twice in turn; NaN if never."""
+def _against(targets: np.ndarray, views: Sequence[np.ndarray], prefix: str, dims: tuple[str, ...]) -> dict[str, Any]:
+    """Correlation of maps (…, seed, h, w) with the targets (target, seed, h, w) of the same seed and of all others."""
+    aimed = _standardised(targets)
+    pairs = np.max([np.abs(np.einsum("...ip,tjp->t...ij", _standardised(view), aimed)) for view in views], axis=0)
+    count = pairs.shape[-1]
+    own = np.diagonal(pairs, axis1=-2, axis2=-1)
+    others = pairs[..., ~np.eye(count, dtype=bool)].reshape(*pairs.shape[:-1], count - 1)
+    bar = np.quantile(others, LEVEL, axis=(-2, -1), keepdims=True)[..., 0]
+    name = "state" if prefix == "state_" else f"{prefix}correlation"
+    return {
+        name: (dims, own),
+        f"{prefix}chance": (dims, others.mean(-1)),
+        f"{prefix}shown": (dims, own > bar),
+    }
+
+
+def _standardised(maps: np.ndarray) -> np.ndarray:
+    """(…, h, w) -> (…, pixel) of mean 0 and norm 1, so that products are correlations; 0 where a map is constant."""
+    flat = np.asarray(maps, dtype=np.float64).reshape(*maps.shape[:-2], -1)
+    flat = flat - flat.mean(-1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=-1, keepdims=True)
+    return flat / np.where(norm > 0, norm, np.inf)
+
+
+def _pooled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Means over the pixels of each cell of a map of the given size."""
+    flat = torch.from_numpy(np.asarray(maps, dtype=np.float64).reshape(1, -1, *maps.shape[-2:]))
+    return adaptive_avg_pool2d(flat, size).numpy().reshape(*maps.shape[:-2], *size)
+
+
+def _first(shown: xr.DataArray) -> xr.DataArray:
+    """The part of the process done at the first of two records in turn that show it; 1 if there are none."""
+    steps = shown["step"].values
+    done = xr.DataArray(steps / (steps[-1] + (steps[1] - steps[0] if len(steps) > 1 else 1)), dims="step")
     twice = shown & shown.shift(step=-1, fill_value=True)  # a single record may be chance
-    first = xr.where(twice, shown["step"], np.inf).min("step") / steps
-    return first.where(np.isfinite(first)).transpose("seed", "target", "map", "layer")
+    return xr.where(twice, done, 1.0).min("step")
 
 
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the correlations over the process, x_t first, with chance dotted; a column for each kind of map."""
+    """Draws what the maps show of the image beyond chance; a column for each kind of map, x_t first."""
     data = result.data
     timesteps = data["timestep"].values
-    targets, kinds = (data[name].values.tolist() for name in ("target", "map"))
     figure = make_subplots(
-        rows=len(targets), cols=len(kinds), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
-        horizontal_spacing=0.03, column_titles=[MAP_NAMES[kind] for kind in kinds],
+        rows=len(TARGETS), cols=len(KINDS), shared_xaxes=True, shared_yaxes=True, vertical_spacing=0.06,
+        horizontal_spacing=0.03, column_titles=list(KINDS.values()),
     )  # fmt: skip
-    for row, target in enumerate(targets, start=1):
-        for column, kind in enumerate(kinds, start=1):
-            part = data.sel(target=target, map=kind)
-            curves = part["correlation"].mean("seed")
-            lines = [
-                ("x<sub>t</sub> itself" if layer == STATE else layer, curves.sel(layer=layer), line_style(index))
-                for index, layer in enumerate(part["layer"].values.tolist())
-            ]
-            lines[0][2]["width"] = 4
-            chance = part["chance"].mean(["seed", "layer"])
-            lines.append(("chance", chance, {"color": MUTED_COLOR, "dash": "dot", "width": 1.5}))
+    beyond = (data["correlation"] - data["chance"]).mean("seed")
+    state = (data["state"] - data["state_chance"]).mean("seed").isel(layer=0)
+    for row, target in enumerate(TARGETS, start=1):
+        for column, kind in enumerate(KINDS, start=1):
+            lines = [("x<sub>t</sub> itself", state.sel(target=target), {"color": "#000000", "width": 4})]
+            for index, layer in enumerate(data["layer"].values.tolist()):
+                lines.append((layer, beyond.sel(target=target, map=kind, layer=layer), line_style(index)))
+            if "null_correlation" in data:
+                null = (data["null_correlation"] - data["null_chance"]).mean(["seed", "layer"])
+                style = {"color": MUTED_COLOR, "dash": "dot", "width": 2.5}
+                lines.append((f"{null_name(result.settings)}, all layers", null.sel(target=target, map=kind), style))
             for name, curve, line in lines:
                 figure.add_scatter(
                     x=timesteps, y=curve.values, name=name, legendgroup=name, showlegend=row == column == 1,
                     mode="lines", line=line, row=row, col=column,
                 )  # fmt: skip
-            figure.add_hline(THRESHOLD, line={"color": MUTED_COLOR, "width": 1}, row=row, col=column)
-        figure.update_yaxes(title=f"correlation with the {target}", row=row, col=1)
+        figure.update_yaxes(title=f"correlation with the {target},<br>less chance", row=row, col=1)
     figure.update_xaxes(range=[timesteps.max(), 0])
-    figure.update_yaxes(range=[0, 1])
-    figure.update_xaxes(title="timestep t", row=len(targets))
-    return figure.update_layout(template=TEMPLATE, height=720, legend={"y": 1.06}, margin={"t": 96})
+    figure.update_xaxes(title="timestep t", row=len(TARGETS))
+    return figure.update_layout(template=TEMPLATE, height=720, legend={"y": 1.06}, margin={"t": 120})
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
-    """How often, and from when on, a layer's map shows more of the image than x_t does.
-
-    For each layer and target: the share of the seeds in which the correlation exceeds both 0.3 and that of x_t at some
-    time, the same for the image of another seed (chance), the part of the process done by then (median of those
-    seeds), and the mean lead of the crossing of 0.3.
-    """
+    """By how much of the process each map shows the image before x_t, averaged to the same size, does."""
     data = result.data
-    rows = []
-    for layer in data["layer"].values.tolist()[1:]:
-        for kind in data["map"].values.tolist():
-            row: dict[str, Any] = {"layer": layer, "map": kind}
-            for target in data["target"].values.tolist():
+    rows: list[dict[str, Any]] = []
+    for target in TARGETS:
+        for layer in data["layer"].values.tolist():
+            for kind in KINDS:
                 part = data.sel(layer=layer, map=kind, target=target)
-                exceeds, lead = part["exceeds"].dropna("seed"), part["lead"].dropna("seed")
-                often, by_chance = (100 * float(np.isfinite(part[name]).mean()) for name in EXCEEDS)
-                row[f"{target}: exceeds x_t in"] = f"{often:.0f} % of seeds (chance: {by_chance:.0f} %)"
-                row[f"{target}: from"] = f"{100 * float(exceeds.median()):.0f} % done" if exceeds.size else "never"
-                row[f"{target}: lead"] = f"{100 * float(lead.mean()):+.1f} %" if lead.size else "never"
-            rows.append(row)
+                rows.append({"shows": target, "layer": layer, "map": kind, **excess_columns(part, "lead")})
     return pd.DataFrame(rows)
 
 
@@ -183,14 +225,15 @@ EXPERIMENT = register(
     Experiment(
         "emergence",
         "When structure shows",
-        "How well each layer's maps (its part of A_t, and its most active channel c*) and the state x_t correlate with"
-        " the edges, and with the foreground, of the final image over the process, means over the seeds. The dotted"
-        " line is what they show of the image of another seed: chance. A layer that rises before x_t does shows"
-        " structure that is not to be seen yet. The table tells in how many seeds a layer shows more than x_t, from"
-        " when on, and by how much of the process its correlation passes 0.3 before that of x_t does (lead).",
+        "How well each layer's maps (its part of A_t, and its most active channel c*) and the state x_t correlate"
+        " with the edges, and with the foreground, of the final image over the process, less what they show of the"
+        " images of other seeds (chance); means over the seeds. All is compared at the map's own size; the thick line"
+        " is x_t at full size. Grey: the same network with random weights, shown the same states. The table tells by"
+        " which share of the process a map shows the image earlier than x_t, averaged to the map's size, does.",
         "thesis chapter 5, as a number",
         measure,
         plot,
+        nulls=("random-weights",),
         steps=100,
         table=table,
     )

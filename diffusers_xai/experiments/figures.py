@@ -7,33 +7,49 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.plots.style import LINE_COLORS, curves_over_time
+from diffusers_xai.experiments.nulls import NULLS
+from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
-def band(figure: go.Figure, x: np.ndarray, values: xr.DataArray, name: str, index: int = 0) -> None:
-    """Adds the mean over `seed`, a band of one standard deviation, and a darker one of the mean's interval."""
-    color = LINE_COLORS[index % len(LINE_COLORS)]
+def band(
+    figure: go.Figure, x: np.ndarray, values: xr.DataArray, name: str, index: int = 0, *, muted: bool = False
+) -> None:
+    """Adds the mean over `seed`, a band of one standard deviation, and a darker one of the mean's interval.
+
+    A control is `muted`: grey and dotted, without the band of one standard deviation.
+    """
+    color = MUTED_COLOR if muted else LINE_COLORS[index % len(LINE_COLORS)]
     facts = summary(values)
     count = values.sizes["seed"]
     group = {"legendgroup": name, "showlegend": False, "hoverinfo": "skip", "mode": "lines", "line": {"width": 0}}
+    scatter = (facts["mean"] - facts["std"], facts["mean"] + facts["std"], 0.15)
+    interval = (facts["low"], facts["high"], 0.3)
     if count > 1:
-        for low, high, opacity in (
-            (facts["mean"] - facts["std"], facts["mean"] + facts["std"], 0.15),
-            (facts["low"], facts["high"], 0.3),
-        ):
+        for low, high, opacity in [interval] if muted else [scatter, interval]:
             figure.add_scatter(x=x, y=high.values, **group)
             figure.add_scatter(x=x, y=low.values, fill="tonexty", fillcolor=_with_alpha(color, opacity), **group)
-    label = name if count == 1 else f"{name}: mean of {count} seeds"
-    dash = ("solid", "dash", "dot")[index % 3]
+    dash = "dot" if muted else ("solid", "dash", "dot")[index % 3]
     figure.add_scatter(
         x=x,
         y=facts["mean"].values,
-        name=label,
+        name=name if count == 1 or muted else f"{name}: mean of {count} seeds",
         legendgroup=name,
         mode="lines",
         line={"color": color, "width": 2.5, "dash": dash},
         hovertemplate="%{y:.4f}",
     )
+
+
+def null_band(figure: go.Figure, result: Any, name: str) -> None:
+    """Adds the control of a result's curve (seed, step), if it has one."""
+    if f"null_{name}" in result.data:
+        values = result.data[f"null_{name}"]
+        band(figure, values["timestep"].values, values, null_name(result.settings), muted=True)
+
+
+def null_name(settings: dict[str, Any]) -> str:
+    """The control in words, for a legend."""
+    return f"control: {NULLS.get(settings['null'], settings['null']).split(':')[0].split(',')[0]}"
 
 
 def seed_curves(values: xr.DataArray, y_title: str, name: str) -> go.Figure:
@@ -67,3 +83,12 @@ def label_text(settings: dict[str, Any], label: int) -> str:
 def interval_text(facts: xr.Dataset) -> str:
     """What `analysis.summary` says of one mean, for a table: the mean and its interval."""
     return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"
+
+
+def excess_columns(data: xr.Dataset, name: str) -> dict[str, str]:
+    """A number over the seeds, its control and the excess, for a row of a table; the control where there is one."""
+    columns = {"the model": interval_text(summary(data[name]))}
+    if f"null_{name}" in data:
+        null = data[f"null_{name}"]
+        columns |= {"control": interval_text(summary(null)), "excess": interval_text(summary(data[name] - null))}
+    return columns

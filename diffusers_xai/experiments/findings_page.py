@@ -1,65 +1,90 @@
 """The findings as a page: verdicts, how they were made, figures and tables."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from diffusers_xai.experiments.base import EXPERIMENTS, ExperimentResult
-from diffusers_xai.experiments.findings import FAILS, HOLDS, NEEDED, UNDECIDED, Finding
+from diffusers_xai.experiments.claims import NEEDED
+from diffusers_xai.experiments.findings import LEVEL, VERDICTS, Finding
+
+
+COLUMNS = ("claim", "verdict", "effect (95 % interval)", "control", "excess over the control", "measured as")
+
+
+def verdict_rows(table: Sequence[Finding]) -> list[str]:
+    """The table of the verdicts in Markdown, a row for each claim.
+
+    Args:
+        table (`Sequence[Finding]`): Of [`findings`].
+    """
+    rows = []
+    for finding in table:
+        claim = finding.claim
+        control = f"{finding.control[0]:.4g} ({claim.control_text})" if finding.control is not None else "none"
+        excess = _interval(finding.excess, signed=True) if finding.excess is not None else ""
+        rows.append(
+            f"| {claim.text} | **{finding.verdict}** | {_interval(finding.effect)} | {control} | {excess} |"
+            f" {claim.measured} |"
+        )
+    return [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *rows]
+
+
+def _interval(facts: tuple[float, float, float], *, signed: bool = False) -> str:
+    mean, low, high = (f"{value:+.4f}" if signed else f"{value:.4f}" for value in facts)
+    return f"{mean} ({low} to {high})"
 
 
 def to_markdown(
-    table: list[Finding], results: Mapping[str, ExperimentResult], pictures: Mapping[str, Sequence[str]]
+    table: Sequence[Finding], results: Mapping[str, ExperimentResult], pictures: Mapping[str, Sequence[str]]
 ) -> str:
     """A page with the verdicts, how they were made, and the figures and tables of the experiments.
 
     Args:
-        table (`list[Finding]`): Of [`findings`].
+        table (`Sequence[Finding]`): Of [`findings`].
         results (`Mapping[str, ExperimentResult]`): What it was read from.
         pictures (`Mapping[str, Sequence[str]]`): Files of each experiment's figures, relative to the page.
     """
-    first = results[NEEDED[0]].settings
-    rows = [
-        f"| {f.claim} | **{f.verdict}** | {f.effect:+.4f} ({f.low:+.4f} to {f.high:+.4f}) | {f.criterion} |"
-        for f in table
-    ]
-    counts = {verdict: sum(f.verdict == verdict for f in table) for verdict in (HOLDS, FAILS, UNDECIDED)}
+    checkpoint = Path(results[NEEDED[0]].settings["checkpoint"]).name
+    counts = ", ".join(f"{sum(f.verdict == verdict for f in table)} {verdict}" for verdict in VERDICTS)
     lines = [
         "# Findings",
         "",
-        f"What the thesis found, tested on the checkpoint `{first['checkpoint'].rstrip('/').rsplit('/', 1)[-1]}`:"
-        f" {counts[HOLDS]} hold, {counts[FAILS]} do not, {counts[UNDECIDED]} are undecided. A claim holds where the"
-        " 95 % interval of its effect lies above zero, and does not where it lies below. The criteria were"
-        " fixed before these runs. Another checkpoint may answer otherwise: the thesis's was trained"
-        " for longer, on more faces, at twice or four times the size.",
+        f"What the thesis found, tested on the checkpoint `{checkpoint}`. Of {len(table)} claims: {counts}.",
         "",
-        "| claim | verdict | effect (95 % interval) | effect is the mean over the seeds of |",
-        "|---|---|---|---|",
-        *rows,
+        "A claim *holds* where its effect is shown to lie where the claim has it and to exceed its control, which has"
+        " learned nothing. It is *not beyond the control* where the effect is there and no larger than the control's."
+        " It *does not hold* where the effect is shown to lie elsewhere. Otherwise *this test cannot tell*. Intervals"
+        f" are Student's over the seeds; tests are of the level {LEVEL:.0%} after Benjamini and Hochberg's correction"
+        " for all claims of the page.",
+        "",
+        *verdict_rows(table),
         "",
         "## How it was made",
         "",
-        "| experiment | seeds | steps | scheduler | labels |",
-        "|---|---:|---:|---|---|",
-        *(
-            f"| {name} | {len(results[name].settings['seeds'])} | {results[name].settings['steps']} |"
-            f" {results[name].settings['scheduler']} | {', '.join(map(str, results[name].settings['labels']))} |"
-            for name in NEEDED
-        ),
-        "",
-        "## Figures and tables",
+        "| experiment | seeds | steps | scheduler | labels | control |",
+        "|---|---:|---:|---|---|---|",
     ]
+    for name in NEEDED:
+        made = results[name].settings
+        labels = ", ".join(map(str, made["labels"]))
+        lines.append(
+            f"| {name} | {len(made['seeds'])} | {made['steps']} | {made['scheduler']} | {labels} | {made['null']} |"
+        )
+    lines += ["", "## Figures and tables"]
     for name, files in pictures.items():
         experiment = EXPERIMENTS[name]
         lines += ["", f"### {experiment.title}"]
         lines += [line for file in files for line in ("", f"![{experiment.title}]({file})")]
         lines += ["", experiment.text]
         if experiment.table is not None:
-            lines += ["", *_markdown_rows(experiment.table(results[name]))]
+            lines += ["", *markdown_rows(experiment.table(results[name]))]
         lines += ["", f"Source: {experiment.source}."]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_rows(table: pd.DataFrame) -> list[str]:
+def markdown_rows(table: pd.DataFrame) -> list[str]:
+    """A table in Markdown, line by line."""
     rows = [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]
     return [f"| {' | '.join(map(str, row))} |" for row in rows]

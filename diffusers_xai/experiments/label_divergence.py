@@ -7,14 +7,16 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, label_bits, label_text
-from diffusers_xai.experiments.maps import clean_image_energy, region_or_middle
+from diffusers_xai.experiments.figures import band, label_bits, label_text, null_name
+from diffusers_xai.experiments.maps import clean_image_volume, energy, region_or_middle
+from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
 from diffusers_xai.measures import Mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
 
 
@@ -26,6 +28,7 @@ def measure(
     sampling: Sampling,
     *,
     mask: Mask | None = None,
+    null: Null = "gaussian",
 ) -> xr.Dataset:
     """SSIM of the states, and distance of the attention maps, of two runs from the same noise with different labels.
 
@@ -35,34 +38,42 @@ def measure(
         pipe ([`XAIPipeline`]): A conditional model with attention.
         sampling ([`Sampling`]): What is sampled.
         mask (`(height, width)` bool): The region whose gradient volume is kept; a square in the middle if `None`.
+        null (`str` or [`XAIPipeline`]): `"gaussian"`, a pipeline, or `"none"`. It has no attention maps.
 
     Returns:
         `xarray.Dataset`: `ssim` and `attention_distance` (Frobenius norm of the difference of A_t) of dims (seed,
-        step), and `final_ssim` (seed). Of the two runs of the first seed at six moments, with the coordinate
-        `moment_timestep`: `sample` (run, moment, rgb, height, width), `attention_outputs` and `energy` (root of the
-        sum of the squared gradients of the region's clean image) of dims (run, moment, height, width); and `mask`.
+        step), and `final_ssim` (seed); `null_ssim` and `null_final_ssim` are the control's. Of the two runs of the
+        first seed at six moments, with the coordinate `moment_timestep`: `sample` (run, moment, rgb, height, width),
+        `attention_outputs` and `energy` (root of the sum of the squared gradients of the region's clean image) of dims
+        (run, moment, height, width); and `mask`.
     """
     every = sampling.every(100)
+    other = null_pipeline(null, pipe, sampling)
 
-    def measure_batch(part: list[int]) -> xr.Dataset:
-        count = len(part)
-        what = [Samples(every=every), AttentionOutputs(every=every)]
-        profile = sampling.profile(pipe, part, what, labels=sampling.labels)
-        samples = torch.from_numpy(profile["samples"].values).unflatten(1, (2, count))
-        final = torch.from_numpy(profile["final_sample"].values).unflatten(0, (2, count))
-        maps = pick_branch(profile["attention_outputs"], "cond")
-        halves = np.split(maps.values.astype(np.float64), 2, axis=1)
+    def ssims(profile: DiffusionProfile, prefix: str = "") -> xr.Dataset:
+        """SSIM of the two runs of each seed, along the process and of the images."""
+        samples = torch.from_numpy(profile["samples"].values).unflatten(1, (2, -1))
+        final = torch.from_numpy(profile["final_sample"].values).unflatten(0, (2, -1))
         ssim = np.stack([structural_similarity(a, b).numpy() for a, b in samples])
-        coords = {"step": profile["samples"]["step"], "timestep": profile["samples"]["timestep"]}
-        distance = np.linalg.norm((halves[0] - halves[1]).reshape(*halves[0].shape[:2], -1), axis=-1)
         return xr.Dataset(
             {
-                "ssim": (("seed", "step"), ssim.T),
-                "attention_distance": (("seed", "step"), distance.T),
-                "final_ssim": ("seed", structural_similarity(final[0], final[1]).numpy()),
+                f"{prefix}ssim": (("seed", "step"), ssim.T),
+                f"{prefix}final_ssim": ("seed", structural_similarity(final[0], final[1]).numpy()),
             },
-            coords,
+            {"step": profile["samples"]["step"], "timestep": profile["samples"]["timestep"]},
         )
+
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        what = [Samples(every=every), AttentionOutputs(every=every)]
+        profile = sampling.profile(pipe, part, what, labels=sampling.labels)
+        maps = pick_branch(profile["attention_outputs"], "cond")
+        halves = np.split(maps.values.astype(np.float64), 2, axis=1)
+        distance = np.linalg.norm((halves[0] - halves[1]).reshape(*halves[0].shape[:2], -1), axis=-1)
+        data = ssims(profile).assign(attention_distance=(("seed", "step"), distance.T))
+        if other is not None:
+            theirs = sampling.profile(other, part, [Samples(every=every)], labels=sampling.labels)
+            data = data.assign(ssims(theirs, "null_").data_vars)
+        return data
 
     data = sampling.over_seeds(measure_batch, "two labels, same noise", seeds_at_once=max(1, sampling.batch_size // 2))
     region = region_or_middle(pipe, mask)
@@ -80,7 +91,7 @@ def _pictures(pipe: XAIPipeline, sampling: Sampling, region: np.ndarray) -> xr.D
     ]
     profile = sampling.profile(pipe, sampling.seeds[:1], what, labels=sampling.labels)
     maps = pick_branch(profile["attention_outputs"], "cond")
-    squares = clean_image_energy(profile["gradient_volume"]).transpose("sample", "step", ...)
+    squares = energy(clean_image_volume(profile["gradient_volume"])).transpose("sample", "step", ...)
     image = ("run", "moment", "rgb", "height", "width")
     return xr.Dataset(
         {
@@ -102,6 +113,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     for row, variable in enumerate(("ssim", "attention_distance"), start=1):
         part = go.Figure()
         band(part, timesteps, data[variable], names)
+        if f"null_{variable}" in data:
+            band(part, timesteps, data[f"null_{variable}"], null_name(settings), muted=True)
         for trace in part.data:
             figure.add_trace(trace.update(showlegend=bool(trace.showlegend is not False and row == 1)), row, 1)
     figure.update_xaxes(range=[timesteps.max(), 0])
@@ -137,13 +150,16 @@ EXPERIMENT = register(
         "label-divergence",
         "Where the runs of two labels part",
         "Two runs start from the same noise with different labels. Above: SSIM of their states, which is 1 as long as"
-        " they are the same. Below: the distance of their attention maps A_t, which the label changes before the"
-        " states differ. The light band is one standard deviation of the seeds, the dark one the mean's interval. The"
-        " images are the states, attention maps and gradients of the outlined region, of both runs of the first seed.",
+        " they are the same; grey, the same of two Gaussians that are fitted to the model's samples of the two"
+        " labels. Below: the distance of their attention maps A_t, which the label changes before the states differ."
+        " The light band is one standard deviation of the seeds, the dark one the mean's interval. The images are the"
+        " states, attention maps and gradients of the outlined region, of both runs of the first seed.",
         "thesis section 5.3.1, fig. 5.13 to 5.16, D.1",
         measure,
         plot,
+        nulls=("gaussian",),
         labels=2,
+        steps=100,
         region="eyes",
         plot_images=plot_images,
     )

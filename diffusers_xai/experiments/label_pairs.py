@@ -10,16 +10,14 @@ import xarray as xr
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import ALL_LABELS, Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import label_bits, label_text
+from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
 
 
 def measure(
-    pipe: XAIPipeline,
-    sampling: Sampling,
-    *,
-    switches: int = 10,
+    pipe: XAIPipeline, sampling: Sampling, *, switches: int | None = None, null: Null = "gaussian"
 ) -> xr.Dataset:
     """Sweeps the switch from every label to every other one.
 
@@ -28,24 +26,27 @@ def measure(
     Args:
         pipe ([`XAIPipeline`]): A conditional model.
         sampling ([`Sampling`]): What is sampled.
-        switches (`int`): How many switches, evenly spread; the first one is at step 0.
+        switches (`int`, *optional*): See `predetermination`.
+        null (`str` or [`XAIPipeline`]): `"gaussian"` (fitted to 64 samples of each label), a pipeline, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `index` and `switched_ssim` (SSIM of the switch at step 0) of dims (seed, first, second);
-        NaN where both are the same.
+        `xarray.Dataset`: `index`, `null_index` and `switched_ssim` (SSIM of the switch at step 0) of dims (seed,
+        first, second); NaN where both are the same.
     """
     labels, seeds = sampling.labels, sampling.seeds
     if len(set(labels)) < 2:
         raise ValueError(f"expected at least two different labels, got {list(labels)}")
-    count = len(labels)
-    index, ssim = (np.full((len(seeds), count, count), np.nan) for _ in range(2))
-    for i, j in permutations(range(count), 2):
+    other = null_pipeline(null, pipe, sampling, num_samples=64 * len(sampling.labels)) or "none"
+    names = {"index": "index", "switched_ssim": "ssim", **({} if other == "none" else {"null_index": "null_index"})}
+    numbers = {name: np.full((len(seeds), len(labels), len(labels)), np.nan) for name in names}
+    for i, j in permutations(range(len(labels)), 2):
         pair = replace(sampling, labels=(labels[i], labels[j]))
-        data = predetermination.measure(pipe, pair, switches=switches)
-        index[:, i, j], ssim[:, i, j] = data["index"].values, data["ssim"].isel(switch=0).values
+        data = predetermination.measure(pipe, pair, switches=switches, null=other).isel(switch=0)
+        for name, source in names.items():
+            numbers[name][:, i, j] = data[source].values
     dims = ("seed", "first", "second")
     coords = {"seed": list(seeds), "first": list(labels), "second": list(labels)}
-    data = xr.Dataset({"index": (dims, index), "switched_ssim": (dims, ssim)}, coords)
+    data = xr.Dataset({name: (dims, values) for name, values in numbers.items()}, coords)
     return data.assign_attrs(threshold=predetermination.THRESHOLD)
 
 
@@ -54,7 +55,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     index = result.data["index"].mean("seed")
     names = [label_text(result.settings, label) for label in index["first"].values.tolist()]
     bits = [label_bits(result.settings, label) for label in index["first"].values.tolist()]
-    text = np.where(np.isfinite(index.values), np.char.mod("%.2f", np.nan_to_num(index.values)), "")
+    text = np.char.mod("%.2f", np.nan_to_num(index.values))
+    if "null_index" in result.data:
+        null = np.nan_to_num(result.data["null_index"].mean("seed").values)
+        text = np.char.add(text, np.char.mod(" (%.2f)", null))
+    text = np.where(np.isfinite(index.values), text, "")
     figure = go.Figure(
         go.Heatmap(
             z=index.values, x=[f"→ {b}" for b in bits], y=names, zmin=0, zmax=1, colorscale=COLOR_SCALE, text=text,
@@ -76,10 +81,12 @@ EXPERIMENT = register(
         "How early each pair of labels is settled",
         "The index of the predetermination for every pair of labels that the model was trained on: the share of the"
         " process after which a switch from the label of the row to that of the column leaves the image alike, means"
-        " over the seeds. Low values are pairs that are told apart early, or hardly at all.",
+        " over the seeds, in brackets those of Gaussians that are fitted to the model's samples of each label. Low"
+        " values are pairs that are told apart early, or hardly at all.",
         "thesis section 5.3.2, fig. 5.17, D.2",
         measure,
         plot,
+        nulls=("gaussian",),
         labels=ALL_LABELS,
         seeds=2,
         steps=50,

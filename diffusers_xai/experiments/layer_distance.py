@@ -8,13 +8,15 @@ import xarray as xr
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band
+from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
+from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
-from diffusers_xai.explainers import Activations
+from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import curves_over_time
 from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile import DiffusionProfile
 
 
 def measure(
@@ -23,6 +25,7 @@ def measure(
     *,
     layers: Sequence[str] | None = None,
     records: int = 50,
+    null: Null = "random-weights",
 ) -> xr.Dataset:
     """LayerDist of each layer between recorded steps, in units of the layer's mean distance.
 
@@ -33,26 +36,35 @@ def measure(
         sampling ([`Sampling`]): What is sampled.
         layers (`Sequence[str]`, *optional*): Globs of layers; all attention layers if `None`.
         records (`int`): How many steps are recorded, evenly spread.
+        null (`str` or [`XAIPipeline`]): `"random-weights"`, which sees the same states, a pipeline with the same
+            layers, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `distance` (Frobenius norm) of dims (seed, layer, step). Of the first seed, the record
-        before and the one after each layer's largest jump: `map` of the channel c* of that moment (layer, moment,
-        height, width), resized to the samples' size, its `channel` and the `map_timestep` (layer, moment).
+        `xarray.Dataset`: `distance` and `null_distance` (Frobenius norm) of dims (seed, layer, step). Of the first
+        seed, the record before and the one after each layer's largest jump: `map` of the channel c* of that moment
+        (layer, moment, height, width), resized to the samples' size, its `channel` and the `map_timestep` (layer,
+        moment).
     """
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
 
-    def measure_batch(part: list[int]) -> xr.Dataset:
-        profile = sampling.profile(pipe, part, [Activations(layers=paths, every=sampling.every(records))])
-        maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe.sample_shape[-2:])
+    other = null_pipeline(null, pipe, sampling)
+    what = [Activations(layers=paths, every=sampling.every(records))]
+    names = [short_name(path, denoiser.aliases) for path in paths]
+
+    def distances(profile: DiffusionProfile) -> xr.DataArray:
         curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]
-        joined = xr.concat(curves, "layer").assign_coords(layer=[short_name(path, denoiser.aliases) for path in paths])
-        distance = joined.transpose("seed", "layer", "step")
+        return xr.concat(curves, "layer").assign_coords(layer=names).transpose("seed", "layer", "step")
+
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        profile = sampling.profile(pipe, part, [Samples(), *what])
+        maps = max_channel_maps(profile, [f"activations/{path}" for path in paths], pipe.sample_shape[-2:])
+        distance = distances(profile)
         jump = distance.argmax("step").variable  # from this record to the next
         moments = xr.Variable.concat([jump, jump + 1], "moment")
         around = maps.isel(step=moments)
         timesteps = xr.Variable("step", profile[f"activations/{paths[0]}"]["timestep"].values)
-        return xr.Dataset(
+        data = xr.Dataset(
             {
                 "distance": distance,
                 "map": around["map"],
@@ -60,6 +72,9 @@ def measure(
                 "map_timestep": timesteps.isel(step=moments),
             }
         ).assign_coords(moment=["before", "after"])
+        if other is not None:
+            data["null_distance"] = distances(on_states_of(profile, other, sampling, part, what))
+        return data
 
     # A seed's activations are kept until its distances are taken: few at a time.
     data = sampling.over_seeds(measure_batch, "distances of layers", seeds_at_once=max(1, sampling.batch_size // 8))
@@ -73,6 +88,10 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure = curves_over_time(distance, "distance to the next record, in units of the layer's mean")
     for index, layer in enumerate(distance["layer"].values.tolist()):
         band(figure, distance["timestep"].values, relative.sel(layer=layer), layer, index)
+    if "null_distance" in result.data:
+        null = result.data["null_distance"]
+        null = (null / null.mean(["seed", "step"])).mean("layer")
+        band(figure, distance["timestep"].values, null, f"{null_name(result.settings)}, all layers", muted=True)
     figure.update_layout(height=480, showlegend=True)
     return figure
 
@@ -101,13 +120,16 @@ EXPERIMENT = register(
     Experiment(
         "layer-distance",
         "How much the layers change",
-        "The distance of a layer's output to that at the next recorded step, each layer in units of its own mean, over"
-        " the process. A peak is a moment at which the layer turns to something else. The maps are those of the most"
-        " active channel c* of each layer, before and after its largest jump, of the first seed.",
+        "The distance of a layer's output to that at the next recorded step, each layer in units of its own mean,"
+        " over the process. A peak is a moment at which the layer turns to something else. Grey: the same network"
+        " with random weights, shown the same states, whose peaks are those of the states. The maps are those of the"
+        " most active channel c* of each layer, before and after its largest jump, of the first seed.",
         "thesis eq. 4.1.10, fig. 5.7",
         measure,
         plot,
+        nulls=("random-weights",),
         seeds=10,
+        steps=250,
         plot_images=plot_images,
     )
 )

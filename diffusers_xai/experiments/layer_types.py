@@ -1,24 +1,25 @@
 """What the layers of one block see (thesis fig. 5.5)."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.maps import max_channel_maps
+from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
 
 
 TIME = 0.2  # part of the training's timesteps; thesis: t = 200
-MAX_ROWS = 4
+MAX_ROWS = 3
 
 
 def measure(
@@ -26,6 +27,7 @@ def measure(
     sampling: Sampling,
     *,
     layers: str | Sequence[str] | None = None,
+    null: Null = "random-weights",
 ) -> xr.Dataset:
     """The most active channel of every kind of layer in one block, at t = 200.
 
@@ -36,29 +38,29 @@ def measure(
         sampling ([`Sampling`]): What is sampled.
         layers (`str` or a sequence, *optional*): Globs of layers with maps of one size; those of the first contracting
             block if `None`.
+        null (`str` or [`XAIPipeline`]): `"random-weights"`, which sees the same states, a pipeline with the same
+            layers, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `map` of dims (seed, layer, height, width), `channel` (seed, layer), and `final`.
+        `xarray.Dataset`: `map` of dims (seed, layer, height, width), `channel` (seed, layer), the same of the control
+        as `null_map` and `null_channel`, and `final`.
     """
     denoiser = get_denoiser(pipe)
     wanted = layers or (["downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"]
                         if denoiser.aliases else list(denoiser.attention_outputs())[:1])  # fmt: skip
     paths = list(denoiser.resolve_layers(wanted))
     time = timestep_at(pipe, TIME)
+    other = null_pipeline(null, pipe, sampling)
 
     def measure_batch(part: list[int]) -> xr.Dataset:
-        what = [Samples(every=sampling.steps), Activations(layers=paths, timesteps=[time])]
-        profile = sampling.profile(pipe, part, what)
-        channels = [[profile.max_channel(p, timestep=time, sample=i) for p in paths] for i in range(len(part))]
-        maps = [[_record(profile, path)[i, channels[i][j]] for j, path in enumerate(paths)] for i in range(len(part))]
-        return xr.Dataset(
-            {
-                "map": (("seed", "layer", "map_height", "map_width"), np.array(maps, dtype=np.float32)),
-                "channel": (("seed", "layer"), np.array(channels)),
-                "final": (("seed", "rgb", "height", "width"), profile["final_sample"].values),
-            },
-            {"layer": [short_name(path, denoiser.aliases) for path in paths]},
+        what = [Activations(layers=paths, timesteps=[time])]
+        profile = sampling.profile(pipe, part, [Samples(), *what])
+        data = _maps(profile, paths, "").assign(
+            final=(("seed", "rgb", "height", "width"), profile["final_sample"].values)
         )
+        if other is not None:
+            data = data.assign(_maps(on_states_of(profile, other, sampling, part, what), paths, "null_").data_vars)
+        return data.assign_coords(layer=[short_name(path, denoiser.aliases) for path in paths])
 
     return sampling.over_seeds(measure_batch, "layers of a block")
 
@@ -67,20 +69,25 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws the maps of the channels, a row for each seed."""
     data = result.data
     layers = data["layer"].values.tolist()
+    names = {"": "seed {}", "null_": "random<br>weights"}
+    shown = [(seed, name) for seed in data["seed"].values[:MAX_ROWS] for name in names if f"{name}map" in data]
     rows = []
-    for seed in data["seed"].values[:MAX_ROWS]:
+    for seed, name in shown:
         part = data.sel(seed=seed)
-        row = [
-            Tile(part["map"].values[j], layer, caption=f"channel {int(part['channel'].values[j])}")
-            for j, layer in enumerate(layers)
-        ]
+        maps = zip(part[f"{name}map"].values, layers, part[f"{name}channel"].values, strict=True)
+        row = [Tile(values, layer, caption=f"channel {int(channel)}") for values, layer, channel in maps]
         rows.append([*row, Tile(to_rgb(part["final"].values), "the result")])
-    names = [f"seed {seed}" for seed in data["seed"].values[:MAX_ROWS]]
-    return tile_grid(rows, [*layers, "result"], names, scale_title="activation")
+    row_labels = [names[name].format(seed) for seed, name in shown]
+    return tile_grid(rows, [*layers, "result"], row_labels, scale_title="activation")
 
 
-def _record(profile: Any, path: str) -> np.ndarray:
-    return pick_branch(profile[f"activations/{path}"].isel(step=0), "cond").values
+def _maps(profile: DiffusionProfile, paths: Sequence[str], prefix: str) -> xr.Dataset:
+    """The maps of c* and the channels, of the one step that is recorded."""
+    names = [f"activations/{path}" for path in paths]
+    size = pick_branch(profile[names[0]], "cond").shape[-2:]
+    found = max_channel_maps(profile, names, size).isel(step=0).transpose("seed", "layer", ...)
+    found = found.rename(height="map_height", width="map_width")
+    return found.rename({name: f"{prefix}{name}" for name in found.data_vars})
 
 
 EXPERIMENT = register(
@@ -88,10 +95,12 @@ EXPERIMENT = register(
         "layer-types",
         "What the layers of one block see",
         "The map of the most active channel c* of each layer of the first block at t = 200, each in its own range:"
-        " convolutions keep edges and areas, attention weighs them.",
+        " convolutions keep edges and areas, attention weighs them. Below each seed, the same network with random"
+        " weights, shown the same states: what looks alike was not learned.",
         "thesis fig. 5.5, eq. 4.1.4",
         measure,
         plot,
+        nulls=("random-weights",),
         seeds=4,
         steps=100,
     )

@@ -1,24 +1,44 @@
 """Where the pixels of a region look, early and late in the process (thesis fig. 5.8, 5.9)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+import torch
 import xarray as xr
+from plotly.subplots import make_subplots
+from scipy.ndimage import distance_transform_edt
 
-from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.maps import clean_image_energy, max_channel_maps, region_or_middle
+from diffusers_xai.experiments.figures import band, excess_columns, null_name
+from diffusers_xai.experiments.maps import (
+    clean_image_volume,
+    energy,
+    identity_volume,
+    max_channel_maps,
+    region_or_middle,
+)
+from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
 from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
 from diffusers_xai.measures import Mask
+from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.profile import DiffusionProfile
 
 
 TIMES = (0.95, 0.7, 0.6, 0.1)  # parts of the training's timesteps; thesis: t = 950, 700, 600, 100
+NUMBERS = {
+    "reached_step": "PGV of μ: input pixels above the volume's mean",
+    "reached_noise": "PGV of ε: input pixels above the volume's mean",
+    "radius": "radius of x̂<sub>0</sub>'s gradient (px)",
+}
 
 
 def measure(
@@ -27,10 +47,18 @@ def measure(
     *,
     mask: Mask | None = None,
     layers: Sequence[str] | None = None,
+    null: Null = "gaussian",
 ) -> xr.Dataset:
-    """The gradient of a region of the predicted clean image to every input pixel, at four moments.
+    """The gradient of a region to every input pixel, at four moments, of three outputs.
 
-    Source: thesis eq. 4.1.2, fig. 5.8, 5.9.
+    The thesis's objects are the gradient volumes of ε and of the DDPM mean μ, of which it shows what lies above the
+    volume's mean. Both hold the identity, x_t itself, in a part that depends on the noise level alone. The gradient of
+    the clean image x̂_0 holds none of it. All three are linear in one another (the clipping of x̂_0 left out).
+
+    The control is the Gaussian fitted to the model's own samples, whose gradient is known: what pixels that covary
+    have to do with each other, without any network.
+
+    Source: thesis eq. 4.1.2, fig. 5.8, 5.9; METHOD: section 9.
 
     Args:
         pipe ([`XAIPipeline`]): The model.
@@ -38,52 +66,110 @@ def measure(
         mask (`(height, width)` bool): The region whose pixels ask; a square in the middle if `None`.
         layers (`Sequence[str]`, *optional*): Globs of the layers whose gradient maps are kept; an early, a middle and
             a late attention layer if `None`, or layers of such blocks in a network without attention.
+        null (`str` or [`XAIPipeline`]): `"gaussian"`, `"random-weights"`, a pipeline, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `energy` (root of the sum of the squared gradients of the region's pixels) of dims (seed,
-        step, height, width); of dims (seed, step) `inside`, the share of the squared gradient within the region, and
-        `radius`, the root mean square distance in pixels to the nearest pixel of the region; `final` (seed, channel,
-        height, width), and `mask`. Of the first seed, `gradient_map` (layer, step, height, width) and
-        `gradient_channel` (layer, step): the map of the channel whose gradient has the largest absolute sum.
+        `xarray.Dataset`: Of dims (seed, step): `inside`, the share of x̂_0's squared gradient within the region,
+        `radius`, its root mean square distance in pixels to the nearest pixel of the region, `reached_step` and
+        `reached_noise`, the share of input pixels whose gradient of μ or ε lies above the volume's mean, on average
+        over the region's pixels. `energy`, the root of the squares summed, of dims (seed, step, height, width). The
+        same of the control, their names beginning with `null_`. `final` (seed, channel, height, width), and `mask`.
+        Of the first seed, `gradient_map` (layer, step, height, width) and `gradient_channel` (layer, step): the map
+        of the channel whose gradient has the largest absolute sum.
     """
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(_spread_layers(denoiser) if layers is None else layers))
     region = region_or_middle(pipe, mask)
-    distances = _distance_to(region)
     times = [timestep_at(pipe, time) for time in TIMES]
-    what = [
-        Samples(every=sampling.steps),
-        GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
-        GradientMaps(layers=paths, mask=region, of="noise", timesteps=times),
-    ]
+    volume = GradientVolume(mask=region, of="noise", channels="separate", timesteps=times)
+    what = [Samples(timesteps=times), volume, GradientMaps(layers=paths, mask=region, of="noise", timesteps=times)]
+    other = null_pipeline(null, pipe, sampling)
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         profile = sampling.profile(pipe, part, what)
-        volume = profile["gradient_volume"].rename(sample="seed").transpose("seed", "step", "pixel", ...)
-        squares = clean_image_energy(volume)
-        within, far = (xr.DataArray(values, dims=("height", "width")) for values in (region, distances**2))
-        total = squares.sum(["height", "width"])
+        model_volume = _by_seed(profile["gradient_volume"])
+        sigmas = profile["measures/ssim"]["sigma"]  # of every step
+        data = _numbers(model_volume, sigmas, region)
+        if other is not None:
+            known = isinstance(other.unet, ClosedFormDenoiser)
+            theirs = (
+                _known_volume(other, profile, model_volume, region, sampling)
+                if known
+                else _by_seed(sampling.profile(other, part, [volume])["gradient_volume"])
+            )
+            numbers = _numbers(theirs, sigmas, region)
+            data = data.assign({f"null_{name}": array for name, array in numbers.data_vars.items()})
         gradients = max_channel_maps(profile, [f"gradient_maps/{path}" for path in paths], region.shape, absolute=True)
         return (
-            xr.Dataset(
-                {
-                    "energy": np.sqrt(squares),
-                    "inside": squares.where(within).sum(["height", "width"]) / total,
-                    "radius": np.sqrt((squares * far).sum(["height", "width"]) / total),
-                    "final": profile["final_sample"].rename(sample="seed"),
-                    "gradient_map": gradients["map"],
-                    "gradient_channel": gradients["channel"],
-                }
+            data.assign(
+                final=profile["final_sample"].rename(sample="seed"),
+                gradient_map=gradients["map"],
+                gradient_channel=gradients["channel"],
             )
             .reset_coords(drop=True)
             .assign_coords(
-                timestep=("step", volume["timestep"].values),
+                timestep=("step", model_volume["timestep"].values),
                 layer=[short_name(path, denoiser.aliases) for path in paths],
             )
         )
 
     data = sampling.over_seeds(measure_batch, "gradient volumes", seeds_at_once=max(1, sampling.batch_size // 8))
     return of_first_seed(data, "gradient_map", "gradient_channel").assign(mask=(("height", "width"), region))
+
+
+def _by_seed(volume: xr.DataArray) -> xr.DataArray:
+    if "branch" in volume.dims:
+        volume = volume.sel(branch="cond", drop=True)
+    return volume.rename(sample="seed").transpose("seed", "step", "pixel", ...)
+
+
+def _known_volume(
+    null: XAIPipeline, profile: DiffusionProfile, like: xr.DataArray, region: np.ndarray, sampling: Sampling
+) -> xr.DataArray:
+    """The volume of the noise that a denoiser in closed form predicts in the run's states."""
+    rows, columns = np.argwhere(region).T
+    directions = torch.zeros(1, len(rows), *null.unet.sample_shape, device=null.device)
+    directions[:, torch.arange(len(rows)), :, rows, columns] = 1
+    volumes = []
+    for states, t in zip(profile["samples"].values, like["timestep"].values, strict=True):
+        x = torch.from_numpy(states).to(null.device)
+        labels = torch.full((len(x),), sampling.labels[0], device=x.device) if sampling.labels else None
+        volumes.append(null.unet.jacobian_product(x, float(t), directions, labels).cpu().double().numpy())
+    sigma = like["sigma"].astype(np.float64)
+    clean = like.astype(np.float64).copy(data=np.stack(volumes, axis=1)) / np.sqrt(1 + sigma**2)
+    return (identity_volume(like) - clean) / (sigma / np.sqrt(1 + sigma**2))
+
+
+def _numbers(volume: xr.DataArray, sigmas: xr.DataArray, region: np.ndarray) -> xr.Dataset:
+    """What the result says of a volume of the noise; `sigmas` are those of all steps."""
+    clean = clean_image_volume(volume)
+    alpha = 1 / (1 + volume["sigma"].astype(np.float64) ** 2)
+    after = volume["step"] + 1
+    alphas = np.append(1 / (1 + sigmas.values.astype(np.float64) ** 2), 1.0)
+    previous = xr.DataArray(alphas[np.minimum(after.values, len(alphas) - 1)], dims="step")
+    of_clean = (previous / alpha) ** 0.5 * (1 - alpha / previous) / (1 - alpha)  # of √ᾱ x̂_0
+    of_state = (alpha / previous) ** 0.5 * (1 - previous) / (1 - alpha)
+    mean = of_clean * clean + of_state * identity_volume(volume)
+    squares = energy(clean)
+    within = xr.DataArray(region, dims=("height", "width"))
+    far = xr.DataArray(distance_transform_edt(~region) ** 2, dims=("height", "width"))
+    total = squares.sum(["height", "width"])
+    return xr.Dataset(
+        {
+            "inside": squares.where(within).sum(["height", "width"]) / total,
+            "radius": np.sqrt((squares * far).sum(["height", "width"]) / total),
+            "reached_step": _reached(mean),
+            "reached_noise": _reached(volume.astype(np.float64)),
+            "energy": np.sqrt(squares).astype(np.float32),
+        }
+    ).transpose("seed", "step", ...)
+
+
+def _reached(volume: xr.DataArray) -> xr.DataArray:
+    """Share of a volume's entries above its mean, the input's colours summed, as the thesis draws it."""
+    summed = volume.sum("channel")
+    dims = ["pixel", "height", "width"]
+    return (summed > summed.mean(dims)).mean(dims)
 
 
 def _spread_layers(denoiser: Denoiser) -> list[str]:
@@ -93,67 +179,80 @@ def _spread_layers(denoiser: Denoiser) -> list[str]:
     return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
 
 
-def _distance_to(region: np.ndarray) -> np.ndarray:
-    """Distance in pixels of every pixel to the nearest one of the region."""
-    inside = np.argwhere(region)
-    everywhere = np.indices(region.shape).reshape(2, -1).T
-    return np.sqrt(((everywhere[:, None] - inside[None]) ** 2).sum(-1).min(1)).reshape(region.shape)
-
-
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the energy of two seeds at each moment, with the shares inside the region over all seeds."""
+    """Draws the thesis's two measures of spread and ours over the process, each with its control."""
     data = result.data
-    region = data["mask"].values.astype(bool)
-    timesteps = data["timestep"].values
-    inside, radius = summary(data["inside"]), summary(data["radius"])
-    labels = [
-        f"t = {t:.0f}<br>{100 * float(inside['mean'][i]):.0f} % inside, radius {float(radius['mean'][i]):.1f}"
-        for i, t in enumerate(timesteps)
-    ]
-    rows = []
-    for seed in data["seed"].values[:2]:
-        part = data.sel(seed=seed)
-        row = [Tile(part["energy"].values[i], f"t = {t:.0f}", outline=region) for i, t in enumerate(timesteps)]
-        rows.append([*row, Tile(to_rgb(part["final"].values), "the result", outline=region)])
-    names = [f"seed {seed}" for seed in data["seed"].values[:2].tolist()]
-    figure = tile_grid(rows, [*labels, "result"], names, scale_title="energy of the gradients")
-    return figure.update_layout(margin={"t": 56})
+    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, subplot_titles=list(NUMBERS.values()))
+    for column, name in enumerate(NUMBERS, start=1):
+        part = go.Figure()
+        band(part, data["timestep"].values, data[name], "the model")
+        if f"null_{name}" in data:
+            band(part, data["timestep"].values, data[f"null_{name}"], null_name(result.settings), muted=True)
+        for trace in part.data:
+            shown = trace.showlegend is not False and column == 1
+            figure.add_trace(trace.update(showlegend=shown), 1, column)
+    figure.update_xaxes(title="timestep t", autorange="reversed")
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(tickformat=".0%", col=1)
+    figure.update_yaxes(tickformat=".0%", col=2)
+    figure.update_annotations(font={"size": 12})
+    return figure.update_layout(template=TEMPLATE, height=380, legend={"y": 1.12}, margin={"t": 84})
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
-    """Draws the gradient maps of the first seed: a row for each layer, a column for each moment."""
+    """Draws the energy of two seeds and of the control, and the gradient maps of the first seed's layers."""
     data = result.data
     region = data["mask"].values.astype(bool)
-    timesteps = data["timestep"].values
-    layers = data["layer"].values.tolist()
-    rows = [
-        [
-            Tile(maps[i], f"{layer}, t = {t:.0f}", caption=f"channel {int(channels[i])}", outline=region)
-            for i, t in enumerate(timesteps)
-        ]
-        for layer, maps, channels in zip(
-            layers, data["gradient_map"].values, data["gradient_channel"].values, strict=True
-        )
-    ]
-    columns = [f"t = {t:.0f}" for t in timesteps]
-    return tile_grid(rows, columns, layers, scale="diverging", scale_title="gradient, in each map")
+    times = [f"t = {t:.0f}" for t in data["timestep"].values]
+    rows: list[list[Tile | None]] = []
+    names = []
+    for seed in data["seed"].values[:2]:
+        part = data.sel(seed=seed)
+        row = [Tile(m, t, outline=region) for m, t in zip(part["energy"].values, times, strict=True)]
+        rows.append([*row, Tile(to_rgb(part["final"].values), "the result", outline=region)])
+        names.append(f"seed {seed}")
+    if "null_energy" in data:
+        maps = data["null_energy"].isel(seed=0).values
+        rows.append([*(Tile(m, t, outline=region) for m, t in zip(maps, times, strict=True)), None])
+        names.append("control")
+    for layer in data["layer"].values.tolist():
+        part = data.sel(layer=layer)
+        tiles = zip(part["gradient_map"].values, times, part["gradient_channel"].values, strict=True)
+        row = [Tile(np.abs(m), f"{layer}, {t}", f"channel {int(c)}", outline=region) for m, t, c in tiles]
+        rows.append([*row, None])
+        names.append(layer)
+    return tile_grid(rows, [*times, "result"], names, scale_title="size of the gradient, each map in its own range")
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """Each measure at each moment: of the model, of the control, and the excess."""
+    data = result.data
+    rows: list[dict[str, Any]] = []
+    for name in ("reached_step", "reached_noise", "radius", "inside"):
+        for i, t in enumerate(data["timestep"].values):
+            rows.append({"measure": name, "t": f"{t:.0f}", **excess_columns(data.isel(step=i), name)})
+    return pd.DataFrame(rows)
 
 
 EXPERIMENT = register(
     Experiment(
         "localisation",
         "Where the pixels of a region look",
-        "How much the clean image that is predicted within the outline depends on every pixel of the input, at four"
-        " moments (each map in its own range), for two seeds. Above: how much of the squared gradient lies inside the"
-        " region, and its root mean square distance from it in pixels, means over all seeds. The maps of the layers"
-        " show the gradient of the region by the channel it depends on most, of the first seed; blue and orange have"
-        " opposite signs.",
+        "How the outlined region depends on every pixel of the input, at four moments. Left and middle, as the thesis"
+        " counts: how much of the input lies above the mean of the gradient volume, of the scheduler's mean μ and of"
+        " the noise ε. Right: how far from the region the gradient of the predicted clean image x̂_0 lies, in pixels"
+        " (root mean square). Grey: a Gaussian with the mean and covariance of the model's own samples, for which all"
+        " this is known without a network. Only what differs from it is a property of the network. Below, the size of"
+        " x̂_0's gradient for two seeds and the control, and the gradient of the region in three layers, by the"
+        " channel it depends on most.",
         "thesis eq. 4.1.2, fig. 5.8, 5.9",
         measure,
         plot,
+        nulls=("gaussian", "random-weights"),
         seeds=8,
         steps=100,
         region="eyes",
         plot_images=plot_images,
+        table=table,
     )
 )

@@ -63,11 +63,10 @@ def region_or_middle(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:
     return region
 
 
-def clean_image_energy(volume: xr.DataArray) -> xr.DataArray:
-    """Squared gradient of the predicted clean image, summed over the region's pixels and the input's channels.
+def clean_image_volume(volume: xr.DataArray) -> xr.DataArray:
+    """Gradient of the predicted clean image √ᾱ x̂_0, from that of the noise: x̂_0 = (x_t − √(1 − ᾱ) ε) / √ᾱ.
 
-    x̂_0 is a multiple of x_t - s ε with s = √(1 - ᾱ), whatever the network predicts; that factor of each step is left
-    out. In the volume of the noise itself, a network that predicts x_0 shows little but the identity.
+    In the volume of the noise itself, a network that predicts x_0 shows little but the identity.
 
     Source: thesis eq. 4.1.2.
 
@@ -75,11 +74,18 @@ def clean_image_energy(volume: xr.DataArray) -> xr.DataArray:
         volume (`xarray.DataArray`): A volume of the noise, with the dims pixel, channel, height, width and others.
 
     Returns:
-        `xarray.DataArray` without the dims pixel and channel, float64.
+        `xarray.DataArray` of the same dims, float64.
     """
     sigma = volume["sigma"].astype(np.float64)
-    gradient = -(sigma / np.sqrt(1 + sigma**2)) * volume.astype(np.float64)
-    identity = (volume["row"] == xr.DataArray(np.arange(volume.sizes["height"]), dims="height")) & (
-        volume["column"] == xr.DataArray(np.arange(volume.sizes["width"]), dims="width")
-    )
-    return ((gradient + identity) ** 2).sum(["pixel", "channel"])
+    return identity_volume(volume) - (sigma / np.sqrt(1 + sigma**2)) * volume.astype(np.float64)
+
+
+def identity_volume(volume: xr.DataArray) -> xr.DataArray:
+    """The gradient of the input itself: 1 where the input's pixel is the output's; dims pixel, height, width."""
+    rows, columns = (xr.DataArray(np.arange(volume.sizes[d]), dims=d) for d in ("height", "width"))
+    return ((volume["row"] == rows) & (volume["column"] == columns)).astype(np.float64)
+
+
+def energy(volume: xr.DataArray) -> xr.DataArray:
+    """Squares summed over the region's pixels and the input's channels."""
+    return (volume**2).sum(["pixel", "channel"])

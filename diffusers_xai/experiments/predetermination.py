@@ -1,5 +1,6 @@
 """From when on a label no longer changes the image (thesis fig. 5.17, D.2)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,56 +9,73 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from diffusers_xai.analysis import predetermination_index, summary
+from diffusers_xai.analysis import predetermination_index, share_interval, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, interval_text, label_text
+from diffusers_xai.experiments.figures import band, excess_columns, interval_text, label_text, null_name
+from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
-from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE
+from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, line_style
 from diffusers_xai.plots.tiles import Tile, tile_rows, to_rgb
 
 
 THRESHOLD = 0.9
+# Images (image, channel, height, width) in [-1, 1] -> the probability of each attribute (image, attribute).
+Judge = Callable[[torch.Tensor], torch.Tensor]
 
 
 def measure(
     pipe: XAIPipeline,
     sampling: Sampling,
     *,
-    switches: int = 10,
+    switches: int | None = None,
+    judge: Judge | None = None,
+    null: Null = "gaussian",
     **options: Any,
 ) -> xr.Dataset:
     """Switches the label at several steps and compares the image with the unswitched run's.
 
-    The steps before a switch are done once for all, see `switch_sweep`.
+    The steps before a switch are done once for all, see `switch_sweep`. The control is the same of two Gaussians that
+    are fitted to the model's own samples of the two labels.
 
     Source: thesis section 5.3.2, fig. 5.17, D.2.
 
     Args:
         pipe ([`XAIPipeline`]): A conditional model.
-        sampling ([`Sampling`]): What is sampled.
-        switches (`int`): How many switches, evenly spread; the first one is at step 0.
+        sampling ([`Sampling`]): What is sampled: the label to start with, and the one to switch to.
+        switches (`int`, *optional*): How many switches, evenly spread, the first one at step 0; 20, or as many as
+            steps where there are fewer, if `None`.
+        judge (`Callable`, *optional*): Tells the probability of each of the model's attributes in images `(image,
+            channel, height, width)` in [-1, 1], as a tensor `(image, attribute)`.
+        null (`str` or [`XAIPipeline`]): `"gaussian"`, a pipeline, or `"none"`.
         options: Passed to `switch_sweep`, such as `callback_on_step_end`.
 
     Returns:
         `xarray.Dataset`: `ssim` of dims (seed, switch) with the coordinates `step` and `share` (part of the steps
-        done before the switch), `index` (seed), and the final states `images` (run, rgb, height, width) of the
-        first seed, the unswitched run first.
+        done before the switch), `index` (seed), `null_ssim` and `null_index`, and the final states `images` (run, rgb,
+        height, width) of the first seed, the unswitched run first. With a judge, its probabilities `judged` (seed,
+        run, attribute), and `lock_in` (seed, attribute): the share of the process after which a switch no longer
+        changes whether the attribute is seen, NaN where a switch at the beginning does not change it either.
     """
+    switches = min(20, sampling.steps) if switches is None else switches
     if not 2 <= switches <= sampling.steps:
         raise ValueError(f"expected switches in 2..{sampling.steps}, got {switches}")
+    attributes = list(pipe.unet.config.get("class_attributes") or ())
+    if judge is not None and not attributes:
+        raise ValueError("expected a model whose attributes have names, to be judged by them, got one without")
+    other = null_pipeline(null, pipe, sampling)
     pipe.scheduler.set_timesteps(sampling.steps)
     calls = len(pipe.scheduler.timesteps)
     steps = [calls * i // switches for i in range(switches)]
     coords = {"step": ("switch", steps), "share": ("switch", np.array(steps) / calls)}
     coords["timestep"] = ("switch", [float(pipe.scheduler.timesteps[step]) for step in steps])
 
-    def measure_batch(part: list[int]) -> xr.Dataset:
+    def sweep(which: XAIPipeline, part: list[int]) -> torch.Tensor:
         first, second = sampling.labels
-        final = switch_sweep(
-            pipe,
+        return switch_sweep(
+            which,
             first,
             second,
             part,
@@ -67,18 +85,51 @@ def measure(
             max_rows=sampling.batch_size,
             **options,
         )
-        ssim = torch.stack([structural_similarity(final[0], switched) for switched in final[1:]], dim=1)
-        return xr.Dataset(
+
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        final = sweep(pipe, part)
+        data = xr.Dataset(
             {
-                "ssim": (("seed", "switch"), ssim.cpu().numpy()),
+                "ssim": (("seed", "switch"), _to_unswitched(final)),
                 "images": (("seed", "run", "rgb", "height", "width"), final.transpose(0, 1).float().cpu().numpy()),
             },
             coords,
         )
+        if judge is not None:
+            judged = torch.stack([torch.as_tensor(judge(images.float().clamp(-1, 1))) for images in final], dim=1)
+            data["judged"] = ("seed", "run", "attribute"), judged.float().cpu().numpy()
+            data = data.assign_coords(attribute=attributes)
+        if other is not None:
+            data["null_ssim"] = ("seed", "switch"), _to_unswitched(sweep(other, part))
+        return data
 
     data = sampling.over_seeds(measure_batch, "label switches", seeds_at_once=max(1, sampling.batch_size // 4))
-    data = data.assign(index=predetermination_index(data["ssim"], THRESHOLD))
+    for prefix in ("", "null_"):
+        if f"{prefix}ssim" in data:
+            data[f"{prefix}index"] = predetermination_index(data[f"{prefix}ssim"], THRESHOLD)
+    if judge is not None:
+        data["lock_in"] = _lock_in(data)
     return of_first_seed(data, "images").assign_attrs(threshold=THRESHOLD)
+
+
+def _to_unswitched(final: torch.Tensor) -> np.ndarray:
+    """SSIM of each switched run to the first one, of dims (seed, switch)."""
+    return torch.stack([structural_similarity(final[0], switched) for switched in final[1:]], dim=1).cpu().numpy()
+
+
+def _seen(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """Whether an attribute is seen without a switch (seed, attribute), and after each (seed, attribute, switch)."""
+    seen = data["judged"] > 0.5
+    after = seen.isel(run=slice(1, None)).rename(run="switch").assign_coords(share=("switch", data["share"].values))
+    return seen.isel(run=0), after
+
+
+def _lock_in(data: xr.Dataset) -> xr.DataArray:
+    before, after = _seen(data)
+    changed = after.isel(switch=0, drop=True) != before
+    return predetermination_index((after == before).astype(float), 0.5).where(
+        changed.drop_vars("share", errors="ignore")
+    )
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -101,6 +152,8 @@ def plot(result: ExperimentResult) -> go.Figure:
         annotation_position="top left",
     )  # fmt: skip
     band(figure, share, data["ssim"], f"{first} → {second}")
+    if "null_ssim" in data:
+        band(figure, share, data["null_ssim"], null_name(settings), muted=True)
     figure.update_layout(
         template=TEMPLATE,
         height=440,
@@ -112,7 +165,11 @@ def plot(result: ExperimentResult) -> go.Figure:
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
-    """Draws the final images of the first seed: never switched, and switched at each step."""
+    """Draws what the judge sees after each switch, or else the final images of the first seed."""
+    return _plot_attributes(result) if "judged" in result.data else _plot_first_seed(result)
+
+
+def _plot_first_seed(result: ExperimentResult) -> go.Figure:
     data = result.data
     captions = ["never switched"]
     for step, ssim in zip(data["step"].values, data["ssim"].isel(seed=0).values, strict=True):
@@ -121,34 +178,71 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     return tile_rows([Tile(to_rgb(image), text, text) for image, text in zip(images, captions, strict=True)], 6)
 
 
-def table(result: ExperimentResult) -> pd.DataFrame:
-    """SSIM to the unswitched image for each switch, and the index, each as mean and 95 % interval over the seeds."""
+def _plot_attributes(result: ExperimentResult) -> go.Figure:
+    """In how many seeds each attribute on which the labels differ is seen, over the step of the switch."""
     data = result.data
-    similarity, index = summary(data["ssim"]), summary(data["index"])
+    figure = go.Figure()
+    _, after = _seen(data)
+    share = 100 * data["share"].values
+    for index, attribute in enumerate(_switched_attributes(result)):
+        seen = after.sel(attribute=attribute)
+        count = seen.sizes["seed"]
+        rate = seen.mean("seed").values
+        intervals = [share_interval(int(n), count) for n in seen.sum("seed").values]
+        low, high = (np.array(limits) for limits in zip(*intervals, strict=True))
+        color = LINE_COLORS[index % len(LINE_COLORS)]
+        figure.add_scatter(
+            x=share + 0.4 * index, y=rate, name=f"{attribute.replace('_', ' ')} seen by the judge",
+            mode="lines+markers", line=line_style(index),
+            error_y={"array": high - rate, "arrayminus": rate - low, "color": color, "thickness": 1},
+        )  # fmt: skip
+    return figure.update_layout(
+        template=TEMPLATE,
+        height=420,
+        showlegend=True,
+        xaxis={"title": "share of the steps done before the switch (%)"},
+        yaxis={"title": "share of the seeds", "range": [-0.02, 1.02], "tickformat": ".0%"},
+    )
 
+
+def _switched_attributes(result: ExperimentResult) -> list[str]:
+    """The attributes on which the two labels differ."""
+    names = result.settings["attributes"]
+    first, second = (f"{label:0{len(names)}b}" for label in result.settings["labels"])
+    return [name for name, a, b in zip(names, first, second, strict=True) if a != b]
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """SSIM to the unswitched image for each switch and the index, of the model, the control, and the excess."""
+    data = result.data
     rows = [
-        {
-            "switch": f"at step {int(step)}",
-            "steps done": f"{share:.2f}",
-            "SSIM": interval_text(similarity.isel(switch=i)),
-        }
-        for i, (step, share) in enumerate(zip(data["step"].values, data["share"].values, strict=True))
+        {"": f"SSIM, switch after {share:.0%} of the steps", **excess_columns(data.isel(switch=i), "ssim")}
+        for i, share in enumerate(data["share"].values)
     ]
-    return pd.DataFrame([*rows, {"switch": "predetermination index", "steps done": interval_text(index), "SSIM": ""}])
+    rows.append({"": "predetermination index", **excess_columns(data, "index")})
+    if "lock_in" in data:
+        for attribute in _switched_attributes(result):
+            values = data["lock_in"].sel(attribute=attribute).dropna("seed")
+            text = interval_text(summary(values)) if values.sizes["seed"] > 1 else "never seen to change"
+            rows.append({"": f"lock-in of {attribute} ({values.sizes['seed']} seeds)", "the model": text})
+    return pd.DataFrame(rows).fillna("")
 
 
 EXPERIMENT = register(
     Experiment(
         "predetermination",
         "From when on the label no longer matters",
-        "The label is switched at ten steps of the process, and each image is compared with that of the run that was"
-        " never switched. The index is the share of the process after which a switch leaves the image alike (SSIM of"
-        " at least 0.9), with the 95 % interval over the seeds. The images are those of the first seed.",
+        "The label is switched at twenty steps of the process, and each image is compared with that of the run that"
+        " was never switched. The index is the share of the process after which a switch leaves the image alike (SSIM"
+        " of at least 0.9), with the 95 % interval over the seeds. Grey: the same of two Gaussians that are fitted to"
+        " the model's samples of the two labels. With a judge, below: in how many seeds it sees each attribute after"
+        " a switch (Clopper–Pearson intervals); else the images of the first seed.",
         "thesis section 5.3.2, fig. 5.17, D.2",
         measure,
         plot,
+        nulls=("gaussian",),
         labels=2,
-        steps=100,
+        steps=50,
         plot_images=plot_images,
         table=table,
     )

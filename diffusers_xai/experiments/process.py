@@ -1,19 +1,22 @@
 """The process as images (thesis fig. 5.3, 5.4)."""
 
+import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.nulls import forward_path, is_exploding
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
 
 
-MAX_ROWS = 4
+MAX_ROWS = 3
+NAMES = {"samples": "seed {}", "null_samples": "its image<br>noised"}
 
 
-def measure(pipe: XAIPipeline, sampling: Sampling) -> xr.Dataset:
+def measure(pipe: XAIPipeline, sampling: Sampling, *, null: str = "forward-noising") -> xr.Dataset:
     """The states x_t at ten moments, and the results.
 
     Source: thesis fig. 5.3, 5.4.
@@ -21,15 +24,21 @@ def measure(pipe: XAIPipeline, sampling: Sampling) -> xr.Dataset:
     Args:
         pipe ([`XAIPipeline`]): The model.
         sampling ([`Sampling`]): What is sampled.
+        null (`str`): `"forward-noising"` or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `samples` of dims (seed, step, channel, height, width) and `final` without the step.
+        `xarray.Dataset`: `samples` and `null_samples`, the finished images noised to the same moments, of dims (seed,
+        step, channel, height, width), and `final` without the step.
     """
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         profile = sampling.profile(pipe, part, [Samples(every=sampling.every(10))])
         samples = profile["samples"].rename(sample="seed").transpose("seed", "step", ...)
-        data = xr.Dataset({"samples": samples, "final": profile["final_sample"].rename(sample="seed")})
+        final = profile["final_sample"].rename(sample="seed")
+        data = xr.Dataset({"samples": samples, "final": final})
+        if null == "forward-noising":
+            path = forward_path(final.values, samples["sigma"].values, part, exploding=is_exploding(pipe))
+            data["null_samples"] = samples.copy(data=np.stack([*path][::-1], axis=1))
         return data.reset_coords(drop=True).assign_coords(timestep=("step", samples["timestep"].values))
 
     return sampling.over_seeds(measure_batch, "process strips")
@@ -39,22 +48,25 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws a row of states for each seed."""
     data = result.data
     labels = [f"t = {t:.0f}" for t in data["timestep"].values]
+    shown = [(seed, name) for seed in data["seed"].values[:MAX_ROWS] for name in NAMES if name in data]
     rows = []
-    for seed in data["seed"].values[:MAX_ROWS]:
+    for seed, name in shown:
         part = data.sel(seed=seed)
-        row = [Tile(to_rgb(x), label) for x, label in zip(part["samples"].values, labels, strict=True)]
+        row = [Tile(to_rgb(x), label) for x, label in zip(part[name].values, labels, strict=True)]
         rows.append([*row, Tile(to_rgb(part["final"].values), "the result")])
-    return tile_grid(rows, [*labels, "result"], [f"seed {seed}" for seed in data["seed"].values[:MAX_ROWS]])
+    return tile_grid(rows, [*labels, "result"], [NAMES[name].format(seed) for seed, name in shown])
 
 
 EXPERIMENT = register(
     Experiment(
         "process",
         "From noise to an image",
-        "The state x_t at ten moments of the process, from left to right, and the result, for several seeds.",
+        "The state x_t at ten moments of the process, from left to right, and the result, for several seeds. Below"
+        " each, the same image noised to the same moments, without a network: what noise alone hides.",
         "thesis fig. 5.3, 5.4",
         measure,
         plot,
+        nulls=("forward-noising",),
         seeds=4,
     )
 )

@@ -11,7 +11,6 @@ from diffusers_xai.analysis import (
     benjamini_hochberg,
     equivalence_test,
     mean_interval,
-    predetermination_index,
     share_interval,
     summary,
 )
@@ -135,21 +134,6 @@ def test_other_axes_keep_their_place():
 def test_bad_requests(request_, message):
     with pytest.raises(ValueError, match=message):
         request_()
-
-
-@pytest.mark.parametrize(
-    ("ssim", "expected"),
-    [
-        ([0.5, 0.7, 0.95, 0.97], 0.5),
-        ([0.95, 0.7, 0.95, 0.97], 0.5),  # an early one that happens to be alike does not count
-        ([0.95, 0.95, 0.95, 0.95], 0.0),
-        ([0.5, 0.95, 0.95, 0.89], 1.0),
-        ([0.1, 0.2, 0.3, 0.9], 0.75),
-    ],
-)
-def test_the_index_is_the_first_switch_after_which_all_are_alike(ssim, expected):
-    array = xr.DataArray([ssim], dims=("seed", "switch"), coords={"share": ("switch", [0, 0.25, 0.5, 0.75])})
-    assert predetermination_index(array).item() == expected
 
 
 def test_edges_are_sobel_s():

@@ -40,6 +40,7 @@ BAD: dict[str, list] = {
     "device": [*EMPTY, "nonsense", "cuda:99", "cpu:x", "meta", "gpu", "cuda:-5"],
     "revision": NOT_REVISIONS,
     "checkpoint": [*EMPTY, "no/such/folder", "./nowhere", "folder", "notes.txt", "broken"],
+    "null": [*EMPTY, "nothing", "GAUSSIAN"],
     "name": [*EMPTY, "nonsense", "ABLATION", "abl", "all,findings"],
     "repo": [*EMPTY, "a/b/c", "a b", "-a/b", "user/", "/name", "user/na..me"],
     "message": EMPTY,

@@ -9,7 +9,8 @@ from skimage.metrics import structural_similarity
 
 from diffusers_xai import Activations, AttentionOutputs, ChannelAblation, LabelSwitch, Samples, XAIPipeline
 from diffusers_xai.cli import main
-from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling, emergence
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments.nulls import gaussian_null
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -42,6 +43,8 @@ def ssim(a, b):
 def measured(name, pipe, **settings):
     """`settings` are those of `Sampling`, and the experiment's own options."""
     fields = {key: settings.pop(key) for key in Sampling.__dataclass_fields__ if key in settings}
+    if EXPERIMENTS[name].nulls[0] == "gaussian":  # which takes a thousand samples
+        settings.setdefault("null", "none")
     return EXPERIMENTS[name].run(pipe, Sampling(**fields), **settings)
 
 
@@ -120,24 +123,58 @@ def test_label_divergence(pipe):
 
 
 def test_predetermination(pipe):
+    null = gaussian_null(pipe, [3, 12], num_samples=24)
     settings = {"labels": [3, 12], "seeds": SEEDS, "steps": 8, "switches": 4}
-    result = run("predetermination", pipe, **settings, batch_size=12)
-    assert result.data["step"].values.tolist() == [0, 2, 4, 6]
-    assert result.data["share"].values.tolist() == [0, 0.25, 0.5, 0.75]
-    for seed in SEEDS:
-        whole = states(pipe, 3, seed, 8)[-1]
-        switched = [states(pipe, 3, seed, 8, edits=[LabelSwitch(from_step=at, to=12)])[-1] for at in (0, 2, 4, 6)]
-        expected = [ssim(whole, image) for image in switched]
-        np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-3)
-    first = result.data["images"]
-    np.testing.assert_allclose(first[0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
+    result = run("predetermination", pipe, **settings, batch_size=12, null=null)
+    data = result.data
+    assert data["step"].values.tolist() == [0, 2, 4, 6]
+    assert data["share"].values.tolist() == [0, 0.25, 0.5, 0.75]
+    assert result.settings["null"] == "gaussian"
+    for which, name in ((pipe, "ssim"), (null, "null_ssim")):
+        for seed in SEEDS:
+            whole = states(which, 3, seed, 8)[-1]
+            switched = [states(which, 3, seed, 8, edits=[LabelSwitch(from_step=at, to=12)])[-1] for at in (0, 2, 4, 6)]
+            expected = [ssim(whole, image) for image in switched]
+            np.testing.assert_allclose(data[name].sel(seed=seed), expected, atol=1e-3)
+    np.testing.assert_allclose(data["images"][0], states(pipe, 3, SEEDS[0], 8)[-1], atol=1e-3)
     np.testing.assert_allclose(
-        first[2], states(pipe, 3, SEEDS[0], 8, edits=[LabelSwitch(from_step=2, to=12)])[-1], atol=1e-3
+        data["images"][2], states(pipe, 3, SEEDS[0], 8, edits=[LabelSwitch(from_step=2, to=12)])[-1], atol=1e-3
     )
     table = EXPERIMENTS["predetermination"].table(result)
-    assert table["SSIM"][1].startswith(f"{float(result.data['ssim'][:, 1].mean()):.3f} (")
-    assert table["steps done"].tolist()[:4] == ["0.00", "0.25", "0.50", "0.75"]
-    assert table["steps done"][4].startswith(f"{float(result.data['index'].mean()):.3f} (")
+    assert table["the model"][1].startswith(f"{float(data['ssim'][:, 1].mean()):.3f} (")
+    assert table["control"][4].startswith(f"{float(data['null_index'].mean()):.3f} (")
+    assert table["excess"][4].startswith(f"{float((data['index'] - data['null_index']).mean()):.3f} (")
+
+
+def test_when_each_attribute_locks_in(pipe):
+    """A judge that sees brightness in the first attribute, and the second in every image."""
+    steps, places = 8, (0, 2, 4, 6)
+
+    def judge(images):
+        bright = images.mean((1, 2, 3)) > middle
+        return torch.stack([bright, torch.ones_like(bright), ~bright, bright], dim=1).float()
+
+    settings = {"labels": [3, 12], "seeds": SEEDS, "steps": steps, "switches": 4}
+    brightness = {}
+    for seed in SEEDS:
+        runs = [[], *([LabelSwitch(from_step=at, to=12)] for at in places)]
+        brightness[seed] = [float(states(pipe, 3, seed, steps, edits=e)[-1].clamp(-1, 1).mean()) for e in runs]
+    # So that the first switch of the first seed changes what the judge sees.
+    middle = (brightness[SEEDS[0]][0] + brightness[SEEDS[0]][1]) / 2
+    data = run("predetermination", pipe, **settings, judge=judge).data
+    assert data["lock_in"].sel(attribute="Male").isnull().all()
+    for seed in SEEDS:
+        seen = np.array(brightness[seed]) > middle
+        mine = float(data["lock_in"].sel(seed=seed, attribute="Bangs"))
+        if seen[1] == seen[0]:
+            assert np.isnan(mine)
+        else:
+            last = max(k for k in range(4) if seen[1 + k] != seen[0])
+            assert mine == pytest.approx((last + 0.5) / 4)
+    assert np.isfinite(data["lock_in"].sel(seed=SEEDS[0], attribute="Bangs"))
+    unnamed = XAIPipeline(convnext_unet(class_attributes=None), DDPMScheduler())
+    with pytest.raises(ValueError, match="whose attributes have names"):
+        measured("predetermination", unnamed, labels=[3, 12], steps=8, switches=4, judge=judge)
 
 
 def test_label_pairs(pipe):
@@ -150,35 +187,37 @@ def test_label_pairs(pipe):
 
 def test_ablation(pipe):
     settings = {"labels": [3], "seeds": SEEDS[:2], "steps": 5, "random_channels": 2}
-    result = run("ablation", pipe, **settings, batch_size=7)
-    assert result.data["ssim"].dims == ("seed", "layer", "draw")
+    data = run("ablation", pipe, **settings, batch_size=7).data
+    assert data["ssim"].dims == ("seed", "layer")
     for seed in SEEDS[:2]:
         intact = states(pipe, 3, seed, 5)[-1]
-        channels = result.data["channel"].sel(seed=seed)
         for layer in ("downs.0.3", "mid_attn.fn"):
-            mine = channels.sel(layer=layer).values.tolist()
-            assert len(set(mine)) == 3
+            part = data.sel(seed=seed, layer=layer)
+            channels = [int(part["channel"]), *part["null_channel"].values.tolist()]
+            assert len(set(channels)) == 3
             recorded = pipe(
                 3, num_inference_steps=5, generator=torch.Generator().manual_seed(seed),
                 record=[Samples(), *_activations(layer)],
             ).profile  # fmt: skip
-            assert mine[0] == recorded.max_channel(layer, timestep=200)
-            for draw, channel in enumerate(mine):
+            assert channels[0] == recorded.max_channel(layer, timestep=200)
+            values = [float(part["ssim"]), *part["null_ssim"].values.tolist()]
+            for channel, value in zip(channels, values, strict=True):
                 changed = states(pipe, 3, seed, 5, edits=[ChannelAblation(layer, channels=channel)])[-1]
-                value = float(result.data["ssim"].sel(seed=seed, layer=layer)[draw])
                 assert value == pytest.approx(ssim(intact, changed), abs=1e-3)
-                if seed == SEEDS[0] and draw == 0:
-                    np.testing.assert_allclose(result.data["ablated"].sel(layer=layer), changed, atol=1e-3)
-                    np.testing.assert_allclose(result.data["intact"], intact, atol=1e-3)
+                if seed == SEEDS[0] and channel == channels[0]:
+                    np.testing.assert_allclose(data["ablated"].sel(layer=layer), changed, atol=1e-3)
+                    np.testing.assert_allclose(data["intact"], intact, atol=1e-3)
+    alone = run("ablation", pipe, **settings, null="none").data
+    np.testing.assert_allclose(alone["ssim"], data["ssim"], atol=1e-3)
+    assert "null_ssim" not in alone
 
 
 def test_the_ablation_table(pipe):
     result = measured("ablation", pipe, labels=[3], seeds=SEEDS, steps=2, random_channels=2)
     table = EXPERIMENTS["ablation"].table(result).set_index("layer")
-    ssim = result.data["ssim"].sel(layer="downs.0.3").values
-    assert table.loc["downs.0.3", "c*"].startswith(f"{ssim[:, 0].mean():.3f} (")
-    difference = (ssim[:, 1:].mean(1) - ssim[:, 0]).mean()
-    assert table.loc["downs.0.3", "difference"].startswith(f"{difference:.3f} (")
+    best, others = (result.data[name].sel(layer="downs.0.3").values for name in ("ssim", "null_ssim"))
+    assert table.loc["downs.0.3", "c*"].startswith(f"{best.mean():.3f} (")
+    assert table.loc["downs.0.3", "difference"].startswith(f"{(others.mean(1) - best).mean():.3f} (")
     assert table.loc["mid_attn.fn", "kind"] == "attention"
 
 
@@ -238,6 +277,31 @@ def test_localisation_is_that_of_the_clean_image(prediction_type):
     assert float(result.data["radius"].sel(seed=4)[2]) == pytest.approx(radius, rel=2e-3)
 
 
+def test_the_volumes_of_the_thesis(pipe):
+    """Those of ε and of the scheduler's mean, of a model and of Gaussians, by automatic differentiation."""
+    pipe = XAIPipeline(pipe.unet, DDPMScheduler(clip_sample=False))
+    null = gaussian_null(pipe, [3], num_samples=24)
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[5:7, 4:9] = True
+    data = run("localisation", pipe, labels=[3], seeds=[4], steps=10, mask=mask, null=null).data
+    run_states = states(pipe, 3, 4, 10)
+    pipe.scheduler.set_timesteps(10)
+    for i, step in enumerate(data["step"].values):
+        for which, prefix in ((pipe, ""), (null, "null_")):
+            x = run_states[step][None].clone().requires_grad_()
+            t = int(data["timestep"][i])
+            noise = which.unet(x, t, class_labels=torch.tensor([3])).sample
+            mean = pipe.scheduler.step(noise, t, x, generator=torch.Generator().manual_seed(0)).prev_sample
+            for name, output in (("reached_noise", noise), ("reached_step", mean)):
+                rows = [
+                    torch.autograd.grad(output[0, :, row, column].sum(), x, retain_graph=True)[0][0].sum(0)
+                    for row, column in np.argwhere(mask)
+                ]
+                volume = torch.stack(rows)
+                share = float((volume > volume.mean()).float().mean())
+                assert float(data[f"{prefix}{name}"][0, i]) == pytest.approx(share, abs=0.01)
+
+
 def test_the_gradient_maps_of_localisation(pipe):
     mask = np.zeros((16, 16), dtype=bool)
     mask[5:7, 4:9] = True
@@ -276,44 +340,61 @@ def test_process_and_layer_types(pipe):
     np.testing.assert_allclose(part["map"], values, rtol=1e-3, atol=1e-4)
 
 
+def correlations(view, targets):
+    return np.array([abs(np.corrcoef(view.ravel(), target.ravel())[0, 1]) for target in targets])
+
+
 def first_twice(above, steps):
+    """The share of the process done at the first of two records in turn that are above; 1 if there are none."""
     for i, value in enumerate(above):
         if value and (i + 1 == len(above) or above[i + 1]):
             return steps[i] / 6
-    return np.nan
+    return 1.0
 
 
-def test_emergence(pipe, monkeypatch):
-    low = 0.08  # untrained layers show no more of an image
-    monkeypatch.setattr(emergence, "THRESHOLD", low)
-    result = run("emergence", pipe, labels=[3], seeds=SEEDS, steps=6, batch_size=6)
-    data = result.data
-    assert data["layer"].values[0] == "x_t"
-    layer, edge = "downs.0.2.fn", data["correlation"].sel(target="edges")
+def test_emergence(pipe):
+    data = run("emergence", pipe, labels=[3], seeds=SEEDS, steps=6, batch_size=6).data
+    layer = "mid_attn.fn"  # of 8×8 pixels
+    greys, images, maps = [], [], {"sum": [], "c*": []}
     for seed in SEEDS:
-        profile = pipe(
+        activations = pipe(
             3, num_inference_steps=6, generator=torch.Generator().manual_seed(seed), record=_activations(layer)
-        ).profile
-        luminance = np.tensordot([0.299, 0.587, 0.114], states(pipe, 3, seed, 6)[-1].double(), 1)
-        edges = np.hypot(ndimage.sobel(luminance, 0, mode="nearest"), ndimage.sobel(luminance, 1, mode="nearest"))
-        values = profile[f"activations/{layer}"].values[:, 0].astype(np.float64)
-        for kind, maps in (("sum", values.sum(1)), ("c*", [v[v.sum((1, 2)).argmax()] for v in values])):
-            expected = [abs(np.corrcoef(m.ravel(), edges.ravel())[0, 1]) for m in maps]
-            np.testing.assert_allclose(edge.sel(seed=seed, map=kind, layer=layer), expected, atol=2e-3)
-    steps = data["step"].values.tolist()
-    for index in np.ndindex(len(SEEDS), 2, 2, data.sizes["layer"]):
-        mine, state = data["correlation"].values[index], data["correlation"].values[(*index[:3], 0)]
-        shown, state_shown = first_twice(mine > low, steps), first_twice(state > low, steps)
-        lead = (1.0 if np.isnan(state_shown) else state_shown) - shown
-        np.testing.assert_allclose(data["lead"].values[index], lead)
-        exceeds = first_twice((mine > low) & (mine > state), steps)
-        np.testing.assert_allclose(data["exceeds"].values[index], exceeds)
-    assert np.isfinite(data["exceeds"]).any()
-    table = EXPERIMENTS["emergence"].table(result).set_index(["layer", "map"])
-    share = np.isfinite(data["exceeds"].sel(layer=layer, map="c*", target="foreground")).mean()
-    assert table.loc[(layer, "c*"), "foreground: exceeds x_t in"].startswith(f"{100 * float(share):.0f} % of seeds")
-    with pytest.raises(ValueError, match="at least two seeds"):
-        measured("emergence", pipe, labels=[3], seeds=[1])
+        ).profile[f"activations/{layer}"].values[:, 0].astype(np.float64)  # fmt: skip
+        maps["sum"].append(activations.sum(1))
+        maps["c*"].append([v[v.sum((1, 2)).argmax()] for v in activations])
+        run_states = torch.stack(states(pipe, 3, seed, 6)).double()
+        luminance = np.einsum("c,schw->shw", [0.299, 0.587, 0.114], run_states)
+        edges = [np.hypot(*(ndimage.sobel(x, axis, mode="nearest") for axis in (0, 1))) for x in luminance]
+        size = maps["sum"][0].shape[-1]
+        halved = np.array(edges).reshape(7, size, 16 // size, size, 16 // size).mean((2, 4))
+        images.append(halved[-1])
+        grey = run_states[:-1].mean(1).numpy().reshape(6, size, 16 // size, size, 16 // size).mean((2, 4))
+        greys.append((grey, halved[:-1]))
+    own = np.eye(len(SEEDS), dtype=bool)
+    steps = range(6)
+    state = np.array([[np.maximum(*(correlations(v[i], images) for v in views)) for i in steps] for views in greys])
+    for kind, views in maps.items():
+        found = np.array([[correlations(view[i], images) for i in steps] for view in views])  # (seed, step, image)
+        part = data.sel(layer=layer, map=kind, target="edges")
+        np.testing.assert_allclose(part["correlation"], found.transpose(1, 0, 2)[:, own].T, atol=2e-3)
+        others = found.transpose(1, 0, 2)[:, ~own].reshape(6, 3, 2)
+        np.testing.assert_allclose(part["chance"], others.mean(2).T, atol=2e-3)
+        np.testing.assert_allclose(part["state"], state.transpose(1, 0, 2)[:, own].T, atol=2e-3)
+        bars, state_bars = (
+            np.quantile(x.transpose(1, 0, 2)[:, ~own].reshape(6, -1), 0.95, axis=1) for x in (found, state)
+        )
+        for k, seed in enumerate(SEEDS):
+            lead = first_twice(state[k, :, k] > state_bars, steps) - first_twice(found[k, :, k] > bars, steps)
+            assert float(part["lead"].sel(seed=seed)) == pytest.approx(lead)
+    with pytest.raises(ValueError, match="at least three seeds"):
+        measured("emergence", pipe, labels=[3], seeds=[1, 2])
+
+
+def test_the_control_of_emergence_sees_the_same_states(pipe):
+    same = run("emergence", pipe, labels=[3], seeds=SEEDS, steps=6, null=pipe).data
+    np.testing.assert_allclose(same["null_correlation"], same["correlation"], atol=1e-3)
+    other = run("emergence", pipe, labels=[3], seeds=SEEDS, steps=6).data
+    assert float(abs(other["null_correlation"] - other["correlation"]).max()) > 0.1
 
 
 def test_artifact(pipe):
@@ -326,7 +407,7 @@ def test_artifact(pipe):
         changed = states(pipe, 3, seed, 5, edits=[ChannelAblation("ups.0.3", channels=int(part["channel"]))])[-1]
         np.testing.assert_allclose(part["images"].sel(run="ablated"), changed, atol=1e-3)
         expected = (changed - intact).abs().mean(0).numpy()[mask].mean()
-        assert float(part["change"].sel(changed="ablated", part="inside")) == pytest.approx(expected, abs=1e-3)
+        assert float(part["inside"]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_networks_of_diffusers_without_labels():
@@ -334,7 +415,7 @@ def test_networks_of_diffusers_without_labels():
     pipe.set_progress_bar_config(disable=True)
     for name, experiment in EXPERIMENTS.items():
         if experiment.labels == 1:
-            run(name, pipe, seeds=[1, 2], steps=5)
+            run(name, pipe, seeds=[1, 2, 3], steps=5)
 
 
 def test_localisation_without_attention():
@@ -349,8 +430,8 @@ def test_localisation_without_attention():
 def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
     XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
-    base = ["experiment", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "2"]
-    base += ["--label", "01", "--other-label", "10"]
+    base = ["experiment", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "3"]
+    base += ["--label", "01", "--other-label", "10", "--null", "none"]
     base[1:1] = ["all"]
     assert main([*base, "--steps", "10"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
@@ -361,7 +442,7 @@ def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     assert len(stamps) == len(EXPERIMENTS)
 
     assert main([*base, "--steps", "10"]) == 0
-    assert capsys.readouterr().err.count("finished before, kept") == len(EXPERIMENTS)
+    assert capsys.readouterr().err.count("finished before") == len(EXPERIMENTS)
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
 
     base[1] = "ssim-trajectory"

@@ -1,0 +1,150 @@
+"""What an experiment would show if the network had learned nothing: its controls."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+
+from diffusers_xai.experiments.sampling import Sampling, generators
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.pipelines.null import covariance_null
+from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.recording import RecordSpec
+
+
+# A control by name, or a pipeline to be measured in the model's place.
+Null = str | XAIPipeline
+NULLS = {
+    "gaussian": "a Gaussian for each label, fitted to the model's own samples: mean and covariance, no network",
+    "random-weights": "the same network with random weights, on the model's own states",
+    "forward-noising": "the model's own images, noised as in training",
+    "random-channel": "a random channel of the same layer",
+    "none": "no control",
+}
+FIT_STEPS = 20
+
+
+def gaussian_null(
+    pipe: XAIPipeline, labels: Sequence[int] = (), *, num_samples: int = 1024, batch_size: int = 32
+) -> XAIPipeline:
+    """[`covariance_null`] of many samples, drawn by a solver that needs few steps (DPM-Solver++, 20 of them).
+
+    A quarter as many principal components as samples are kept.
+
+    Args:
+        pipe ([`XAIPipeline`]): The model.
+        labels (`Sequence[int]`): A Gaussian for each; one for all without.
+        num_samples (`int`): Samples, of all labels together.
+        batch_size (`int`): Images in one call of the network.
+
+    Raises:
+        ValueError: If the scheduler has no ᾱ, as those of flow matching.
+    """
+    solver = XAIPipeline(pipe.unet, DPMSolverMultistepScheduler.from_config(pipe.scheduler.config))
+    solver.set_progress_bar_config(disable=True)
+    null = covariance_null(
+        solver,
+        labels=labels,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        rank=max(1, num_samples // 4),
+        seed=10**6,  # far from the seeds of experiments
+        num_inference_steps=FIT_STEPS,
+    )
+    return _in_place_of(pipe, null.unet)
+
+
+def random_weights(pipe: XAIPipeline, seed: int = 10**6) -> XAIPipeline:
+    """The same pipeline with a network whose weights were drawn anew, as before its training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = type(pipe.unet).from_config(pipe.unet.config)
+    return _in_place_of(pipe, unet.eval())
+
+
+def _in_place_of(pipe: XAIPipeline, unet: Any) -> XAIPipeline:
+    """The pipeline with another network, on the same device and in the same dtype."""
+    if unet.dtype != pipe.unet.dtype:
+        unet = unet.to(pipe.unet.dtype)
+    null = XAIPipeline(unet.to(pipe.device), pipe.scheduler)
+    null.set_progress_bar_config(disable=True)
+    return null
+
+
+def is_exploding(pipe: XAIPipeline) -> bool:
+    """Whether the scheduler's states are x_t / √ᾱ, as those of `EulerDiscreteScheduler`."""
+    return float(getattr(pipe.scheduler, "init_noise_sigma", 1.0)) > 1.5
+
+
+def null_pipeline(null: Null, pipe: XAIPipeline, sampling: Sampling, **options: int) -> XAIPipeline | None:
+    """The pipeline that a null stands for, `options` being those of [`gaussian_null`]; `None` for others."""
+    if isinstance(null, XAIPipeline):
+        return null
+    if null == "gaussian":
+        return gaussian_null(pipe, sampling.labels, batch_size=sampling.batch_size, **options)
+    return random_weights(pipe) if null == "random-weights" else None
+
+
+def on_states_of(
+    profile: DiffusionProfile,
+    null: XAIPipeline,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    record: Sequence[RecordSpec],
+) -> DiffusionProfile:
+    """What another network sees in the states of a run: it is asked at every step, its answers are not followed.
+
+    Args:
+        profile ([`DiffusionProfile`]): Of the run, with the samples of every step.
+        null ([`XAIPipeline`]): Whose network is asked.
+        sampling ([`Sampling`]): The run's.
+        seeds (`Sequence[int]`): The run's.
+        record (`Sequence[RecordSpec]`): What to record.
+    """
+    states = torch.from_numpy(profile["samples"].values)
+    if len(states) < sampling.steps:
+        raise ValueError(f"expected the samples of all {sampling.steps} steps, got {len(states)}")
+
+    def follow(pipe: XAIPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        return {"sample": states[step + 1].to(tensors["sample"])} if step + 1 < len(states) else {}
+
+    output: Any = null(
+        class_labels=sampling.labels[0] if sampling.labels else None,
+        batch_size=len(seeds),
+        num_inference_steps=sampling.steps,
+        generator=generators(seeds),
+        guidance_scale=sampling.guidance_scale,
+        sample=states[0] / float(getattr(null.scheduler, "init_noise_sigma", 1.0)),
+        record=record,
+        callback_on_step_end=follow,
+        output_type="pt",
+    )
+    return output.profile
+
+
+def forward_path(
+    final: np.ndarray, sigmas: np.ndarray, seeds: Sequence[int], *, exploding: bool = False
+) -> Iterator[np.ndarray]:
+    """Finished images on their way into noise, one path for each, as in training.
+
+    Of an ideal model, the paths of sampling by DDPM have exactly this law.
+
+    Args:
+        final (`(seed, channel, height, width)`): The images.
+        sigmas (`(step,)`): √((1 − ᾱ) / ᾱ) of the states, falling as in sampling.
+        seeds (`Sequence[int]`): Of the noise.
+        exploding (`bool`): Whether the scheduler's states are x_t / √ᾱ.
+
+    Yields:
+        `np.ndarray` of shape `(seed, channel, height, width)`: x_t = √ᾱ x_0 + √(1 − ᾱ) ε, from the last of `sigmas`,
+        the least noise, to the first.
+    """
+    sources = [np.random.default_rng([seed, 1]) for seed in seeds]
+    state, before = np.asarray(final, dtype=np.float64), 1.0
+    for alpha in 1 / (1 + np.asarray(sigmas, dtype=np.float64)[::-1] ** 2):
+        noise = np.stack([source.standard_normal(state.shape[1:]) for source in sources])
+        state = np.sqrt(alpha / before) * state + np.sqrt(max(0.0, 1 - alpha / before)) * noise
+        before = alpha
+        yield (state / np.sqrt(alpha) if exploding else state).astype(np.float32)

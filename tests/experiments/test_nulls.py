@@ -1,0 +1,101 @@
+"""The controls, against what they are by definition."""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from diffusers_xai import Activations, GaussianDenoiser, Samples, XAIPipeline
+from diffusers_xai.cli import experiment_run, main
+from diffusers_xai.experiments import EXPERIMENTS, Sampling
+from diffusers_xai.experiments.nulls import forward_path, gaussian_null, on_states_of, random_weights
+from tests.tiny import convnext_unet
+
+
+@pytest.fixture
+def pipe():
+    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_forward_path_has_the_law_of_training():
+    image = np.linspace(-1, 1, 48).reshape(1, 3, 4, 4)
+    alphas = DDPMScheduler().alphas_cumprod.double().numpy()[[800, 400, 100]]
+    seeds = range(3000)
+    path = np.stack(list(forward_path(np.repeat(image, len(seeds), 0), np.sqrt((1 - alphas) / alphas), seeds)))
+    least, more, most = (path[i] - np.sqrt(alpha) * image for i, alpha in enumerate(alphas[::-1]))
+    error = 5 / np.sqrt(least.size)
+    for noise, alpha in zip((least, more, most), alphas[::-1], strict=True):
+        assert noise.mean() == pytest.approx(0, abs=error)
+        assert noise.var() == pytest.approx(1 - alpha, rel=2 * error)
+    # One path: noise is added to what is there.
+    covariance = np.sqrt(alphas[1] / alphas[2]) * (1 - alphas[2])
+    assert (least * more).mean() == pytest.approx(covariance, abs=2 * error)
+    exploding = np.stack(list(forward_path(image, np.sqrt((1 - alphas) / alphas), [0], exploding=True)))
+    plain = np.stack(list(forward_path(image, np.sqrt((1 - alphas) / alphas), [0])))
+    np.testing.assert_allclose(exploding, plain / np.sqrt(alphas[::-1])[:, None, None, None, None], rtol=1e-5)
+
+
+def test_a_network_with_random_weights_is_another_of_the_same_kind(pipe):
+    null = random_weights(pipe)
+    ours, theirs = dict(pipe.unet.named_parameters()), dict(null.unet.named_parameters())
+    assert {name: p.shape for name, p in ours.items()} == {name: p.shape for name, p in theirs.items()}
+    assert not torch.equal(ours["conv_in.weight"], theirs["conv_in.weight"])
+    again = dict(random_weights(pipe).unet.named_parameters())
+    assert all(torch.equal(again[name], theirs[name]) for name in theirs)
+
+
+def test_another_network_is_asked_in_the_states_of_the_run(pipe):
+    sampling = Sampling([3], [4, 9], 5)
+    profile = sampling.profile(pipe, [4, 9], [Samples()])
+    null = random_weights(pipe)
+    layer = "mid_block.resnets.0"
+    seen = on_states_of(profile, null, sampling, [4, 9], [Samples(), Activations(layers=layer)])
+    np.testing.assert_array_equal(seen["samples"], profile["samples"])
+    kept = []
+    hook = null.unet.get_submodule(layer).register_forward_hook(lambda module, inputs, output: kept.append(output))
+    with torch.no_grad():
+        for states, t in zip(profile["samples"].values, profile["samples"]["timestep"].values, strict=True):
+            null.unet(torch.from_numpy(states), int(t), class_labels=torch.tensor([3, 3]))
+    hook.remove()
+    np.testing.assert_allclose(seen[f"activations/{layer}"], torch.stack(kept), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ValueError, match="samples of all 5 steps, got 2"):
+        on_states_of(sampling.profile(pipe, [4], [Samples(every=3)]), null, sampling, [4], [])
+
+
+def test_the_gaussians_take_the_models_place(pipe):
+    null = gaussian_null(pipe, [3, 12], num_samples=40)
+    assert type(null.scheduler) is DDPMScheduler
+    assert null.unet.config["num_class_embeds"] == pipe.unet.config["num_class_embeds"]
+    assert not np.allclose(*null.unet.means.numpy())
+
+
+def test_a_control_that_an_experiment_does_not_know_is_refused(pipe):
+    with pytest.raises(ValueError, match="ablation: expected a null of random-channel, none, got 'gaussian'"):
+        EXPERIMENTS["ablation"].run(pipe, Sampling([3], [1], 2), null="gaussian")
+
+
+def test_a_gaussian_is_its_own_control():
+    """Where the model is the closed form itself, nothing exceeds its control."""
+    images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scheduler = DDIMScheduler(clip_sample=False)
+    pipe = XAIPipeline(GaussianDenoiser.fit(images, scheduler, rank=8), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    data = EXPERIMENTS["ssim-trajectory"].run(pipe, Sampling((), range(3), 20), null=pipe).data
+    np.testing.assert_array_equal(data["ssim"], data["null_ssim"])
+
+
+def test_the_command_fits_the_gaussians_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiment_run, "gaussian_null", functools.partial(gaussian_null, num_samples=16))
+    unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
+    XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    base = ["--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "2", "--steps", "20"]
+    base += ["--label", "01", "--other-label", "10"]
+    for name in ("predetermination", "label-divergence"):
+        assert main(["experiment", name, *base]) == 0
+    assert capsys.readouterr().err.count("fits Gaussians") == 1
+    assert json.loads((tmp_path / "out" / ".gaussian-null" / "fitted.json").read_text())["labels"] == [1, 2]
