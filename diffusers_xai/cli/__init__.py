@@ -1,4 +1,4 @@
-"""The command line: `diffusers-xai profile …`, `experiment …`, `app`, `push …`, `completion …`.
+"""The command line: `diffusers-xai profile …`, `experiment …`, `audit …`, `app`, `push …`, `completion …`.
 
 Every command is one module that adds its parser and runs it. What is heavy to import is imported when a command runs,
 so that help, completion and errors come at once. Every error becomes one line on stderr and exit code 2.
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from diffusers_xai.cli import app, completion, experiment, profile, push
+from diffusers_xai.cli import app, audit, completion, experiment, profile, push
 from diffusers_xai.cli.base import PROGRAM, CommandError, Console, Parser, add_common_options
 
 
@@ -53,7 +53,7 @@ def make_parser() -> Parser:
     parser = Parser(prog=PROGRAM, description="Shows how a diffusion model forms an image, step by step.")
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (profile, experiment, app, push, completion):
+    for command in (profile, experiment, audit, app, push, completion):
         command.add_command(commands)
     for subparser in commands.choices.values():
         add_common_options(subparser)

@@ -80,7 +80,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     if args.mask is not None:
         region(args.mask)  # before anything is downloaded
     check_device(args.device)
-    _check_formats(args.format)
+    check_formats(args.format)
     with claimed(args.out, args.out / ".lock") if main else nullcontext():
         _check_out(args.out)
         config, scheduler = read_network_config(args), read_scheduler(args)
@@ -106,7 +106,7 @@ def run_experiments(args: argparse.Namespace) -> None:
 
 def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipeline, console: Console) -> XAIPipeline:
     """The Gaussians fitted to the model's samples of both labels, kept in the folder for all experiments."""
-    folder, labels = args.out / ".gaussian-null", _labels(args, config)
+    folder, labels = args.out / ".gaussian-null", labels_to_compare(args, config)
     made = {"labels": labels, "checkpoint": _identity(args)}
     facts = folder / "fitted.json"
     if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8")) != made:
@@ -132,7 +132,8 @@ def _bars(pipe: XAIPipeline, console: Console) -> Iterator[None]:
         yield
 
 
-def _check_formats(formats: list[str]) -> None:
+def check_formats(formats: list[str]) -> None:
+    """Raises if figures cannot be written as pictures."""
     if not formats:
         return
     if find_spec("kaleido") is None:
@@ -150,7 +151,7 @@ def _check_out(out: Path) -> None:
 
 
 def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any) -> list[_Job]:
-    labels = _labels(args, config)
+    labels = labels_to_compare(args, config)
     check_guidance(args.guidance_scale, config)
     if args.steps is not None:
         check_steps(args.steps, scheduler)
@@ -191,7 +192,8 @@ def _job(name: str, args: argparse.Namespace, config: dict[str, Any], scheduler:
     return _Job(name, sampling, options, request, finished)
 
 
-def _labels(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
+def labels_to_compare(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
+    """The labels of `--label` and `--other-label`; none of a checkpoint that takes none."""
     if config.get("num_class_embeds") is None:
         for option, text in (("--label", args.label), ("--other-label", args.other_label)):
             if text is not None:

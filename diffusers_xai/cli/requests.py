@@ -109,7 +109,7 @@ def region(
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from error
     except Exception as error:  # Pillow's decoders raise nearly any type for a file that is broken or too large
-        raise CommandError(f"{option}: cannot be read as an image: {error}") from error
+        raise CommandError(f"--mask: cannot be read as an image: {error}") from error
 
 
 def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]], denoiser: Denoiser) -> list[str]:

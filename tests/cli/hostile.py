@@ -20,6 +20,8 @@ BAD: dict[str, list] = {
     "threads": [*NOT_COUNTS, "100000"],
     "port": [*NOT_INTEGERS, "0", "-1", "70000", "65536"],
     "guidance_scale": [*EMPTY, "inf", "-inf", "nan", "NaN", "1e999", "-1", "-0.1", "1001", "1_0", "one", "0x1", "1,5"],
+    "timesteps": NOT_COUNTS,
+    "explainer": [*EMPTY, "nowhere.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
     "label": EMPTY,
     "other_label": EMPTY,
     "out": EMPTY,

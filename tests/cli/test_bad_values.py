@@ -17,6 +17,7 @@ from tests.cli import hostile
 VALID = {
     "profile": {},
     "experiment": {"name": ["ablation"]},
+    "audit": {},
     "app": {},
     "push": {"repo": ["user/name"], "checkpoint": ["--checkpoint=tiny"]},
     "completion": {"shell": ["bash"]},

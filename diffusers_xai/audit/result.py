@@ -1,0 +1,152 @@
+"""What an audit comes to: a table of grades with intervals and corrected verdicts, and whether the controls hold."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from scipy import stats
+
+from diffusers_xai.analysis import benjamini_hochberg, mean_interval
+from diffusers_xai.audit.figure import audit_figure
+from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, GRADES, LEVEL, NEEDED, PASSES, TOLD
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """The outcome of an audit.
+
+    Args:
+        table (`pd.DataFrame`): A row for each explanation and test: `model`, `explanation`, `test`, `value` (mean over
+            the seeds), `low` and `high` (95 %, Student's), `reference` (its mean), `p` (one-sided), `q` (corrected by
+            Benjamini and Hochberg over the table), `verdict` and `seeds`.
+        cascade (`pd.DataFrame`): `model`, `explanation`, `share` of the layers that have changed, `similarity`.
+        settings (`dict[str, Any]`): How it was made, JSON-able.
+        positive (`str`): The explanation that must pass, on the closed form, and
+        negative (`str`): the one that must fail, on the checkpoint.
+    """
+
+    table: pd.DataFrame
+    cascade: pd.DataFrame
+    settings: dict[str, Any]
+    positive: str
+    negative: str
+
+    def verdict(self, model: str, explanation: str, test: str) -> str | None:
+        """What the table says of one test; `None` where it was not made."""
+        row = self.table.query("model == @model and explanation == @explanation and test == @test")
+        return None if row.empty else str(row["verdict"].iloc[0])
+
+    def is_faithful(self, model: str, explanation: str) -> bool:
+        """Whether an explanation passes what it must: other weights, infidelity and, where it is made, deletion."""
+        verdicts = [self.verdict(model, explanation, test) for test in NEEDED]
+        return all(verdict in (PASSES, None) for verdict in verdicts) and PASSES in verdicts
+
+    @property
+    def broken_controls(self) -> list[str]:
+        """What the controls should have shown and did not, in words; empty where the audit can be trusted."""
+        broken = []
+        if self.is_faithful(CHECKPOINT, self.negative):
+            broken.append(f"{self.negative} passes, although it does not look at the model")
+        exact = self.verdict(CLOSED_FORM, self.positive, "closed_form")
+        if not self.is_faithful(CLOSED_FORM, self.positive) or exact != PASSES:
+            broken.append(f"the {self.positive} does not pass on the closed form, where it is the exact one")
+        return broken
+
+    def plot(self) -> go.Figure:
+        """Draws the table, and how explanations part from the trained network's as its weights change."""
+        return audit_figure(self.table, self.cascade, self.is_faithful)
+
+    def to_markdown(self) -> str:
+        """The table, with what passes in bold, and a line on the controls."""
+        present = [test for test in GRADES if (self.table["test"] == test).any()]
+        titles = [GRADES[test].title.replace("<br>", " ") for test in present]
+        lines = ["| explanation | faithful | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
+        for (model, explanation), rows in self.table.groupby(["model", "explanation"], sort=False):
+            cells = [_cell(rows[rows["test"] == test]) for test in present]
+            name = explanation if model == CHECKPOINT else f"{explanation}, on the {model} (control)"
+            faithful = "yes" if self.is_faithful(str(model), str(explanation)) else "no"
+            lines.append(f"| {name} | {faithful} | " + " | ".join(cells) + " |")
+        controls = "Both controls hold." if not self.broken_controls else "; ".join(self.broken_controls) + "."
+        return "\n".join([*lines, "", controls, ""])
+
+    def save(self, folder: str | os.PathLike) -> list[Path]:
+        """Writes `audit.json`, `audit.md`, `audit.html` and, where pyarrow is installed, `audit.parquet`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "settings": self.settings,
+            "broken_controls": self.broken_controls,
+            "table": json.loads(self.table.to_json(orient="records")),
+            "cascade": json.loads(self.cascade.to_json(orient="records")),
+        }
+        written = [folder / name for name in ("audit.json", "audit.md", "audit.html")]
+        written[0].write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        written[1].write_text(self.to_markdown(), encoding="utf-8")
+        self.plot().write_html(written[2], include_plotlyjs=True)
+        if find_spec("pyarrow") is not None:
+            written.append(folder / "audit.parquet")
+            self.table.to_parquet(written[-1], index=False)
+        return written
+
+
+def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:
+    """The table of [`AuditResult`].
+
+    Args:
+        scores (`Mapping`): (model, explanation) -> test -> `values (case, seed)` and, where the test has one,
+            `reference` of the same shape.
+    """
+    rows = []
+    for (model, explanation), tests in scores.items():
+        for test, numbers in tests.items():
+            if test not in GRADES:
+                continue
+            grade = GRADES[test]
+            values = np.asarray(numbers["values"]).mean(0)
+            reference = grade.limit if "reference" not in numbers else np.asarray(numbers["reference"]).mean(0)
+            low, high = mean_interval(values)
+            rows.append(
+                {
+                    "model": model,
+                    "explanation": explanation,
+                    "test": test,
+                    "value": values.mean(),
+                    "low": float(low),
+                    "high": float(high),
+                    "reference": np.nan if reference is None else float(np.mean(reference)),
+                    "p": _p_value(values - reference, grade.higher_is_better) if grade.judged else np.nan,
+                    "seeds": len(values),
+                }
+            )
+    table = pd.DataFrame(rows)
+    table["q"] = benjamini_hochberg(table["p"].to_numpy())
+    judged = np.where(table["q"] <= LEVEL, PASSES, FAILS)
+    table["verdict"] = np.where(table["p"].isna(), TOLD, judged)
+    return table
+
+
+def _p_value(differences: np.ndarray, higher_is_better: bool) -> float:
+    """One-sided, of a mean difference that is on the good side."""
+    if np.ptp(differences) <= 1e-9 * abs(
+        differences[0]
+    ):  # no spread to compare with, as where a map ignores the model
+        good = differences[0] > 0 if higher_is_better else differences[0] < 0
+        return 0.0 if good else 1.0
+    return float(stats.ttest_1samp(differences, 0, alternative="greater" if higher_is_better else "less").pvalue)
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return "–"
+    row = rows.iloc[0]
+    text = f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    if row["test"] in GRADES and GRADES[row["test"]].limit is None and not np.isnan(row["reference"]):
+        text += f" against {row['reference']:.2f}"
+    return f"**{text}**" if row["verdict"] == PASSES else text

@@ -1,0 +1,138 @@
+"""`diffusers-xai audit`: grades explanations of a checkpoint against known truth and controls."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.experiment import FORMATS
+from diffusers_xai.cli.options import EYES, add_pipeline_options, count, integer, nonempty, path
+
+
+_MIN_SEEDS = 3
+
+
+def add_command(commands: Any) -> None:
+    """Adds the subcommand to the parser's `commands`."""
+    parser = commands.add_parser(
+        "audit",
+        help="grade explanations of a checkpoint against known truth and controls",
+        description="Puts the package's explanations, and functions of your own, to tests that an explanation of the"
+        " model should pass and an edge detector must fail. Writes audit.html, audit.md, audit.json and, with pyarrow,"
+        " audit.parquet. What is finished is kept: the same command continues after an interruption. Ends with an"
+        " error if the controls do not hold.",
+    )
+    parser.set_defaults(run=run, kept=kept)
+    add = parser.add_argument
+    add("--out", type=path, default=Path("audit"), metavar="DIR", help="folder to write. Default: audit")
+    add(
+        "--label", type=nonempty,
+        help="the label of all samples: bits, names or an integer. Default: 0011, or the checkpoint's first",
+    )  # fmt: skip
+    add(
+        "--other-label", type=nonempty, metavar="LABEL",
+        help="the label that label sensitivity is about. Default: 0100, or the checkpoint's second",
+    )  # fmt: skip
+    add(
+        "--mask", type=path, metavar="IMAGE",
+        help="region of the image that is asked about: the bright part of this image. Default: the eyes of the model"
+        " inside the package, else the middle",
+    )  # fmt: skip
+    add("--seeds", type=integer(_MIN_SEEDS, 1000), default=6, metavar="N", help="number of seeds. Default: 6")
+    add("--steps", type=count, default=50, metavar="N", help="denoising steps. Default: 50")
+    add(
+        "--timesteps", type=integer(1, 1_000_000), nargs="+", default=[600, 200], metavar="T",
+        help="moments of the process that are asked about. Default: 600 200",
+    )  # fmt: skip
+    add(
+        "--explainer", type=nonempty, action="append", default=[], metavar="FILE:FUNCTION",
+        help="a function of your own to grade too, see docs/audit.md; may be given several times",
+    )  # fmt: skip
+    add("--format", nargs="+", choices=FORMATS, default=[], help="write the figure as a picture too (needs kaleido)")
+    add_pipeline_options(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Grades what is not finished yet, and writes the table and the figure.
+
+    Raises:
+        CommandError, ValueError, KeyError, OSError: for a request that cannot be met, before anything is sampled.
+        CommandError: after writing, if the controls do not hold.
+    """
+    from diffusers_xai.audit import audit
+    from diffusers_xai.cli.experiment_run import check_formats, labels_to_compare
+    from diffusers_xai.cli.output import claimed
+    from diffusers_xai.cli.pipelines import (
+        check_device,
+        check_steps,
+        load_pipeline,
+        num_threads,
+        quiet_libraries,
+        read_network_config,
+        read_scheduler,
+    )
+    from diffusers_xai.cli.profile_request import check_revision
+    from diffusers_xai.cli.requests import region, sample_size
+
+    check_revision(args.checkpoint, args.revision)
+    if args.mask is not None:
+        region(args.mask)  # before anything is downloaded
+    check_device(args.device)
+    check_formats(args.format)
+    explainers = [_function(text) for text in args.explainer]
+    with claimed(args.out, args.out / ".lock"), quiet_libraries(unless=args.debug):
+        config, scheduler = read_network_config(args), read_scheduler(args)
+        check_steps(args.steps, scheduler)
+        labels = labels_to_compare(args, config)
+        box = EYES if args.checkpoint is None and args.mask is None else None
+        mask = region(args.mask, box, sample_size(config))
+        args.console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
+        pipe = load_pipeline(args, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        with num_threads(args):
+            result = audit(
+                pipe,
+                explainers,
+                label=labels[0] if labels else None,
+                other_label=labels[1] if labels else None,
+                mask=mask,
+                seeds=range(args.seeds),
+                timesteps=args.timesteps,
+                steps=args.steps,
+                out=args.out,
+                bar=args.console.bar_options("explanations"),
+            )
+        written = result.save(args.out)
+        for ending in args.format:
+            written.append(args.out / f"audit.{ending}")
+            result.plot().write_image(written[-1], width=1300, scale=1.5)
+    facts = {file.suffix[1:]: str(file) for file in written}
+    args.console.result("\n".join(facts.values()), {**facts, "broken_controls": result.broken_controls})
+    if result.broken_controls:
+        raise CommandError(f"the grades cannot be trusted: {'; '.join(result.broken_controls)}")
+    args.console.say("Both controls hold: the edge detector fails, the exact gradient passes on its closed form")
+
+
+def kept(args: argparse.Namespace) -> str:
+    """What an interruption leaves."""
+    if not (args.out / "scores.json").is_file():
+        return "nothing was written"
+    return f"what is finished is kept in {args.out}: the same command continues from there"
+
+
+def _function(text: str) -> Callable:
+    """The function that `FILE:FUNCTION` names."""
+    import runpy
+
+    file, _, name = text.rpartition(":")
+    if not Path(file).is_file():
+        raise CommandError(f"--explainer {text}: expected FILE:FUNCTION, got no file {file or text}")
+    try:
+        found = runpy.run_path(file)
+    except Exception as error:  # of the user's code
+        raise CommandError(f"--explainer {text}: {file}: {type(error).__name__}: {error}") from error
+    if not callable(found.get(name)):
+        functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]
+        raise CommandError(f"--explainer {text}: expected a function, got {name!r}, available {', '.join(functions)}")
+    return found[name]

@@ -1,0 +1,129 @@
+"""The tests' numbers, against models whose reactions are known and against scipy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from diffusers_xai.audit import explainers
+from diffusers_xai.audit.grades import (
+    FRACTIONS,
+    Bench,
+    as_maps,
+    label_misfit,
+    misfit,
+    rank_correlation,
+    relative_change,
+    smooth_random,
+)
+from diffusers_xai.audit.shuffling import from_the_output, shuffled
+from tests.audit.models import MASK, case, gaussian, mixture, network
+
+
+RNG = np.random.default_rng(0)
+
+
+def test_rank_correlation_is_spearman_s():
+    first, second = RNG.normal(size=(2, 4, 8, 8))
+    expected = [abs(spearmanr(a.ravel(), b.ravel()).statistic) for a, b in zip(first, second, strict=True)]
+    np.testing.assert_allclose(rank_correlation(first, second), expected)
+    assert (rank_correlation(first, np.ones_like(first)) == 0).all()
+    assert (rank_correlation(first, np.full_like(first, np.nan)) == 0).all()
+    np.testing.assert_allclose(rank_correlation(first, -np.exp(first)), 1)
+
+
+def test_the_misfit_is_least_squares():
+    predicted, true = RNG.normal(size=(2, 3, 50))
+    for p, t, value in zip(predicted, true, misfit(predicted, true), strict=True):
+        residual = np.linalg.lstsq(p[:, None], t, rcond=None)[1][0]
+        assert value == pytest.approx(residual / (t**2).sum())
+    np.testing.assert_allclose(misfit(3 * true, true), 0, atol=1e-12)
+    assert (misfit(np.zeros_like(true), true) == 1).all()
+
+
+def test_random_maps_are_as_smooth_and_have_the_same_values():
+    smooth = explainers.exact_clean_energy(case(gaussian())).float()
+    random = smooth_random(smooth, seed=1)
+    torch.testing.assert_close(random.flatten(1).sort().values, smooth.flatten(1).sort().values)
+
+    def roughness(maps):
+        return (maps[:, 1:] - maps[:, :-1]).square().mean() / maps.var()
+
+    white = smooth.flatten(1)[:, torch.randperm(256)].view_as(smooth)
+    assert roughness(random) < 0.35 * roughness(white)
+    many = np.mean([rank_correlation(as_maps(smooth_random(smooth, s)), as_maps(smooth)) for s in range(2, 20)])
+    assert many < 0.45  # of maps of a few blobs, by chance
+
+
+def test_the_gradient_foretells_a_linear_model_exactly():
+    given = case(gaussian())
+    bench = Bench(given)
+    assert bench.infidelity(explainers.gradient(given)).max() < 1e-12
+    assert bench.infidelity(2 * explainers.gradient(given)) == pytest.approx(1)  # twice as much: all of it is missed
+    random = bench.infidelity(smooth_random(explainers.gradient(given), 0).double())
+    assert random.min() > 0.5
+    by_energy = bench.infidelity(explainers.exact_clean_energy(given))
+    assert by_energy.max() < 0.35  # its patches' noise is drawn, and colours are summed
+    assert (by_energy < bench.infidelity(torch.rand(3, 16, 16))).all()
+
+
+def test_deletion_and_insertion_replace_the_highest_ranks():
+    given = case(gaussian(), batch=1)
+    bench = Bench(given)
+    maps = as_maps(explainers.exact_clean_energy(given))
+    alpha = given.alpha
+    noise = torch.randn(given.sample.shape, generator=torch.Generator().manual_seed(1)).to(given.sample)
+    other = alpha**0.5 * given.images.mean(0) + (1 - alpha) ** 0.5 * noise
+
+    def reaction(sample):
+        moved = (given.predict_x0(sample) - given.predict_x0())[..., torch.from_numpy(MASK)]
+        return moved.square().mean().sqrt().item()
+
+    order = maps[0].ravel().argsort()[::-1]
+    deleted, kept = [], []
+    for share in FRACTIONS:
+        top = np.zeros(256, bool)
+        top[order[: int(np.ceil(share * 256))]] = True
+        top = torch.from_numpy(top.reshape(16, 16))
+        deleted.append(reaction(torch.where(top, other, given.sample)) / reaction(other))
+        kept.append(1 - reaction(torch.where(top, given.sample, other)) / reaction(other))
+    assert bench.deletion(maps)[0] == pytest.approx(np.mean(deleted))
+    assert bench.insertion(maps)[0] == pytest.approx(np.mean(kept))
+    assert bench.deletion(maps)[0] > 1.3 * bench.deletion(-maps)[0]
+
+
+def test_label_sensitivity_foretells_what_a_label_changes():
+    given = case(mixture(), label=0, other_label=1)
+    assert label_misfit(given, explainers.label_sensitivity(given)).max() < 1e-6
+    assert label_misfit(given, smooth_random(explainers.label_sensitivity(given), 0)).min() > 0.3
+
+
+def test_the_largest_change_counts():
+    first = torch.ones(2, 4, 4)
+    others = [first * 1.1, first * torch.tensor([0.7, 1.0])[:, None, None]]
+    np.testing.assert_allclose(relative_change(first, others), [0.3, 0.1], rtol=1e-5)
+
+
+def test_shuffled_numbers_stay_within_their_parameter():
+    unet = network().unet
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    other = shuffled(unet, {"conv_out", "mid_block.attentions.0.attn.to_qkv"})
+    for name, value in other.state_dict().items():
+        changed = name.startswith(("conv_out", "mid_block.attentions.0.attn.to_qkv"))
+        assert torch.equal(value, before[name]) != (changed and value.unique().numel() > 1)
+        assert torch.equal(value.flatten().sort().values, before[name].flatten().sort().values)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    everything = shuffled(unet).state_dict()
+    assert all(
+        not torch.equal(value, before[name]) for name, value in everything.items() if value.unique().numel() > 1
+    )
+
+
+def test_layers_are_ordered_from_the_output():
+    given = case(network(), label=3, other_label=4)
+    order = from_the_output(given.pipe.unet, given.predict_x0)
+    assert order[0] == "conv_out"
+    assert order[-1] == "time_embedding.linear_1"
+    assert order.index("up_blocks.0.upsamplers.0") < order.index("mid_block.resnets.0.depthwise_conv")
+    assert order.index("mid_block.resnets.0.depthwise_conv") < order.index("conv_in")
+    assert not any(module._forward_hooks for module in given.pipe.unet.modules())
