@@ -2,8 +2,9 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
+
+from diffusers_xai.profile.atomic import replacing
 
 
 LOG_FILE = "log.jsonl"
@@ -39,7 +40,6 @@ def forget_after(run: Path, step: int) -> list[dict]:
         with contextlib.suppress(json.JSONDecodeError):  # a line cut off by the kill
             if json.loads(line)["step"] <= step:
                 kept.append(json.loads(line))
-    temporary = log.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(temporary, log)
+    with replacing(log) as new:
+        new.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
     return kept

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusers_xai import DiffusionProfile
 from diffusers_xai.app.settings import Settings
-from diffusers_xai.plots.tiles import to_rgb
+from diffusers_xai.profile.pictures import to_rgb
 
 
 _logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask, as_mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
-from diffusers_xai.plots.tiles import Tile, tile_rows, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_rows
+from diffusers_xai.profile.pictures import to_rgb
 
 
 # Block outputs and attention layers by their article-style names.

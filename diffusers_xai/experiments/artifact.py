@@ -17,7 +17,8 @@ from diffusers_xai.explainers import GradientMaps, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile.pictures import to_rgb
 
 
 TIME = 0.2  # part of the training's timesteps at which the gradient is asked; thesis: t = 200

@@ -15,8 +15,9 @@ from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
 from diffusers_xai.measures import Mask, structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.pictures import to_rgb
 from diffusers_xai.profile.selection import pick_branch
 
 

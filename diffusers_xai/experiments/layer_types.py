@@ -13,8 +13,9 @@ from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.pictures import to_rgb
 from diffusers_xai.profile.selection import pick_branch
 
 

@@ -29,8 +29,9 @@ from diffusers_xai.measures import Mask
 from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.pictures import to_rgb
 
 
 TIMES = (0.95, 0.7, 0.6, 0.1)  # parts of the training's timesteps; thesis: t = 950, 700, 600, 100

@@ -18,7 +18,8 @@ from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, line_style
-from diffusers_xai.plots.tiles import Tile, tile_rows, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_rows
+from diffusers_xai.profile.pictures import to_rgb
 
 
 THRESHOLD = 0.9

@@ -9,7 +9,8 @@ from diffusers_xai.experiments.nulls import forward_path, is_exploding
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile.pictures import to_rgb
 
 
 MAX_ROWS = 3

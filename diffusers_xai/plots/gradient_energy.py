@@ -7,8 +7,9 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.plots.style import evenly_spaced_steps, record_at, step_at, time_label
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.pictures import to_rgb
 
 
 def gradient_energy(

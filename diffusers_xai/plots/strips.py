@@ -7,8 +7,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
-from diffusers_xai.plots.tiles import Tile, tile_grid, to_rgb
+from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.pictures import to_rgb
 
 
 def process_strip(profile: DiffusionProfile, name: str = "samples", count: int = 11) -> go.Figure:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
-from diffusers_xai.profile.selection import pick_branch
+from diffusers_xai.profile.selection import nearest, pick_branch
 
 
 FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -112,7 +112,7 @@ def layers_with_maps(profile: DiffusionProfile, group: str = "activations") -> l
 
 def step_at(array: xr.DataArray, timestep: float) -> int:
     """The recorded step of `array` whose t is nearest."""
-    return int(array["step"].values[np.abs(array["timestep"].values - timestep).argmin()])
+    return int(array["step"].values[nearest(array["timestep"].values, timestep)])
 
 
 def evenly_spaced_steps(array: xr.DataArray, count: int) -> list[int]:

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from diffusers_xai.profile.atomic import replacing
 from diffusers_xai.profile.diffusion_profile import DiffusionProfile
 
 
@@ -27,15 +28,10 @@ def write_archive(profile: DiffusionProfile, file: str | os.PathLike) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "profile"
         profile.save_pretrained(folder)
-        part = file.with_name(f".{file.name}.part")
-        try:
-            with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-                for member in sorted(folder.rglob("*")):
-                    if member.is_file():
-                        archive.write(member, member.relative_to(folder))
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member in sorted(folder.rglob("*")):
+                if member.is_file():
+                    archive.write(member, member.relative_to(folder))
     return file
 
 

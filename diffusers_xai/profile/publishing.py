@@ -1,6 +1,5 @@
 """A profile as a data set repository on the Hub: its files, a card, and a table that the Hub's viewer shows."""
 
-import io
 import json
 import os
 import tempfile
@@ -11,10 +10,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
-from PIL import Image
 
 from diffusers_xai.hub.transfer import check_push, fetch_file, push_folder
 from diffusers_xai.profile.conversion import to_dataframe
+from diffusers_xai.profile.pictures import png, to_rgb
 from diffusers_xai.profile.storage import Locate, write_profile
 from diffusers_xai.profile.writer import INDEX_NAME
 
@@ -196,10 +195,7 @@ def _finished(final: xr.DataArray | None, sample: int) -> np.ndarray | None:
 def _png(image: np.ndarray | None) -> dict[str, Any] | None:
     if image is None:
         return None
-    pixels = np.round(np.clip(image.astype(np.float32) / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": png(to_rgb(image)), "path": None}
 
 
 def _card(

@@ -1,16 +1,14 @@
 """How a profile shows itself: a short text, and a table with thumbnails for notebooks."""
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from PIL import Image
 
 from diffusers_xai.profile.names import describe
+from diffusers_xai.profile.pictures import png_data_uri, to_rgb
 
 
 MAX_THUMBNAILS = 11
@@ -119,13 +117,9 @@ def _strip(profile: Mapping[str, xr.DataArray]) -> str:
 
 
 def _thumbnail(sample: xr.DataArray) -> str:
-    pixels = np.nan_to_num(sample.transpose("height", "width", "channel").values.astype(np.float32))
-    pixels = ((pixels.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(stream, format="PNG")
-    data = base64.b64encode(stream.getvalue()).decode("ascii")
+    uri = png_data_uri(to_rgb(sample.transpose("channel", "height", "width").values))
     timestep = f", t={sample['timestep'].item():g}" if "timestep" in sample.coords else ""
     return (
-        f"<img src='data:image/png;base64,{data}' title='step {int(sample['step'])}{timestep}' "
+        f"<img src='{uri}' title='step {int(sample['step'])}{timestep}' "
         f"style='display:inline;height:{THUMBNAIL_HEIGHT}px;margin:1px;image-rendering:pixelated'>"
     )

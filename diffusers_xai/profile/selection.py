@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from diffusers_xai.profile.names import describe
 
@@ -37,7 +38,12 @@ def pick_step(array: xr.DataArray, step: int | None, timestep: float | None) -> 
     if not math.isfinite(timestep):
         recorded = describe(timesteps.tolist())
         raise ValueError(f"{array.name}: expected a finite timestep, got {timestep}; recorded timesteps: {recorded}")
-    return array.isel(step=int(np.abs(timesteps - timestep).argmin()))
+    return array.isel(step=nearest(timesteps, timestep))
+
+
+def nearest(values: ArrayLike, wanted: float) -> int:
+    """Position of the value that is nearest to the wanted one, the first of equals."""
+    return int(np.abs(np.asarray(values) - wanted).argmin())
 
 
 def pick_branch(array: xr.DataArray, branch: str) -> xr.DataArray:

@@ -14,6 +14,7 @@ import safetensors
 import safetensors.numpy
 import xarray as xr
 
+from diffusers_xai.profile.atomic import replacing
 from diffusers_xai.profile.jsonable import dump, to_json
 from diffusers_xai.profile.names import validate_array
 
@@ -116,18 +117,13 @@ class ProfileWriter:
 
     def _write_index(self, entries: dict[str, Any], provenance: dict[str, Any], shards: list[Path]) -> None:
         index = {"format_version": FORMAT_VERSION, "id": self._id, "provenance": provenance, "arrays": entries}
-        new = self.folder / f".{INDEX_NAME}.new"
-        try:
+        with replacing(self.folder / INDEX_NAME) as new:
             new.write_text(dump(to_json(index, INDEX_NAME)), encoding="utf-8")
             for file in shards:
                 shutil.copymode(new, file)  # safetensors makes files that only their owner can read
                 _flush(file)
             _flush(new)
-            os.replace(new, self.folder / INDEX_NAME)
-            (self.folder / _CLAIM).unlink(missing_ok=True)
-        except BaseException:
-            new.unlink(missing_ok=True)
-            raise
+        (self.folder / _CLAIM).unlink(missing_ok=True)
 
 
 def _flush(file: Path) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from diffusers_xai.profile.selection import nearest
+
 
 def nearest_steps(
     spec: Any, wanted: Sequence[float], timesteps: Sequence[float], num_train_timesteps: int = 1000
@@ -25,7 +27,7 @@ def nearest_steps(
             f"{type(spec).__name__}: expected `timesteps` within 0..{num_train_timesteps}, got {impossible};"
             f" the run goes from t={timesteps[0]:g} to t={timesteps[-1]:g}."
         )
-    return frozenset(min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - t)) for t in wanted)
+    return frozenset(nearest(timesteps, t) for t in wanted)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
 """A profile as one self-contained HTML page."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile.atomic import replacing
 from diffusers_xai.report.hero import hero
 from diffusers_xai.report.origin import origin
 from diffusers_xai.report.page import page
@@ -45,15 +45,8 @@ def write_report(
 
 def write_page(text: str, path: Path) -> None:
     """Writes a page that appears at `path` when it is complete; until then, and after an error, `path` stays."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 __all__ = ["write_report"]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffusers_xai.plots import attention_strip, max_channel_maps, process_strip
-from diffusers_xai.plots.tiles import to_rgb
+from diffusers_xai.profile.pictures import to_rgb
 from tests.plots.profiles import ATTENTION, CONV, make_profile, without
 
 

@@ -108,7 +108,7 @@ def test_dims_come_from_the_vocabulary_in_its_order(dims):
 
 def test_every_dim_of_the_vocabulary_is_accepted():
     coords = {"step": [0], "branch": ["cond"]}
-    assert one(xr.DataArray(np.zeros((1,) * 9), dims=DIMS, coords=coords))["samples"].dims == DIMS
+    assert one(xr.DataArray(np.zeros((1,) * len(DIMS)), dims=DIMS, coords=coords))["samples"].dims == DIMS
 
 
 @pytest.mark.parametrize("dtype", ["complex64", ">f4", "O", "U3", "M8[ns]", "float128"])
@@ -155,7 +155,7 @@ def test_timesteps_and_sigmas_are_floats_on_step(clock, coord):
 @pytest.mark.parametrize("branches", [None, ["cond", "cond"], ["cond", "other"], [0, 1]])
 def test_branches_are_named(branches):
     coords = {} if branches is None else {"branch": branches}
-    with pytest.raises(ValueError, match=r"expected coordinates 'branch' from \('uncond', 'cond'\), got "):
+    with pytest.raises(ValueError, match=r"expected coordinates 'branch' from \('uncond', 'cond', .*got "):
         one(xr.DataArray(np.zeros((1, 2)), dims=("sample", "branch"), coords=coords))
 
 

@@ -63,8 +63,9 @@ def test_html_of_grey_images_with_nan():
     samples[:, :, :, 0, 0] = np.nan
     pixels = list(thumbnails(make_profile(samples=samples)._repr_html_()))
     assert len(pixels) == 3
-    assert pixels[0].shape == (12, 10)
-    assert pixels[0][0, 0] in (127, 128)
+    assert pixels[0].shape == (12, 10, 3)
+    assert (pixels[0] == pixels[0][:, :, :1]).all()
+    assert pixels[0][0, 0, 0] in (127, 128)
 
 
 @pytest.mark.parametrize("samples", [None, array(4, 8, 8)])
