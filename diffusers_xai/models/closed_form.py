@@ -44,7 +44,8 @@ class LabelWeights(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.null_label = null_label
-        self.shares = nn.Parameter(torch.full((num_classes,), 1 / num_classes), requires_grad=False)
+        self.shares: torch.Tensor
+        self.register_buffer("shares", torch.full((num_classes,), 1 / num_classes))
 
     def forward(self, class_labels: torch.Tensor) -> torch.Tensor:
         """`class_labels (batch,)` integers -> `(batch, num_classes)`."""
@@ -65,7 +66,8 @@ class PosteriorWeights(nn.Module):
         # Of which label each component is, and its share within the label.
         self.labels: torch.Tensor
         self.register_buffer("labels", torch.zeros(num_components, dtype=torch.long))
-        self.shares = nn.Parameter(torch.full((num_components,), 1 / num_components), requires_grad=False)
+        self.shares: torch.Tensor
+        self.register_buffer("shares", torch.full((num_components,), 1 / num_components))
 
     def forward(self, log_likelihood: torch.Tensor, label_weights: torch.Tensor | None) -> torch.Tensor:
         """Log-likelihoods `(batch, component)` up to a constant, weights `(batch, label)` -> `(batch, component)`."""
@@ -289,9 +291,9 @@ class LabelledDenoiser(ClosedFormDenoiser):
         if labels is not None and self.class_embedding is not None:
             of_labels = shares.new_zeros(self.config.num_class_embeds).index_add(0, labels, shares)
             self.posterior_weights.labels.copy_(labels)
-            self.class_embedding.shares.data = of_labels
+            self.class_embedding.shares = of_labels
             shares = shares / of_labels[labels]
-        self.posterior_weights.shares.data = shares
+        self.posterior_weights.shares = shares
 
 
 def schedule_of(scheduler: Any, prediction_type: str | None) -> dict[str, Any]:

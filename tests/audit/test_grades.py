@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from diffusers_xai import MixtureDenoiser
 from diffusers_xai.audit import explainers
 from diffusers_xai.audit.grades import (
     FRACTIONS,
@@ -17,7 +18,7 @@ from diffusers_xai.audit.grades import (
     smooth_random,
 )
 from diffusers_xai.audit.shuffling import from_the_output, shuffled
-from tests.audit.models import MASK, case, gaussian, mixture, network
+from tests.audit.models import MASK, case, gaussian, images, mixture, network
 
 
 RNG = np.random.default_rng(0)
@@ -117,6 +118,15 @@ def test_shuffled_numbers_stay_within_their_parameter():
     assert all(
         not torch.equal(value, before[name]) for name, value in everything.items() if value.unique().numel() > 1
     )
+
+
+def test_a_closed_form_keeps_its_labels():
+    given = mixture().unet
+    model = MixtureDenoiser.fit(images(), torch.arange(80) % 2 + 3, mixture().scheduler, rank=20, num_class_embeds=16)
+    other, sample = shuffled(model), torch.zeros(1, 3, 16, 16)
+    label = torch.tensor([3])
+    assert (other.predict_x0(sample, 300, label) - model.predict_x0(sample, 300, label)).abs().max() > 0.1
+    assert torch.equal(shuffled(given).class_embedding.shares, given.class_embedding.shares)
 
 
 def test_layers_are_ordered_from_the_output():
