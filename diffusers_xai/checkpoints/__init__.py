@@ -21,6 +21,6 @@ def demo_checkpoint(name: str = "lfw-32") -> str:
     available = sorted(path.parent.name for path in folder.glob("*/model_index.json"))
     if name not in available:
         raise ValueError(
-            f"expected the name of an embedded checkpoint, got {name!r}; available: {', '.join(available)}"
+            f"Expected the name of an embedded checkpoint, got {name!r}; available: {', '.join(available)}"
         )
     return str(folder / name)

@@ -44,7 +44,7 @@ class Claim:
         Where the claim is that a number is small, by how much nearer it is to the middle of the range.
         """
         if self.control is None:
-            raise ValueError(f"expected a claim with a control, got {self.text!r}")
+            raise ValueError(f"Expected a claim with a control, got {self.text!r}")
         if np.isinf(self.high):
             return self.values - self.control
         middle = (self.low + self.high) / 2

@@ -66,7 +66,7 @@ def measure(
         `null_correlation`, `null_chance` and `null_lead` are the control's.
     """
     if len(sampling.seeds) < 3:
-        raise ValueError(f"expected at least three seeds, whose images are each other's chance, got {sampling.seeds}")
+        raise ValueError(f"Expected at least three seeds, whose images are each other's chance, got {sampling.seeds}")
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
     every = sampling.every(records)

@@ -49,7 +49,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def check_facts(facts: Any, source: str = "card") -> dict[str, Any]:
     """`facts`, if each is known and of its type; a ValueError otherwise."""
     if not isinstance(facts, dict):
-        raise ValueError(f"expected {source} to hold an object, got {type(facts).__name__}")
+        raise ValueError(f"Expected {source} to hold an object, got {type(facts).__name__}")
     for name, value in facts.items():
         if name not in _FACTS:
             raise ValueError(f"{source}: unknown fact {name!r}; available: {', '.join(_FACTS)}")

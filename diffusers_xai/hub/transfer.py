@@ -51,7 +51,7 @@ def check_push(repo_id: str, token: str | bool | None = None) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"expected a repository such as user/name, got {repo_id!r}") from error
+        raise ValueError(f"Expected a repository such as user/name, got {repo_id!r}") from error
     with hub_errors(repo_id):
         huggingface_hub.whoami(token=token)
 

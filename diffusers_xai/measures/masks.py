@@ -34,16 +34,16 @@ def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, ...] 
     if array.dtype != bool or array.ndim != 2:
         hint = " Compare numbers with a threshold, as in `mask > 0.5`." if array.dtype != bool else ""
         raise ValueError(
-            f"expected a mask of shape (height, width) and dtype bool, got shape {array.shape} and {array.dtype}."
+            f"Expected a mask of shape (height, width) and dtype bool, got shape {array.shape} and {array.dtype}."
             f"{hint}"
         )
     if size is not None and array.shape != tuple(size):
         raise ValueError(
-            f"expected a mask of the samples' size (height, width) = {tuple(size)}, got {array.shape}. Draw it on a"
+            f"Expected a mask of the samples' size (height, width) = {tuple(size)}, got {array.shape}. Draw it on a"
             " sampled image, or resize it."
         )
     if not array.any():
-        raise ValueError(f"expected a mask with at least one True pixel, got an empty one of {array.shape}.")
+        raise ValueError(f"Expected a mask with at least one True pixel, got an empty one of {array.shape}.")
     return array
 
 
@@ -142,11 +142,11 @@ def mask_from_box(box: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     height, width = size
     values = tuple(box)
     if len(values) != 4 or any(int(value) != value for value in values):
-        raise ValueError(f"expected a box (left, top, right, bottom) in whole pixels, got {values}.")
+        raise ValueError(f"Expected a box (left, top, right, bottom) in whole pixels, got {values}.")
     left, top, right, bottom = map(int, values)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(
-            f"expected a box (left, top, right, bottom) with 0 <= left < right <= {width} and 0 <= top < bottom <="
+            f"Expected a box (left, top, right, bottom) with 0 <= left < right <= {width} and 0 <= top < bottom <="
             f" {height}, got {values}."
         )
     mask = np.zeros((height, width), dtype=bool)
@@ -195,12 +195,12 @@ def mask_from_polygon(points: Sequence[tuple[float, float]], size: tuple[int, in
     height, width = size
     corners = [tuple(point) for point in points]
     if len(corners) < 3 or any(len(corner) != 2 for corner in corners):
-        raise ValueError(f"expected a polygon of at least three points (x, y), got {corners}.")
+        raise ValueError(f"Expected a polygon of at least three points (x, y), got {corners}.")
     image = Image.new("1", (width, height))
     ImageDraw.Draw(image).polygon(corners, fill=1)
     mask = np.asarray(image, dtype=bool)
     if not mask.any():
-        raise ValueError(f"expected a polygon inside an image of {width} x {height} pixels (x, y), got {corners}.")
+        raise ValueError(f"Expected a polygon inside an image of {width} x {height} pixels (x, y), got {corners}.")
     return mask
 
 

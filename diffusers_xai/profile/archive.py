@@ -65,7 +65,7 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
             profile[name]
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise ValueError(f"expected a zip file of a profile: {error}") from error
+        raise ValueError(f"Expected a zip file of a profile: {error}") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -74,18 +74,18 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
 
 def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     if not 1 <= len(members) <= MAX_MEMBERS:
-        raise ValueError(f"expected 1 to {MAX_MEMBERS} files in the zip file, got {len(members)}")
+        raise ValueError(f"Expected 1 to {MAX_MEMBERS} files in the zip file, got {len(members)}")
     for member in members:
         path = PurePosixPath(member.filename)
         if path.suffix not in (".safetensors", ".json"):
-            raise ValueError(f"expected safetensors and JSON files alone, got {member.filename!r}")
+            raise ValueError(f"Expected safetensors and JSON files alone, got {member.filename!r}")
         if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(member.filename):
-            raise ValueError(f"expected files inside the profile's folder, got {member.filename!r}")
+            raise ValueError(f"Expected files inside the profile's folder, got {member.filename!r}")
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"expected files, got the link {member.filename!r}")
+            raise ValueError(f"Expected files, got the link {member.filename!r}")
     total = sum(member.file_size for member in members)
     if total > max_bytes:
-        raise ValueError(f"expected at most {max_bytes / 2**20:.0f} MB when unpacked, got {total / 2**20:.0f} MB")
+        raise ValueError(f"Expected at most {max_bytes / 2**20:.0f} MB when unpacked, got {total / 2**20:.0f} MB")
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
@@ -97,6 +97,6 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, le
         while piece := source.read(2**20):
             count += len(piece)
             if count > left:
-                raise ValueError("expected less when unpacked than the zip file holds")
+                raise ValueError("Expected less when unpacked than the zip file holds")
             sink.write(piece)
     return count

@@ -83,7 +83,7 @@ def storable_array(name: str, array: xr.DataArray) -> xr.DataArray:
 
 def _check_name_and_type(name: str, array: xr.DataArray) -> None:
     if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"expected an array name such as 'samples' or 'activations/<layer>', got {name!r}")
+        raise ValueError(f"Expected an array name such as 'samples' or 'activations/<layer>', got {name!r}")
     if not isinstance(array, xr.DataArray):
         raise TypeError(f"{name}: expected an xarray.DataArray, got {type(array).__name__}")
 

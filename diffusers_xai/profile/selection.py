@@ -24,7 +24,7 @@ def pick_step(array: xr.DataArray, step: int | None, timestep: float | None) -> 
         ValueError: If not exactly one of the two is given, or the array has no steps or timesteps.
     """
     if (step is None) == (timestep is None):
-        raise ValueError(f"expected either step= or timestep=, got step={step!r} and timestep={timestep!r}")
+        raise ValueError(f"Expected either step= or timestep=, got step={step!r} and timestep={timestep!r}")
     if "step" not in array.dims:
         raise ValueError(f"{array.name} has no steps: its dims are {array.dims}")
     if timestep is None:

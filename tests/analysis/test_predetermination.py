@@ -41,5 +41,5 @@ def test_the_interval_over_seeds_covers_the_true_crossing():
 @pytest.mark.parametrize("shares", [[0, 0.5, 0.5], [0.5, 0.2], [0, 1.0], [-0.1, 0.5]])
 def test_shares_that_cannot_be_are_refused(shares):
     ssim = xr.DataArray(np.ones(len(shares)), dims="switch", coords={"share": ("switch", shares)})
-    with pytest.raises(ValueError, match="expected shares that increase"):
+    with pytest.raises(ValueError, match="Expected shares that increase"):
         predetermination_index(ssim)

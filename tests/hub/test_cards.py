@@ -91,7 +91,7 @@ def test_facts_are_read_from_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ([], "expected card to hold an object, got list"),
+        ([], "Expected card to hold an object, got list"),
         ({"datum": "x"}, "unknown fact 'datum'; available: model_name, license"),
         ({"data": 3}, "expected data as str, got int"),
         ({"metrics": [["L1", 1]]}, "expected metrics as rows of 3 cells"),

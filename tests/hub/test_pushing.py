@@ -201,7 +201,7 @@ print(json.dumps(results))
         ]
         assert good["no id"][:2] == [
             2,
-            "diffusers-xai: error: expected a repository such as user/name, got 'not an id'",
+            "diffusers-xai: error: Expected a repository such as user/name, got 'not an id'",
         ]
         assert good["no profile"].startswith("no repository tester/nothing on the Hub, or it is private")
         assert "tester/faces" in good["no data set"]

@@ -193,7 +193,7 @@ def test_what_is_no_mask_is_refused(make, message):
 def test_pictures_without_a_mask_are_refused(tmp_path):
     path = tmp_path / "black.png"
     Image.new("L", (8, 8)).save(path)
-    with pytest.raises(ValueError, match=r"black.png: expected a mask with at least one True pixel"):
+    with pytest.raises(ValueError, match=r"black.png: Expected a mask with at least one True pixel"):
         mask_from_png(path)
     Image.new("L", (8, 8), 255).save(path)
     with pytest.raises(ValueError, match=r"black.png: .* = \(4, 4\), got \(8, 8\)"):

@@ -87,7 +87,7 @@ def test_provenance_without_json_form():
 
 @pytest.mark.parametrize("name", ["", "/samples", "activations/", "activations//x", "a/../b", "..", "a/./b", 3])
 def test_bad_names(name):
-    with pytest.raises(ValueError, match="expected an array name such as 'samples'"):
+    with pytest.raises(ValueError, match="Expected an array name such as 'samples'"):
         one(array(3, 8, 8), name)
 
 
