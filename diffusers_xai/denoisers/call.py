@@ -1,7 +1,7 @@
 """One call of a denoiser: where its sample, its condition and its rows are, whatever the class calls them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -50,9 +50,12 @@ class DenoiserCall:
 
     @cached_property
     def sample(self) -> torch.Tensor:
-        """The sample (row, …); of families that pass a list of rows, these stacked."""
+        """The sample (row, …); of families that pass a list of rows, these stacked, images without a frame."""
         value = self.args[0] if self.args else self.kwargs[self.sample_name]
-        return torch.stack(list(value)) if isinstance(value, (list, tuple)) else value
+        if not isinstance(value, (list, tuple)):
+            return value
+        rows = torch.stack(list(value))
+        return rows.squeeze(2) if rows.ndim == 5 and rows.shape[2] == 1 else rows
 
     @property
     def rows(self) -> int:
@@ -82,10 +85,16 @@ class DenoiserCall:
     def with_sample(self, sample: torch.Tensor) -> tuple[tuple, dict[str, Any]]:
         """The arguments with another sample, in the form in which the family passes it."""
         given = self.args[0] if self.args else self.kwargs[self.sample_name]
-        value = list(sample.unbind(0)) if isinstance(given, (list, tuple)) else sample
+        value: Any = sample
+        if isinstance(given, (list, tuple)):
+            value = [row.reshape(one.shape) for row, one in zip(sample, _cycled(given, len(sample)), strict=True)]
         if self.args:
             return (value, *self.args[1:]), self.kwargs
         return self.args, {**self.kwargs, self.sample_name: value}
+
+
+def _cycled(rows: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:
+    return [rows[i % len(rows)] for i in range(count)]
 
 
 def prediction_of(output: Any) -> torch.Tensor:

@@ -31,9 +31,8 @@ def _patches(call: DenoiserCall, frames_axis: int) -> tuple[int, ...]:
 def listed_patches(call: DenoiserCall) -> tuple[int, ...]:
     """Patches of a list of rows (channel, frame, height, width), of the size that the call names."""
     patch, patch_t = call.arguments.get("patch_size", 2), call.arguments.get("f_patch_size", 1)
-    frames, height, width = call.sample.shape[-3:]
-    grid = frames // patch_t, height // patch, width // patch
-    return grid if grid[0] > 1 else grid[1:]
+    height, width = call.sample.shape[-2] // patch, call.sample.shape[-1] // patch
+    return (height, width) if call.sample.ndim == 4 else (call.sample.shape[2] // patch_t, height, width)
 
 
 def image_ids(call: DenoiserCall) -> tuple[int, ...]:

@@ -97,6 +97,12 @@ def combination(outputs: Sequence[torch.Tensor], combined: torch.Tensor) -> torc
     return solution if (matrix @ solution - target).norm() <= bound * norm else None
 
 
+def renormalised(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+    """Guidance whose sum is brought back to the length of the conditional branch, token by token (Qwen-Image)."""
+    combined = uncond + scale * (cond - uncond)
+    return combined * (cond.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+
+
 def order_from(weights: torch.Tensor) -> tuple[str, ...] | None:
     """Names of two branches from their weights: guidance takes away from the unconditional one, 1 − s < 0 < s."""
     first, second = (float(w) for w in weights * torch.sign(weights.sum()))

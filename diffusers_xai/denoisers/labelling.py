@@ -99,8 +99,6 @@ class Labelling:
             return Labelled(tokens.unflatten(2, self.grid), ("channel", *_POSITIONS[len(self.grid)]))
         if tensor.ndim == 5:
             values = tensor.transpose(1, 2) if self.frames_first else tensor
-            if values.shape[2] == 1 and self.call.sample is not tensor and self.call.sample.ndim == 4:
-                values = values.squeeze(2)
             return Labelled(values, ("channel", *_POSITIONS[3]))
         return Labelled(tensor, ("channel", *_POSITIONS.get(tensor.ndim - 2, ())))
 
@@ -124,7 +122,7 @@ class Labelling:
         rows, folded = self._rows(path, tensor)
         if tensor.ndim == 2 and not folded:
             return {"": Labelled(rows, ("channel",))}
-        if tensor.ndim == 4 and self._is_heads(tensor):
+        if tensor.ndim == 4 and not folded and self._is_heads(tensor):
             return {"": Labelled(rows.permute(0, 2, 3, 1), ("head", "channel", "token"))}
         if tensor.ndim == 4:
             if folded:
@@ -185,7 +183,7 @@ class Labelling:
         return changed
 
     def parts(self, tokens: int, order: Sequence[str] | None) -> dict[str, slice]:
-        """Where image and text lie in a sequence of `tokens` tokens of joint attention.
+        """Where image and text lie in a sequence of `tokens` tokens of joint attention; text may be absent.
 
         Raises:
             ValueError: if the order of image and text is not known in this class, or their numbers do not add up.
@@ -207,8 +205,9 @@ class Labelling:
                 size = text
             found[part] = slice(start, start + size)
             start += size
-        if start > tokens or any(part.stop <= part.start for name, part in found.items() if name in ("image", "text")):
-            raise ValueError(f"{tokens} tokens do not hold the {image} of the image and any text")
+        found = {name: part for name, part in found.items() if part.start < part.stop <= tokens}
+        if "image" not in found:
+            raise ValueError(f"expected a sequence with the {image} tokens of the image, got {tokens} tokens")
         return found
 
     def image_grid(self, path: str, tokens: int) -> tuple[int, ...] | None:
@@ -239,14 +238,13 @@ class Labelling:
             values = rows.transpose(1, 2).unflatten(2, grid)
             return {"image": Labelled(values, ("channel", *_POSITIONS[len(grid)]))}
         if self.layout is not None and self.layout.order is not None and self.grid is not None:
-            if tokens == self.call.text_tokens or tokens < prod(self.grid):
+            text = self.call.text_tokens or 0
+            if tokens in (text, text + self.registers) or tokens < prod(self.grid) or is_of_text(path):
                 return {"text": _as_tokens(rows)}
             parts = self.parts(tokens, self.layout.order)
             image = rows[:, parts["image"]].transpose(1, 2).unflatten(2, self.grid)
-            return {
-                "image": Labelled(image, ("channel", *_POSITIONS[len(self.grid)])),
-                "text": _as_tokens(rows[:, parts["text"]]),
-            }
+            found = {"image": Labelled(image, ("channel", *_POSITIONS[len(self.grid)]))}
+            return {**found, "text": _as_tokens(rows[:, parts["text"]])} if "text" in parts else found
         return {"": _as_tokens(rows)}
 
     def _rows(self, path: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -278,6 +276,11 @@ class Labelling:
             f"{path}: expected an output with the {self.rows} rows of the denoiser's batch, got shape"
             f" {tuple(tensor.shape)}"
         )
+
+
+def is_of_text(path: str) -> bool:
+    """Whether a layer sees the condition alone, before it meets the image, however many tokens either has."""
+    return any(name.startswith(("context_", "cap_", "caption_")) for name in path.split("."))
 
 
 def _as_tokens(rows: torch.Tensor) -> Labelled:

@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from diffusers_xai.denoisers.labelling import Labelling
+from diffusers_xai.denoisers.labelling import Labelling, is_of_text
 from diffusers_xai.taps.attention import AttentionCall
 
 
@@ -62,7 +62,7 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     if labelling.grid is None:
         return _of_levels(labelling, path, queries, keys)
     image = prod(labelling.grid)
-    if queries == keys == text and (text != image or "context" in path):
+    if is_of_text(path) or (queries == keys == text and text != image):
         return {}
     own = Side(slice(0, image), labelling.grid)
     if queries == image:
@@ -72,7 +72,8 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     if queries != keys or queries < image:
         return {}
     parts = labelling.parts(queries, layout.order)
-    return _joint(Side(parts["image"], labelling.grid), Side(parts["text"]))
+    seen = Side(parts["image"], labelling.grid)
+    return _joint(seen, Side(parts["text"])) if "text" in parts else {"image_to_image": Relation(seen, seen)}
 
 
 def _of_levels(labelling: Labelling, path: str, queries: int, keys: int) -> dict[str, Relation]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.denoisers.call import prediction_of
-from diffusers_xai.denoisers.guidance import combination
+from diffusers_xai.denoisers.guidance import combination, renormalised
 from diffusers_xai.recording.clock import Run, predicted_part
 from diffusers_xai.recording.repeat import repeat_rows, repeated
 from diffusers_xai.taps import SchedulerStep, copy_scheduler, edit_output, scale_model_input, x0_and_noise
@@ -149,25 +149,46 @@ class StepReplay:
 
     def _combined(self, branches: Sequence[torch.Tensor]) -> torch.Tensor:
         """The branches' outputs put together as the pipeline did at this step."""
-        done = self._run.branch_outputs(self._step)
-        target = self._step.model_output[: self.samples]
-        if done is not None and len(done) == len(branches):
-            parts, now = (
-                [predicted_part(self._step, o) for o in done],
-                [predicted_part(self._step, o) for o in branches],
-            )
-            weights = combination(parts, predicted_part(self._step, target))
-            if weights is not None:
-                output = sum(w * o for w, o in zip(weights.tolist(), now, strict=True))
-                if target.shape != parts[0].shape and isinstance(output, torch.Tensor):  # a learned variance behind it
-                    rest = [output[:, parts[0].shape[1] :] for output in done]
-                    behind = combination(rest, target[:, parts[0].shape[1] :])
-                    if behind is None:
-                        raise self._unknown_combination()
-                    variances = [o[:, parts[0].shape[1] :] for o in branches]
-                    more = sum(w * o for w, o in zip(behind.tolist(), variances, strict=True))
-                    output = torch.cat([output, more], dim=1)
-                return output
+        done, target = self._run.branch_outputs(self._step), self._step.model_output[: self.samples]
+        if done is None or len(done) != len(branches):
+            raise self._unknown_combination()
+        before, now = ([predicted_part(self._step, output) for output in outputs] for outputs in (done, branches))
+        channels, wanted = before[0].shape[1], predicted_part(self._step, target)
+        combined = self._weighted(before, now, wanted)
+        if combined is None:
+            combined = self._renormalised(before, now, wanted)
+        if target.shape == wanted.shape:
+            return combined
+        variance = self._weighted(
+            [o[:, channels:] for o in done], [o[:, channels:] for o in branches], target[:, channels:]
+        )
+        if variance is None:
+            raise self._unknown_combination()
+        return torch.cat([combined, variance], dim=1)
+
+    def _weighted(
+        self, before: Sequence[torch.Tensor], now: Sequence[torch.Tensor], wanted: torch.Tensor
+    ) -> torch.Tensor | None:
+        """`now` summed with the weights that give `wanted` from `before`, if there are such weights."""
+        weights = combination(before, wanted)
+        if weights is None:
+            return None
+        return torch.stack([w * output for w, output in zip(weights.tolist(), now, strict=True)]).sum(dim=0)
+
+    def _renormalised(
+        self, before: Sequence[torch.Tensor], now: Sequence[torch.Tensor], wanted: torch.Tensor
+    ) -> torch.Tensor:
+        branches, variables = self._run.guidance.branches, self._run.call.locals
+        for name in ("true_cfg_scale", "guidance_scale"):
+            scale = variables.get(name)
+            if set(branches) != {"cond", "uncond"} or not isinstance(scale, (int, float)):
+                continue
+            cond, uncond = branches.index("cond"), branches.index("uncond")
+            for sign in (1, -1):
+                if torch.allclose(
+                    sign * renormalised(before[cond], before[uncond], scale), wanted, rtol=1e-3, atol=1e-5
+                ):
+                    return sign * renormalised(now[cond], now[uncond], scale)
         raise self._unknown_combination()
 
     def _unknown_combination(self) -> RuntimeError:

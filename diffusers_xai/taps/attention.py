@@ -116,7 +116,8 @@ def tap_attention(layers: Mapping[str, nn.Module], callback: AttentionCallback) 
     active: list[tuple[str, list[AttentionCall]]] = []
 
     def leave(*_: Any) -> None:
-        callback(*active.pop())
+        with torch._C.DisableTorchFunction():  # what the callback computes is no attention of the layer
+            callback(*active.pop())
 
     with ExitStack() as stack:
         stack.callback(active.clear)
