@@ -1,43 +1,62 @@
-"""What happens when: settings in, profile into the session, figures out."""
+"""Runs: settings in, states of the sample while it forms, a result into the session."""
 
-import uuid
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 
 from diffusers_xai.app import figures, runs, texts
-from diffusers_xai.app.controls import Controls
-from diffusers_xai.app.session import Session, enlarged, readable_errors
+from diffusers_xai.app.captions import caption
+from diffusers_xai.app.controls import RAW, Controls
+from diffusers_xai.app.guard import Presence
+from diffusers_xai.app.session import Result, Session, enlarged, readable_errors
 from diffusers_xai.app.settings import Settings, SettingsError
-from diffusers_xai.app.theme import IS_DARK, themed
-from diffusers_xai.profile.archive import read_archive, write_archive
+from diffusers_xai.app.theme import themed
 
 
-MAPS = (("map", "activations"), ("grad", "gradient_maps"))
-PAIRS = ("pair", "pair_ssim", "pair_attention", "pair_map_a", "pair_map_b", "pair_volume_a", "pair_volume_b")
+NO_PROGRESS = gr.Progress()
+
+
+class Wanted:
+    """Tells a run whether its visitor still wants it: it was not cancelled, and somebody listens."""
+
+    def __init__(self, session: Session, presence: Presence, session_hash: str | None):
+        self.session, self.presence, self.session_hash = session, presence, session_hash
+
+    def is_set(self) -> bool:
+        """Whether to end the run."""
+        return self.session.stop.is_set() or self.presence.is_gone(self.session_hash)
 
 
 class Events:
-    """The handlers.
+    """The handlers of what computes.
 
     Args:
         controls (`Controls`): The settings.
-        stream (`Callable`): `stream(task, model, settings, stop)` yields what `run_stream` does.
+        stream (`Callable`): `stream(task, model, settings, stop, patience)` yields what `run_stream` does.
+        presence (`Presence`): Who listens.
         parallel (`int`): How many runs there may be at a time; those of one model wait for each other.
     """
 
-    def __init__(self, controls: Controls, stream: Any, parallel: int = 1):
-        self.c, self.controls, self.stream, self.parallel = controls.c, controls, stream, parallel
+    def __init__(self, controls: Controls, stream: Callable[..., Iterator[Any]], presence: Presence, parallel: int):
+        self.c, self.controls, self.stream = controls.c, controls, stream
+        self.presence, self.parallel = presence, parallel
 
     def cost(self, session: Session, *values: Any) -> str:
-        """The plan of a run, in words."""
-        return self._plan(session, self.controls.settings(session, *values))[0]
+        """The plan of a run, in words. Outside the queue, so it does not wait long for the model."""
+        try:
+            return self.plan(self.controls.settings(session, *values), session.stop, patience=5)[0]
+        except SettingsError as refused:
+            return str(refused)
 
-    def _plan(self, session: Session, settings: Settings) -> tuple[str, float]:
+    def plan(self, settings: Settings, stop: runs.Stop, **options: Any) -> tuple[str, float]:
+        """What a run would cost, in words, and its seconds.
+
+        Raises:
+            SettingsError: If that is more than allowed.
+        """
         model, limits = self.controls.model(settings.model), self.controls.server_limits
-        *_, plan = self.stream(runs.plan, model, settings, session.stop)
+        *_, plan = self.stream(runs.plan, model, settings, stop, **options)
         if plan.nbytes > limits.max_bytes:
             raise SettingsError(
                 f"This profile would take {plan.nbytes / 2**20:.0f} MB; here at most"
@@ -52,30 +71,36 @@ class Events:
         passes = f", {plan.backward_passes} backward passes" if plan.backward_passes else ""
         return f"**Plan:** about {max(1, plan.seconds):.0f} s, {size}{passes}.", plan.seconds
 
-    def sample(self, session: Session, *values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
-        """Samples; streams x_t and ends with the profile in the session."""
-        settings = self.controls.settings(session, *values)
-        model = self.controls.model(settings.model)
-        progress(0, desc="Planning")
+    def sample(
+        self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any
+    ) -> Iterator[tuple]:
+        """Samples; streams x_t and ends with the result in the session."""
         try:
-            text, seconds = self._plan(session, settings)
-            if self._asks_again(session, settings, seconds):
-                yield gr.skip(), f"{text} That is long: press **Sample** again to start it."
-                return
-            progress(0, desc="Waiting for the model")
-            for item in self.stream(runs.sample, model, settings, session.stop):
-                if isinstance(item, runs.State):
-                    what = "Sampling and recording" if item.done < item.total else "Finishing"
-                    progress((item.done, item.total), desc=what, unit="steps")
-                    yield enlarged(item.sample), f"{text} {what}: step {item.done} of {item.total}."
-                else:
-                    session.profile, session.settings, session.blocks = item, settings, model.blocks
-                    yield (
-                        enlarged(figures.final_image(item)),
-                        f"Done: {settings.steps} steps, seed {settings.seed}{self._words(settings)}.",
-                    )
-        except runs.Stopped as stopped:
-            yield gr.skip(), str(stopped)
+            with session.running():
+                yield from self._sample(request, session, progress, self.controls.settings(session, *values))
+        except SettingsError as refused:  # told where one looks, beside the run that is still shown
+            before = None if session.result is None else enlarged(figures.final_image(session.result.profile))
+            yield before, f"{refused} {texts.BEFORE if session.result else ''}"
+
+    def _sample(
+        self, request: gr.Request, session: Session, progress: gr.Progress, settings: Settings
+    ) -> Iterator[tuple]:
+        model = self.controls.model(settings.model)
+        stop = Wanted(session, self.presence, request.session_hash)
+        progress(0, desc="Planning")
+        text, seconds = self.plan(settings, stop)
+        if self._asks_again(session, settings, seconds):
+            yield gr.skip(), f"{text} That is long: press **Sample** again to start it."
+            return
+        progress(0, desc="Waiting for the model")
+        for item in self.stream(runs.sample, model, settings, stop):
+            if isinstance(item, runs.State):
+                what = "Sampling and recording" if item.done < item.total else "Finishing"
+                progress((item.done, item.total), desc=what, unit="steps")
+                yield enlarged(item.sample), f"{text} {what}: step {item.done} of {item.total}."
+            else:
+                session.result = Result(item, settings, model.blocks, caption(settings, model))
+                yield enlarged(figures.final_image(item)), f"Done: {session.result.caption}."
 
     def _asks_again(self, session: Session, settings: Settings, seconds: float) -> bool:
         """Whether a long run waits for a second press, which starts it."""
@@ -84,44 +109,47 @@ class Events:
         session.confirmed = settings
         return True
 
-    def _words(self, settings: Settings) -> str:
-        words = ""
-        if settings.ablations:
-            words += f", {len(settings.ablations)} masked channels"
-        if settings.switch_at is not None:
-            words += f", label switched at step {settings.switch_at}"
-        return words
-
-    def sweep(self, session: Session, *values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[tuple]:  # noqa: B008
+    def sweep(
+        self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any
+    ) -> Iterator[tuple]:
         """The switch sweep of three seeds."""
-        settings = self.controls.sweep_settings(*values)
-        model = self.controls.model(settings.model)
-        progress(0, desc="Planning")
         try:
-            *_, plan = self.stream(runs.plan, model, settings, session.stop)
-            seconds = runs.sweep_seconds(plan)
-            text = f"**Plan:** about {max(1, seconds):.0f} s at most."
-            if self._asks_again(session, settings, seconds):
-                yield f"{text} That is long: press the button again to start it.", gr.skip(), gr.skip()
-                return
-            progress(0, desc="Waiting for the model")
-            for item in self.stream(runs.sweep, model, settings, session.stop):
-                if isinstance(item, runs.State):
-                    what = "Switching the label at ten times"
-                    progress((item.done, item.total), desc=what, unit="steps")
-                    yield f"{text} {what}: step {item.done} of {item.total}.", gr.skip(), gr.skip()
-                else:
-                    yield self._shown_sweep(session, settings, item)
-        except runs.Stopped as stopped:
-            yield str(stopped), gr.skip(), gr.skip()
+            with session.running():
+                yield from self._sweep(request, session, progress, self.controls.sweep_settings(*values))
+        except SettingsError as refused:
+            yield str(refused), gr.skip(), gr.skip()
+
+    def _sweep(
+        self, request: gr.Request, session: Session, progress: gr.Progress, settings: Settings
+    ) -> Iterator[tuple]:
+        model = self.controls.model(settings.model)
+        stop = Wanted(session, self.presence, request.session_hash)
+        progress(0, desc="Planning")
+        *_, plan = self.stream(runs.plan, model, settings, stop)
+        seconds = runs.sweep_seconds(plan)
+        text = f"**Plan:** about {max(1, seconds):.0f} s at most."
+        if self._asks_again(session, settings, seconds):
+            yield f"{text} That is long: press the button again to start it.", gr.skip(), gr.skip()
+            return
+        progress(0, desc="Waiting for the model")
+        for item in self.stream(runs.sweep, model, settings, stop):
+            if isinstance(item, runs.State):
+                what = "Switching the label at ten times"
+                progress((item.done, item.total), desc=what, unit="steps")
+                yield f"{text} {what}: step {item.done} of {item.total}.", gr.skip(), gr.skip()
+            else:
+                yield self._shown_sweep(session, settings, item)
 
     def _shown_sweep(self, session: Session, settings: Settings, result: Any) -> tuple:
+        model = self.controls.model(settings.model)
         names = ["never", *(f"step {step}" for step in result.data["step"].values)]
         images = [
             (enlarged(image, 160), name) for image, name in zip(result.data["images"].values, names, strict=True)
         ]
         return (
-            f"Done: seeds {settings.seed} to {settings.seed + 2}; the images are those of seed {settings.seed}.",
+            f"Done: from **{model.words_of(settings.label)}** to **{model.words_of(settings.switch_to)}**,"
+            f" {settings.steps} steps, seeds {settings.seed} to {settings.seed + runs.SWEEP_SEEDS - 1}; the images are"
+            f" those of seed {settings.seed} ({model.name}).",
             gr.update(value=themed(result.plot(), session.dark), visible=True),
             gr.update(value=images, visible=True),
         )
@@ -135,134 +163,31 @@ class Events:
         session.stop.set()
         return texts.CANCELLED
 
-    def show(self, session: Session) -> dict[Any, Any]:
-        """All figures and the ranges of their controls."""
-        c, profile = self.c, session.profile
-        if profile is None:
-            return {c.pair_status: gr.skip()}
-        shown = {getattr(c, name): plot for name, plot in figures.overview(profile, session).items()}
-        for name, group in MAPS:
-            shown |= self._map(session, name, group)
-        attention = figures.attention_choices(profile)
-        layer = attention[0][1] if attention else None
-        shown[c.attention_layer] = gr.update(choices=attention, value=layer, visible=bool(attention))
-        shown[c.attention_maps] = figures.layer_attention(session, layer)
-        has_attention = session.settings is None or self._has_attention(session.settings)
-        shown |= {getattr(c, name): note for name, note in figures.notes(profile, has_attention).items()}
-        shown |= self.compare(session)
-        mask = session.settings.mask_array() if session.settings is not None else None
-        background = enlarged(figures.final_image(profile), region=mask)
-        return {**shown, c.editor: {"background": background, "layers": [], "composite": None}}
+    def connect(self, after: Callable[[Any], Any]) -> None:
+        """Ties the handlers to the components.
 
-    def _has_attention(self, settings: Settings) -> bool:
-        return self.controls.model(settings.model).has_attention
-
-    def _map(self, session: Session, name: str, group: str) -> dict[Any, Any]:
-        c, profile = self.c, session.profile
-        choices = figures.layer_choices(profile, group)  # type: ignore[arg-type]
-        layer = choices[0][1] if choices else None
-        count, channels = figures.map_sizes(profile, group, layer)  # type: ignore[arg-type]
-        index, there = count // 2, bool(choices)
-        return {
-            getattr(c, f"{name}_layer"): gr.update(choices=choices, value=layer, visible=there),
-            getattr(c, f"{name}_step"): gr.update(maximum=max(count - 1, 1), value=index, visible=there),
-            getattr(c, f"{name}_channel"): gr.update(maximum=max(channels - 1, 1), value=0, visible=there),
-            getattr(c, f"{name}_plot"): figures.channel_figure(session, group, layer, index, 0),
-        }
-
-    def channel(self, group: str, session: Session, layer: str, index: float, channel: float) -> Any:
-        """The map of the sliders."""
-        return figures.channel_figure(session, group, layer, index, channel)
-
-    def channels_of(self, group: str, session: Session, layer: str) -> Any:
-        """The range of the channel slider for a layer."""
-        if session.profile is None or not layer:
-            return gr.skip()
-        return gr.update(maximum=max(figures.map_sizes(session.profile, group, layer)[1] - 1, 1), value=0)
-
-    def keep(self, session: Session) -> dict[Any, Any]:
-        """Keeps the run for the comparison."""
-        if session.profile is None:
-            raise SettingsError("Sample something first.")
-        session.kept = session.profile
-        return self.compare(session)
-
-    def compare(self, session: Session) -> dict[Any, Any]:
-        """The comparison of the kept run with the present one."""
-        if session.kept is None:
-            status = texts.NOT_KEPT
-        else:
-            status = texts.KEPT if session.kept is session.profile else texts.COMPARED
-        plots = dict(zip((getattr(self.c, name) for name in PAIRS), figures.comparison(session), strict=True))
-        return {self.c.pair_status: status, **plots}
-
-    def download(self, session: Session) -> Any:
-        """Writes the profile's zip file."""
-        if session.profile is None:
-            raise SettingsError("Sample something first.")
-        return str(write_archive(session.profile, session.folder / "profile.zip"))
-
-    def upload(self, session: Session, file: str | None, name: str) -> tuple:
-        """Opens the zip file of a profile."""
-        if file is None:
-            return gr.skip(), gr.skip()
-        limits = self.controls.server_limits
-        profile = read_archive(file, session.folder / f"upload-{uuid.uuid4().hex[:8]}", limits.max_bytes)
-        session.profile, session.settings, session.blocks = profile, None, self.controls.model(name).blocks
-        return enlarged(figures.final_image(profile)), "Opened the profile from your file."
-
-    def theme(self, session: Session, dark: bool) -> None:
-        """Remembers the page's theme, for the figures."""
-        session.dark = bool(dark)
-
-    def connect(self, demo: gr.Blocks) -> None:
-        """Ties the handlers to the components."""
-        c, controls, safe = self.c, self.controls, readable_errors
-        model = {"concurrency_id": "model", "concurrency_limit": self.parallel}
-        plots = [getattr(c, name) for name in figures.PLOTS]
-        maps = [getattr(c, f"{name}_{part}") for name, _ in MAPS for part in ("layer", "step", "channel", "plot")]
-        pairs = [c.pair_status, *(getattr(c, name) for name in PAIRS)]
-        shown = [*plots, *maps, c.attention_layer, c.attention_maps, c.editor, *pairs]
-        shown += [c.activations_note, c.attention_note, c.gradients_note]
-        show = {"fn": safe(self.show), "inputs": c.session, "outputs": shown, "show_progress": "hidden"}
-
-        demo.load(safe(self.theme), [c.session, c.dark], None, js=IS_DARK)
-        demo.load(safe(controls.load), c.session, controls.outputs)
-        c.model.input(
-            safe(controls.choose), [c.session, c.model, c.seed, c.steps, c.every], controls.outputs,
-            show_progress="hidden",
-        )  # fmt: skip
-        begin = {"fn": safe(self.begin), "inputs": c.session, "queue": False, "show_progress": "hidden"}
-        run = c.sample.click(**begin).success(
-            safe(self.sample), [c.session, *controls.inputs], [c.live, c.status], show_progress_on=[c.status], **model
+        Args:
+            after (`Callable`): Continues the event of a run that has a new result.
+        """
+        c, safe = self.c, readable_errors
+        settings = [c.session, *self.controls.inputs]
+        begin: dict[str, Any] = {"fn": safe(self.begin), "inputs": c.session, **RAW}
+        # The values come as the browser sent them, and are checked here: Gradio would decode pictures of any size.
+        run: dict[str, Any] = {
+            "preprocess": False, "concurrency_id": "model", "concurrency_limit": self.parallel,
+            "api_visibility": "private",
+        }  # fmt: skip
+        sampled = c.sample.click(**begin).success(
+            safe(self.sample), settings, [c.live, c.status], show_progress_on=[c.status], **run
         )
-        run.success(**show).success(safe(self.download), c.session, c.download, show_progress="hidden")
-        c.cancel.click(safe(self.cancel), c.session, c.status, queue=False)
-        c.plan.click(**begin).success(safe(self.cost), [c.session, *controls.inputs], c.status, **model)
+        after(sampled)
+        c.cancel.click(safe(self.cancel), c.session, c.status, **RAW)
+        c.plan.click(**begin).success(safe(self.cost), settings, c.status, **RAW)
         c.sweep.click(**begin).success(
             safe(self.sweep),
             [c.session, c.model, c.label_names, c.label_class, c.seed, c.sweep_names, c.sweep_class],
             [c.sweep_status, c.sweep_plot, c.sweep_images],
             show_progress_on=[c.sweep_status],
-            **model,
+            **run,
         )
-        c.sweep_cancel.click(safe(self.cancel), c.session, c.sweep_status, queue=False)
-        for name, group in MAPS:
-            inputs = [c.session, *(getattr(c, f"{name}_{part}") for part in ("layer", "step", "channel"))]
-            draw, output = safe(partial(self.channel, group)), getattr(c, f"{name}_plot")
-            inputs[1].input(
-                safe(partial(self.channels_of, group)), inputs[:2], inputs[3], show_progress="hidden"
-            ).then(draw, inputs, output, show_progress="hidden")
-            for slider in inputs[2:]:
-                slider.input(draw, inputs, output, show_progress="hidden", trigger_mode="always_last")
-        c.attention_layer.input(safe(figures.layer_attention), [c.session, c.attention_layer], c.attention_maps)
-        c.keep.click(safe(self.keep), c.session, pairs, show_progress="hidden")
-        c.ablate_add.click(
-            safe(controls.mask_channel), [c.model, c.ablate_layer, c.ablate_channel, c.ablations], c.ablations
-        )
-        slots = [getattr(c, name) for name in controls.slot_names]
-        c.blocks.input(safe(controls.slots), [c.model, c.blocks, *slots], slots, show_progress="hidden")
-        c.share.click(safe(controls.share), [c.session, *controls.inputs], c.link).success(
-            None, c.link, c.link, js="(query) => window.location.origin + window.location.pathname + query"
-        )
-        c.upload.upload(safe(self.upload), [c.session, c.upload, c.model], [c.live, c.status]).success(**show)
+        c.sweep_cancel.click(safe(self.cancel), c.session, c.sweep_status, **RAW)

@@ -8,13 +8,25 @@ import numpy as np
 
 from diffusers_xai import DiffusionProfile, plots
 from diffusers_xai.app import texts
-from diffusers_xai.app.session import Session
+from diffusers_xai.app.session import Result, Session
+from diffusers_xai.app.settings import SettingsError
 from diffusers_xai.app.theme import themed
-from diffusers_xai.plots.style import is_attention, layer_name, layers_over_time, recorded_layers
+from diffusers_xai.app.values import whole
+from diffusers_xai.plots.style import (
+    evenly_spaced_steps,
+    is_attention,
+    layer_name,
+    layers_over_time,
+    record_at,
+    recorded_layers,
+    time_label,
+)
+from diffusers_xai.plots.tiles import Tile, tile_grid
 
 
 PLOTS = (
-    "process", "predicted", "schematic", "max", "ssim", "distances", "attention", "volume", "energy", "sensitivity"
+    "process", "predicted", "schematic", "max", "ssim", "distances", "attention", "weights_plot", "volume", "energy",
+    "sensitivity",
 )  # fmt: skip
 
 
@@ -41,21 +53,43 @@ def attention_choices(profile: DiffusionProfile) -> list[tuple[str, str]]:
     return [(name, path) for name, path in layer_choices(profile) if is_attention(path)]
 
 
-def overview(profile: DiffusionProfile, session: Session) -> dict[str, dict[str, Any]]:
+def overview(result: Result, dark: bool) -> dict[str, dict[str, Any]]:
     """Name of a plot -> its figure, of all that is drawn from the whole profile."""
-    dark = session.dark
+    profile = result.profile
     return {
         "process": drawn(dark, plots.process_strip, profile),
         "predicted": drawn(dark, plots.process_strip, profile, name="x0"),
-        "schematic": drawn(dark, _schematic, profile, session.blocks),
-        "max": drawn(dark, plots.max_channel_maps, profile),
+        "schematic": drawn(dark, _schematic, profile, result.blocks),
+        "max": drawn(dark, plots.max_channel_maps, profile, mask=result.region),
         "ssim": drawn(dark, plots.ssim_trajectory, profile),
         "distances": drawn(dark, plots.layer_distances, profile, layers_over_time(profile)),
         "attention": drawn(dark, plots.attention_strip, profile),
+        "weights_plot": drawn(dark, weight_maps, profile),
         "volume": drawn(dark, _volume, profile),
         "energy": drawn(dark, plots.gradient_energy, profile),
         "sensitivity": drawn(dark, plots.label_sensitivity, profile),
     }
+
+
+def weight_maps(profile: DiffusionProfile) -> Any:
+    """How much each place of the image is looked at, by softmax attention: one row a layer, columns over time.
+
+    Raises:
+        KeyError: If no weights over the image are recorded.
+    """
+    rows, labels, columns = [], [], []
+    for path, array in recorded_layers(profile, "attention_weights").items():
+        if not {"head", "height", "width"} <= set(array.dims) or "pixel" in array.dims:
+            continue
+        steps = evenly_spaced_steps(array, 11)
+        columns = [time_label(array, step) for step in steps]
+        maps = [record_at(array, step, 0).mean(axis=0) for step in steps]
+        name = layer_name(profile, path)
+        labels.append(name)
+        rows.append([Tile(values, f"{name}, {time}") for values, time in zip(maps, columns, strict=True)])
+    if not rows:
+        raise KeyError("attention_weights")
+    return tile_grid(rows, columns, labels, scale_title="mean weight")
 
 
 def _schematic(profile: DiffusionProfile, blocks: Mapping[str, list[str]]) -> Any:
@@ -75,14 +109,16 @@ def _volume(profile: DiffusionProfile) -> Any:
     return plots.gradient_volume(profile).update_scenes(camera_eye={"x": 1.8, "y": -2.95, "z": 1.1})
 
 
-def notes(profile: DiffusionProfile, has_attention: bool) -> dict[str, str]:
-    """Name of a tab's note -> what is missing there and why; empty where nothing is."""
+def notes(profile: DiffusionProfile, has_attention: bool, has_weights: bool) -> dict[str, str]:
+    """Name of a note -> what is missing there and why; empty where nothing is."""
     attention = "" if attention_choices(profile) else texts.NO_ATTENTION_LAYER
     if "attention_outputs" not in profile:
         attention = texts.NO_PROFILE_MAP if has_attention else texts.NO_ATTENTION
+    weights = "" if recorded_layers(profile, "attention_weights") else texts.NO_WEIGHTS
     return {
         "activations_note": "" if recorded_layers(profile) else texts.NO_LAYERS,
         "attention_note": attention,
+        "weights_note": weights if has_weights or not has_attention else texts.LINEAR,
         "gradients_note": "" if "gradient_volume" in profile else texts.NO_GRADIENTS,
     }
 
@@ -95,31 +131,53 @@ def map_sizes(profile: DiffusionProfile, group: str, layer: str | None) -> tuple
     return sizes["step"], sizes["channel"]
 
 
-def channel_figure(session: Session, group: str, layer: str | None, index: float, channel: float) -> dict[str, Any]:
-    """One channel at the `index`-th recorded step."""
-    profile = session.profile
-    if profile is None or not layer or f"{group}/{layer}" not in profile:
-        return gr.update(value=None, visible=False)
+def channel_figure(session: Session, group: str, layer: Any, index: int, channel: Any) -> tuple[Any, str]:
+    """One channel at the `index`-th recorded step, beside c*; and what the two maps are."""
+    result = session.result
+    if result is None or not isinstance(layer, str) or f"{group}/{layer}" not in result.profile:
+        return gr.update(value=None, visible=False), ""
+    profile = result.profile
     array = profile[f"{group}/{layer}"]
-    step = int(array["step"].values[min(int(index), array.sizes["step"] - 1)])
-    channel = min(int(channel), array.sizes["channel"] - 1)
-    return drawn(session.dark, plots.channel_map, profile, layer, step=step, channel=channel, group=group)
+    step = _step(array, index)
+    channel = whole(channel, "Channel", 0, array.sizes["channel"] - 1)
+    figure = drawn(
+        session.dark, plots.channel_map, profile, layer, step=step, channel=channel, group=group, mask=result.region
+    )
+    best = profile.max_channel(f"{group}/{layer}", step=step, mask=result.region)
+    where = "the image" if result.region is None else f"the region of {result.region.sum()} pixels"
+    total = profile.provenance.get("num_inference_steps")
+    steps = f"step {step} of {total}" if isinstance(total, int) else f"step {step}"
+    return figure, (
+        f"**{layer_name(profile, layer)} at {time_label(array, step)}** ({steps}): channel {channel}, and c* = {best},"
+        f" the channel with the largest sum over {where}."
+    )
 
 
-def layer_attention(session: Session, layer: str | None) -> dict[str, Any]:
+def max_channel(session: Session, layer: Any, index: int) -> int:
+    """The channel c* of a layer at the `index`-th recorded step, within the region."""
+    result = session.result
+    if result is None or not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
+        raise SettingsError("Choose a layer of which a map is shown.")
+    name = f"activations/{layer}"
+    return int(result.profile.max_channel(name, step=_step(result.profile[name], index), mask=result.region))
+
+
+def _step(array: Any, index: int) -> int:
+    return int(array["step"].values[min(index, array.sizes["step"] - 1)])
+
+
+def layer_attention(session: Session, layer: Any) -> dict[str, Any]:
     """The max channel of one attention layer over time."""
-    if session.profile is None or not layer:
+    result = session.result
+    if result is None or not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
         return gr.update(value=None, visible=False)
-    return drawn(session.dark, plots.max_channel_maps, session.profile, [layer])
+    return drawn(session.dark, plots.max_channel_maps, result.profile, [layer], mask=result.region)
 
 
-def comparison(session: Session) -> list[dict[str, Any]]:
-    """Samples, SSIM, distance of A_t, A_t and volume of either; all hidden without two runs."""
-    kept, profile, dark = session.kept, session.profile, session.dark
-    if kept is None or profile is None or kept is profile:
-        return [gr.update(value=None, visible=False)] * 7
+def comparison(kept: DiffusionProfile, profile: DiffusionProfile, dark: bool) -> list[dict[str, Any]]:
+    """Samples x_t, SSIM of x_t, distance of A_t, A_t and volume of either; hidden where the two cannot be compared."""
     return [
-        drawn(dark, plots.run_pair, kept, profile, 7),
+        drawn(dark, plots.run_pair, kept, profile, 7, name="samples"),
         drawn(dark, plots.run_similarity, kept, profile),
         drawn(dark, plots.attention_distance, kept, profile),
         *(drawn(dark, plots.attention_strip, run, 6) for run in (kept, profile)),

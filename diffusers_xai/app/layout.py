@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,23 @@ import gradio as gr
 from diffusers_xai.app import texts
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.session import Session
-from diffusers_xai.app.settings import Limits, Settings
+from diffusers_xai.app.settings import MAX_GUIDANCE, SCHEDULERS, Limits, Settings
 from diffusers_xai.app.shown import EXAMPLES, shown
 
 
-def build_layout(models: Mapping[str, Model], settings: Settings, limits: Limits) -> SimpleNamespace:
-    """All components, within `gr.Blocks`, as they are for the `settings` of one of the models."""
+def build_layout(
+    models: Mapping[str, Model], settings: Settings, limits: Limits, folder: Path | None = None
+) -> SimpleNamespace:
+    """All components, within `gr.Blocks`, as they are for the `settings` of one of the models.
+
+    Args:
+        models (`Mapping[str, Model]`): What can be chosen.
+        settings (`Settings`): What is chosen at first.
+        limits (`Limits`): What a visitor may ask for.
+        folder (`Path`, *optional*): Where visitors' files lie; the system's place for them by default.
+    """
     c = SimpleNamespace()
-    c.session = gr.State(Session(), time_to_live=3600, delete_callback=lambda session: session.close())
+    c.session = gr.State(Session(folder))
     c.dark = gr.Checkbox(visible=False)
     model = models[settings.model]
     values = shown(model, settings, limits)
@@ -41,23 +51,29 @@ def _label(c: SimpleNamespace, values: dict[str, Any], name: str, title: str, el
 def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], limits: Limits) -> None:
     c.model = gr.Dropdown(models, label="Model", interactive=len(models) > 1, elem_id="model", **values["model"])
     _label(c, values, "label", "The image has", "label")
+    c.null_label = gr.Checkbox(label="No label (the null label)", elem_id="null-label", **values["null_label"])
     with gr.Row():
-        c.seed = gr.Number(
-            label="Noise seed", precision=0, minimum=0, elem_id="seed", min_width=110, **values["seed"]
-        )  # fmt: skip
-        c.steps = gr.Dropdown(label="Steps", elem_id="steps", min_width=110, **values["steps"])
-    c.every = gr.Slider(1, 100, step=1, label="Record every … steps", elem_id="every", **values["every"])
+        c.seed = gr.Number(label="Noise seed", precision=0, minimum=0, elem_id="seed", min_width=90, **values["seed"])
+        c.steps = gr.Dropdown(label="Steps", elem_id="steps", min_width=90, **values["steps"])
+    c.random = gr.Button("Random seed", elem_id="random", size="sm")
     with gr.Row():
         c.sample = gr.Button("Sample", variant="primary", elem_id="sample", min_width=120)
         c.cancel = gr.Button("Cancel", elem_id="cancel", min_width=120)
+    c.status = gr.Markdown(texts.EMPTY, elem_id="status")
+    c.stale = gr.Markdown("", elem_id="stale")
     examples = gr.Examples(
         [list(example) for example in EXAMPLES], [c.label_names, c.seed], label="Examples: click, then Sample",
         **values["examples"],
     )  # fmt: skip
     c.examples = examples.dataset
     c.plan = gr.Button("What would it cost?", size="sm", elem_id="plan")
-    c.status = gr.Markdown(texts.EMPTY, elem_id="status")
     panel = partial(gr.Accordion, open=False)
+    with panel("Steps, scheduler and guidance", elem_id="process-panel"):
+        c.every = gr.Slider(1, 100, step=1, label="Record every … steps", elem_id="every", **values["every"])
+        c.scheduler = gr.Dropdown(list(SCHEDULERS), label="Scheduler", elem_id="scheduler", **values["scheduler"])
+        c.guidance = gr.Slider(
+            1, MAX_GUIDANCE, step=0.1, label="Guidance (1 is none)", elem_id="guidance", **values["guidance"]
+        )  # fmt: skip
     with panel("Blocks and layers to record", elem_id="blocks-panel", **values["blocks_panel"]) as c.blocks_panel:
         c.blocks = gr.CheckboxGroup(
             label=f"Blocks (at most {limits.max_blocks} at a time)", elem_id="blocks", **values["blocks"]
@@ -65,7 +81,10 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
         for i in range(limits.max_blocks):
             name = f"slot_{i}"
             setattr(c, name, gr.Dropdown(**{"label": "Layer", "elem_id": f"slot-{i}", **values[name]}))
-    with panel("Region for the gradients", elem_id="mask-panel"):
+        c.weights = gr.Checkbox(
+            label="Record softmax attention weights", elem_id="weights", **values["weights"]
+        )  # fmt: skip
+    with panel("Region, and its gradients", elem_id="mask-panel"):
         c.gradients = gr.Checkbox(
             label="Compute gradients of a region (takes longest)", elem_id="gradients", **values["gradients"]
         )  # fmt: skip
@@ -87,9 +106,7 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
     with panel("Switch the label on the way", elem_id="switch-panel", **values["switch_panel"]) as c.switch_panel:
         gr.Markdown(texts.SWITCH)
         c.switch = gr.Checkbox(label="Switch the label", elem_id="switch", **values["switch"])
-        c.switch_at = gr.Slider(
-            0, 100, step=1, label="After … % of the steps", elem_id="switch-at", **values["switch_at"]
-        )  # fmt: skip
+        c.switch_at = gr.Slider(0, step=1, label="At step", elem_id="switch-at", **values["switch_at"])
         _label(c, values, "switch", "From then on it has", "switch-to")
     with panel("Save, open, share", elem_id="share-panel"):
         c.link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
@@ -105,10 +122,11 @@ def _plot(label: str) -> gr.Plot:
 def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
     gr.Markdown(texts.LIVE)
     c.live = gr.Image(label="x_t while it forms", height=220, interactive=False, elem_id="live", buttons=[])
+    c.shown = gr.Markdown("", elem_id="shown")
     with gr.Row():
         c.keep = gr.Button("Keep this run to compare", size="sm", elem_id="keep")
     with gr.Tabs():
-        with gr.Tab("Activations"):
+        with gr.Tab("Layers"):
             c.activations_note = gr.Markdown(texts.EMPTY, elem_classes="note")
             gr.Markdown(texts.SAMPLES)
             c.process = _plot("The process")
@@ -118,6 +136,7 @@ def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
             gr.Markdown(texts.MAP)
             _map_controls(c, "map")
             c.map_plot = _plot("Activation map")
+            c.mask_max = gr.Button("Mask c*, then sample again", size="sm", elem_id="mask-max", visible=False)
             gr.Markdown(texts.MAX)
             c.max = _plot("Max channels")
             gr.Markdown(texts.SSIM)
@@ -128,6 +147,9 @@ def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
             c.attention_note = gr.Markdown(texts.EMPTY, elem_classes="note", elem_id="attention-note")
             gr.Markdown(texts.ATTENTION)
             c.attention = _plot("A_t")
+            gr.Markdown(texts.WEIGHTS)
+            c.weights_note = gr.Markdown(texts.EMPTY, elem_classes="note", elem_id="weights-note")
+            c.weights_plot = _plot("Softmax attention weights")
             gr.Markdown(texts.ATTENTION_LAYER)
             c.attention_layer = gr.Dropdown([], label="Layer", elem_id="attention-layer", visible=False)
             c.attention_maps = _plot("Attention by layer")
@@ -142,8 +164,9 @@ def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
             gr.Markdown(texts.GRADIENT_MAP)
             _map_controls(c, "grad")
             c.grad_plot = _plot("Gradient map")
-        with gr.Tab("Comparison"):
-            c.pair_status = gr.Markdown(texts.NOT_KEPT, elem_classes="note")
+        with gr.Tab("Compare"):
+            c.pair_status = gr.Markdown(texts.NOT_KEPT, elem_classes="note", elem_id="pair-status")
+            c.kept = gr.Dropdown([], label="Kept run", elem_id="kept", visible=False)
             gr.Markdown(texts.COMPARE)
             c.pair = _plot("The two runs")
             gr.Markdown(texts.COMPARE_SSIM)
@@ -156,7 +179,7 @@ def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
             gr.Markdown(texts.COMPARE_VOLUMES)
             c.pair_volume_a = _plot("PGV of the kept run")
             c.pair_volume_b = _plot("PGV of this run")
-        with gr.Tab("Predetermination"):
+        with gr.Tab("Switch"):
             gr.Markdown(texts.PREDETERMINATION)
             _label(c, values, "sweep", "Switch to", "sweep-to")
             with gr.Row():
@@ -180,6 +203,7 @@ def _map_controls(c: SimpleNamespace, name: str) -> None:
         step = partial(gr.Slider, 0, 1, value=0, step=1, min_width=150, visible=False)
         index = step(label="Recorded time (0 is nearest to noise)", elem_id=f"{name}-step")
         channel = step(label="Channel", elem_id=f"{name}-channel")
+    setattr(c, f"{name}_told", gr.Markdown("", elem_id=f"{name}-told"))
     setattr(c, f"{name}_layer", layer)
     setattr(c, f"{name}_step", index)
     setattr(c, f"{name}_channel", channel)

@@ -7,11 +7,15 @@ from typing import Any
 from urllib.parse import urlencode
 
 from diffusers_xai.app.models import Model
-from diffusers_xai.app.settings import Limits, Settings, SettingsError
+from diffusers_xai.app.settings import OWN_SCHEDULER, Limits, Settings, SettingsError
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 
 
-NAMES = {"model", "label", "seed", "steps", "every", "layers", "gradients", "mask", "ablate", "switch"}
+NAMES = {
+    "model", "label", "seed", "steps", "every", "scheduler", "guidance", "layers", "weights", "gradients", "mask",
+    "ablate", "switch",
+}  # fmt: skip
+MAX_LENGTH = 2**15
 
 
 def to_query(settings: Settings) -> str:
@@ -20,7 +24,13 @@ def to_query(settings: Settings) -> str:
     if settings.label is not None:
         values["label"] = settings.label
     values["model"] = settings.model
+    if settings.scheduler != OWN_SCHEDULER:
+        values["scheduler"] = settings.scheduler
+    if settings.guidance != 1:
+        values["guidance"] = f"{settings.guidance:g}"
     values["layers"] = ",".join(settings.layers)
+    if settings.weights:
+        values["weights"] = 1
     values["gradients"] = int(settings.gradients)
     if settings.mask is not None:
         values["mask"] = settings.mask
@@ -43,18 +53,25 @@ def from_query(query: Mapping[str, str], models: Mapping[str, Model], limits: Li
     Raises:
         SettingsError: If the link is damaged, names what there is not, or asks for too much; the text says which.
     """
+    if sum(map(len, query.values())) > MAX_LENGTH:
+        raise SettingsError("This link is too long: the settings stay at their defaults.")
     name = query.get("model", next(iter(models)))
     if name not in models:
         raise SettingsError(f"This link is for a model that is not offered here. Offered: {', '.join(models)}.")
     model = models[name]
     try:
         settings = _read(query, model, model.default(limits, **defaults))
-    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError) as error:
         raise SettingsError("This link is damaged: the settings stay at their defaults.") from error
     named = {*settings.layers, *(layer for layer, _ in settings.ablations)}
-    labels = {settings.label or 0, settings.switch_to}
+    labels = {settings.label or 0, settings.switch_to} - {model.null_label}
     if not named <= set(model.layers) or not labels <= set(range(max(model.classes, 1))):
         raise SettingsError("This link names a layer or a label that the model does not have.")
+    if any(len(set(paths) & set(settings.layers)) > 1 for paths in model.blocks.values()):
+        raise SettingsError("This link names several layers of one block; one can be recorded at a time.")
+    model.check_channels(settings.ablations)
+    if settings.guidance != 1 and model.null_label is None:
+        raise SettingsError("This link asks for guidance, which needs a model with a null label.")
     return settings.check(model.limits(limits))
 
 
@@ -64,8 +81,13 @@ def _read(query: Mapping[str, str], model: Model, default: Settings) -> Settings
         changes["label"] = int(query["label"])
     if "layers" in query:
         changes["layers"] = tuple(layer for layer in query["layers"].split(",") if layer)
-    if "gradients" in query:
-        changes["gradients"] = query["gradients"] == "1"
+    for name in ("weights", "gradients"):
+        if name in query:
+            changes[name] = {"0": False, "1": True}[query[name]]
+    if "scheduler" in query:
+        changes["scheduler"] = query["scheduler"]
+    if "guidance" in query:
+        changes["guidance"] = float(query["guidance"])
     if "mask" in query:
         runs = json.loads(query["mask"])
         if tuple(runs["size"]) != model.size or len(runs["runs"]) > 4096 or min(runs["runs"]) < 0:

@@ -2,16 +2,19 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 
-from diffusers_xai import XAIPipeline
-from diffusers_xai.app.settings import Limits, Settings
+from diffusers_xai import Activations, XAIPipeline
+from diffusers_xai.app.settings import SCHEDULERS, Limits, Settings, SettingsError
+from diffusers_xai.checkpoints import EYES
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, short_name
 from diffusers_xai.denoisers.labels import encode_label
@@ -34,7 +37,9 @@ class Model:
     Attributes:
         blocks (`dict[str, list[str]]`): Short name of a block -> paths of its layers, in the forward pass's order.
         layers (`dict[str, str]`): Path of a layer -> its short name.
+        channels (`dict[str, int]`): Path of a layer -> its number of channels; only layers whose output is maps.
         has_attention (`bool`): Whether there is a layer that attention maps can be made of.
+        has_weights (`bool`): Whether there is softmax attention, whose weights can be recorded.
         lock (`threading.Lock`): Held by the run on its way: a pipeline has one scheduler.
     """
 
@@ -42,7 +47,9 @@ class Model:
     pipe: XAIPipeline
     blocks: dict[str, list[str]] = field(init=False)
     layers: dict[str, str] = field(init=False)
+    channels: dict[str, int] = field(init=False)
     has_attention: bool = field(init=False)
+    has_weights: bool = field(init=False)
     lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -53,7 +60,28 @@ class Model:
         blocks = layers_by_block(self.pipe.unet)
         self.layers = {path: short_name(path, aliases) for paths in blocks.values() for path in paths}
         self.blocks = {short_name(block, aliases): paths for block, paths in blocks.items()}
-        self.has_attention = bool(get_denoiser(self.pipe).attention_outputs())
+        denoiser = get_denoiser(self.pipe)
+        self.has_attention = bool(denoiser.attention_outputs())
+        self.has_weights = bool(denoiser.softmax_attention())
+        self.channels = self._count_channels()
+
+    def _count_channels(self) -> dict[str, int]:
+        specs = [Activations(layers=[path], steps=[0]) for path in self.layers]
+        entries = self.pipe.plan(specs, num_inference_steps=1).entries[: len(specs)]
+        shapes = [entry.arrays[0].shape for entry in entries]
+        return {path: shape[-3] for path, shape in zip(self.layers, shapes, strict=True) if len(shape) >= 4}
+
+    def check_channels(self, pairs: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+        """The pairs of layer and channel themselves.
+
+        Raises:
+            SettingsError: If a layer does not have a channel.
+        """
+        for path, channel in pairs:
+            if not 0 <= channel < self.channels.get(path, 0):
+                count = self.channels.get(path, 0)
+                raise SettingsError(f"{self.layers[path]} has the channels 0 to {count - 1}, not {channel}.")
+        return pairs
 
     @property
     def classes(self) -> int:
@@ -64,6 +92,11 @@ class Model:
     def attributes(self) -> list[str]:
         """The names of the label's bits; a number is chosen instead where there are none."""
         return list(self.pipe.unet.config.get("class_attributes") or ()) if self.classes else []
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no label", which guidance needs; `None` where there is none."""
+        return self.pipe.unet.config.get("null_class_label") if self.classes else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,6 +118,19 @@ class Model:
         """The model in a line."""
         labels = f"labels of {len(self.attributes)} attributes" if self.attributes else f"{self.classes} labels"
         return f"{self.size[1]} × {self.size[0]} pixels, {labels if self.classes else 'no labels'}"
+
+    @contextmanager
+    def scheduled(self, name: str) -> Iterator[None]:
+        """Samples with a scheduler of `SCHEDULERS` for a while; the lock is held meanwhile."""
+        own, class_name = self.pipe.scheduler, SCHEDULERS[name]
+        if class_name is None:
+            yield
+            return
+        self.pipe.scheduler = getattr(diffusers, class_name).from_config(own.config)
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = own
 
     def limits(self, limits: Limits) -> Limits:
         """What may be asked of this model."""
@@ -129,13 +175,28 @@ class Model:
         return [names[i] for i in sorted({0, len(names) // 3, len(names) // 2, len(names) - 1})] if names else []
 
     def default_mask(self, max_pixels: int) -> np.ndarray:
-        """The eyes of an aligned face, or as much of them as allowed: bool (height, width)."""
+        """The eyes in a face of the embedded model, or the middle of any other image: bool (height, width).
+
+        Args:
+            max_pixels (`int`): The most that are allowed; the middle is as large as they suffice for, up to a quarter.
+        """
+        if self.name == EMBEDDED:
+            return mask_from_box(EYES, self.size)
         height, width = self.size
-        tall, wide = height / 8, width * 3 / 8
-        shrink = min(1.0, (max_pixels / max(tall * wide, 1)) ** 0.5)
-        tall, wide = max(int(tall * shrink), 1), max(int(wide * shrink), 1)
-        left, top = (width - wide) // 2, height * 7 // 16 - tall // 2
+        shrink = min(1.0, (4 * max_pixels / (height * width)) ** 0.5) / 2
+        tall, wide = max(int(height * shrink), 1), max(int(width * shrink), 1)
+        left, top = (width - wide) // 2, (height - tall) // 2
         return mask_from_box((left, top, left + wide, top + tall), self.size)
+
+    def words_of(self, label: int | None) -> str:
+        """A label in words."""
+        if label is None:
+            return "no labels"
+        if label == self.null_label:
+            return "null label"
+        if not self.attributes:
+            return f"label {label}"
+        return " and ".join(name.replace("_", " ") for name in self.names_of(label)) or "no attribute"
 
     def label_of(self, names: Sequence[str] | None, number: int | None) -> int | None:
         """The label with these attributes, or this number where labels have none; `None` without labels."""
@@ -148,7 +209,8 @@ class Model:
     def names_of(self, label: int | None) -> list[str]:
         """The attributes that a label has."""
         bits = reversed(range(len(self.attributes)))
-        return [name for name, bit in zip(self.attributes, bits, strict=True) if label and label >> bit & 1]
+        has = label is not None and label >= 0
+        return [name for name, bit in zip(self.attributes, bits, strict=True) if has and (label or 0) >> bit & 1]
 
 
 def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:

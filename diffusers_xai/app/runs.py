@@ -1,12 +1,14 @@
 """What a visitor can have computed, one run of a model at a time: it tells how far it is, and can be ended."""
 
 import gc
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,6 +28,13 @@ class Stopped(SettingsError):
     """A run that was cancelled or took too long."""
 
 
+class Stop(Protocol):
+    """Tells whether a run is still wanted; a `threading.Event` does."""
+
+    def is_set(self) -> bool:
+        """Whether to end it."""
+
+
 @dataclass(frozen=True)
 class State:
     """A run on its way: how many of its steps are done, and its sample (channel, height, width)."""
@@ -38,28 +47,44 @@ class State:
 def plan(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> RecordingPlan:
     """What the run would cost."""
     specs = settings.specs(model.has_attention)
-    return model.pipe.plan(specs, settings.edits(), num_inference_steps=settings.steps)
+    with model.scheduled(settings.scheduler):
+        return model.pipe.plan(
+            specs, settings.edits(), num_inference_steps=settings.steps, guidance_scale=settings.guidance
+        )
 
 
 def sample(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> DiffusionProfile:
     """One image, recorded."""
-    output: Any = model.pipe(
-        class_labels=settings.label,
-        num_inference_steps=settings.steps,
-        generator=torch.Generator().manual_seed(settings.seed),
-        record=settings.specs(model.has_attention),
-        edits=settings.edits(),
-        max_bytes=limits.max_bytes,
-        callback_on_step_end=on_step_end,
-        output_type="pt",
-    )
-    return output.profile
+    with model.scheduled(settings.scheduler):
+        output: Any = model.pipe(
+            class_labels=settings.label,
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=torch.Generator().manual_seed(settings.seed),
+            record=settings.specs(model.has_attention),
+            edits=settings.edits(),
+            max_bytes=limits.max_bytes,
+            callback_on_step_end=on_step_end,
+            output_type="pt",
+        )
+    profile = output.profile
+    profile.provenance.update(_without_paths(profile.provenance, model.name))
+    return profile
+
+
+def _without_paths(value: Any, name: str) -> Any:
+    """Facts without the places of this server's files: where one stood, the model's name stands."""
+    if isinstance(value, dict):
+        return {key: _without_paths(item, name) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item, name) for item in value]
+    return name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> ExperimentResult:
     """The label switched at ten times, for three seeds."""
     if settings.label is None:
-        raise ValueError("This model has no labels to switch between.")
+        raise SettingsError("This model has no labels to switch between.")
     seeds = range(settings.seed, settings.seed + SWEEP_SEEDS)
     return EXPERIMENTS["predetermination"].run(
         model.pipe,
@@ -77,12 +102,18 @@ def sweep_seconds(plan: RecordingPlan) -> float:
 
 
 def run_stream(
-    task: Callable[..., Any], model: Model, settings: Settings, limits: Limits, stop: threading.Event | None = None
+    task: Callable[..., Any],
+    model: Model,
+    settings: Settings,
+    limits: Limits,
+    stop: Stop | None = None,
+    patience: float = math.inf,
 ) -> Iterator[Any]:
     """Does `plan`, `sample` or `sweep` after the model's other runs; yields a `State` now and then, and the result.
 
     Raises:
-        Stopped: If `stop` was set or the time is over; the text says which.
+        Stopped: If `stop` was set, the time is over, or the model was busy for `patience` seconds; the text says
+            which.
     """
     states: queue.Queue = queue.Queue()
     abandoned = threading.Event()
@@ -94,22 +125,32 @@ def run_stream(
     def work() -> Any:
         deadline = time.monotonic() + limits.max_seconds
 
-        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        def end_if_over(*call: Any) -> None:
             end_if_cancelled()
             if time.monotonic() > deadline:
                 raise Stopped(f"Stopped after {limits.max_seconds:.0f} s, the limit of this server. Ask for less.")
+
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
             shown = tensors["sample"][0].float().cpu().numpy()
             states.put(State(step + 1, len(pipe.scheduler.timesteps), shown))
             return {}
 
         torch.set_num_threads(model.threads)
-        return task(model, settings, limits, on_step_end)
+        hook = model.pipe.unet.register_forward_pre_hook(end_if_over)  # between steps is not often enough
+        try:
+            return task(model, settings, limits, on_step_end)
+        finally:
+            hook.remove()
 
     def work_in_turn() -> None:
         try:
+            start = time.monotonic()
             while not model.lock.acquire(timeout=0.2):
                 end_if_cancelled()
+                if time.monotonic() - start > patience:
+                    raise Stopped("The model is busy with another run: ask again in a moment.")
             try:
+                end_if_cancelled()
                 result = work()
             finally:
                 model.lock.release()

@@ -1,10 +1,14 @@
 """The app as a server: what it is made of, where it computes, and how it is served."""
 
+import json
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +16,87 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
+from diffusers_xai.app.api import Api  # noqa: E402
+from diffusers_xai.app.captions import caption  # noqa: E402
 from diffusers_xai.app.controls import Controls  # noqa: E402
 from diffusers_xai.app.events import Events  # noqa: E402
+from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
-from diffusers_xai.app.models import Model, load_models  # noqa: E402
-from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream  # noqa: E402
-from diffusers_xai.app.session import readable_errors  # noqa: E402
-from diffusers_xai.app.settings import Limits, Settings  # noqa: E402
+from diffusers_xai.app.models import EMBEDDED, Model, load_models  # noqa: E402
+from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream, sample  # noqa: E402
+from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
+from diffusers_xai.app.settings import Limits, Settings, SettingsError  # noqa: E402
+from diffusers_xai.app.showing import Showing  # noqa: E402
 from diffusers_xai.app.theme import CSS, THEME  # noqa: E402
+from diffusers_xai.app.visitors import Visitors  # noqa: E402
+from diffusers_xai.app.workspace import workspace  # noqa: E402
+from diffusers_xai.measures import mask_to_runs  # noqa: E402
 
 
 GPU_SECONDS = 60.0  # of a visitor's daily quota, at most, for one run
 
 
-def build(models: dict[str, Model], limits: Limits, **defaults: Any) -> gr.Blocks:
+@dataclass(eq=False)
+class App:
+    """The interface and what stands around it.
+
+    Args:
+        demo (`gradio.Blocks`): The page and its handlers.
+        limits (`Limits`): What a visitor may ask for.
+        presence (`Presence`): Who listens for jobs.
+        folder (`Path`, *optional*): Where all files lie.
+    """
+
+    demo: gr.Blocks
+    limits: Limits
+    presence: Presence
+    folder: Path | None = None
+
+    def start(self, **options: Any) -> str:
+        """Serves it, in threads of its own.
+
+        Args:
+            options: Passed to `gradio.Blocks.launch`, such as `server_port`.
+
+        Returns:
+            `str`: The address.
+        """
+        uploads = None if self.folder is None else self.folder / "gradio"
+        guard = Middleware(Guard, demo=self.demo, presence=self.presence, limits=self.limits, uploads=uploads)
+        app, url, _ = self.demo.launch(
+            css=CSS,
+            theme=THEME,
+            show_error=False,
+            max_file_size=self.limits.upload,
+            state_session_capacity=self.limits.sessions,
+            footer_links=[],
+            blocked_paths=[str(Path(__file__).parents[1]), str(Path.home())],
+            app_kwargs={"middleware": [guard]},
+            prevent_thread_lock=True,
+            mcp_server=find_spec("mcp") is not None,
+            **options,
+        )
+        app.state_holder = Visitors(self.limits.held)
+        app.state_holder.set_blocks(self.demo)
+        return url
+
+
+def build(
+    models: dict[str, Model],
+    limits: Limits,
+    folder: Path | None = None,
+    example: Callable[[], Result | None] = lambda: None,
+    **defaults: Any,
+) -> App:
     """The app.
 
     Args:
         models (`dict[str, Model]`): What visitors can choose from; they see the first one first.
         limits (`Limits`): What a visitor may ask for.
+        folder (`Path`, *optional*): Where visitors' files lie; the system's place for them by default.
+        example (`Callable`): The result that a fresh page shows, or `None` while there is none.
         defaults: Fields of `Settings`.
     """
     if "SPACES_ZERO_GPU" in os.environ:
@@ -40,47 +105,64 @@ def build(models: dict[str, Model], limits: Limits, **defaults: Any) -> gr.Block
     else:
         stream, parallel = _stream(limits), len(models)
     settings = next(iter(models.values())).default(limits, **defaults)
+    presence = Presence()
     with gr.Blocks(title="How a diffusion model makes a face", delete_cache=(600, 3600)) as demo:
-        c = build_layout(models, settings, limits)
-        Events(Controls(c, models, limits, **defaults), stream, parallel).connect(demo)
-    return demo.queue(max_size=limits.queue, default_concurrency_limit=4)
+        c = build_layout(models, settings, limits, folder)
+        controls = Controls(c, models, limits, **defaults)
+        showing = Showing(controls, example)
+        Api(controls, stream, presence, parallel, folder).connect()  # first: its names are as they are documented
+        controls.connect()
+        Events(controls, stream, presence, parallel).connect(showing.after)
+        showing.connect(demo)
+    demo.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
+    return App(demo, limits, presence, folder)
 
 
 def _stream(limits: Limits) -> Callable[..., Iterator[Any]]:
-    return lambda task, model, settings, stop: run_stream(task, model, settings, limits, stop)
+    return lambda task, model, settings, stop, **options: run_stream(task, model, settings, limits, stop, **options)
 
 
 def _stream_of_gpu(models: dict[str, Model], limits: Limits) -> Callable[..., Iterator[Any]]:
     """The same on a ZeroGPU Space, where a run is in a process of its own: only names and results go across."""
     spaces: Any = import_module("spaces")  # `spaces/app.py` has imported it before torch
 
-    def in_worker(task: Any, name: str, settings: Settings) -> Iterator[Any]:
-        yield from run_stream(task, models[name], settings, limits)
+    def in_worker(task: Any, name: str, settings: Settings, options: dict[str, Any]) -> Iterator[Any]:
+        yield from run_stream(task, models[name], settings, limits, **options)
 
     # Of the errors in the worker, only Gradio's own come back with their text.
     on_gpu = spaces.GPU(duration=round(limits.max_seconds))(readable_errors(in_worker))
 
-    def stream(task: Any, model: Model, settings: Settings, stop: Any) -> Iterator[Any]:
-        with closing(on_gpu(task, model.name, settings)) as items:  # closing them ends the worker's run
-            for item in items:
-                if stop.is_set():
-                    raise Stopped(CANCELLED)
-                yield item
+    def stream(task: Any, model: Model, settings: Settings, stop: Any, **options: Any) -> Iterator[Any]:
+        with closing(on_gpu(task, model.name, settings, options)) as items:  # closing them ends the worker's run
+            try:
+                for item in items:
+                    if stop.is_set():
+                        raise Stopped(CANCELLED)
+                    yield item
+            except gr.Error as error:  # for the visitor, such as that a day's quota is used up
+                raise SettingsError(error.message) from None
 
     return stream
 
 
-def launch_options(limits: Limits) -> dict[str, Any]:
-    """How the app is served: errors without details, no file outside its own."""
-    return {
-        "css": CSS,
-        "theme": THEME,
-        "show_error": False,
-        "max_file_size": limits.upload,
-        "state_session_capacity": limits.sessions,
-        "footer_links": [],
-        "blocked_paths": [str(Path(__file__).parents[1]), str(Path.home())],
-    }
+def example_of(model: Model, limits: Limits, **defaults: Any) -> Callable[[], Result | None]:
+    """A run with the settings that a fresh page has, made once for all visitors, in the background."""
+    made: list[Result] = []
+
+    def make() -> None:
+        settings = model.default(limits, **defaults)
+        settings = replace(settings, mask=json.dumps(mask_to_runs(model.default_mask(limits.max_mask_pixels))))
+        *_, profile = run_stream(sample, model, settings, limits)
+        made.append(Result(profile, settings, model.blocks, caption(settings, model), is_shared=True))
+
+    maker = threading.Thread(target=make, daemon=True)
+    maker.start()
+
+    def result() -> Result | None:
+        maker.join(timeout=120)
+        return made[0] if made else None
+
+    return result
 
 
 def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool = False) -> None:
@@ -95,6 +177,11 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     Raises:
         ValueError: If a checkpoint cannot be loaded, or two have the same name.
     """
-    limits = Limits()
-    demo = build(load_models(checkpoints), limits)
-    demo.launch(server_port=port, share=share, **launch_options(limits))
+    limits, models = Limits(), load_models(checkpoints)
+    first = next(iter(models.values()))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # files are deleted then too
+    with workspace() as folder:
+        example = example_of(first, limits) if first.name == EMBEDDED else lambda: None
+        app = build(models, limits, folder, example)
+        app.start(server_port=port, share=share)
+        app.demo.block_thread()

@@ -2,10 +2,16 @@
 
 import inspect
 import logging
+import shutil
 import tempfile
 import threading
+import time
+import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
-from functools import wraps
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,51 +20,147 @@ import numpy as np
 from PIL import Image
 
 from diffusers_xai import DiffusionProfile
-from diffusers_xai.app.settings import Settings
+from diffusers_xai.app.settings import Settings, SettingsError
 from diffusers_xai.profile.pictures import to_rgb
 
 
 _logger = logging.getLogger(__name__)
 SERVER_MESSAGE = "Something went wrong on the server. Please try again with other settings."
+MAX_KEPT = 4
+BUSY = "A run of yours is on its way: wait for it, or cancel it."
+
+
+class FewPerMinute(logging.Filter):
+    """Lets at most `count` records a minute through, so that nobody can fill the log."""
+
+    def __init__(self, count: int = 20):
+        super().__init__()
+        self.times: deque[float] = deque(maxlen=count)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        now = time.monotonic()
+        if len(self.times) == self.times.maxlen and now - self.times[0] < 60:
+            return False
+        self.times.append(now)
+        return True
+
+
+_logger.addFilter(FewPerMinute())
+
+
+@dataclass(eq=False)
+class Result:
+    """A run that is shown or kept.
+
+    Args:
+        profile ([`DiffusionProfile`]): What was recorded.
+        settings (`Settings`, *optional*): How it was made, if that can be told in the controls' terms.
+        blocks (`dict[str, list[str]]`): The blocks of the model that made it, if that is offered.
+        caption (`str`): What it shows, in words.
+        is_shared (`bool`): Whether it is the same for all visitors, and costs none of them memory.
+    """
+
+    profile: DiffusionProfile
+    settings: Settings | None
+    blocks: dict[str, list[str]]
+    caption: str
+    is_shared: bool = False
+
+    @property
+    def region(self) -> np.ndarray | None:
+        """The region that was asked about: bool `(H, W)`."""
+        return None if self.settings is None else self.settings.mask_array()
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Size of the arrays."""
+        return 0 if self.is_shared else sum(array.nbytes for array in self.profile.values())
 
 
 class Session:
-    """What belongs to one visitor: at most two profiles, and files that vanish with the session."""
+    """What belongs to one visitor: some runs, and files that vanish with the session.
 
-    def __init__(self) -> None:
-        self.profile: DiffusionProfile | None = None
-        self.kept: DiffusionProfile | None = None
-        self.blocks: dict[str, list[str]] = {}  # of the model that made the profile
+    Args:
+        parent (`Path`, *optional*): Where the session's folder is made; the system's place for temporary files by
+            default.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.parent = parent
+        self.result: Result | None = None  # what is shown
+        self.kept: list[Result] = []  # the newest first
         self.dark = False  # the page's theme
-        self.settings: Settings | None = None
+        self.region: tuple[str, str] | None = None  # (model, mask as in Settings), where nothing new is painted
         self.confirmed: Settings | None = None
         self.stop = threading.Event()
-        self._folder = tempfile.TemporaryDirectory(prefix="diffusers-xai-")
+        self._running = threading.Lock()
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    def __deepcopy__(self, memo: dict) -> "Session":
+        return Session(self.parent)  # Gradio copies the first value for every visitor
 
     @property
     def folder(self) -> Path:
         """Where the session's files lie."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="session-", dir=self.parent, ignore_cleanup_errors=True)
         return Path(self._folder.name)
 
-    def __deepcopy__(self, memo: dict) -> "Session":
-        return Session()  # Gradio copies the first value for every visitor
+    def new_folder(self) -> Path:
+        """A path for the one opened file that a session keeps; what it kept before is deleted."""
+        for earlier in self.folder.glob("opened-*"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        return self.folder / f"opened-{uuid.uuid4().hex[:8]}"
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is something that the visitor would miss."""
+        return self._running.locked() or self.nbytes > 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the runs."""
+        results = {id(result): result for result in (self.result, *self.kept) if result is not None}
+        return sum(result.nbytes for result in results.values())
+
+    def keep(self) -> None:
+        """Keeps what is shown, and forgets the oldest of what was kept beyond the most."""
+        if self.result is None:
+            raise SettingsError("Sample something first.")
+        if self.result not in self.kept:
+            self.kept = [self.result, *self.kept][:MAX_KEPT]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """One run at a time.
+
+        Raises:
+            SettingsError: If another one is on its way.
+        """
+        if not self._running.acquire(blocking=False):
+            raise SettingsError(BUSY)
+        try:
+            yield
+        finally:
+            self._running.release()
 
     def close(self) -> None:
         """Ends a run on its way and frees all."""
         self.stop.set()
-        self.profile = self.kept = None
-        self._folder.cleanup()
+        self.result, self.kept = None, []
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def readable_errors(function: Callable) -> Callable:
     """What is wrong with a request is told; what is wrong with the server is logged, and told without details."""
 
     def shown(error: Exception) -> gr.Error:
-        if isinstance(error, (ValueError, KeyError, TypeError)) and not isinstance(error, UnicodeError):
-            text = error.args[0] if isinstance(error, KeyError) and error.args else error
-            return gr.Error(" ".join(str(text).split())[:400], print_exception=False)
+        if isinstance(error, SettingsError):
+            return gr.Error(" ".join(str(error).split())[:400], duration=None, print_exception=False)
         _logger.error("request failed", exc_info=error)
-        return gr.Error(SERVER_MESSAGE, print_exception=False)
+        return gr.Error(SERVER_MESSAGE, duration=None, print_exception=False)
 
     if inspect.isgeneratorfunction(function):
 
@@ -86,9 +188,17 @@ def readable_errors(function: Callable) -> Callable:
 
 
 def enlarged(sample: np.ndarray, size: int = 320, region: np.ndarray | None = None) -> np.ndarray:
-    """A `(C, H, W)` image in [-1, 1] -> RGB, its pixels as squares, those of the `(H, W)` region tinted orange."""
+    """A `(C, H, W)` image in [-1, 1] -> RGB, its longer side `size`, its pixels as squares, the region tinted orange.
+
+    Args:
+        sample (`np.ndarray` of shape `(C, H, W)`): The image.
+        size (`int`, defaults to 320): Pixels of the result's longer side.
+        region (`np.ndarray` of shape `(H, W)`, bool, *optional*): Pixels to tint.
+    """
     rgb = to_rgb(sample)
     if region is not None and region.shape == rgb.shape[:2]:
         rgb = np.where(region[..., None], 0.65 * rgb + 0.35 * np.array([213, 94, 0]), rgb).astype(np.uint8)
     image = Image.fromarray(rgb)
-    return np.asarray(image.resize((size, size * image.height // image.width), Image.Resampling.NEAREST))
+    scale = size / max(image.size)
+    shape = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return np.asarray(image.resize(shape, Image.Resampling.NEAREST))

@@ -9,6 +9,7 @@ import numpy as np
 from diffusers_xai import (
     Activations,
     AttentionOutputs,
+    AttentionWeights,
     ChannelAblation,
     GradientMaps,
     GradientVolume,
@@ -18,20 +19,61 @@ from diffusers_xai import (
 from diffusers_xai.measures import mask_from_runs
 
 
+# What visitors can choose -> diffusers' class; that of the checkpoint itself is `None`.
+OWN_SCHEDULER = "the checkpoint's own"
+SCHEDULERS = {
+    OWN_SCHEDULER: None,
+    "DDPM": "DDPMScheduler",
+    "DDIM": "DDIMScheduler",
+    "DPM-Solver++": "DPMSolverMultistepScheduler",
+}
+MAX_SEED = 2**63
+MAX_GUIDANCE = 20.0
+
+
 @dataclass(frozen=True)
 class Limits:
-    """What one visitor may ask for on a machine that many share."""
+    """What one visitor may ask for on a machine that many share.
+
+    Args:
+        max_steps (`int`): Denoising steps of a run.
+        max_blocks (`int`): Blocks that are recorded.
+        max_mask_pixels (`int`): Pixels of the region whose gradients are computed.
+        max_ablations (`int`): Masked channels.
+        max_bytes (`int`): Size of a profile.
+        max_side (`int`): Pixels of the longer side of an image, painted or in an opened profile.
+        max_layers (`int`): Layers of a drawing.
+        max_seconds (`float`): Duration of a run.
+        confirm_seconds (`float`): A run that takes longer waits for a second press.
+        request (`int`): Bytes of a request that is no upload.
+        upload (`int`): Bytes of an uploaded file.
+        disk (`int`): Bytes of all visitors' uploads and pictures.
+        held (`int`): Bytes of all visitors' profiles.
+        sessions (`int`): Visitors that are remembered; those that hold a run longest.
+        queue (`int`): Jobs that wait.
+        jobs (`int`): Jobs of one visitor, waiting or under way.
+        jobs_of_address (`int`): Jobs from one address.
+        jobs_without_page (`int`): Jobs of all programs that have no page open.
+    """
 
     max_steps: int = 1000
     max_blocks: int = 6
     max_mask_pixels: int = 256
     max_ablations: int = 8
     max_bytes: int = 128 * 2**20
+    max_side: int = 1024
+    max_layers: int = 4
     max_seconds: float = 180.0
     confirm_seconds: float = 20.0
-    queue: int = 16
-    sessions: int = 64
+    request: int = 2**20
     upload: int = 64 * 2**20
+    disk: int = 512 * 2**20
+    held: int = 2**30
+    sessions: int = 256
+    queue: int = 32
+    jobs: int = 2
+    jobs_of_address: int = 16
+    jobs_without_page: int = 8
 
 
 class SettingsError(ValueError):
@@ -47,7 +89,10 @@ class Settings:
     seed: int = 321
     steps: int = 100
     every: int = 10
+    scheduler: str = OWN_SCHEDULER
+    guidance: float = 1.0
     layers: tuple[str, ...] = ()
+    weights: bool = False
     gradients: bool = True
     mask: str | None = None
     ablations: tuple[tuple[str, int], ...] = ()
@@ -66,16 +111,22 @@ class Settings:
         """
         if not 1 <= self.steps <= limits.max_steps:
             raise SettingsError(f"Choose 1 to {limits.max_steps} steps, not {self.steps}.")
-        if not 0 <= self.seed < 2**63:
-            raise SettingsError("The noise seed is a whole number from 0 on.")
+        if not 0 <= self.seed < MAX_SEED:
+            raise SettingsError("The noise seed is a whole number from 0 on, below 2⁶³.")
         if not 1 <= self.every <= self.steps:
             raise SettingsError(f"Record every 1 to {self.steps} steps, not every {self.every}.")
+        if self.scheduler not in SCHEDULERS:
+            raise SettingsError(f"Choose a scheduler out of {', '.join(SCHEDULERS)}.")
+        if not 1 <= self.guidance <= MAX_GUIDANCE:
+            raise SettingsError(f"Choose a guidance scale from 1 to {MAX_GUIDANCE}, not {self.guidance}.")
         if len(self.layers) > limits.max_blocks:
             raise SettingsError(f"Choose at most {limits.max_blocks} blocks at a time, not {len(self.layers)}.")
         if len(self.ablations) > limits.max_ablations:
             raise SettingsError(f"Mask at most {limits.max_ablations} channels, not {len(self.ablations)}.")
         if self.switch_at is not None and not 0 <= self.switch_at <= self.steps:
             raise SettingsError(f"Switch the label at a step from 0 to {self.steps}, not {self.switch_at}.")
+        if self.switch_at is not None and self.switch_to == self.label:
+            raise SettingsError("The label is switched to itself: choose another one, or do not switch.")
         mask = self.mask_array()
         if self.gradients and mask is not None and not 1 <= mask.sum() <= limits.max_mask_pixels:
             raise SettingsError(
@@ -89,6 +140,8 @@ class Settings:
         specs: list[Any] = [Samples(every=self.every)]
         if attention:
             specs.append(AttentionOutputs(every=self.every))
+        if self.weights:
+            specs.append(AttentionWeights(every=self.every))
         if self.layers:
             specs.append(Activations(layers=list(self.layers), every=self.every))
         if self.gradients:

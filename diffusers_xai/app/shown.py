@@ -16,16 +16,21 @@ def shown(model: Model, settings: Settings, limits: Limits) -> dict[str, dict[st
     blocks = [block for block, paths in model.blocks.items() if set(paths) & set(settings.layers)]
     ablated = [f"{model.layers[layer]}:{channel}" for layer, channel in settings.ablations]
     at, has_labels, has_blocks = settings.switch_at, model.classes > 0, bool(model.blocks)
+    has_null = model.null_label is not None
     return {
         "model": {"value": model.name, "info": model.about},
         **_label("label", model, settings.label),
+        "null_label": {"value": has_null and settings.label == model.null_label, "visible": has_null},
         "seed": {"value": settings.seed},
         "steps": {"choices": model.step_choices(limits, settings.steps), "value": settings.steps},
         "every": {"value": settings.every},
+        "scheduler": {"value": settings.scheduler},
+        "guidance": {"value": settings.guidance, "visible": has_null},
         "examples": {"visible": {name for names, _ in EXAMPLES for name in names} <= set(model.attributes)},
         "blocks_panel": {"visible": has_blocks},
         "blocks": {"choices": list(model.blocks), "value": blocks},
         **shown_slots(model, blocks, settings.layers, limits),
+        "weights": {"value": settings.weights, "visible": model.has_weights},
         "gradients": {"value": settings.gradients},
         "ablation_panel": {"visible": has_blocks},
         "ablate_layer": {
@@ -35,7 +40,7 @@ def shown(model: Model, settings: Settings, limits: Limits) -> dict[str, dict[st
         "ablations": {"choices": ablated, "value": ablated},
         "switch_panel": {"visible": has_labels},
         "switch": {"value": at is not None},
-        "switch_at": {"value": 50 if at is None else round(100 * at / settings.steps)},
+        "switch_at": {"value": settings.steps // 2 if at is None else at, "maximum": settings.steps},
         **_label("switch", model, settings.switch_to),
         **_label("sweep", model, settings.switch_to),
         "sweep": {"interactive": has_labels},
@@ -76,6 +81,8 @@ def _label(name: str, model: Model, label: int | None) -> dict[str, dict[str, An
     return {
         f"{name}_names": {"choices": names, "value": model.names_of(label), "visible": bool(names)},
         f"{name}_class": {
-            "choices": list(range(model.classes)) if plain else [0], "value": label if plain else 0, "visible": plain
+            "choices": list(range(model.classes)) if plain else [0],
+            "value": max(label or 0, 0) if plain else 0,
+            "visible": plain,
         },
     }  # fmt: skip

@@ -14,6 +14,8 @@ _DEFINITIONS = {
     "attention": ("A_t", "The outputs of all attention layers, summed over the channels, enlarged to the image"
     " and summed"
      " (thesis section 4.3)."),
+    "weights": ("Softmax attention weights", "In softmax attention every pixel, the query, spreads a weight of 1 over"
+    " all places, the keys. Shown is the mean over queries and heads. Linear attention has no such weights."),
     "gradient": ("Gradient volume (PGV), energy and gradient map", "The volume holds, for each masked output"
     " pixel k, the"
      " derivative of its colour sum by every input pixel (thesis eq. 4.1.2). Its energy is √Σ_k g_k². A"
@@ -37,16 +39,20 @@ INTRO = """# How a diffusion model makes a face
 Choose what the face should have, press **Sample**, and look inside: what each layer saw, where the network attended,
 which pixels mattered. Then change something and compare. The model of the package is small and for research."""
 
-EMPTY = "Nothing to see yet: press **Sample**, or click an example."
+EMPTY = "Press **Sample**, or click an example."
+STALE = "The controls have changed since: press **Sample** to see what they do."
+BEFORE = "Shown is the run before."
 EMPTY_SWEEP = "Nothing to see yet: choose another label than the one at the left, and run the sweep."
 CANCELLED = "Cancelled: a run on its way ends at its next step."
 NOT_KEPT = "No run is kept yet: press **Keep this run to compare**, then sample another one."
 KEPT = "This run is kept. Change a setting and sample again to compare."
-COMPARED = "Kept run and this run:"
+NOT_ALIKE = "They cannot be compared, because their images or their recorded steps differ."
 NO_LABELS = "This model has no labels, so there is nothing to switch."
 NO_LAYERS = "No layer was recorded: choose blocks under **Blocks and layers to record**, and sample again."
 NO_ATTENTION = "This model has no attention layers, so there is no attention to show."
 NO_ATTENTION_LAYER = "No attention layer was recorded: choose one under **Blocks and layers to record**."
+NO_WEIGHTS = "No softmax attention weights were recorded: tick it under **Blocks and layers to record**, and sample."
+LINEAR = "The attention of this model is linear: it has no softmax weights."
 NO_GRADIENTS = "No gradients were computed: tick it under **Region for the gradients**, and sample again."
 NO_PROFILE_MAP = "This profile holds no attention map."
 
@@ -54,6 +60,11 @@ NO_PROFILE_MAP = "This profile holds no attention map."
 def chosen(name: str) -> str:
     """What is said when a visitor has chosen a model."""
     return f"The model is now `{name}`. What is shown is of the last run: press **Sample** for a new one."
+
+
+def compared(kept: str, shown: str) -> str:
+    """Which two runs are compared."""
+    return f"**Kept run (“intact”):** {kept}.\n\n**This run (“changed”):** {shown}."
 
 
 def explain(key: str, text: str) -> str:
@@ -79,10 +90,12 @@ SCHEMATIC = explain(
 MAP = explain(
     "activation",
     "**Activation map.** One channel of a layer at one time: bright is active. Move the sliders; the right map is the"
-    " channel that is most active.",
+    " channel that is most active in your region.",
 )
 MAX = explain(
-    "activation", "**Max channels.** For every layer the most active channel c* over time: see when a shape appears."
+    "activation",
+    "**Max channels.** For every layer the channel c* that is most active in your region, over time: see when a shape"
+    " appears.",
 )
 DISTANCES = explain(
     "distance", "**Layer distances.** How much a layer's output changes between recorded steps: high is busy."
@@ -92,14 +105,19 @@ ATTENTION = explain(
     "**Attention A_t.** All attention layers summed into one map: bright pixels got the strongest attention output"
     " at that time.",
 )
+WEIGHTS = explain(
+    "weights",
+    "**Softmax attention weights.** How much all pixels together look at each place, averaged over the heads; one row"
+    " a layer.",
+)
 ATTENTION_LAYER = explain(
-    "attention", "**Attention by layer.** The map of the most active channel of one layer, over time."
+    "attention", "**Attention by layer.** The channel of one layer that is most active in your region, over time."
 )
 VOLUME = explain(
     "gradient",
     "**Gradient volume (PGV).** Each point is an input pixel that changes a masked output pixel; near-diagonal"
     " clouds mean"
-    " that pixels depend on their neighbourhood. Turn it with the mouse.",
+    " that pixels depend on their neighbourhood. Drag to turn it.",
 )
 ENERGY = explain(
     "gradient", "**Gradient energy.** The volume seen from the front: bright input pixels matter most to your region."
@@ -115,14 +133,16 @@ GRADIENT_MAP = explain(
 COMPARE = explain(
     "edit",
     "**Comparison.** The kept run is above (“intact”), the new one in the middle (“changed”), and below is what"
-    " differs between them: bright is more.",
+    " differs between them: bright is more. All are states x_t, and the results last.",
 )
-COMPARE_SSIM = explain("ssim", "**SSIM between the runs.** 1 is equal; where the curve falls, the runs part.")
+COMPARE_SSIM = explain(
+    "ssim", "**SSIM between the states x_t of the runs.** 1 is equal; where the curve falls, the runs part."
+)
 COMPARE_ATTENTION = explain("distance", "**Distance of A_t.** How differently the two runs attend; 0 is equally.")
 PREDETERMINATION = explain(
     "index",
-    "**Predetermination.** The label is switched at ten times. Where the curve reaches 0.9 the image no longer cares"
-    " about the label: it is decided. The first image is never switched.",
+    "**Predetermination.** The label is switched at ten times. The curve is the SSIM to the run that is never"
+    " switched: from 0.9 on the image is decided. The index is the share of the steps after that.",
 )
 COMPARE_MAPS = explain("attention", "**A_t of both runs.** Above the kept run, below this one.")
 COMPARE_VOLUMES = explain(
@@ -136,8 +156,8 @@ SWEEP_IMAGES = explain(
 LIVE = explain("samples", "**The image while it forms.** x_t of the run on its way; at the end the sample itself.")
 REGION = explain(
     "gradient",
-    "Paint on the last sample which pixels you ask about, at most {pixels}. Without paint it is the region of the last"
-    " run, tinted orange; at first the eyes, or the middle.",
+    "Paint which pixels you ask about, with the mouse or a finger; at most {pixels} for gradients. Without paint it is"
+    " the region tinted orange. Max channels c* are sought there too.",
 )
 ABLATION = explain("edit", "A masked channel is set to zero at every step: see what the image loses.")
 SWITCH = explain("edit", "The network is given another label from some step on: see whether the image still follows.")

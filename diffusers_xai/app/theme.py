@@ -29,6 +29,21 @@ CSS = """
 # What the browser tells about the theme, for the handler of the page's start.
 IS_DARK = "(session, _) => [session, document.body.classList.contains('dark')]"
 
+# The whole link of a query; the address of a result is that of its settings, so that reload and back keep them.
+WHOLE_LINK = "(query) => window.location.origin + window.location.pathname + query"
+ADDRESS = """(query) => {
+  const link = new URL(query, window.location.origin + window.location.pathname)
+  const address = new URL(link)
+  const theme = new URLSearchParams(window.location.search).get('__theme')
+  if (theme) address.searchParams.set('__theme', theme)
+  window.history.replaceState(window.history.state, '', address)
+  return link.href
+}"""
+# On a phone the picture lies below the controls.
+TO_PICTURE = """() => {
+  if (window.innerWidth < 700) document.querySelector('#live').scrollIntoView({behavior: 'smooth', block: 'start'})
+}"""
+
 THEME = gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",

@@ -3,6 +3,11 @@
 from pathlib import Path
 
 
+# Left, top, right, bottom in the faces of "lfw-32", in pixels; right and bottom excluded.
+EYES = (7, 11, 25, 17)
+FACE = (6, 8, 26, 28)
+
+
 def demo_checkpoint(name: str = "lfw-32") -> str:
     """Path of an embedded checkpoint of faces at 32 px.
 

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.experiment import FORMATS
-from diffusers_xai.cli.options import EYES, add_pipeline_options, count, integer, nonempty, path
+from diffusers_xai.cli.options import add_pipeline_options, count, integer, nonempty, path
 
 
 _MIN_SEEDS = 3

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.checkpoints import EYES, FACE, demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, Console
 from diffusers_xai.cli.experiment import ALL, FINDINGS
-from diffusers_xai.cli.options import EYES, FACE
 from diffusers_xai.cli.output import check_disk, claimed
 from diffusers_xai.cli.pipelines import (
     check_device,

@@ -14,9 +14,6 @@ SCHEDULERS = {
     "dpm-solver": "DPMSolverMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
 }
-# Left, top, right, bottom in the faces of the model inside the package.
-EYES = (7, 11, 25, 17)
-FACE = (6, 8, 26, 28)
 MAX_CHANNEL = "max"
 MAX_SEED = 2**63 - 1
 _MAX_COUNT = 1_000_000

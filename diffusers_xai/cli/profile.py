@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
+from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.options import (
-    EYES,
     ablation,
     add_pipeline_options,
     count,

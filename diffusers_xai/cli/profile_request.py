@@ -5,8 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.base import PROGRAM, CommandError
-from diffusers_xai.cli.options import EYES
 
 
 @dataclass(frozen=True)

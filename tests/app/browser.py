@@ -16,7 +16,7 @@ ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
-WAIT = 60_000  # ms, for a machine that is busy with other things
+WAIT = 180_000  # ms, for a machine that is busy with other things
 
 
 def free_port():

@@ -5,9 +5,10 @@ import sys
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from diffusers_xai.app.models import Model, load_models
-from diffusers_xai.app.server import build, launch_options
+from diffusers_xai.app.models import EMBEDDED, Model, load_models
+from diffusers_xai.app.server import build, example_of
 from diffusers_xai.app.settings import Limits
+from diffusers_xai.app.workspace import workspace
 from tests.tiny import unet_2d
 
 
@@ -16,8 +17,11 @@ TINY = {"no labels": unet_2d(), "ten classes, no attention": unet_2d(attention=F
 
 if __name__ == "__main__":
     # On a busy machine plans are long: none of them asks for a second press here.
-    limits = Limits(max_mask_pixels=64, confirm_seconds=600, max_seconds=600)
+    limits = Limits(max_mask_pixels=128, confirm_seconds=600, max_seconds=600)
     models = load_models()
     models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
-    demo = build(models, limits, steps=25, every=5)
-    demo.launch(server_name="127.0.0.1", server_port=int(sys.argv[1]), **launch_options(limits))
+    with workspace() as folder:
+        example = example_of(models[EMBEDDED], limits, steps=25, every=5)
+        app = build(models, limits, folder, example, steps=25, every=5)
+        app.start(server_name="127.0.0.1", server_port=int(sys.argv[1]))
+        app.demo.block_thread()

@@ -1,5 +1,6 @@
 """The app in a real headless Chromium, as a person would use it."""
 
+import json
 import re
 import urllib.error
 import urllib.request
@@ -14,39 +15,77 @@ from tests.app.browser import Server, opened, pixels, sample, status, tab, volum
 pytestmark = [pytest.mark.browser]
 
 
+def visible_plots(page):
+    return page.locator(".js-plotly-plot:visible").count()
+
+
+def test_a_fresh_page_shows_an_example_and_says_so(page):
+    page.wait_for_function("document.querySelector('#shown').innerText.includes('An example: Smiling, seed 321')")
+    page.wait_for_selector(".js-plotly-plot:visible")
+    assert pixels(page)
+    assert "c* = " in page.inner_text("#map-told")
+    assert "region of 108 pixels" in page.inner_text("#map-told")
+
+
 def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path):
     sample(page)
     smiling = pixels(page)
-    tab(page, "Activations")
-    assert page.locator(".js-plotly-plot:visible").count() >= 6
+    tab(page, "Layers")
+    assert visible_plots(page) >= 6
     page.click("#keep")
     page.click("#label label:has-text('Male')")
+    page.wait_for_function("document.querySelector('#stale').innerText.includes('have changed since')")
     sample(page)
     assert pixels(page) != smiling
-    tab(page, "Comparison")
+    assert page.inner_text("#stale").strip() == ""
+    tab(page, "Compare")
     page.wait_for_selector("text=SSIM between the two runs")
-    assert page.locator(".js-plotly-plot:visible").count() >= 5
+    assert visible_plots(page) >= 5
+    names = page.inner_text("#pair-status")
+    assert re.search(r"Kept run.*: Smiling, seed 321.*This run.*: Male and Smiling, seed 321", names, re.DOTALL)
 
     before = pixels(page)
+    tab(page, "Layers")
+    channel = re.search(r"c\* = (\d+)", page.inner_text("#map-told"))[1]
+    page.click("#mask-max")
     page.click("#ablation-panel > button")
-    page.fill("#ablate-channel input", "5")
-    page.click("#ablate-add")
-    page.wait_for_selector("#ablations >> text=/:5/")
-    sample(page, "1 masked channels")
-    assert pixels(page) != before
+    page.wait_for_selector(f"#ablations >> text=/:{channel}$/")
     page.click("#switch-panel > button")
     page.check("#switch input")
-    sample(page, "label switched at step 12")
+    sample(page, "at step 12")
+    assert pixels(page) != before
+    assert re.search(rf"masked \S+:{channel}; label switched to Male and Smiling and .* at step 12", status(page))
 
     page.click("#share-panel > button")
+    page.wait_for_function("document.querySelector('#link textarea, #link input').value.includes('switch=12')")
     with page.expect_download() as download:
         page.click("#download")
-    download.value.save_as(tmp_path / "profile.zip")
-    names = zipfile.ZipFile(tmp_path / "profile.zip").namelist()
-    assert "profile.json" in names
-    assert {Path(name).suffix for name in names} == {".json", ".safetensors"}
-    page.set_input_files("#upload input[type=file]", tmp_path / "profile.zip")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('Opened the profile')")
+    download.value.save_as(tmp_path / "edited.zip")
+    archive = zipfile.ZipFile(tmp_path / "edited.zip")
+    assert {Path(name).suffix for name in archive.namelist()} == {".json", ".safetensors"}
+    assert str(Path(__file__).parents[2]) not in archive.read("profile.json").decode()
+    address = page.url
+    assert "switch=12" in address
+
+    # A run of other settings, and the file again: it sets the controls, and what is shown is what is downloaded.
+    page.uncheck("#switch input")
+    page.fill("#seed input", "5")
+    sample(page, "seed 5,")
+    page.set_input_files("#upload input[type=file]", tmp_path / "edited.zip")
+    page.wait_for_function("document.querySelector('#shown').innerText.includes('from your file')")
+    assert page.input_value("#seed input") == "321"
+    assert page.is_checked("#switch input")
+    page.wait_for_function("document.querySelector('#link textarea, #link input').value.includes('switch=12')")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "again.zip")
+    again = zipfile.ZipFile(tmp_path / "again.zip")
+    assert json.loads(again.read("profile.json"))["provenance"]["seeds"] == [321]
+
+    # The address keeps the settings.
+    page.reload()
+    page.wait_for_function("document.querySelector('#status').innerText.includes('from the link')")
+    assert page.is_checked("#switch input")
 
 
 def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):
@@ -71,7 +110,7 @@ def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):
 def test_a_display_control_draws_anew_and_does_not_sample(page):
     sample(page)
     image, told = pixels(page), status(page)
-    tab(page, "Activations")
+    tab(page, "Layers")
     page.locator("#map-channel input[type=number]").fill("3")
     page.keyboard.press("Enter")
     page.wait_for_selector(".annotation-text:has-text('channel 3')")
@@ -87,7 +126,7 @@ def test_it_works_by_keyboard_alone(page):
         if page.evaluate("document.activeElement.id") == "sample":
             break
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('seed 7.')")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('seed 7,')")
 
 
 def test_a_link_restores_the_settings_and_a_bad_one_is_told(page, server):
@@ -132,21 +171,32 @@ def test_two_sessions_do_not_see_each_other(browser, server):
     for page in pages:
         page.click("#sample")
     for seed, page in enumerate(pages, start=1):
-        page.wait_for_function(f"document.querySelector('#status').innerText.includes('seed {seed}.')")
+        page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg="Done:")
+        assert f"seed {seed}," in status(page)
     assert pixels(pages[0]) != pixels(pages[1])
-    tab(pages[1], "Comparison")
+    tab(pages[1], "Compare")
     pages[0].click("#keep")
     pages[0].wait_for_timeout(1000)
     assert "No run is kept yet" in pages[1].inner_text("body")
 
 
-def test_cancel_ends_a_run(page):
+def test_cancel_ends_a_run_and_leaves_the_run_before(page):
+    sample(page)
+    before = pixels(page)
     page.click("#steps input")
     page.click("[role=option]:has-text('250')")
     page.click("#sample")
     page.wait_for_function("document.querySelector('#status').innerText.includes('step ')")
     page.click("#cancel")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('Cancelled')")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('Shown is the run before')")
+    assert pixels(page) == before
+    assert "25 steps" in page.inner_text("#shown")
+
+
+def test_a_value_that_cannot_be_is_told_under_the_button(page):
+    page.fill("#seed input", "1.5")
+    page.click("#sample")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('expected a whole number')")
 
 
 def test_files_outside_are_refused(server):

@@ -42,7 +42,7 @@ def test_a_model_without_labels_hides_what_needs_them_and_samples(page):
     assert page.locator(".js-plotly-plot:visible").count() >= 6
     tab(page, "Gradients")
     assert page.locator(".js-plotly-plot:visible").count() == 3  # no label sensitivity
-    tab(page, "Predetermination")
+    tab(page, "Switch")
     assert "no labels" in page.inner_text("#sweep-status")
     assert page.is_disabled("#sweep")
 

@@ -15,7 +15,7 @@ def sweep_status(page):
 
 
 def start(page):
-    tab(page, "Predetermination")
+    tab(page, "Switch")
     watch(page, "#sweep-status")
     page.click("#sweep")
     page.wait_for_function("told.some(text => /step \\d+ of 50/.test(text))")
@@ -41,7 +41,7 @@ def test_a_cancelled_sweep_ends_and_the_model_is_free(page, button):
 
 
 def test_a_switch_to_the_same_label_is_refused(page):
-    tab(page, "Predetermination")
+    tab(page, "Switch")
     for name in ("Male", "Wearing_Lipstick"):
         page.click(f"#sweep-to label:has-text('{name}')")
     page.click("#sweep")

@@ -9,7 +9,7 @@ from tests.app.browser import opened, sample, tab, watch
 
 pytestmark = [pytest.mark.browser]
 CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
-PANELS = ("blocks-panel", "mask-panel", "ablation-panel", "switch-panel", "share-panel")
+PANELS = ("process-panel", "blocks-panel", "mask-panel", "ablation-panel", "switch-panel", "share-panel")
 
 
 def unreadable(page):
@@ -58,11 +58,11 @@ def test_every_text_has_contrast(themed_page):
     page.click("#keep")
     page.click("#label label:has-text('Male')")
     sample(page)
-    for name in ("Activations", "Attention", "Gradients", "Comparison"):
+    for name in ("Layers", "Attention", "Gradients", "Compare"):
         tab(page, name)
         page.wait_for_selector(".js-plotly-plot:visible")
         assert unreadable(page) == [], name
-    tab(page, "Predetermination")
+    tab(page, "Switch")
     watch(page, "#sweep-status")
     page.click("#sweep")
     page.wait_for_function("told.some(text => /step \\d+ of 50/.test(text))")

@@ -1,59 +1,136 @@
 """The handlers behind the buttons, called as the page calls them."""
 
 import gradio as gr
+import numpy as np
 import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.app import models, server, session, settings
-from tests.app.handlers import handler
+from tests.app.handlers import handler, of_page
 from tests.tiny import convnext_unet, unet_2d
 
 
-@pytest.fixture
-def demo(monkeypatch):
-    monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
+@pytest.fixture(scope="module")
+def demo():
     unets = {"faces": convnext_unet(), "no labels": unet_2d()}
     offered = {name: models.Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in unets.items()}
-    return server.build(offered, settings.Limits(), steps=4, every=2, gradients=False)
+    return server.build(
+        offered, settings.Limits(confirm_seconds=600, max_seconds=600), steps=4, every=2, gradients=False
+    )
 
 
 @pytest.mark.parametrize("name", ["sample", "sweep"])
 def test_a_run_that_was_cancelled_while_it_waited_does_not_start(demo, name):
     run, visitor, values = handler(demo, name)
     visitor.stop.set()
-    *_, last = run(*values)
-    assert "Cancelled: nothing was changed." in last
-    assert visitor.profile is None
+    told = " ".join(map(str, list(run(*values))[-1]))
+    assert "Cancelled: nothing was changed." in told
+    assert visitor.result is None
 
 
 def test_a_new_run_is_not_cancelled_by_an_earlier_one(demo):
     visitor = session.Session()
     visitor.stop.set()
-    begins = [function for function in demo.fns.values() if function.name == "begin"]
+    begins = [function for function in demo.demo.fns.values() if function.name == "begin" and not function.outputs]
     assert len(begins) == 3  # of Sample, of the plan, of the sweep
-    assert not any(function.queue for function in begins)
     begins[0].fn(visitor)
     assert not visitor.stop.is_set()
 
 
-@pytest.mark.parametrize("name", ["google/ddpm-cat-256", "/etc", "", None])
+def test_only_runs_stand_in_the_queue_and_are_bounded(demo):
+    functions = [function for function in demo.demo.fns.values() if function.fn is not None and function.queue]
+    assert {function.name for function in functions if function.api_visibility == "private"} == {"sample", "sweep"}
+    assert not demo.demo.api_open
+
+
+@pytest.mark.parametrize("name", ["google/ddpm-cat-256", "/etc", "", None, ["faces"], 3])
 def test_only_models_of_the_server_can_be_chosen(demo, name):
     choose, visitor, values = handler(demo, "choose")
     with pytest.raises(gr.Error, match="not offered here. Offered: faces, no labels"):
         choose(visitor, name, *values[2:])
     sample, visitor, values = handler(demo, "sample")
-    with pytest.raises(gr.Error, match="not offered here"):
-        list(sample(visitor, name, *values[2:]))
+    ((_, told),) = sample(visitor, name, *values[2:])
+    assert "not offered here" in told
+
+
+def test_a_visitor_has_one_run_at_a_time(demo):
+    sample, visitor, values = handler(demo, "sample")
+    run = sample(*values)
+    next(run)
+    ((_, told),) = sample(*values)
+    assert "A run of yours is on its way" in told
+    run.close()
+    *_, (_, told) = sample(*values)
+    assert told.startswith("Done:")
+
+
+def test_a_cancelled_run_leaves_picture_and_figures_of_the_one_before(demo):
+    sample, visitor, values = handler(demo, "sample")
+    *_, (first, _) = sample(*values)
+    before = visitor.result
+    position = [c.elem_id for c in of_page(demo, "sample").inputs].index("seed")
+    values[position] = 7
+    run = sample(*values)
+    next(run)
+    visitor.stop.set()
+    *_, (shown, told) = run
+    assert np.array_equal(shown, first)
+    assert "Cancelled" in told
+    assert "the run before" in told
+    assert visitor.result is before
+
+
+# elem_id of a control -> what a program may send, and what it is told.
+BAD_VALUES = [
+    ("seed", 1.5, "whole number from 0"), ("seed", None, "whole number"), ("seed", "x", "got 'x'"),
+    ("seed", 2**63, "whole number"), ("seed", float("nan"), "whole number"), ("seed", float("inf"), "whole number"),
+    ("seed", True, "whole number"), ("steps", 0, "from 1 to 1000"), ("steps", 10**9, "from 1 to 1000"),
+    ("steps", [4], "something else"), ("every", 0, "from 1"), ("scheduler", "Heun", "not offered"),
+    ("scheduler", None, "not offered"), ("guidance", 0.5, "from 1 to 20"), ("guidance", float("nan"), "from 1 to 20"),
+    ("label", ["Hat"], "not offered"), ("label", "Smiling", "a list of at most 4"), ("label", [["Smiling"]], "not"),
+    ("blocks", ["nowhere"], "not offered"), ("blocks", ["mid"] * 99, "a list of at most 6"),
+    ("gradients", "yes", "expected yes or no"), ("weights", 1, "expected yes or no"),
+    ("ablations", ["mid:5:7"], "layer:channel"), ("ablations", ["nowhere:5"], "layer:channel"),
+    ("ablations", ["downs.0.0:9999"], "has the channels 0 to"), ("ablations", "mid:5", "a list of texts"),
+    ("ablations", ["mid:٣"], "layer:channel"), ("switch", None, "expected yes or no"),
+    ("mask", {"layers": [{"path": "/etc/passwd"}]}, "cannot be read"), ("mask", {"layers": [{}] * 9}, "at most 4"),
+    ("mask", {"layers": {"0": 1}}, "at most 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("control", "value", "message"), BAD_VALUES)
+def test_values_are_refused_in_words_before_work(demo, control, value, message, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(XAIPipeline, "plan", never)
+    monkeypatch.setattr(XAIPipeline, "__call__", never)
+    sample, visitor, values = handler(demo, "sample")
+    values[[c.elem_id for c in of_page(demo, "sample").inputs].index(control)] = value
+    ((_, told),) = sample(*values)
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_a_switch_to_the_same_label_is_refused(demo):
+    sample, visitor, values = handler(demo, "sample")
+    names = [c.elem_id for c in of_page(demo, "sample").inputs]
+    values[names.index("switch")] = True
+    values[names.index("switch-to")] = values[names.index("label")]
+    ((_, told),) = sample(*values)
+    assert "switched to itself" in told
 
 
 def test_a_visitor_s_choice_is_not_another_s(demo):
     sample, one, values = handler(demo, "sample")
-    list(sample(one, "no labels", *values[2:]))
     other = session.Session()
     list(sample(other, *values[1:]))
-    assert (one.settings.model, other.settings.model) == ("no labels", "faces")
-    assert set(one.blocks) != set(other.blocks)
+    names = [c.elem_id for c in of_page(demo, "sample").inputs]
+    values[names.index("model")], values[names.index("blocks")] = "no labels", ["mid"]
+    list(sample(one, *values[1:]))
+    assert (one.result.settings.model, other.result.settings.model) == ("no labels", "faces")
+    assert set(one.result.blocks) != set(other.result.blocks)
 
 
 def test_a_long_run_is_told_and_starts_at_the_second_press():
@@ -64,7 +141,7 @@ def test_a_long_run_is_told_and_starts_at_the_second_press():
     ((_, told),) = sample(*values)
     assert "press **Sample** again" in told
     assert "MB" in told
-    assert visitor.profile is None
+    assert visitor.result is None
     *_, (_, told) = sample(*values)
     assert told.startswith("Done:")
     sweep, visitor, values = handler(demo, "sweep")

@@ -34,7 +34,8 @@ def query_of(wanted):
 
 FULL = settings.Settings(
     model="faces", label=2, seed=5, steps=8, every=2, layers=("mid_block.attentions.0.attn",), gradients=True,
-    mask=mask(2, 4, 3, 7), ablations=(("down_blocks.0.resnets.0", 3), ("mid_block.resnets.0", 1)), switch_at=4,
+    mask=mask(2, 4, 3, 7), scheduler="DDIM", guidance=2.5, weights=True,
+    ablations=(("down_blocks.0.resnets.0", 3), ("mid_block.resnets.0", 1)), switch_at=4,
     switch_to=1,
 )  # fmt: skip
 
@@ -73,6 +74,16 @@ def test_what_a_link_leaves_out_is_the_default(offered):
         ({"mask": '{"size": [16, 16], "runs": [0, 9999999999]}'}, "damaged"),
         ({"switch": "3"}, "damaged"),
         ({"switch": "3:16"}, "does not have"),
+        ({"scheduler": "Heun"}, "a scheduler out of"),
+        ({"guidance": "nan"}, "guidance scale from 1"),
+        ({"guidance": "1e9"}, "guidance scale from 1"),
+        ({"model": "no labels", "guidance": "2"}, "needs a model with a null label"),
+        ({"gradients": "2"}, "damaged"),
+        ({"ablate": "mid_block.resnets.0:9999"}, "has the channels 0 to"),
+        ({"layers": "mid_block.resnets.0,mid_block.resnets.1"}, "several layers of one block"),
+        ({"mask": "[" * 5000}, "damaged"),
+        ({"mask": "9" * 40000}, "too long"),
+        ({"label": "2", "switch": "3:2"}, "switched to itself"),
         ({"steps": "99999"}, "1 to 1000 steps"),
         ({"model": "google/ddpm-cat-256"}, "not offered here. Offered: faces, classes, no labels"),
         ({"model": "/etc"}, "not offered here"),

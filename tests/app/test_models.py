@@ -92,12 +92,15 @@ def test_limits_are_those_of_the_model():
     assert (model.default(LIMITS).steps, model.default(LIMITS).every) == (60, 10)
 
 
-def test_the_default_mask_is_the_eyes_or_less():
-    mask = make(convnext_unet(sample_size=32)).default_mask(256)
+def test_the_default_mask_is_the_eyes_or_the_middle():
+    embedded = models.load_models()[models.EMBEDDED]
     expected = np.zeros((32, 32), dtype=bool)
-    expected[12:16, 10:22] = True
-    assert np.array_equal(mask, expected)
-    assert 20 <= make(convnext_unet(sample_size=64)).default_mask(48).sum() <= 48
+    expected[11:17, 7:25] = True  # the box of the command line and of the experiments
+    assert np.array_equal(embedded.default_mask(256), expected)
+    middle = make(convnext_unet(sample_size=32)).default_mask(256)
+    assert middle.sum() == 256
+    assert np.array_equal(middle, middle[::-1, ::-1])
+    assert 36 <= make(convnext_unet(sample_size=64)).default_mask(48).sum() <= 48
     assert make(convnext_unet()).default_mask(1).sum() == 1
 
 
@@ -106,3 +109,27 @@ def test_the_default_switch_goes_to_another_label():
         default = make(unet).default(LIMITS)
         assert default.switch_to != default.label
         assert 0 <= default.switch_to < unet.config.num_class_embeds
+
+
+def test_a_layer_s_channels_are_those_of_its_output():
+    model = make(unet_2d())
+    found = {}
+    hooks = [
+        model.pipe.unet.get_submodule(path).register_forward_hook(
+            lambda module, args, output, path=path: found.setdefault(path, output)
+        )
+        for path in model.layers
+    ]
+    model.pipe(num_inference_steps=1)
+    for hook in hooks:
+        hook.remove()
+    outputs = {path: output[0] if isinstance(output, tuple) else output for path, output in found.items()}
+    assert model.channels == {path: output.shape[1] for path, output in outputs.items()}
+
+
+def test_another_scheduler_is_there_for_a_run_only():
+    model = make(unet_2d())
+    own = model.pipe.scheduler
+    with model.scheduled("DDIM"):
+        assert type(model.pipe.scheduler) is DDIMScheduler
+    assert model.pipe.scheduler is own

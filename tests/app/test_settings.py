@@ -49,15 +49,17 @@ def test_two_hundred_runs_leave_one_profile(model):
     visitor, seen = session.Session(), []
     for seed in range(200):
         wanted = settings.Settings(label=1, seed=seed, steps=1, every=1, gradients=False)
-        *_, visitor.profile = runs.run_stream(runs.sample, model, wanted, settings.Limits(), None)
-        seen.append(weakref.ref(visitor.profile))
+        *_, profile = runs.run_stream(runs.sample, model, wanted, settings.Limits(), None)
+        visitor.result = session.Result(profile, wanted, model.blocks, "")
+        seen.append(weakref.ref(profile))
+        del profile
     assert sum(reference() is not None for reference in seen) <= 3
     other = copy.deepcopy(visitor)
-    assert other.profile is None
+    assert other.result is None
     assert other.folder != visitor.folder
     folder = visitor.folder
     visitor.close()
-    assert visitor.profile is None
+    assert visitor.result is None
     assert not folder.exists()
 
 

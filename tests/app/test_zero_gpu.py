@@ -69,31 +69,33 @@ def fake(monkeypatch):
 @pytest.fixture
 def demo(fake):
     model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
-    return model, server.build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
+    return model, server.build(
+        {"tiny": model}, settings.Limits(confirm_seconds=600), steps=4, every=2, gradients=False
+    )
 
 
 def test_sampling_goes_through_the_decorated_function(fake, demo):
     model, blocks = demo
     sample, visitor, values = handler(blocks, "sample")
     *_, (image, told) = sample(*values)
-    assert told.startswith("Done: 4 steps, seed 321")
+    assert told.startswith("Done: **Smiling**, seed 321, 4 steps")
     assert image.shape == (320, 320, 3)
     assert fake.durations == [60]  # of one decorated function, below the 180 s of a server of one's own
-    assert [(task.__name__, name) for task, name, _ in fake.calls] == [("plan", "tiny"), ("sample", "tiny")]
+    assert [(task.__name__, name) for task, name, *_ in fake.calls] == [("plan", "tiny"), ("sample", "tiny")]
     expected = model.pipe(
         fake.calls[-1][2].label, num_inference_steps=4, generator=torch.Generator().manual_seed(321), output_type="pt"
     )
-    shown = torch.from_numpy(visitor.profile["final_sample"].values).div(2).add(0.5).clamp(0, 1)
+    shown = torch.from_numpy(visitor.result.profile["final_sample"].values).div(2).add(0.5).clamp(0, 1)
     assert torch.equal(shown, expected.images)
 
 
 def test_the_sweep_goes_through_it_too(fake, demo):
     sweep, _, values = handler(demo[1], "sweep")
     *_, (told, figure, images) = sweep(*values)
-    assert told.startswith("Done: seeds 321 to 323")
+    assert "seeds 321 to 323" in told
     assert figure["value"].data
     assert len(images["value"]) == 11
-    assert [(task.__name__, name) for task, name, _ in fake.calls] == [("plan", "tiny"), ("sweep", "tiny")]
+    assert [(task.__name__, name) for task, name, *_ in fake.calls] == [("plan", "tiny"), ("sweep", "tiny")]
 
 
 def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
@@ -107,10 +109,12 @@ def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
 
 def test_what_is_wrong_with_a_request_is_told_from_the_other_process(fake):
     model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
-    demo = server.build({"tiny": model}, settings.Limits(max_seconds=0.0), steps=1000, gradients=False)
+    demo = server.build(
+        {"tiny": model}, settings.Limits(max_seconds=0.0, confirm_seconds=600), steps=1000, gradients=False
+    )
     sweep, _, values = handler(demo, "sweep")
-    with pytest.raises(gr.Error, match="Stopped after 0 s, the limit of this server"):
-        list(sweep(*values))
+    *_, (told, _, _) = sweep(*values)
+    assert "Stopped after 0 s, the limit of this server" in told
 
 
 def test_the_space_imports_spaces_before_torch(tmp_path):
@@ -129,8 +133,8 @@ def test_elsewhere_nothing_is_decorated(monkeypatch):
     monkeypatch.delenv("SPACES_ZERO_GPU", raising=False)
     monkeypatch.setenv("SPACE_ID", "user/faces")
     model = models.Model("tiny", XAIPipeline(convnext_unet(), DDPMScheduler()))
-    demo = server.build({"tiny": model}, settings.Limits(), steps=4, every=2, gradients=False)
+    demo = server.build({"tiny": model}, settings.Limits(confirm_seconds=600), steps=4, every=2, gradients=False)
     sample, visitor, values = handler(demo, "sample")
     list(sample(*values))
-    assert visitor.profile is not None
+    assert visitor.result is not None
     assert (fake.durations, fake.calls) == ([], [])

@@ -1,0 +1,25 @@
+"""What a run shows, in words."""
+
+from diffusers_xai.app.models import Model
+from diffusers_xai.app.settings import OWN_SCHEDULER, Settings
+
+
+def caption(settings: Settings, model: Model) -> str:
+    """All that was chosen: model, label, seed, steps, and what was changed."""
+    words = [
+        f"**{model.words_of(settings.label)}**, seed {settings.seed}, {settings.steps} steps",
+        f"recorded every {settings.every}" if settings.every > 1 else "every step recorded",
+    ]
+    if settings.scheduler != OWN_SCHEDULER:
+        words.append(f"scheduler {settings.scheduler}")
+    if settings.guidance != 1:
+        words.append(f"guidance {settings.guidance:g}")
+    mask = settings.mask_array()
+    if mask is not None:
+        words.append(f"region of {mask.sum()} pixels")
+    if settings.ablations:
+        names = [f"{model.layers[layer]}:{channel}" for layer, channel in settings.ablations]
+        words.append(f"masked {', '.join(names)}")
+    if settings.switch_at is not None:
+        words.append(f"label switched to {model.words_of(settings.switch_to)} at step {settings.switch_at}")
+    return "; ".join([*words, f"model {model.name}"])

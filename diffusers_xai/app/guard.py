@@ -1,0 +1,201 @@
+"""What stands before Gradio's routes: sizes of requests, jobs of one visitor, and who still listens."""
+
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from diffusers_xai.app.settings import Limits
+from diffusers_xai.app.workspace import trim
+
+
+GRACE = 4.0  # seconds between a job's request and the connection that listens for its news
+# Routes of Gradio that the page does not use.
+CLOSED = ("component_server", "process_recording", "deep_link", "reset", "monitoring", "vibe-code", "stream")
+TOO_MANY = "You have as many runs waiting as one visitor may have: wait for them, or cancel them."
+TOO_LARGE = "This request is larger than this server takes."
+
+
+class Presence:
+    """Which sessions have their page open, and which have a connection that listens for their jobs."""
+
+    def __init__(self) -> None:
+        self._listening: Counter[str] = Counter()
+        self._pages: Counter[str] = Counter()
+        self._asked: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def asked(self, session: str) -> None:
+        """Notes that a session has asked for a job."""
+        now = time.monotonic()
+        with self._lock:
+            self._asked = {name: at for name, at in self._asked.items() if now - at < 3600}
+            self._asked[session] = now
+
+    def listening(self, session: str) -> AbstractContextManager[None]:
+        """Notes a connection that listens for jobs, for as long as it lasts."""
+        return self._counted(self._listening, session)
+
+    def page(self, session: str) -> AbstractContextManager[None]:
+        """Notes an open page, for as long as it is open."""
+        return self._counted(self._pages, session)
+
+    def has_page(self, session: str) -> bool:
+        """Whether the session is that of an open page."""
+        return self._pages[session] > 0
+
+    def is_gone(self, session: str | None) -> bool:
+        """Whether nobody listens for the jobs of a session that has asked for one."""
+        with self._lock:
+            asked = self._asked.get(session or "")
+            late = asked is not None and time.monotonic() - asked > GRACE
+            return late and not self._listening[session or ""]
+
+    @contextmanager
+    def _counted(self, counts: Counter[str], session: str) -> Iterator[None]:
+        with self._lock:
+            counts[session] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                counts[session] -= 1
+                if not counts[session]:
+                    del counts[session]
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app (`ASGIApp`): Gradio.
+        demo (`gradio.Blocks`): Whose queue it is.
+        presence (`Presence`): Is told who listens.
+        limits (`Limits`): What a visitor may ask for.
+        uploads (`Path`, *optional*): Where Gradio's files lie; they take at most `limits.disk` in all.
+    """
+
+    def __init__(self, app: ASGIApp, demo: Any, presence: Presence, limits: Limits, uploads: Path | None = None):
+        self.app, self.demo, self.presence, self.limits, self.uploads = app, demo, presence, limits, uploads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        route = scope["path"].rstrip("/").removeprefix("/gradio_api")
+        if route.startswith(tuple(f"/{name}" for name in CLOSED)):
+            await _answer(send, 404, "This app has no such route.")
+        elif scope["method"] == "POST":
+            await self._post(route, scope, receive, send)
+        elif route == "/queue/data" or route.startswith("/call/"):
+            await self._listen(scope, receive, send)
+        elif route.startswith("/heartbeat/"):
+            with self.presence.page(route.rpartition("/")[2]):
+                await self.app(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _post(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
+        is_upload = route == "/upload"
+        most = self.limits.upload + 2**16 if is_upload else self.limits.request
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        if is_upload and not length.isdigit():
+            await _answer(send, 411, "Expected an upload that states its size.")
+            return
+        if length.isdigit() and int(length) > most:
+            await _answer(send, 413, TOO_LARGE)
+            return
+        if is_upload:
+            if self.uploads is not None:
+                trim(self.uploads, self.limits.disk - int(length))
+            await self.app(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if len(body) > most:
+                await _answer(send, 413, TOO_LARGE)
+                return
+            if not message.get("more_body"):
+                break
+        if route == "/queue/join" or route.startswith("/call/"):
+            session, body = _with_session(body)
+            address = _address(scope)
+            if refused := self._refused(session, address):
+                await _answer(send, 503, refused)
+                return
+            self.presence.asked(session)
+        await self.app(scope, _replayed(body, receive), send)
+
+    def _refused(self, session: str, address: str) -> str | None:
+        """Why a visitor cannot have another job now."""
+        jobs = list(self.demo._queue.event_ids_to_events.values())
+        if sum(job.session_hash == session for job in jobs) >= self.limits.jobs:
+            return TOO_MANY
+        if sum(_address(job.request.scope) == address for job in jobs) >= self.limits.jobs_of_address:
+            return TOO_MANY
+        if not self.presence.has_page(session):
+            without = sum(not self.presence.has_page(job.session_hash) for job in jobs)
+            if without >= self.limits.jobs_without_page:
+                return "Too many programs are waiting for runs: try again later."
+        return None
+
+    async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+        if not session:
+            job = self.demo._queue.event_ids_to_events.get(scope["path"].rstrip("/").rpartition("/")[2])
+            session = job.session_hash if job is not None else ""
+        with self.presence.listening(session):
+            await self.app(scope, receive, send)
+
+
+def _with_session(body: bytes) -> tuple[str, bytes]:
+    """The session of a job, and its request; one without a session gets its own."""
+    try:
+        request = json.loads(body)
+        session = request.get("session_hash")
+    except (ValueError, AttributeError, RecursionError):
+        return "", body  # Gradio refuses it
+    if isinstance(session, str) and session:
+        return session, body
+    session = uuid.uuid4().hex
+    return session, json.dumps({**request, "session_hash": session}).encode()
+
+
+def _address(scope: Mapping[str, Any]) -> str:
+    """Where a request comes from: what the last proxy says, if there is one."""
+    forwarded = dict(scope["headers"]).get(b"x-forwarded-for", b"").decode("latin-1")
+    client = scope.get("client")
+    return forwarded.rpartition(",")[2].strip() or (client[0] if client else "")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body once more, and then what else comes, such as the end of the connection."""
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _answer(send: Send, status: int, text: str) -> None:
+    body = json.dumps({"detail": text, "error": text}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,64 @@
+"""Values of controls and of API calls: taken as they are, or refused in words; never bent."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from diffusers_xai.app.settings import SettingsError
+
+
+def whole(value: Any, what: str, low: int, high: int) -> int:
+    """A whole number within a range.
+
+    Raises:
+        SettingsError: For anything else.
+    """
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not ok or value != int(value) or not low <= value <= high:
+        got = value if ok else shortened(value)
+        raise SettingsError(f"{what}: expected a whole number from {low} to {high}, got {got}.")
+    return int(value)
+
+
+def number(value: Any, what: str, low: float, high: float) -> float:
+    """A number within a range.
+
+    Raises:
+        SettingsError: For anything else.
+    """
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise SettingsError(f"{what}: expected a number from {low:g} to {high:g}, got {shortened(value)}.")
+    return float(value)
+
+
+def flag(value: Any, what: str) -> bool:
+    """Yes or no.
+
+    Raises:
+        SettingsError: For anything else.
+    """
+    if not isinstance(value, bool):
+        raise SettingsError(f"{what}: expected yes or no, got {shortened(value)}.")
+    return value
+
+
+def some_of(values: Any, what: str, offered: Collection[str], most: int) -> list[str]:
+    """Names out of those that are offered, without repetition; none if `None`.
+
+    Raises:
+        SettingsError: For other names, or more than `most`.
+    """
+    if values is None:
+        return []
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) > most:
+        raise SettingsError(f"{what}: expected a list of at most {most} names.")
+    for value in values:
+        if not isinstance(value, str) or value not in offered:
+            raise SettingsError(f"{what}: {shortened(value)} is not offered. Available: {', '.join(offered)}.")
+    return list(dict.fromkeys(values))
+
+
+def shortened(value: Any) -> str:
+    """A value as it can be shown in a message."""
+    text = str(value) if isinstance(value, (str, int, float, bool, type(None))) else "something else"
+    return repr(text[:60]) if isinstance(value, str) else text[:60]
