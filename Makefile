@@ -16,9 +16,10 @@ quality:
 	$(BIN)mypy
 	$(BIN)lint-imports --no-logo
 
-# The pages in docs/ and the API reference, in build/site.
+# The pages in docs/, the notebooks, which are run for it, and the API reference, in build/site.
 docs:
 	PYTHONPATH=. $(BIN)python docs/_experiments.py
+	PYTHONPATH=. PYTHONWARNINGS=ignore $(BIN)python -m nbconvert --execute --to markdown --log-level WARN docs/notebooks/*.ipynb
 	$(BIN)zensical build --clean --strict
 
 test:

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.metadata
+import json
+import os
 import re
 import subprocess
 import sys
@@ -124,3 +126,23 @@ def test_distributions_carry_the_checkpoints_and_no_tests(distributions):
         names = {name.split("/", 1)[1] for name in archive.getnames()}
     package |= {f"spaces/{name}" for name in app}
     assert names == package | {"LICENSE", "PKG-INFO", "README.md", "model_card.md", "pyproject.toml", ".gitignore"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
+def test_a_distribution_works_without_the_checkout(distributions, kind, tmp_path):
+    (file,) = distributions.glob(kind)
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", tmp_path / "site", file], check=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    code = (
+        "import diffusers_xai; from diffusers_xai.cli.app import space_folder; from diffusers_xai.hub import cards; "
+    )
+    code += "print(diffusers_xai.__file__, space_folder(), len(cards.template()) > 100)"
+    python = {"cwd": tmp_path, "env": environment, "check": True, "capture_output": True, "text": True}
+    package, space, card = subprocess.run([sys.executable, "-c", code], **python).stdout.split()
+    assert card == "True"
+    assert all(Path(path).is_relative_to(tmp_path) for path in (package, space))
+    command = [sys.executable, "-m", "diffusers_xai.cli", "profile", "--steps", "2", "--no-gradients", "--json"]
+    made = json.loads(subprocess.run(command, **python).stdout)
+    assert (tmp_path / made["report"]).is_file()

@@ -36,7 +36,9 @@ def test_it_serves_the_page_with_every_checkpoint_and_ends_on_interruption(tmp_p
     for name in ("cats", "digits"):
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
     port = free_port()
-    code = "import sys; from diffusers_xai.cli import main; sys.exit(main(sys.argv[1:]))"
+    # Where the parent ignores SIGINT, as nohup does, its children would too.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from diffusers_xai.cli import main; sys.exit(main(sys.argv[1:]))"
     options = ["--port", str(port), "--checkpoint", str(tmp_path / "cats"), "--checkpoint", str(tmp_path / "digits")]
     process = subprocess.Popen(
         [sys.executable, "-c", code, "app", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -100,7 +100,7 @@ def test_the_second_of_two_commands_is_refused(place):
     assert not (place / "profile").exists()
 
 
-@pytest.mark.parametrize("moment", ["Loading", "Sampling"])
+@pytest.mark.parametrize("moment", ["import torch", "Loading", "Sampling"])
 def test_an_interruption_is_one_line_at_any_moment(place, moment):
     """The process is interrupted by itself when it gets there, so that no clock decides."""
     save_tiny(place / "tiny")

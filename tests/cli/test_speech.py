@@ -15,11 +15,26 @@ from diffusers_xai.cli.base import Console
 from tests.cli.checkpoints import save_tiny
 
 
+HEAVY = ("torch", "diffusers", "numpy", "xarray", "plotly", "huggingface_hub", "gradio")
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_tiny(tmp_path / "tiny")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["--help"], ["profile", "--help"], ["app", "--help"], ["push", "--help"], ["--version"], ["profile", "--seed=x"]],
+    ids=" ".join,
+)
+def test_help_and_errors_come_without_heavy_imports(line):
+    code = f"import sys; from diffusers_xai.cli import main\ntry: main({line})\nexcept SystemExit: pass\n"
+    code += f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_a_profile_as_json(place, capsys):
