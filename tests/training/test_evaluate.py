@@ -199,6 +199,13 @@ def test_the_command_writes_numbers_tables_and_a_sheet(tmp_path, config_file, da
     assert "has no class_attributes" in capsys.readouterr().err
 
 
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_read(tmp_path, config_file, capsys):
+    arguments = ["--checkpoint", "none", "--config", config_file, "--data", "none", "--output", str(tmp_path / "out")]
+    assert evaluate([*arguments, "--device", "banana"]) == 2
+    assert capsys.readouterr().err.startswith("error: --device banana cannot be used")
+    assert not (tmp_path / "out").exists()
+
+
 def test_curves_of_a_log(tmp_path, capsys):
     log = [{"step": s, "epoch": s / 4, "loss": 1 / s} for s in (1, 2, 3)]
     log.append({"step": 2, "epoch": 0.5, "l1": 0.4, "ssim": 0.3, "psnr": 12.0})
