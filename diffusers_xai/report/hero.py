@@ -1,17 +1,22 @@
 """The top of the page: the result, its label, and the process as a film."""
 
-import html
+from typing import Any
 
 import numpy as np
 
 from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import png_data_uri, to_rgb
+from diffusers_xai.report.page import fill
 from diffusers_xai.report.words import class_attributes, headline, label_bits, label_words
 
 
 _FILM_FRAMES = 120
 _FILM_START = 0.7  # of the process: where both films and the result still differ
+_TITLES = {
+    "samples": ("x<sub>t</sub>: what the network receives", "The noisy state of the process at the chosen step"),
+    "x0": ("x̂<sub>0</sub>: what it predicts", "The image that the network predicts at the chosen step"),
+}
 
 
 def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
@@ -28,26 +33,24 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
     if provenance.get("num_inference_steps"):
         scheduler = provenance.get("scheduler", {}).get("class", "unknown scheduler")
         facts.append(("Steps", f"{provenance['num_inference_steps']} ({scheduler})"))
-    rows = "".join(f"<div><dt>{term}</dt><dd>{html.escape(text)}</dd></div>" for term, text in facts)
-    warning = ""
-    if provenance.get("complete") is False:
-        warning = '<p class="warning">The run was interrupted: this page shows the steps that were recorded.</p>'
     pictures = []
     if "final_sample" in profile:
         result = profile["final_sample"]
         for sample in range(result.sizes["sample"]):
-            uri = png_data_uri(to_rgb(result.isel(sample=sample).values))
-            alt = html.escape(f"The generated image{_of_label(profile, sample)}, enlarged")
             caption = "Result" if result.sizes["sample"] == 1 else f"Result {sample}"
-            pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', caption))
+            alt = f"The generated image{_of_label(profile, sample)}, enlarged"
+            uri = png_data_uri(to_rgb(result.isel(sample=sample).values))
+            pictures.append({"uri": uri, "alt": alt, "caption": caption})
     if mask is not None:
-        uri = png_data_uri(_shaded(profile, mask))
         alt = "The generated image, dark outside of the region of interest"
-        pictures.append(_picture(f'<img class="pixels" src="{uri}" alt="{alt}">', "Region of interest"))
-    film, control = _film(profile)
-    return (
-        f"<header><h1>{html.escape(headline(profile))}</h1><dl class='facts'>{rows}</dl>{warning}"
-        f'<div class="pictures">{"".join(pictures)}{film}</div>{control}</header>'
+        pictures.append({"uri": png_data_uri(_shaded(profile, mask)), "alt": alt, "caption": "Region of interest"})
+    return fill(
+        "hero.html",
+        headline=headline(profile),
+        facts=facts,
+        complete=provenance.get("complete") is not False,
+        pictures=pictures,
+        **_films(profile),
     )
 
 
@@ -64,41 +67,26 @@ def _of_label(profile: DiffusionProfile, sample: int) -> str:
     return f" ({label_words(labels[sample], class_attributes(profile))})"
 
 
-def _film(profile: DiffusionProfile) -> tuple[str, str]:
-    """The first sample's x_t and x̂_0 as films, with one slider for both."""
+def _films(profile: DiffusionProfile) -> dict[str, Any]:
+    """The first sample's x_t and x̂_0 as films, the label of every frame, and the frame that is shown first."""
     names = [name for name in ("samples", "x0") if name in profile]
     if not names:
-        return "", ""
+        return {"films": [], "labels": [], "last": 0, "start": 0}
     steps = evenly_spaced_steps(profile[names[0]], _FILM_FRAMES)
     labels = [time_label(profile[names[0]], step) for step in steps]
     if "final_sample" in profile:
         labels.append("result")
-    last = len(labels) - 1
-    start = round(_FILM_START * last)
-    titles = {
-        "samples": ("x<sub>t</sub>: what the network receives", "The noisy state of the process at the chosen step"),
-        "x0": ("x̂<sub>0</sub>: what it predicts", "The image that the network predicts at the chosen step"),
-    }
-    pictures = []
+    films = []
     for name in names:
         frames = [to_rgb(record_at(profile[name], step, 0)) for step in steps]
         if "final_sample" in profile:
             frames.append(to_rgb(profile["final_sample"].isel(sample=0).values))
         height, width = frames[0].shape[:2]
-        title, alt = titles[name]
-        style = (
-            f"background-image:url({png_data_uri(np.concatenate(frames))});aspect-ratio:{width}/{height};"
-            f"background-size:100% {100 * len(frames)}%;background-position:0 {100 * start / max(last, 1):.4f}%"
-        )
-        image = f'<div class="pixels film" role="img" aria-label="{alt}" style="{style}"></div>'
-        pictures.append(_picture(image, title))
-    label = html.escape(labels[start])
-    control = (
-        f'<div class="player" data-labels="{html.escape("|".join(labels))}"><button type="button">Play</button>'
-        f'<input type="range" min="0" max="{last}" value="{start}" aria-label="Step of the process"'
-        f' aria-valuetext="{label}"><output>{label}</output></div>'
-    )
-    return "".join(pictures), control
+        caption, alt = _TITLES[name]
+        uri = png_data_uri(np.concatenate(frames))
+        films.append({"uri": uri, "alt": alt, "caption": caption, "aspect": f"{width}/{height}"})
+    last = len(labels) - 1
+    return {"films": films, "labels": labels, "last": last, "start": round(_FILM_START * last)}
 
 
 def _shaded(profile: DiffusionProfile, mask: np.ndarray) -> np.ndarray:
@@ -107,7 +95,3 @@ def _shaded(profile: DiffusionProfile, mask: np.ndarray) -> np.ndarray:
     image = to_rgb(profile["final_sample"].isel(sample=0).values) if "final_sample" in profile else white
     image = image if image.shape == white.shape else white
     return np.where(mask[:, :, None], image, image // 4)
-
-
-def _picture(image: str, caption: str) -> str:
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"

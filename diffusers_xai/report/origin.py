@@ -1,6 +1,5 @@
 """How the profile was made, and how to make it again."""
 
-import html
 import json
 import shlex
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.report.page import fill
 
 
 def origin(
@@ -20,21 +20,14 @@ def origin(
 ) -> str:
     """HTML of the last section: a table of the provenance, the code to repeat the runs, the configurations."""
     provenance = profile.provenance
-    rows = "".join(
-        f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>'
-        for name, text in _facts(provenance)
-        if text
-    )
-    parts = [f"<section><h2>How it was made</h2><table>{rows}</table>"]
     python = python_code(provenance, mask, edited.provenance if edited is not None else None)
-    code = [("In the shell", shlex.join(command) if command else None), ("In Python", python)]
-    parts += [f"<h3>{title}</h3><pre><code>{html.escape(text)}</code></pre>" for title, text in code if text]
-    for name in ("model", "scheduler"):
-        config = provenance.get(name, {}).get("config")
-        if config:
-            text = html.escape(json.dumps(config, indent=2, default=str))
-            parts.append(f"<details><summary>Configuration of the {name}</summary><pre>{text}</pre></details>")
-    return "".join(parts) + "</section>"
+    configs = [(name, provenance.get(name, {}).get("config")) for name in ("model", "scheduler")]
+    return fill(
+        "origin.html",
+        facts=_facts(provenance),
+        code=[("In the shell", shlex.join(command) if command else None), ("In Python", python)],
+        configurations=[(name, json.dumps(config, indent=2, default=str)) for name, config in configs if config],
+    )
 
 
 def python_code(provenance: dict, mask: np.ndarray | None = None, edited: dict | None = None) -> str | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.report.page import fill
 
 
 # A wheel over a scene in space shall scroll the page, as elsewhere.
@@ -45,10 +46,7 @@ def can_compare_samples(profile: DiffusionProfile) -> bool:
 def render(section: Section, more: str = "") -> str:
     """The section's HTML, with `more` of it after the figure."""
     figure = render_figure(section.draw(), section.alt, wide=section.wide)
-    return (
-        f"<section><h2>{section.title}</h2><p>{section.text}</p>{figure}{more}"
-        f'<p class="source">{section.source}</p></section>'
-    )
+    return fill("section.html", section=section, figure=figure, more=more)
 
 
 def render_figure(figure: go.Figure, alt: str, *, wide: bool = False) -> str:
