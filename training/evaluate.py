@@ -26,7 +26,7 @@ from training.diversity import diversity  # noqa: E402
 from training.evaluation import bucket_losses  # noqa: E402
 from training.evaluation_report import card_metrics, to_markdown  # noqa: E402
 from training.label_fidelity import balanced_rows, label_fidelity, trainable_labels  # noqa: E402
-from training.sampling import sample_images, sample_labels, tiles  # noqa: E402
+from training.sampling import sample_images, sample_labels, tiles, usable_device  # noqa: E402
 
 
 SHEET_COLUMNS, SHEET_SAMPLES = 8, 64
@@ -71,20 +71,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             parser.error(f"expected --{name.replace('_', '-')} of at least 1, got {getattr(args, name)}")
     return args
-
-
-def usable_device(name: str | None) -> torch.device:
-    """The device of that name, or without one the GPU if there is one.
-
-    Raises:
-        ValueError: If it cannot be used.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {error}") from error
 
 
 def attribute_classifier(

@@ -29,7 +29,7 @@ from training.diversity import nearest_distances  # noqa: E402
 from training.drawn_judge import DrawnFaceJudge  # noqa: E402
 from training.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face  # noqa: E402
 from training.label_fidelity import Share  # noqa: E402
-from training.sampling import sample_images, tiles  # noqa: E402
+from training.sampling import sample_images, tiles, usable_device  # noqa: E402
 
 
 SHEET_COLUMNS, SHEET_SAMPLES = 8, 64
@@ -181,6 +181,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, default=512, metavar="N", help="a multiple of 64. Default: 512")
     add("--steps", type=int, default=50, metavar="N", help="DDIM steps. Default: 50")
     add("--seed", type=int, default=0, help="of the samples' noise. Default: 0")
+    add("--device", help="such as cuda. Default: cuda where there is one, else cpu")
     add("--update-card", action="store_true", help="put the numbers into card.json in the checkpoint's folder")
     args = parser.parse_args(arguments)
     if args.samples < SHEET_SAMPLES or args.samples % SHEET_SAMPLES or args.steps < 1:
@@ -192,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     args = parse_args(arguments)
     try:
-        pipeline = open_pipeline(args.checkpoint)
+        device = usable_device(args.device)
+        pipeline = open_pipeline(args.checkpoint).to(device)
         size = pipeline.unet.config.sample_size
         split = open_splits(args.data)["train"].cast_column("image", datasets.Image())
         first = np.asarray(split[0]["image"]).shape

@@ -14,6 +14,20 @@ class StoppedError(Exception):
     """What was under way has been given up because the run is to stop."""
 
 
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name, or without one the GPU if there is one.
+
+    Raises:
+        ValueError: If it cannot be used.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} cannot be used: {error}") from error
+
+
 def images_that_fill(device: torch.device, size: int) -> int:
     """How many images of `size` x `size` pixels a forward pass takes: an accelerator wants many, a core few."""
     pixels = 2**16 if device.type == "cpu" else 2**20
