@@ -294,7 +294,7 @@ def _in_words(kind: Any) -> str:
     if origin is UnionType:
         return " or ".join(map(_in_words, args))
     if origin is tuple:
-        return f"{len(args)} of {_in_words(args[0])}"
+        return f"a list of {len(args)} numbers"
     if origin is list:
         return f"a list, each {_in_words(args[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}

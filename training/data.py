@@ -19,6 +19,9 @@ from training.pictures import as_rgb, square
 from training.tables import as_number
 
 
+PERSON_COLUMNS = ("identity", "celeb_id")
+
+
 @dataclass
 class FaceImages:
     """A split in memory: 60 000 images of 128 px take 3 GB.
@@ -27,11 +30,13 @@ class FaceImages:
         images (`torch.Tensor` of shape `(row, 3, height, width)`): uint8.
         labels (`torch.Tensor` of shape `(row,)`): int64, bits of the attributes; -1 throughout where there are none.
         faulty (`list[tuple[str, str]]`): Name, and what was wrong, of each row that was left out.
+        people (`list[str]`, *optional*): Whose face each row shows, where a column `identity` or `celeb_id` tells.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     faulty: list[tuple[str, str]] = field(default_factory=list)
+    people: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,7 +136,9 @@ def _decode(
         raise ValueError(f"none of {len(rows)} rows holds a readable image and its attributes{first_fault}")
     labels = np.full(len(good), -1) if attributes is None else labels_from_values(values[good])
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    return FaceImages(images, torch.from_numpy(labels), faulty)
+    person = next((column for column in PERSON_COLUMNS if column in split.column_names), None)
+    people = None if person is None else [str(name) for name in split.select(good)[person]]
+    return FaceImages(images, torch.from_numpy(labels), faulty, people)
 
 
 def _name_of(cell: dict | None, row: int) -> str:

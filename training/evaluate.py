@@ -2,8 +2,9 @@
 
     python training/evaluate.py --checkpoint FOLDER --data DATA --output FOLDER
 
-Writes `evaluation.json`, `evaluation.md` and `samples.png` to the output folder, and the attribute classifier that it
-trains to `--classifier`, where the next evaluation finds it.
+Writes `evaluation.json`, `evaluation.md` and `samples.png` to the output folder, and the judge that it trains to
+`--judge`, where the next evaluation finds it. A second judge, which saw none of our data, is asked if `--human-models`
+says where it is.
 """
 
 import argparse
@@ -18,13 +19,25 @@ from diffusers import DDIMScheduler, DDPMScheduler
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
 
 from diffusers_xai import XAIPipeline  # noqa: E402
-from training.attribute_classifier import CONFIG_FILE, AttributeClassifier, train_classifier  # noqa: E402
+from training.attribute_classifier import label_bits  # noqa: E402
 from training.card import add_metrics  # noqa: E402
 from training.config import load_config  # noqa: E402
 from training.data import FaceImages, load_splits  # noqa: E402
 from training.diversity import diversity  # noqa: E402
 from training.evaluation import bucket_losses  # noqa: E402
 from training.evaluation_report import card_metrics, to_markdown  # noqa: E402
+from training.human_models import HOW_TO_GET  # noqa: E402
+from training.judges import (  # noqa: E402
+    CONFIG_FILE,
+    FOLDS,
+    HeldOutJudge,
+    Judge,
+    OutsideJudge,
+    decided,
+    person_parts,
+    softened,
+    thresholds,
+)
 from training.label_fidelity import balanced_rows, label_fidelity, trainable_labels  # noqa: E402
 from training.sampling import sample_images, sample_labels, tiles, usable_device  # noqa: E402
 
@@ -47,11 +60,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="folder for the results; files of an earlier evaluation are replaced",
     )
-    add(
-        "--classifier",
-        type=Path,
-        help="folder of the attribute classifier, trained if it is not there. Default: --output",
-    )
+    add("--judge", type=Path, help="folder of the first judge, trained if it is not there. Default: --output")
+    add("--human-models", type=Path, metavar="MODELS", help=f"the second judge's files: {HOW_TO_GET}")
     add("--guidance", type=float, nargs="+", default=[1.0, 2.0, 4.0], metavar="W", help="default: 1 2 4")
     add("--per-label", type=int, default=32, metavar="N", help="samples of each label. Default: 32")
     add("--steps", type=int, default=50, metavar="N", help="DDIM steps. Default: 50")
@@ -73,26 +83,51 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def attribute_classifier(
-    folder: Path, train: FaceImages, validation: FaceImages, attributes: tuple[str, ...], device: torch.device
-) -> tuple[AttributeClassifier, dict]:
-    """The classifier in the folder, or a new one that is written there, with its facts; on the device.
+def held_out_judge(
+    folder: Path, validation: FaceImages, attributes: tuple[str, ...], device: torch.device
+) -> HeldOutJudge:
+    """The judge in the folder, or a new one that is written there; on the device.
 
     Raises:
-        ValueError: If the one in the folder is of other attributes or of another image size.
+        ValueError: If the one in the folder is of other attributes or photographs.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        classifier, facts = train_classifier(train, validation, attributes, device=device)
-        classifier.save(folder, facts)
-        return classifier, facts
-    classifier, facts = AttributeClassifier.load(folder)
-    expected = (list(attributes), train.images.shape[-1])
-    got = (classifier.config["attributes"], classifier.config["sample_size"])
-    if got != expected:
-        raise ValueError(
-            f"the classifier in {str(folder)!r} is of {got}, expected {expected}: choose another --classifier"
-        )
-    return classifier.to(device), facts
+    if (folder / CONFIG_FILE).is_file():
+        return HeldOutJudge.load(folder, attributes, validation).to(device)
+    judge = HeldOutJudge.train(validation, attributes, device=device)
+    judge.save(folder)
+    return judge
+
+
+def verdicts(
+    judge: Judge,
+    photographs: FaceImages,
+    parts: torch.Tensor,
+    soft: torch.Tensor,
+    samples: dict[str, torch.Tensor],
+    wanted: torch.Tensor,
+    attributes: tuple[str, ...],
+) -> dict[str, dict]:
+    """What a judge sees in photographs, in the same made as soft as samples, and in samples at each guidance scale."""
+    truth = label_bits(photographs.labels, len(attributes))[:, [attributes.index(name) for name in judge.attributes]]
+    soft_scores = judge.scores(soft, parts)
+    limits = thresholds(soft_scores, truth, parts)
+    in_turn = torch.arange(len(wanted)) % FOLDS
+
+    def fidelity(scores: torch.Tensor, parts: torch.Tensor, labels: torch.Tensor) -> dict:
+        return label_fidelity(decided(scores, limits, parts), judge.attributes, labels, attributes)
+
+    return {
+        "photographs": fidelity(judge.scores(as_floats(photographs.images), parts), parts, photographs.labels),
+        "soft photographs": fidelity(soft_scores, parts, photographs.labels),
+        "samples": {
+            scale: fidelity(judge.scores(images, in_turn), in_turn, wanted) for scale, images in samples.items()
+        },
+    }
+
+
+def as_floats(images: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float in [-1, 1]."""
+    return images.float() / 127.5 - 1
 
 
 def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, args: argparse.Namespace) -> dict:
@@ -102,35 +137,41 @@ def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, a
     training_scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     attributes = tuple(unet.config.class_attributes)
-    folder = args.classifier or args.output
-    classifier, facts = attribute_classifier(folder, train, validation, attributes, unet.device)
     labels = trainable_labels(train, args.least_images)
     if not labels:
         raise ValueError(f"no label has --least-images {args.least_images} training images")
+    outside = [] if args.human_models is None else [OutsideJudge(args.human_models)]
+    own = held_out_judge(args.judge or args.output, validation, attributes, unet.device)
+    judges: list[Judge] = [own, *(j for j in outside if set(j.attributes) <= set(attributes))]
     settings = {"num_inference_steps": args.steps, "seed": args.seed}
+    rows = balanced_rows(validation.labels, labels, args.per_label).tolist()
+    photographs = FaceImages(validation.images[rows], validation.labels[rows])
+    parts = person_parts(validation, FOLDS)[rows]
+    samples = {
+        f"{guidance:g}": sample_labels(pipeline, labels, args.per_label, guidance_scale=guidance, **settings)
+        for guidance in args.guidance
+    }
+    wanted = torch.tensor(labels).repeat_interleave(args.per_label)
+    soft = softened(as_floats(photographs.images), next(iter(samples.values())))
     result = {
         "checkpoint": str(args.checkpoint),
         "settings": {**settings, "scheduler": "DDIM", "per_label": args.per_label, "least_images": args.least_images},
         "attributes": attributes,
         "buckets": bucket_losses(unet, training_scheduler, validation),
-        "classifier": {name: facts[name] for name in ("accuracy", "balanced_accuracy", "training_images")},
-        "fidelity": {},
+        "held_out_images": len(validation),
+        "photographs": len(rows),
+        "judges": {
+            judge.name: verdicts(judge, photographs, parts, soft, samples, wanted, attributes) for judge in judges
+        },
     }
-    rows = balanced_rows(validation.labels, labels, args.per_label)
-    real = validation.images.float() / 127.5 - 1
-    result["real"] = label_fidelity(classifier, real[rows], validation.labels[rows])
-    for guidance in args.guidance:
-        images = sample_labels(pipeline, labels, args.per_label, guidance_scale=guidance, **settings)
-        wanted = torch.tensor(labels).repeat_interleave(args.per_label)
-        result["fidelity"][f"{guidance:g}"] = label_fidelity(classifier, images, wanted)
 
     sheet_labels = [labels[i % len(labels)] for i in range(SHEET_SAMPLES)]
     seeds = [args.seed + 1000 + i for i in range(SHEET_SAMPLES)]
     images = sample_images(pipeline, sheet_labels, seeds, num_inference_steps=args.steps)
     tiles(images, SHEET_COLUMNS).save(args.output / "samples.png")
     result["sheet_labels"] = sheet_labels
-    photographs = real[_same_labels(validation, sheet_labels)]
-    result["diversity"] = diversity(images, photographs, train, classifier.features, unet.device)
+    alike = as_floats(validation.images[_same_labels(validation, sheet_labels)])
+    result["diversity"] = diversity(images, alike, train, own.features, unet.device)
     return result
 
 

@@ -2,26 +2,26 @@
 
 from collections.abc import Sequence
 
+from training.human_models import HOW_TO_GET
+from training.judges import HeldOutJudge, OutsideJudge
+
+
+OWN, OUTSIDE = HeldOutJudge.name, OutsideJudge.name
+
 
 def to_markdown(result: dict) -> str:
     """Tables of what `evaluate.py` measured."""
-    attributes, settings, classifier = result["attributes"], result["settings"], result["classifier"]
-    bits = len(attributes)
-    rows = [
-        ["classifier: accuracy on validation images"] + [_percent(classifier["accuracy"][a]) for a in attributes],
-        ["classifier: balanced accuracy"] + [_percent(classifier["balanced_accuracy"][a]) for a in attributes],
-        ["photographs of these labels"] + _fidelity_cells(result["real"], attributes),
-    ]
-    rows += [
-        [f"samples, guidance {scale}", *_fidelity_cells(fidelity, attributes)]
-        for scale, fidelity in result["fidelity"].items()
-    ]
-    scales = list(result["fidelity"])
-    labels = [
-        [f"`{int(label):0{bits}b}`", _cell(share)]
-        + [_cell(result["fidelity"][scale]["labels"].get(label)) for scale in scales]
-        for label, share in result["real"]["labels"].items()
-    ]
+    attributes, settings = result["attributes"], result["settings"]
+    scales = [f"samples, guidance {scale}" for scale in next(iter(result["judges"].values()))["samples"]]
+    rows, labels = [], []
+    for judge, found in result["judges"].items():
+        sets = [found["photographs"], found["soft photographs"], *found["samples"].values()]
+        for name, table in zip(["photographs", "photographs, softened", *scales], sets, strict=True):
+            rows.append([judge, name, *(_balanced(table, attribute) for attribute in attributes)])
+        labels += [
+            [judge, f"`{int(label):0{len(attributes)}b}`", *(_cell(table["labels"].get(label)) for table in sets)]
+            for label in found["soft photographs"]["labels"]
+        ]
     losses = [
         [f"{row['from']}–{row['to'] - 1}", f"{row['noise_mse']:.5f}", f"{row['noise_l1']:.4f}", f"{row['l1']:.4f}",
          f"{row['ssim']:.4f}", f"{row['psnr']:.2f}"]
@@ -35,13 +35,24 @@ def to_markdown(result: dict) -> str:
         [
             f"# Evaluation of {result['checkpoint']}",
             "## Label fidelity",
-            f"Share of images in which a classifier of attributes sees what was asked for (95 % Wilson interval):"
+            "Mean of the shares of images that show an attribute as asked where it was and where it was not asked for"
+            " (95 % interval): whoever always gives the same answer has 50 %."
             f" {settings['per_label']} samples of each label with at least {settings['least_images']} training images,"
-            f" {settings['scheduler']} with {settings['num_inference_steps']} steps. Photographs: as many of each"
-            " label, where there are, of people that neither network has seen.",
-            _table(["", *attributes], rows),
-            "Share of images with all attributes as asked:",
-            _table(["label", "photographs", *(f"guidance {scale}" for scale in scales)], labels),
+            f" {settings['scheduler']} with {settings['num_inference_steps']} steps. The ceiling is what the same"
+            f" judge sees in {result['photographs']} photographs of the same labels, of people that the network has"
+            " not seen, made as soft as the samples are.",
+            f"*{OWN}*: classifiers trained on {result['held_out_images']} photographs of people that the network has"
+            " not seen, each tested on those of its people that it has not seen itself. "
+            + (
+                f"*{OUTSIDE}*: networks that saw none of these data, `faceres` (Male) and `emotion` (Smiling); only"
+                " their thresholds are set on photographs."
+                if OUTSIDE in result["judges"]
+                else f"The second judge was not asked: {HOW_TO_GET}."
+            ),
+            _table(["judge", "images", *attributes], rows),
+            "Share of images with all attributes as asked. If images did not depend on their labels, the mean of a"
+            f" column would be at most {_percent(1 / len(labels))}.",
+            _table(["judge", "label", "photographs", "photographs, softened", *scales], labels),
             "## One-step predictions on validation images",
             _table(["timesteps", "MSE of noise", "L1 of noise", "L1 of x̂_0", "SSIM", "PSNR (dB)"], losses),
             "## Are 64 samples 64 different faces?",
@@ -54,24 +65,26 @@ def to_markdown(result: dict) -> str:
 
 def card_metrics(result: dict) -> list[list[str]]:
     """Rows (measure, value, how it was measured) for `model_card.md`."""
-    settings, real = result["settings"], result["real"]["attributes"]
+    settings = result["settings"]
     how = (
-        f"{settings['per_label']} samples of each label with at least {settings['least_images']} training images,"
-        f" {settings['scheduler']} {settings['num_inference_steps']} steps, judged by a classifier that sees it in"
+        f"mean of the shares where it was and was not asked for, chance 50 %; {settings['per_label']} samples of each"
+        f" label with at least {settings['least_images']} training images, {settings['scheduler']}"
+        f" {settings['num_inference_steps']} steps;"
     )
     return [
         [
-            f"{name} as asked, guidance {scale}",
-            _cell(fidelity["attributes"][name]["as_asked"]),
-            f"{how} {_percent(real[name]['as_asked']['share'])} of photographs",
+            f"{name} as asked, guidance {scale}, judge: {judge}",
+            _balanced(table, name),
+            f"{how} the judge reaches {_balanced(found['soft photographs'], name)} on photographs as soft as samples",
         ]
-        for scale, fidelity in result["fidelity"].items()
-        for name in result["attributes"]
+        for judge, found in result["judges"].items()
+        for scale, table in found["samples"].items()
+        for name in table["attributes"]
     ]
 
 
-def _fidelity_cells(fidelity: dict, attributes: Sequence[str]) -> list[str]:
-    return [_cell(fidelity["attributes"][name]["as_asked"]) for name in attributes]
+def _balanced(fidelity: dict, name: str) -> str:
+    return _cell(fidelity["attributes"][name]["balanced"]) if name in fidelity["attributes"] else "–"
 
 
 def _cell(share: dict | None) -> str:

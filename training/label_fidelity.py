@@ -3,20 +3,17 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import torch
 
-from training.attribute_classifier import AttributeClassifier, label_bits
+from diffusers_xai.analysis import share_interval
+from training.attribute_classifier import label_bits
 from training.data import FaceImages
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of how many, with the Wilson score interval of the share.
-
-    Source: Wilson 1927, *Probable inference, the law of succession, and statistical inference*.
-    """
+    """How many of how many, with the exact (Clopper–Pearson) interval of the share."""
 
     hits: int
     count: int
@@ -28,12 +25,7 @@ class Share:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Lower and upper limit of the share."""
-        if not self.count:
-            return math.nan, math.nan
-        z = NormalDist().inv_cdf(0.5 + confidence / 2)
-        n, p = self.count, self.value
-        centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+        return share_interval(self.hits, self.count, confidence=confidence) if self.count else (math.nan, math.nan)
 
     def to_dict(self) -> dict[str, float | int]:
         """As JSON-able data."""
@@ -41,35 +33,53 @@ class Share:
         return {"hits": self.hits, "count": self.count, "share": self.value, "low": low, "high": high}
 
 
-def label_fidelity(classifier: AttributeClassifier, images: torch.Tensor, labels: torch.Tensor) -> dict:
-    """Compares what the classifier sees in images with their labels.
+def balanced_share(present: Share, absent: Share) -> dict[str, float]:
+    """The mean of two shares with its 95 % interval: `"share"`, `"low"` and `"high"`; of one, if the other is of none.
+
+    Whoever always gives the same answer has 0.5.
+
+    Source: Zou and Donner 2008 (method of variance estimates recovery), from the two exact intervals.
+    """
+    known = [part for part in (present, absent) if part.count]
+    mean = sum(part.value for part in known) / len(known)
+    down = math.hypot(*(part.value - part.interval()[0] for part in known)) / len(known)
+    up = math.hypot(*(part.interval()[1] - part.value for part in known)) / len(known)
+    return {"share": mean, "low": mean - down, "high": mean + up}
+
+
+def label_fidelity(
+    seen: torch.Tensor, judged: Sequence[str], labels: torch.Tensor, attributes: Sequence[str]
+) -> dict[str, dict]:
+    """Compares what a judge sees in images with their labels.
 
     Args:
-        classifier (`AttributeClassifier`): The judge.
-        images (`torch.Tensor` of shape `(image, 3, height, width)`): In [-1, 1].
+        seen (`torch.Tensor` of shape `(image, judged)`, bool): What the judge sees.
+        judged (`Sequence[str]`): The attributes that it judges.
         labels (`torch.Tensor` of shape `(image,)`, int64): What was asked for.
+        attributes (`Sequence[str]`): Those that make up a label, most significant bit first.
 
     Returns:
-        `dict`: `"attributes"`: for each attribute the `Share` of images in which it comes out as asked, and its
-        `"balanced"` value, the mean of the shares where it was and was not asked for, which a judge or a model that
-        always gives the same answer cannot raise above 0.5; `"labels"`: for each label the share of images in which
-        all attributes come out as asked.
+        `dict`: `"attributes"`: for each attribute that is judged the `Share` of images in which it comes out as
+        asked, the same where it was and where it was not asked for, and the `"balanced"` share, the mean of these
+        two, which a judge or a model that always gives the same answer cannot raise above 0.5. `"labels"`, if all are
+        judged: for each label the share of images in which all attributes come out as asked.
     """
-    asked = label_bits(labels, len(classifier.attributes))
-    right = classifier.predict(images) == asked
-    attributes = {}
-    for i, name in enumerate(classifier.attributes):
-        parts = [_share(right[asked[:, i] == present, i]) for present in (True, False)]
-        known = [part.value for part in parts if part.count]
-        attributes[name] = {
-            "as_asked": _share(right[:, i]).to_dict(),
-            "where_present": parts[0].to_dict(),
-            "where_absent": parts[1].to_dict(),
-            "balanced": sum(known) / len(known),
+    places = [i for i, name in enumerate(attributes) if name in judged]
+    asked = label_bits(labels, len(attributes))[:, places]
+    right = seen[:, [list(judged).index(attributes[i]) for i in places]] == asked
+    found = {}
+    for column, i in enumerate(places):
+        present, absent = (_share(right[asked[:, column] == wanted, column]) for wanted in (True, False))
+        found[attributes[i]] = {
+            "as_asked": _share(right[:, column]).to_dict(),
+            "where_present": present.to_dict(),
+            "where_absent": absent.to_dict(),
+            "balanced": balanced_share(present, absent),
         }
+    whole = len(places) == len(attributes)
     return {
-        "attributes": attributes,
-        "labels": {int(label): _share(right[labels == label].all(1)).to_dict() for label in labels.unique()},
+        "attributes": found,
+        "labels": {int(y): _share(right[labels == y].all(1)).to_dict() for y in labels.unique()} if whole else {},
     }
 
 

