@@ -15,7 +15,9 @@ from diffusers_xai import (
     GradientMaps,
     GradientVolume,
     LabelSwitch,
+    LayerEdit,
     Samples,
+    WordMaps,
     XAIPipeline,
     record,
 )
@@ -139,6 +141,26 @@ def test_edits_are_those_of_the_cpu(device, exact_convolutions):
     ]
     expected = sample(pipe, edits=edits).images
     np.testing.assert_allclose(sample(pipe.to(device), edits=edits).images, expected, atol=5e-4)
+
+
+def test_words_and_layers_of_a_prompt_pipeline_are_those_of_the_cpu(device, exact_convolutions):
+    pipe, run = make_pipeline("stable_diffusion")
+    arguments = {"prompt": "a red fox", "guidance_scale": 3.0}
+    edit = LayerEdit("mid_block", lambda output: 1.5 * output)
+
+    def recorded():
+        with record(pipe, [WordMaps(["fox"])], edits=[edit]) as recording:
+            images = run(**arguments).images
+        return images, recording.profile["word_maps"].values
+
+    expected = recorded()
+    pipe.to(device)
+    for got, of_cpu in zip(recorded(), expected, strict=True):
+        np.testing.assert_allclose(got, of_cpu, rtol=0, atol=1e-3)
+    plain = run(**arguments).images
+    with record(pipe, [WordMaps(["fox"])]):
+        assert np.array_equal(run(**arguments).images, plain)
+    assert not np.allclose(plain, expected[0], atol=1e-3)
 
 
 def test_running_out_of_memory_halves_the_chunk(device, monkeypatch, exact_convolutions):
