@@ -178,10 +178,11 @@ def _emergence(results: Mapping[str, ExperimentResult]) -> list[Claim]:
 
 def _localisation(results: Mapping[str, ExperimentResult]) -> list[Claim]:
     source = _Source("localisation", results["localisation"].data, "a Gaussian")
+    reached = "share of input pixels above the volume's mean"
     objects = {
-        "reached_step": ("PGV of μ, as in the thesis", "share of input pixels above the volume's mean"),
-        "reached_noise": ("PGV of ε, as in the thesis", "share of input pixels above the volume's mean"),
-        "radius": ("gradient of x̂_0", "root mean square distance from the eyes in pixels"),
+        "reached_step": ("PGV of μ, as in the thesis", reached, "more than 1 %", 0.01),
+        "reached_noise": ("PGV of ε, as in the thesis", reached, "more than 1 %", 0.01),
+        "radius": ("gradient of x̂_0", "root mean square distance from the eyes", "more than half a pixel", 0.5),
     }
     spreads = (("spread from the eyes to the face", 950, 600), ("spread from the face to the image", 600, 100))
 
@@ -191,11 +192,12 @@ def _localisation(results: Mapping[str, ExperimentResult]) -> list[Claim]:
     return [
         source.claim(
             f"Gradients {words} between t = {start} and {end} ({title}).",
-            f"{what} at t = {end}, less that at t = {start}",
+            f"{what} at t = {end}, less that at t = {start}; {more}",
             name,
             rise(start, end),
+            low=low,
         )
-        for name, (title, what) in objects.items()
+        for name, (title, what, more, low) in objects.items()
         for words, start, end in spreads
     ]
 

@@ -7,7 +7,6 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.experiments.nulls import NULLS
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
@@ -49,7 +48,8 @@ def null_band(figure: go.Figure, result: Any, name: str) -> None:
 
 def null_name(settings: dict[str, Any]) -> str:
     """The control in words, for a legend."""
-    return f"control: {NULLS.get(settings['null'], settings['null']).split(':')[0].split(',')[0]}"
+    words = {"gaussian": "Gaussians, no network", "random-weights": "random weights"}
+    return f"control: {words.get(settings['null'], settings['null'].replace('-', ' '))}"
 
 
 def seed_curves(values: xr.DataArray, y_title: str, name: str) -> go.Figure:

@@ -13,7 +13,13 @@ from diffusers_xai.experiments.claims import NEEDED, Claim, claims
 
 HOLDS, FAILS = "holds", "does not hold"
 NOT_BEYOND, CANNOT_TELL = "not beyond the control", "this test cannot tell"
-VERDICTS = (HOLDS, FAILS, NOT_BEYOND, CANNOT_TELL)
+# And how many there are of each, in words.
+VERDICTS = {
+    HOLDS: "hold",
+    FAILS: "do not hold",
+    NOT_BEYOND: "are not beyond the control",
+    CANNOT_TELL: "cannot be told",
+}
 MIN_SEEDS = 30
 LEVEL = 0.05  # of the p-values corrected for their number
 

@@ -22,7 +22,7 @@ def verdict_rows(table: Sequence[Finding]) -> list[str]:
     rows = []
     for finding in table:
         claim = finding.claim
-        control = f"{finding.control[0]:.4g} ({claim.control_text})" if finding.control is not None else "none"
+        control = f"{finding.control[0]:.4f} ({claim.control_text})" if finding.control is not None else "none"
         excess = _interval(finding.excess, signed=True) if finding.excess is not None else ""
         rows.append(
             f"| {claim.text} | **{finding.verdict}** | {_interval(finding.effect)} | {control} | {excess} |"
@@ -47,11 +47,11 @@ def to_markdown(
         pictures (`Mapping[str, Sequence[str]]`): Files of each experiment's figures, relative to the page.
     """
     checkpoint = Path(results[NEEDED[0]].settings["checkpoint"]).name
-    counts = ", ".join(f"{sum(f.verdict == verdict for f in table)} {verdict}" for verdict in VERDICTS)
+    counts = ", ".join(f"{sum(f.verdict == v for f in table)} {words}" for v, words in VERDICTS.items())
     lines = [
         "# Findings",
         "",
-        f"What the thesis found, tested on the checkpoint `{checkpoint}`. Of {len(table)} claims: {counts}.",
+        f"What the thesis found, tested on the checkpoint `{checkpoint}`. Of {len(table)} claims, {counts}.",
         "",
         "A claim *holds* where its effect is shown to lie where the claim has it and to exceed its control, which has"
         " learned nothing. It is *not beyond the control* where the effect is there and no larger than the control's."

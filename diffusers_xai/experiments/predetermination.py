@@ -49,7 +49,7 @@ def measure(
         switches (`int`, *optional*): How many switches, evenly spread, the first one at step 0; 20, or as many as
             steps where there are fewer, if `None`.
         judge (`Callable`, *optional*): Tells the probability of each of the model's attributes in images `(image,
-            channel, height, width)` in [-1, 1], as a tensor `(image, attribute)`.
+            channel, height, width)` in [-1, 1], as a tensor `(image, attribute)`; NaN of those it does not know.
         null (`str` or [`XAIPipeline`]): `"gaussian"`, a pipeline, or `"none"`.
         options: Passed to `switch_sweep`, such as `callback_on_step_end`.
 
@@ -127,7 +127,7 @@ def _seen(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 
 def _lock_in(data: xr.Dataset) -> xr.DataArray:
     before, after = _seen(data)
-    changed = after.isel(switch=0, drop=True) != before
+    changed = after.isel(switch=0, drop=True) != before  # never where nothing is known: NaN is not seen
     return predetermination_index((after == before).astype(float), 0.5).where(
         changed.drop_vars("share", errors="ignore")
     )
@@ -183,34 +183,36 @@ def _plot_attributes(result: ExperimentResult) -> go.Figure:
     """In how many seeds each attribute on which the labels differ is seen, over the step of the switch."""
     data = result.data
     figure = go.Figure()
-    _, after = _seen(data)
-    share = 100 * data["share"].values
+    before, after = _seen(data)
+    share = np.append(100 * data["share"].values, 100)  # a switch after the last step changes nothing
+    first, second = (label_text(result.settings, label) for label in result.settings["labels"])
     for index, attribute in enumerate(_switched_attributes(result)):
-        seen = after.sel(attribute=attribute)
-        count = seen.sizes["seed"]
-        rate = seen.mean("seed").values
-        intervals = [share_interval(int(n), count) for n in seen.sum("seed").values]
+        seen = np.column_stack([x.sel(attribute=attribute).transpose("seed", ...) for x in (after, before)])
+        rate = seen.mean(0)
+        intervals = [share_interval(int(n), len(seen)) for n in seen.sum(0)]
         low, high = (np.array(limits) for limits in zip(*intervals, strict=True))
         color = LINE_COLORS[index % len(LINE_COLORS)]
         figure.add_scatter(
-            x=share + 0.4 * index, y=rate, name=f"{attribute.replace('_', ' ')} seen by the judge",
+            x=share + 0.8 * index, y=rate, name=f"{attribute.replace('_', ' ')} seen by the judge",
             mode="lines+markers", line=line_style(index),
             error_y={"array": high - rate, "arrayminus": rate - low, "color": color, "thickness": 1},
         )  # fmt: skip
     return figure.update_layout(
         template=TEMPLATE,
-        height=420,
+        height=460,
         showlegend=True,
-        xaxis={"title": "share of the steps done before the switch (%)"},
+        margin={"b": 88},
+        xaxis={"title": f"share of the steps done before the switch (%)<br>0: only {second}; 100: only {first}"},
         yaxis={"title": "share of the seeds", "range": [-0.02, 1.02], "tickformat": ".0%"},
     )
 
 
 def _switched_attributes(result: ExperimentResult) -> list[str]:
-    """The attributes on which the two labels differ."""
-    names = result.settings["attributes"]
+    """The attributes on which the two labels differ, and of which the judge tells."""
+    names, judged = result.settings["attributes"], result.data["judged"]
     first, second = (f"{label:0{len(names)}b}" for label in result.settings["labels"])
-    return [name for name, a, b in zip(names, first, second, strict=True) if a != b]
+    known = judged.notnull().all(["seed", "run"]).values
+    return [name for name, a, b, told in zip(names, first, second, known, strict=True) if a != b and told]
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Verdicts on results made by hand, whose answers are known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -8,7 +10,7 @@ from scipy import stats
 from diffusers_xai.experiments import ExperimentResult
 from diffusers_xai.experiments.claims import NEEDED
 from diffusers_xai.experiments.findings import CANNOT_TELL, FAILS, HOLDS, NOT_BEYOND, findings
-from diffusers_xai.experiments.findings_page import to_markdown
+from diffusers_xai.experiments.findings_page import to_markdown, verdict_rows
 
 
 SEEDS = np.arange(30)
@@ -41,7 +43,7 @@ def make_results(**changes):
     hurt = {"downs.0.3": 0.3, "downs.1.3": 0.7, "mid_block2": 0.8, "ups.0.3": 0.85, "ups.1.3": 0.6}
     ablation = [hurt.get(layer, 0.95) for layer in LAYERS]
     times = {"timestep": ("step", TIMES_OF_GRADIENTS)}
-    growing, still = [0.1, 0.15, 0.2, 0.8], [0.2] * 4
+    growing, still = [0.1, 0.5, 0.9, 1.7], [0.2] * 4
     gradients = {}
     for i, name in enumerate(("reached_step", "reached_noise", "radius")):
         gradients[name] = per_seed(growing, ["step"], 10 + i, **times)
@@ -145,8 +147,8 @@ def test_effects_controls_and_intervals_are_those_of_the_numbers():
     assert switch.control[0] == pytest.approx(control.mean())
     assert switch.excess[0] == pytest.approx((np.abs(control - 1) - np.abs(values - 1)).mean())
     spreads = table["Gradients spread from the face to the image between t = 600 and 100 (gradient of x̂_0)."]
-    assert spreads.effect[0] == pytest.approx(0.6, abs=1e-3)
-    assert spreads.excess[0] == pytest.approx(0.6, abs=1e-3)
+    assert spreads.effect[0] == pytest.approx(0.8, abs=1e-3)
+    assert spreads.excess[0] == pytest.approx(0.8, abs=1e-3)
     contracting = table["It hurts more in the contracting path."]
     downs, ups = np.mean([0.3, 0.7, 0.95]), np.mean([0.85, 0.6, 0.95])
     assert contracting.effect[0] == pytest.approx(ups - downs, abs=1e-3)
@@ -184,11 +186,20 @@ def test_the_page_names_every_claim_and_verdict():
     results = make_results()
     table = findings(results)
     page = to_markdown(table, results, {"ablation": ["ablation.png", "ablation-images.png"]})
-    assert f"Of {len(table)} claims: {len(table)} holds, 0 does not hold" in page
+    assert f"Of {len(table)} claims, {len(table)} hold, 0 do not hold, 0 are not beyond the control" in page
     assert all(f"| {finding.claim.text} | **{HOLDS}** |" in page for finding in table)
     assert "checkpoint `faces`" in page
     assert page.index("](ablation.png)") < page.index("](ablation-images.png)")
     assert "| downs.0.3 | block | 24 | 0.300 (" in page
+
+
+def test_the_published_page_says_what_its_kept_results_say():
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "findings.md").read_text(encoding="utf-8").splitlines()
+    results = {name: ExperimentResult.load(docs / "findings" / name) for name in NEEDED}
+    for row in verdict_rows(findings(results)):
+        assert row in page
+    assert {len(result.settings["seeds"]) for result in results.values()} == {30}
 
 
 def test_missing_experiments_are_named():
