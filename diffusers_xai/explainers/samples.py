@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from diffusers_xai.measures import structural_similarity
+from diffusers_xai.measures import MEASURES
 from diffusers_xai.recording.clock import Run, predicted_part
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
@@ -29,7 +29,8 @@ class Samples(RecordSpec):
         steps, timesteps, every: See [`RecordSpec`].
         x0 (`bool`, defaults to `True`): Record x̂_0 beside x_t: the scheduler's own where it tells or holds it (clipped
             or thresholded, if it does that), else what its kind of prediction implies.
-        measures (sequence of `str`, defaults to `("ssim",)`): Measures taken while sampling; empty for none.
+        measures (sequence of `str`, defaults to `("ssim",)`): Measures of samples, by their names in
+            `diffusers_xai.measures.MEASURES`, that are taken while sampling; empty for none.
 
     Raises:
         ValueError: for an unknown measure; before sampling, for samples smaller than SSIM's window of 7 pixels, or a
@@ -42,9 +43,10 @@ class Samples(RecordSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         measures = (self.measures,) if isinstance(self.measures, str) else tuple(self.measures)
-        unknown = set(measures) - {"ssim"}
+        available = [name for name, measure in MEASURES.items() if measure.of == "samples"]
+        unknown = sorted(set(measures) - set(available))
         if unknown:
-            raise ValueError(f"Expected `measures` from ['ssim'], got {sorted(unknown)}.")
+            raise ValueError(f"Expected `measures` from {available}, got {unknown}.")
         object.__setattr__(self, "measures", measures)
 
     def attach(self, recording: Recording, stack: ExitStack) -> None:
@@ -52,11 +54,11 @@ class Samples(RecordSpec):
         run = recording.run
         recording.expect(self, ["samples", "x0"] if self.x0 else ["samples"])
 
-        def measures_ssim() -> bool:
-            return "ssim" in self.measures and len(run.positions) > 1
+        def measures() -> Sequence[str]:
+            return self.measures if len(run.positions) > 1 else ()
 
         def start() -> None:
-            if measures_ssim() and min(run.sample_size) < _SSIM_WINDOW:
+            if any(name.startswith("ssim") for name in measures()) and min(run.sample_size) < _SSIM_WINDOW:
                 raise ValueError(
                     f"SSIM needs samples of at least {_SSIM_WINDOW}x{_SSIM_WINDOW} pixels, got {run.sample_size}."
                     " Record `Samples(measures=())`."
@@ -70,9 +72,9 @@ class Samples(RecordSpec):
             shape, dtype = run.labelling.sample(run.state).values.shape[1:], run.state.dtype
             for name in ("samples", "x0") if self.x0 else ("samples",):
                 recording.declare(self, name, shape, dtype, per_branch=False)
-            if measures_ssim():
-                every_step = frozenset(range(len(run.timesteps)))
-                recording.declare(self, "measures/ssim", (), torch.float64, per_branch=False, steps=every_step)
+            every_step = frozenset(range(len(run.timesteps)))
+            for name in measures():
+                recording.declare(self, f"measures/{name}", (), torch.float64, per_branch=False, steps=every_step)
             recording.declare(self, "final_sample", shape, dtype, per_branch=False, steps=frozenset([0]))
 
         def keep(step: SchedulerStep) -> None:
@@ -82,9 +84,9 @@ class Samples(RecordSpec):
                 recording.keep(self, "samples", before.values, before.dims, per_branch=False)
                 if self.x0:
                     recording.keep(self, "x0", label(_x0(run, step)).values, before.dims, per_branch=False)
-            if measures_ssim():
-                similarity = _similarity(before.values, after.values)
-                recording.keep(self, "measures/ssim", similarity, (), per_branch=False)
+            for name in measures():
+                value = _measure(name, before.values, after.values)
+                recording.keep(self, f"measures/{name}", value, (), per_branch=False)
             if run.step == len(run.timesteps) - 1:
                 recording.keep_final("final_sample", after.values, after.dims)
 
@@ -100,10 +102,11 @@ def _x0(run: Run, step: SchedulerStep) -> torch.Tensor:
     return x0_and_noise(run.scheduler, step.level, predicted_part(step, step.model_output), model_input)[0]
 
 
-def _similarity(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """SSIM (sample) of images (sample, channel, height, width), of videos the mean over their frames."""
+def _measure(name: str, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """A measure (sample) of images (sample, channel, height, width), of videos the mean over their frames."""
+    function = MEASURES[name].function
     if before.ndim == 4:
-        return structural_similarity(before, after)
+        return function(before, after)
     frames = before.shape[2]
     folded = [video.transpose(1, 2).flatten(0, 1) for video in (before, after)]
-    return structural_similarity(*folded).unflatten(0, (-1, frames)).mean(dim=1)
+    return function(*folded).unflatten(0, (-1, frames)).mean(dim=1)
