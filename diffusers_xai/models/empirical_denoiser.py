@@ -26,9 +26,10 @@ class EmpiricalDenoiser(LabelledDenoiser):
 
     Parameters:
         num_images (`int`, *optional*, defaults to 1): Number of images.
-        sample_size, in_channels, prediction_type, num_train_timesteps, beta_start, beta_end, beta_schedule,
-            trained_betas, rescale_betas_zero_snr, num_class_embeds, null_class_label, class_attributes: See
+        sample_size, in_channels, prediction_type, num_class_embeds, null_class_label, class_attributes: See
             [`ClosedFormDenoiser`].
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
+            schedule, as in the config of a scheduler.
     """
 
     @register_to_config

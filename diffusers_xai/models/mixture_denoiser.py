@@ -36,9 +36,10 @@ class MixtureDenoiser(LabelledDenoiser):
         covariance_type (`str`, *optional*, defaults to `"low_rank"`): See [`GaussianDenoiser`].
         rank (`int`, *optional*): Number of principal components of each; all if `None`.
         shared_covariance (`bool`, *optional*, defaults to `True`): One covariance for all components.
-        sample_size, in_channels, prediction_type, num_train_timesteps, beta_start, beta_end, beta_schedule,
-            trained_betas, rescale_betas_zero_snr, num_class_embeds, null_class_label, class_attributes: See
+        sample_size, in_channels, prediction_type, num_class_embeds, null_class_label, class_attributes: See
             [`ClosedFormDenoiser`].
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
+            schedule, as in the config of a scheduler.
     """
 
     @register_to_config
