@@ -57,15 +57,10 @@ class GraphModel:
         values = {self.source: images}
         for name in self._needed(output):
             node = self.nodes[name]
-            arguments = [values[_node_name(i)] for i in node.get("input", []) if not i.startswith("^")]
-            known = name in values
-            if not known:
-                op = node["op"]
-                values[name] = (
-                    self.weights[name].to(images.device)
-                    if op == "Const"
-                    else _OPERATIONS[op](node["attr"], *arguments)
-                )
+            if node["op"] == "Const":
+                values[name] = self.weights[name].to(images.device)
+            elif name != self.source:
+                values[name] = _OPERATIONS[node["op"]](node["attr"], *(values[i] for i in _sources(node)))
         return values[output]
 
     def _needed(self, output: str) -> list[str]:
@@ -78,12 +73,13 @@ class GraphModel:
                 order[name] = None
             elif name not in order:
                 stack.append((name, True))
-                stack += [(_node_name(i), False) for i in self.nodes[name].get("input", []) if not i.startswith("^")]
+                stack += [(source, False) for source in _sources(self.nodes[name])]
         return list(order)
 
 
-def _node_name(reference: str) -> str:
-    return reference.split(":")[0]
+def _sources(node: Mapping[str, Any]) -> list[str]:
+    """The nodes whose values a node reads; `^` marks those that it only waits for."""
+    return [reference.split(":")[0] for reference in node.get("input", []) if not reference.startswith("^")]
 
 
 def _read_weights(entries: list[Mapping[str, Any]], data: bytes) -> dict[str, torch.Tensor]:
@@ -120,8 +116,8 @@ def _windowed(
 ) -> torch.Tensor:
     """Pads as TensorFlow does (the odd pixel goes to the right and the bottom), and runs on NCHW."""
     strides = _numbers(attributes, "strides")[1:3]
-    if any(i != 1 for i in _numbers(attributes, "dilations")[1:3]) if "dilations" in attributes else False:
-        raise ValueError("expected no dilation")
+    if "dilations" in attributes and set(_numbers(attributes, "dilations")) != {1}:
+        raise ValueError("expected windows without dilation")
     x = x.permute(0, 3, 1, 2)
     if _text(attributes["padding"]["s"]) == "SAME":
         pads = []
