@@ -1,12 +1,19 @@
 """What a run knows for the model card of its checkpoint."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers_xai.hub.cards import CARD_FACTS, read_facts
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import safe_open
+
+from diffusers_xai.hub.cards import CARD_FACTS, SAMPLE_GRID, read_facts
 from training.config import TrainingConfig
+
+
+_CAPTIONED_FACTS = {"data": "Not stated.", "training": {}, "metrics": [], "limitations": []}
 
 
 def run_facts(
@@ -64,6 +71,40 @@ def add_metrics(checkpoint: Path, rows: Sequence[Sequence[Any]]) -> None:
     names = {row[0] for row in rows}
     facts["metrics"] = [row for row in facts.get("metrics", []) if row[0] not in names] + [list(row) for row in rows]
     write_facts(checkpoint, facts)
+
+
+def write_captioned_card(folder: Path) -> None:
+    """Writes the README of a captioned pipeline from its `card.json` and its configurations.
+
+    Raises:
+        FileNotFoundError: If there is no pipeline.
+    """
+    facts = read_facts(folder)
+    counts = {}
+    for part in ("unet", "text_encoder"):
+        weights = next((folder / part).glob("*.safetensors"), None)
+        if weights is None:
+            raise FileNotFoundError(f"no weights of a pipeline in {str(folder / part)!r}")
+        with safe_open(weights, "pt") as file:
+            counts[part] = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            license=facts.get("license", "other"),
+            tags=["stable-diffusion", "explainable-ai"],
+        ),
+        template_path=str(Path(__file__).with_name("captioned_card.md")),
+        model_name=facts.get("model_name", folder.name),
+        image_size=json.loads((folder / "unet" / "config.json").read_text())["sample_size"],
+        unet_parameters=counts["unet"],
+        text_parameters=counts["text_encoder"],
+        prediction_type=scheduler["prediction_type"],
+        sample_grid=SAMPLE_GRID if (folder / SAMPLE_GRID).is_file() else None,
+        **{name: facts.get(name, default) for name, default in _CAPTIONED_FACTS.items()},
+    )
+    (folder / "README.md").write_text(str(card) + "\n", encoding="utf-8")
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
 
 from diffusers_xai import XAIPipeline  # noqa: E402
-from training.card import add_metrics  # noqa: E402
+from training.card import add_metrics, write_captioned_card  # noqa: E402
 from training.celeba import open_splits  # noqa: E402
 from training.diversity import nearest_distances  # noqa: E402
 from training.drawn_judge import DrawnFaceJudge  # noqa: E402
@@ -210,6 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
     (args.output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if args.update_card:
         add_metrics(Path(args.checkpoint), rows)
+        if isinstance(pipeline, StableDiffusionPipeline):
+            write_captioned_card(Path(args.checkpoint))
     print("\n".join(f"{name}: {value} [{how}]" for name, value, how in rows))
     return 0
 

@@ -12,12 +12,10 @@ def demo_checkpoint(name: str = "lfw-32") -> str:
     """Path of an embedded checkpoint of faces at 32 px.
 
     Args:
-        name (`str`, *optional*, defaults to `"lfw-32"`):
-            - `"lfw-32"`: photographs, for `XAIPipeline.from_pretrained`,
-            - `"drawn-32"`: drawn faces, whose labels and masks are exactly known; the fastest,
-            - `"drawn-text-32"`: drawn faces by captions, a `StableDiffusionPipeline` for plain diffusers.
+        name (`str`, *optional*, defaults to `"lfw-32"`): A folder beside this file. `"lfw-32"`: a small ConvNeXt U-Net
+            of photographed faces, for `XAIPipeline.from_pretrained`.
 
-    Data, limits and licence of each are in its folder's `README.md`.
+    Data, limits and licence ("for research") are in the folder's `README.md`.
 
     Raises:
         ValueError: If there is no such checkpoint.

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from tests.training.conftest import write_parquet
 from training.caption_model import build_tokenizer, tokenize
+from training.card import write_captioned_card
 from training.checkpoint import list_checkpoints
 from training.config import TrainingConfig
 from training.train_text import CaptionedUNet, build_network, main
@@ -72,6 +73,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_is_exported(tmp_path, tex
     assert pipeline.tokenizer.tokenize("a smiling man") == ["a</w>", "smiling</w>", "man</w>"]
     assert pipeline.scheduler.config.prediction_type == "sample"
     assert json.loads((tmp_path / "pipe" / "card.json").read_text())["training"]["steps"] == 4
+    write_captioned_card(tmp_path / "pipe")
+    card = (tmp_path / "pipe" / "README.md").read_text()
+    count = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    assert f"U-Net ({count:,} parameters)" in card
+    assert "16 × 16 pixels" in card
+    assert "| steps | 4 |" in card
 
 
 def test_a_run_starts_from_a_finished_pipeline_with_its_words(tmp_path, text_config, captioned):
