@@ -109,7 +109,8 @@ def region(
     except ValueError as error:
         raise CommandError(f"{option}: {error}") from error
     except Exception as error:  # Pillow's decoders raise nearly any type for a file that is broken or too large
-        raise CommandError(f"--mask: cannot be read as an image: {error}") from error
+        why = str(error).replace(str(mask), mask.name if mask else "")[:200]  # a path may be very long
+        raise CommandError(f"--mask {str(mask)[:200]}: cannot be read as an image: {why}") from error
 
 
 def layers_of_max_channels(ablations: Sequence[tuple[str, Sequence[int | str]]], denoiser: Denoiser) -> list[str]:
