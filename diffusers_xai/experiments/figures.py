@@ -10,6 +10,9 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
+MIN_SURE = 8
+
+
 def band(
     figure: go.Figure, x: np.ndarray, values: xr.DataArray, name: str, index: int = 0, *, muted: bool = False
 ) -> None:
@@ -27,11 +30,13 @@ def band(
         for low, high, opacity in [interval] if muted else [scatter, interval]:
             figure.add_scatter(x=x, y=high.values, **group)
             figure.add_scatter(x=x, y=low.values, fill="tonexty", fillcolor=_with_alpha(color, opacity), **group)
+    # The scatter of few seeds is hardly known itself: an interval from three is worth little if they are skewed.
+    worth = ", too few for a sure interval" if count < MIN_SURE else ""
     dash = "dot" if muted else ("solid", "dash", "dot")[index % 3]
     figure.add_scatter(
         x=x,
         y=facts["mean"].values,
-        name=name if count == 1 or muted else f"{name}: mean of {count} seeds",
+        name=name if count == 1 or muted else f"{name}: mean of {count} seeds{worth}",
         legendgroup=name,
         mode="lines",
         line={"color": color, "width": 2.5, "dash": dash},
