@@ -43,7 +43,7 @@ from diffusers_xai.explainers import (
 )
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.pipelines.schedule import default_steps
+from diffusers_xai.pipelines.arguments import default_steps
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import EditSpec, RecordSpec

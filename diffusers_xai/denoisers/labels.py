@@ -78,6 +78,49 @@ def encode_labels(
     return [encode_label(value, num_classes, null_label, attributes) for value in values]
 
 
+def labels_of_images(
+    class_labels: ClassLabels | None,
+    config: Mapping[str, Any],
+    network: str,
+    batch_size: int | None = None,
+    guidance_scale: float = 1.0,
+) -> list[int | None]:
+    """The label of every image of a run; `None`s for an unconditional network.
+
+    Args:
+        class_labels: As in [`encode_labels`]; a single label is that of all images.
+        config (`Mapping`): Of the network.
+        network (`str`): What an error calls it.
+        batch_size (`int`, *optional*): Number of images; the number of labels, or 1, if `None`.
+        guidance_scale (`float`, *optional*, defaults to 1.0): Classifier-free guidance; 1 is none.
+
+    Raises:
+        ValueError, TypeError: for labels, a batch size or guidance that do not fit the network.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"Expected `batch_size` of at least 1, got {batch_size}.")
+    num_classes, null_label = config.get("num_class_embeds"), config.get("null_class_label")
+    if guidance_scale != 1.0 and (num_classes is None or null_label is None):
+        raise ValueError(
+            f"`guidance_scale={guidance_scale}` needs a model that was trained with a null label; this"
+            f" {network} has none. Leave it at 1.0."
+        )
+    if num_classes is None:
+        if class_labels is not None:
+            raise ValueError(f"This {network} is unconditional: `class_labels` must be None.")
+        return [None] * (batch_size or 1)
+    attributes = config.get("class_attributes")
+    if class_labels is None:
+        names = f" or dicts of {list(attributes)}" if attributes else ""
+        raise ValueError(f"Expected `class_labels` as integers in 0..{num_classes - 1}{names}, got None.")
+    labels: list[int | None] = [*encode_labels(class_labels, num_classes, null_label, attributes)]
+    if not labels:
+        raise ValueError("Expected at least one label in `class_labels`, got an empty sequence.")
+    if batch_size is not None and len(labels) not in (1, batch_size):
+        raise ValueError(f"Expected 1 or {batch_size} `class_labels` for `batch_size`, got {len(labels)}.")
+    return labels * batch_size if batch_size is not None and len(labels) == 1 else labels
+
+
 def _from_row(row: Any, num_classes: int, attributes: Sequence[str]) -> int:
     """The label of a one-hot row or a row of bits."""
     if isinstance(row, list | tuple) and all(not isinstance(cell, list) and cell in (0, 1) for cell in row):

@@ -17,10 +17,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 from PIL import Image
 
-from diffusers_xai.denoisers.labels import ClassLabels, encode_labels
+from diffusers_xai.denoisers.labels import ClassLabels, labels_of_images
 from diffusers_xai.hub.pipelines import add_code, add_readme, can_carry_code, push_pipeline
 from diffusers_xai.hub.registry import installed_classes
-from diffusers_xai.pipelines.schedule import default_steps, set_timesteps
+from diffusers_xai.pipelines.arguments import chosen_steps, seeds_of, set_timesteps, with_equal_noise
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordingPlan, RecordSpec, check_samples, count_samples
 from diffusers_xai.recording import plan as plan_run
@@ -277,7 +277,7 @@ class XAIPipeline(DiffusionPipeline):
             if batch_size is None and len(labels) == 1:
                 labels = [*labels] * variants
             check_samples(edits, len(labels))
-            generator = _with_equal_noise(generator, variants)
+            generator = with_equal_noise(generator, variants)
         batch_size = len(labels)
         self.check_inputs(batch_size, generator, sample, output_type, callback_on_step_end_tensor_inputs)
         device = self._execution_device
@@ -288,10 +288,10 @@ class XAIPipeline(DiffusionPipeline):
                 recording = stack.enter_context(record_run(self, record or (), edits, profile_dir, max_bytes))
                 recording.describe(
                     class_labels=[None if label is None else int(label) for label in labels],
-                    seeds=_seeds(generator, batch_size),
+                    seeds=seeds_of(generator, batch_size),
                     guidance_scale=guidance_scale,
                     eta=eta,
-                    **_chosen_steps(self.scheduler, num_inference_steps, timesteps, sigmas),
+                    **chosen_steps(self.scheduler, num_inference_steps, timesteps, sigmas),
                 )
             self._guidance_scale = guidance_scale
             self._interrupt = False
@@ -368,29 +368,8 @@ class XAIPipeline(DiffusionPipeline):
         Raises:
             ValueError, TypeError: for labels, a batch size or guidance that do not fit the model.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"Expected `batch_size` of at least 1, got {batch_size}.")
-        config = self.unet.config
-        num_classes, null_label = config.get("num_class_embeds"), config.get("null_class_label")
-        if guidance_scale != 1.0 and (num_classes is None or null_label is None):
-            raise ValueError(
-                f"`guidance_scale={guidance_scale}` needs a model that was trained with a null label; this"
-                f" {type(self.unet).__name__} has none. Leave it at 1.0."
-            )
-        if num_classes is None:
-            if class_labels is not None:
-                raise ValueError(f"This {type(self.unet).__name__} is unconditional: `class_labels` must be None.")
-            return [None] * (batch_size or 1)
-        attributes = config.get("class_attributes")
-        if class_labels is None:
-            names = f" or dicts of {list(attributes)}" if attributes else ""
-            raise ValueError(f"Expected `class_labels` as integers in 0..{num_classes - 1}{names}, got None.")
-        labels: list[int | None] = [*encode_labels(class_labels, num_classes, null_label, attributes)]
-        if not labels:
-            raise ValueError("Expected at least one label in `class_labels`, got an empty sequence.")
-        if batch_size is not None and len(labels) not in (1, batch_size):
-            raise ValueError(f"Expected 1 or {batch_size} `class_labels` for `batch_size`, got {len(labels)}.")
-        return labels * batch_size if batch_size is not None and len(labels) == 1 else labels
+        network = type(self.unet).__name__
+        return labels_of_images(class_labels, self.unet.config, network, batch_size, guidance_scale)
 
     def check_inputs(
         self,
@@ -473,32 +452,3 @@ class XAIPipeline(DiffusionPipeline):
 
 def _label_tensor(labels: Sequence[int | None], device: torch.device) -> torch.Tensor | None:
     return None if labels[0] is None else torch.tensor(labels, device=device)
-
-
-def _chosen_steps(
-    scheduler: SchedulerMixin, steps: int | None, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
-) -> dict[str, Any]:
-    """What the caller chose, for the provenance."""
-    custom = {"custom_timesteps": timesteps, "custom_sigmas": sigmas}
-    given = {name: np.asarray(values).tolist() for name, values in custom.items() if values is not None}
-    return given or {"num_inference_steps": steps or default_steps(scheduler)}
-
-
-def _with_equal_noise(
-    generator: torch.Generator | list[torch.Generator] | None, batch_size: int
-) -> list[torch.Generator]:
-    """One generator per image, all in the state of the single one; a list as it is."""
-    if isinstance(generator, list):
-        return generator
-    if generator is None:
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    copies = [torch.Generator(generator.device) for _ in range(batch_size - 1)]
-    for copy in copies:
-        copy.set_state(generator.get_state())
-    return [generator, *copies]
-
-
-def _seeds(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> list[int | None]:
-    if isinstance(generator, list):
-        return [g.initial_seed() for g in generator]
-    return [None if generator is None else generator.initial_seed()] * batch_size

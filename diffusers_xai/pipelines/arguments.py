@@ -1,7 +1,8 @@
-"""The steps of a run, as pipelines of diffusers let their callers choose them."""
+"""What a call's arguments mean: its steps, as pipelines of diffusers let them be chosen, and its sources of noise."""
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,3 +62,33 @@ def set_timesteps(
         raise ValueError(f"Expected at least one value in `{name}`, got none.")
     scheduler.set_timesteps(**{name: np.asarray(custom).tolist()}, device=device)
     return scheduler.timesteps
+
+
+def chosen_steps(
+    scheduler: SchedulerMixin, steps: int | None, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
+) -> dict[str, Any]:
+    """What the caller chose, for the provenance."""
+    custom = {"custom_timesteps": timesteps, "custom_sigmas": sigmas}
+    given = {name: np.asarray(values).tolist() for name, values in custom.items() if values is not None}
+    return given or {"num_inference_steps": steps or default_steps(scheduler)}
+
+
+def with_equal_noise(
+    generator: torch.Generator | list[torch.Generator] | None, batch_size: int
+) -> list[torch.Generator]:
+    """One generator per image, all in the state of the single one; a list as it is."""
+    if isinstance(generator, list):
+        return generator
+    if generator is None:
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    copies = [torch.Generator(generator.device) for _ in range(batch_size - 1)]
+    for copy in copies:
+        copy.set_state(generator.get_state())
+    return [generator, *copies]
+
+
+def seeds_of(generator: torch.Generator | list[torch.Generator] | None, batch_size: int) -> list[int | None]:
+    """The seed of every image; `None` where nothing tells it."""
+    if isinstance(generator, list):
+        return [g.initial_seed() for g in generator]
+    return [None if generator is None else generator.initial_seed()] * batch_size
