@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from diffusers_xai.denoisers import Denoiser
-from diffusers_xai.recording.attention import RELATIONS, Relation, merged, relations
+from diffusers_xai.recording.attention import RELATIONS, Relation, heads_of, merged, relations
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
@@ -104,7 +104,7 @@ class AttentionWeights(RecordSpec):
         def keep(path: str, calls: list[AttentionCall]) -> None:
             if not recording.looks(self) or not calls:
                 return
-            for call in merged(calls, run.labelling.rows):
+            for call in merged(calls, run.labelling.rows, heads_of(layers[path])):
                 known = relations(run.labelling, path, call)
                 name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
                 if name is None or (name not in known and "" not in known):
@@ -138,7 +138,7 @@ class AttentionWeights(RecordSpec):
         self, run: Run, module: nn.Module, call: AttentionCall, relation: Relation, name: str, is_selected: bool
     ) -> tuple[torch.Tensor, tuple[str, ...], dict[str, Any]]:
         """(row, head, …), the dims behind the row, and coordinates."""
-        heads = int(getattr(module, "heads", 0) or getattr(module, "num_heads", 0) or 1)
+        heads = heads_of(module)
         device = None if is_selected else "meta"
         queries, keys = torch.arange(call.shape[1])[relation.queries.index], relation.keys
         grid, coords = relation.queries.grid, dict[str, Any]()

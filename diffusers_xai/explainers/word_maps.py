@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_xai.explainers.attention_weights import softmax_layers
-from diffusers_xai.recording.attention import merged, relations
+from diffusers_xai.recording.attention import heads_of, merged, relations
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
@@ -67,14 +67,14 @@ class WordMaps(RecordSpec):
         def add(path: str, calls: list[AttentionCall]) -> None:
             if not recording.looks(self) or not calls:
                 return
-            call = next(iter(merged(calls, run.labelling.rows)), None)
+            call = next(iter(merged(calls, run.labelling.rows, heads_of(layers[path]))), None)
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None
             if call is None or relation is None or relation.queries.grid is None:
                 return
             rows = [row for row, (branch, _) in enumerate(run.rows()) if branch == "cond"]
             if not rows:
                 return
-            heads = int(getattr(layers[path], "heads", 0) or getattr(layers[path], "num_heads", 0) or 1)
+            heads = heads_of(layers[path])
             queries = torch.arange(call.shape[1])[relation.queries.index]
             weights = call.weights(queries, heads, None if recording.is_selected(self) else "meta")
             weights = weights.mean(dim=1)[..., relation.keys.index]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import nn
 
 from diffusers_xai.denoisers.labelling import Labelling, is_of_text
 from diffusers_xai.taps.attention import AttentionCall
@@ -121,21 +122,29 @@ def _joint(image: Side, text: Side) -> dict[str, Relation]:
     }
 
 
-def merged(calls: Sequence[AttentionCall], rows: int) -> list[AttentionCall]:
+def merged(calls: Sequence[AttentionCall], rows: int, heads: int) -> list[AttentionCall]:
     """Attentions that a layer computes row by row, or in slices, put together into ones of all rows.
 
     Args:
         calls (sequence of [`AttentionCall`]): The attentions of one run of a layer.
         rows (`int`): Rows of the denoiser's batch.
+        heads (`int`): Heads of the layer; some layers compute them as rows.
     """
     found: list[AttentionCall] = []
     waiting: list[AttentionCall] = []
     for call in calls:
         waiting.append(call)
-        if sum(part.shape[0] for part in waiting) % rows == 0:
+        heads_are_rows = call.probabilities is not None and call.probabilities.ndim == 3
+        if sum(part.shape[0] for part in waiting) % (rows * heads if heads_are_rows else rows) == 0:
             found.append(_joined(waiting))
             waiting = []
     return found
+
+
+def heads_of(module: nn.Module) -> int:
+    """Number of heads of an attention layer, as far as it says so."""
+    names = ("heads", "num_heads", "num_attention_heads")
+    return next((count for name in names if isinstance(count := getattr(module, name, None), int)), 1)
 
 
 def _joined(parts: Sequence[AttentionCall]) -> AttentionCall:

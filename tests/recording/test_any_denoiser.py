@@ -1,0 +1,230 @@
+"""What is asked of every pipeline: own networks, threads, chunks, other attention processors, cut schedules."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers.models.attention_processor import AttnProcessor
+
+from diffusers_xai import (
+    Activations,
+    AttentionWeights,
+    ChannelAblation,
+    GradientVolume,
+    LayerEdit,
+    Patch,
+    PromptSwitch,
+    Samples,
+    WordMaps,
+    XAIPipeline,
+    plan,
+    record,
+)
+from tests.tiny import unet_2d
+from tests.zoo.pipelines import ZOO
+from tests.zoo.running import run
+
+
+class OwnNetwork(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = (torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3, padding=1))
+        self.body = torch.nn.Sequential(*layers)
+
+    def forward(self, x, t):
+        return self.body(x)
+
+
+def test_a_plain_module_in_a_loop_of_one_s_own():
+    torch.manual_seed(0)
+    network, scheduler = OwnNetwork(), DDIMScheduler(clip_sample=False)
+    noise = torch.randn(2, 3, 16, 16)
+
+    @torch.no_grad()
+    def sample():
+        scheduler.set_timesteps(4)
+        x = noise
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t), t, x).prev_sample
+        return x
+
+    own = SimpleNamespace(network=network, scheduler=scheduler)
+    plain = sample()
+    with record(
+        own, [Samples(), Activations("body.1"), GradientVolume(pixels=[(3, 4)], of="noise", steps=0)]
+    ) as recording:
+        assert torch.equal(sample(), plain)
+    profile = recording.profile
+    assert np.array_equal(profile["final_sample"].values, plain.numpy())
+    expected = torch.nn.functional.silu(network.body[0](noise)).detach()
+    assert np.array_equal(profile["activations/body.1"].sel(step=0).values, expected.numpy())
+    leaf = noise.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(leaf, 0)[:, :, 3, 4].sum(), leaf)
+    np.testing.assert_allclose(
+        profile["gradient_volume"].values[0, :, 0], gradient.sum(dim=1).numpy(), rtol=1e-4, atol=1e-6
+    )
+    with record(own, edits=[ChannelAblation("body.0", 1)]):
+        ablated = sample()
+    with torch.no_grad():
+        network.body[0].weight[1] = 0
+        network.body[0].bias[1] = 0
+    torch.testing.assert_close(ablated, sample())
+
+
+def test_a_subclass_is_its_parent_s_family():
+    class Mine(UNet2DModel):
+        pass
+
+    original = unet_2d()
+    mine = Mine.from_config(original.config).eval()
+    mine.load_state_dict(original.state_dict())
+    profiles = []
+    for network in (original, mine):
+        pipe = DDIMPipeline(network, DDIMScheduler())
+        pipe.set_progress_bar_config(disable=True)
+        with record(pipe, [Samples(), AttentionWeights(), Activations("mid_block")]) as recording:
+            pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(0))
+        profiles.append(recording.profile)
+    assert list(profiles[0]) == list(profiles[1])
+    for name in profiles[0]:
+        assert np.array_equal(profiles[0][name].values, profiles[1][name].values)
+
+
+def test_threads_get_their_own_run_or_a_refusal():
+    pipe = XAIPipeline(unet_2d(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+
+    def recorded():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(num_inference_steps=6, generator=generator, record=[Samples()]).profile["x0"].values
+
+    good, results = recorded(), []
+
+    def work():
+        try:
+            results.append(recorded())
+        except RuntimeError as error:
+            results.append(str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert any(isinstance(result, np.ndarray) for result in results)
+    for result in results:
+        assert np.array_equal(result, good) if isinstance(result, np.ndarray) else "being recorded" in result
+    assert "step" not in vars(pipe.scheduler)
+    assert np.array_equal(recorded(), good)
+
+
+def test_contexts_that_would_overlap_are_refused_whoever_holds_the_network():
+    network = unet_2d()
+    one, two = (DDIMPipeline(network, DDIMScheduler()) for _ in range(2))
+    with record(one, [Samples()]) as recording:
+        with pytest.raises(RuntimeError, match="UNet2DModel is being recorded already"):
+            record(two, [Samples()]).__enter__()
+        one.set_progress_bar_config(disable=True)
+        one(num_inference_steps=2)
+    assert recording.profile.provenance["complete"] is True
+    with record(two, [Samples()]):
+        two.set_progress_bar_config(disable=True)
+        two(num_inference_steps=2)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-xl", "sd3", "animatediff", "wan", "kandinsky-2.2", "z-image"])
+def test_chunks_of_pixels_equal_one_after_the_other(name):
+    entry = ZOO[name]
+    pipe = entry.make()
+    video = name in ("animatediff", "wan")
+    pixels = [(0, 1, 2), (1, 2, 0), (2, 0, 1)] if video else [(0, 0), (1, 2), (2, 1)]
+    volumes = []
+    for chunk_size in (1, 3):
+        with record(pipe, [GradientVolume(pixels=pixels, of="noise", steps=1, chunk_size=chunk_size)]) as recording:
+            run(pipe, entry)
+        volumes.append(recording.profile["gradient_volume"].values)
+    np.testing.assert_allclose(*volumes, atol=1e-5 * np.abs(volumes[0]).max())
+
+
+@pytest.mark.parametrize("how", ["sliced", "plain"])
+def test_attention_that_computes_its_own_softmax_gives_the_same_weights(how):
+    entry = ZOO["stable-diffusion"]
+    profiles = []
+    for processor in ("sdpa", how):
+        pipe = entry.make()
+        if processor == "sliced":
+            pipe.enable_attention_slicing(1)
+        if processor == "plain":
+            pipe.unet.set_attn_processor(AttnProcessor())
+        with record(pipe, [AttentionWeights(steps=1), WordMaps("a", steps=1)]) as recording:
+            run(pipe, entry)
+        profiles.append(recording.profile)
+    assert list(profiles[0]) == list(profiles[1])
+    for name in profiles[0]:
+        np.testing.assert_allclose(profiles[1][name].values, profiles[0][name].values, atol=1e-5)
+
+
+def test_a_schedule_that_is_cut_short_has_its_own_last_step():
+    entry = ZOO["stable-diffusion-xl"]
+    pipe = entry.make()
+    pipe.set_progress_bar_config(disable=True)
+    with record(pipe, [Samples(steps=[-1], measures=())]) as recording:
+        latents = pipe(**entry.call, num_inference_steps=10, denoising_end=0.5, output_type="latent").images
+    assert recording.profile["samples"].step.values.tolist() == [4]
+    assert len(recording.profile.provenance["timesteps"]) == 5
+    assert np.array_equal(recording.profile["final_sample"].values, latents.numpy())
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "sd3", "flux", "flux, true guidance"])
+def test_a_prompt_switch_at_the_start_is_the_other_prompt_and_at_the_end_is_none(name):
+    entry = ZOO[name]
+    pipe = entry.make()
+    plain = run(pipe, entry)
+    other = ["a dog", "a hat"] if isinstance(entry.call["prompt"], list) else "a dog"
+    expected = run(pipe, SimpleNamespace(call={**entry.call, "prompt": other}, steps=entry.steps))
+    with record(pipe, edits=[PromptSwitch(to=other, from_step=0)]):
+        assert np.array_equal(run(pipe, entry), expected)
+    with record(pipe, edits=[PromptSwitch(to=other, from_step=entry.steps)]):
+        assert np.array_equal(run(pipe, entry), plain)
+    with record(pipe, edits=[PromptSwitch(to=other, from_step=1)]):
+        between = run(pipe, entry)
+    assert not np.array_equal(between, plain)
+    assert not np.array_equal(between, expected)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "dit", "flux, true guidance", "wan"])
+def test_patches_of_a_run_into_itself_change_nothing_and_of_everything_give_the_other(name):
+    entry = ZOO[name]
+    pipe = entry.make()
+    last = {"stable-diffusion": "conv_out", "dit": "proj_out_2", "flux, true guidance": "proj_out", "wan": "proj_out"}[
+        name
+    ]
+    with record(pipe, [Activations([entry.layer, last])]) as recording:
+        plain = run(pipe, entry)
+    with record(pipe, edits=[Patch([entry.layer, last], recording.profile)]):
+        assert np.array_equal(run(pipe, entry), plain)
+    doubled = LayerEdit(entry.layer, lambda output: 2 * output)
+    with record(pipe, edits=[doubled]):
+        assert not np.array_equal(run(pipe, entry), plain)
+    with record(pipe, edits=[doubled, Patch(last, recording.profile)]):  # what comes last decides
+        np.testing.assert_allclose(run(pipe, entry), plain, atol=1e-5)
+
+
+def test_a_plan_of_any_pipeline_is_what_its_run_records():
+    entry = ZOO["flux, true guidance"]
+    pipe = entry.make()
+    specs = [
+        Samples(measures=(), every=2),
+        Activations(entry.layer),
+        GradientVolume(pixels=[(0, 1)], of="noise", steps=1),
+    ]
+    planned = plan(pipe, specs, num_inference_steps=entry.steps, **entry.call)
+    with record(pipe, specs) as recording:
+        run(pipe, entry)
+    sizes = {array.name: array.nbytes for part in planned.entries for array in part.arrays}
+    assert sizes == {name: array.nbytes for name, array in recording.profile.items()}
+    assert planned.backward_passes == 1
+    assert "step" not in vars(pipe.scheduler)
