@@ -110,7 +110,7 @@ from tests.tiny import convnext_unet
 pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
 pipe.set_progress_bar_config(disable=True)
 result = EXPERIMENTS["predetermination"].run(
-    pipe, Sampling(labels=[3, 12], seeds=range(5), steps=10, batch_size=8), switches=3)
+    pipe, Sampling(labels=[3, 12], seeds=range(5), steps=10, batch_size=8), switches=3, null="none")
 if PartialState().is_main_process:
     result.save(sys.argv[1])
 print(PartialState().num_processes)
