@@ -77,17 +77,31 @@ def watch(page, selector):
 
 
 def sample(page, expected="Done:"):
-    """Samples anew, and waits for the new result."""
+    """Samples anew, and waits until the new result is shown."""
     watch(page, "#status")
     page.click("#sample")
     page.wait_for_function("told.some(text => !text.includes('Done:'))")
     page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
-    page.wait_for_timeout(1500)
+    page.wait_for_function(
+        """() => {
+            const [told, shown] = ['#status', '#shown'].map(name => document.querySelector(name).innerText.trim())
+            return told.replace('Done: ', '') === shown.replace('Shown: ', '')
+        }"""
+    )
 
 
 def tab(page, name):
     page.click(f"button[role=tab]:has-text('{name}')")
-    page.wait_for_timeout(800)
+    page.wait_for_selector(f"button[role=tab][aria-selected=true]:has-text('{name}')")
+
+
+def wait_for_plots(page, count):
+    """At least so many figures are drawn and seen."""
+    page.wait_for_function(
+        """count => [...document.querySelectorAll('.js-plotly-plot')]
+            .filter(plot => plot.offsetParent && plot.querySelector('.main-svg')).length >= count""",
+        arg=count,
+    )
 
 
 def pixels(page):

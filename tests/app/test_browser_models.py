@@ -5,7 +5,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from tests.app.browser import opened, pixels, sample, status, tab
+from tests.app.browser import opened, pixels, sample, status, tab, wait_for_plots
 
 
 pytestmark = [pytest.mark.browser]
@@ -39,8 +39,9 @@ def test_a_model_without_labels_hides_what_needs_them_and_samples(page):
         "down_blocks.0", "down_blocks.1", "mid", "up_blocks.0", "up_blocks.1",
     ]  # fmt: skip
     sample(page)
-    assert page.locator(".js-plotly-plot:visible").count() >= 6
+    wait_for_plots(page, 6)
     tab(page, "Gradients")
+    wait_for_plots(page, 3)
     assert page.locator(".js-plotly-plot:visible").count() == 3  # no label sensitivity
     tab(page, "Switch")
     assert "no labels" in page.inner_text("#sweep-status")
@@ -78,6 +79,7 @@ def test_slots_follow_the_chosen_blocks_and_keep_their_layers(page):
     assert visible_slots(page) == ["Layer of downs.1", "Layer of downs.2", "Layer of mid", "Layer of ups.2"]
     assert page.input_value("#slot-1 input") == "downs.2.0"
     sample(page)
+    wait_for_plots(page, 6)
     labels = "\n".join(page.locator(".js-plotly-plot:visible text").all_text_contents())
     assert "downs.2.0" in labels
     assert "downs.0" not in re.findall(r"● (\S+)", labels)
