@@ -11,7 +11,7 @@ from diffusers_xai.app.controls import RAW, Controls
 from diffusers_xai.app.guard import Presence
 from diffusers_xai.app.session import Result, Session, enlarged, readable_errors
 from diffusers_xai.app.settings import Settings, SettingsError
-from diffusers_xai.app.theme import themed
+from diffusers_xai.app.theme import TO_PICTURE, themed
 
 
 NO_PROGRESS = gr.Progress()
@@ -180,6 +180,7 @@ class Events:
         sampled = c.sample.click(**begin).success(
             safe(self.sample), settings, [c.live, c.status], show_progress_on=[c.status], **run
         )
+        sampled.success(None, None, None, js=TO_PICTURE)
         after(sampled)
         c.cancel.click(safe(self.cancel), c.session, c.status, **RAW)
         c.plan.click(**begin).success(safe(self.cost), settings, c.status, **RAW)
