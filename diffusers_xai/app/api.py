@@ -208,7 +208,7 @@ class Api:
             label: Attributes of the image, or a label's number; the model's default if null.
             to: The other label, for experiments that compare two; the page's default if null.
             seed: The first noise seed.
-            seeds: How many seeds, 1 to 4.
+            seeds: How many seeds, 1 to 4; at least 3 for `emergence`, whose images are each other's chance.
             steps: Denoising steps, 10 to 100.
             model: Name of a model that the page offers; the first one if empty.
 
@@ -292,5 +292,7 @@ def _experiment(name: str, seeds: int, model: Model, settings: Settings, limits:
     experiment = EXPERIMENTS[name]
     labels = [] if settings.label is None else [settings.label, settings.switch_to][: min(experiment.labels, 2)]
     sampling = Sampling(labels, range(settings.seed, settings.seed + seeds), settings.steps)
-    options = {} if experiment.region is None else {"mask": settings.mask_array()}
+    options: dict[str, Any] = {} if experiment.region is None else {"mask": settings.mask_array()}
+    if experiment.nulls[0] == "gaussian":
+        options["null"] = "none"  # fitted to more samples than a visitor may ask for
     return experiment.run(model.pipe, sampling, **options)
