@@ -51,8 +51,7 @@ def test_a_switch_to_the_same_label_is_refused(page):
 def test_a_phone_shows_all_images_of_the_sweep(browser, server):
     context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
     page = opened(context.new_page(), server.url)
-    page.click(".overflow-menu button")
-    page.click(".overflow-dropdown button:has-text('Predetermination')")
+    tab(page, "Switch")  # all tabs are seen on a phone, none in a menu
     page.click("#sweep")
     page.wait_for_selector("#sweep-images img")
     page.wait_for_timeout(1000)
