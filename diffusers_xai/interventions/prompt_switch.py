@@ -12,6 +12,7 @@ from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import EditSpec, first_switched_step
 from diffusers_xai.recording.shadow import shadow_arguments, shadow_of
 from diffusers_xai.taps import tap_call
+from diffusers_xai.taps.call import PipelineCall
 
 
 class _Seen(BaseException):
@@ -86,13 +87,7 @@ class PromptSwitch(EditSpec):
         to = self.to if isinstance(self.to, str) else list(self.to)
         if isinstance(to, str) and isinstance(arguments["prompt"], list):
             to = [to] * len(arguments["prompt"])
-        # By now the pipeline has put what it computed into some of its arguments.
-        computed = {
-            name
-            for name in arguments
-            if name in ("latents", "timesteps", "sigmas") or ("prompt" in name and name.endswith(("embeds", "mask")))
-        }
-        given = {name: value for name, value in shadow_arguments(arguments).items() if name not in computed}
+        given = shadow_arguments(_given(run.call))
         given["prompt"] = to  # further prompts (`prompt_2`, …) follow the first where they were left out
         shadow.scheduler.step = stop
         with ExitStack() as stack:
@@ -117,6 +112,19 @@ class PromptSwitch(EditSpec):
             "from_step": self.from_step,
             "from_timestep": self.from_timestep,
         }
+
+
+def _given(call: PipelineCall) -> dict[str, Any]:
+    """What the pipeline was called with, or else what can still be told of it."""
+    if call.given is not None:
+        return call.given
+    # By now the pipeline has put what it computed into some of its arguments.
+    return {
+        name: value
+        for name, value in call.arguments.items()
+        if name not in ("latents", "timesteps", "sigmas")
+        and not ("prompt" in name and name.endswith(("embeds", "mask")))
+    }
 
 
 def _conditioned(call: DenoiserCall, other: DenoiserCall) -> DenoiserCall:

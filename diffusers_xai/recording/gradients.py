@@ -25,7 +25,8 @@ class GradientSpec(RecordSpec):
     Args:
         mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The output pixels of interest,
             at the size of the denoiser's sample; all if neither it nor `pixels` is given.
-        pixels (sequence of `(row, column)`, of videos `(frame, row, column)`, *optional*): The same one by one.
+        pixels (sequence of `(row, column)`, of videos `(frame, row, column)`, of sound `(position,)`, *optional*): The
+            same one by one.
         of (`str`, defaults to `"step"`): What is differentiated: `"step"`, the mean μ_θ of the scheduler's next state
             (as listing C.3 does; where a scheduler clips x̂_0, a clipped pixel passes no gradient, and guidance is
             part of it), or `"noise"`, the noise ε_θ that the denoiser's output implies, of every guidance branch,
@@ -46,11 +47,13 @@ class GradientSpec(RecordSpec):
         if self.mask is not None and self.pixels is not None:
             raise ValueError("Expected one of `mask` and `pixels`, got both.")
         if self.pixels is not None:
-            pixels = np.atleast_2d(np.asarray(self.pixels))
-            if pixels.ndim != 2 or pixels.shape[1] not in (2, 3) or not len(pixels) or pixels.dtype.kind not in "iu":
+            given = np.asarray(self.pixels)
+            pixels = np.atleast_2d(given)
+            sizes = (1, 2, 3) if given.ndim == 2 else (2, 3)  # a single position may stand without a list around it
+            if pixels.ndim != 2 or pixels.shape[1] not in sizes or not len(pixels) or pixels.dtype.kind not in "iu":
                 raise ValueError(
-                    "Expected `pixels` as (row, column) pairs of integers, of videos (frame, row, column), got"
-                    f" {self.pixels!r}."
+                    "Expected `pixels` as (row, column) pairs of integers, of videos (frame, row, column), of sound"
+                    f" (position,), got {self.pixels!r}."
                 )
             object.__setattr__(self, "pixels", tuple(tuple(int(index) for index in pixel) for pixel in pixels))
 

@@ -1,5 +1,6 @@
 """What the running call of a pipeline was given, read from its frame. Nothing is attached."""
 
+import inspect
 import sys
 from dataclasses import dataclass, field
 from types import FrameType
@@ -13,10 +14,14 @@ class PipelineCall:
     Attributes:
         arguments (`dict[str, Any]`): By name, defaults filled in.
         locals (`dict[str, Any]`): All local variables.
+        given (`dict[str, Any]`, *optional*): The arguments as the caller gave them, before the pipeline put what it
+            computed into some; `None` where nothing wraps the call (`torch.no_grad` does in every pipeline of
+            diffusers).
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     locals: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] | None = None
 
 
 def running_call(pipeline: Any) -> PipelineCall:
@@ -27,6 +32,22 @@ def running_call(pipeline: Any) -> PipelineCall:
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         if code.co_name == "__call__" and names and frame.f_locals.get(names[0]) is pipeline:
             variables = dict(frame.f_locals)
-            return PipelineCall({name: variables[name] for name in names[1:] if name in variables}, variables)
+            arguments = {name: variables[name] for name in names[1:] if name in variables}
+            return PipelineCall(arguments, variables, _given(pipeline, frame.f_back))
         frame = frame.f_back
     return PipelineCall()
+
+
+def _given(pipeline: Any, frame: FrameType | None) -> dict[str, Any] | None:
+    """The arguments that a wrapper of the call passes on, by name; `None` if the frame is no wrapper."""
+    if frame is None:
+        return None
+    values = inspect.getargvalues(frame)
+    if values.varargs is None or values.keywords is None:
+        return None
+    args, kwargs = values.locals[values.varargs], values.locals[values.keywords]
+    if not args or args[0] is not pipeline:
+        return None
+    bound = dict(inspect.signature(type(pipeline).__call__).bind(*args, **kwargs).arguments)
+    del bound[next(iter(bound))]  # the pipeline itself
+    return bound

@@ -1,0 +1,62 @@
+"""A prompt that is switched during a run."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_xai import PromptSwitch, record
+from tests.zoo.pipelines import ZOO, Entry
+from tests.zoo.running import run
+
+
+@functools.cache
+def pipeline(name):
+    return ZOO[name].make()
+
+
+def prompted(entry, prompt):
+    return Entry(**{**vars(entry), "call": {**entry.call, "prompt": prompt}})
+
+
+def conditions_of(pipe, entry):
+    """What the network is given for text, by call; seen behind every other hook."""
+    seen = []
+    handle = pipe.unet.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"]), with_kwargs=True
+    )
+    run(pipe, entry)
+    handle.remove()
+    return seen
+
+
+# Of these, the call itself changes the arguments: images are doubled, embeddings are put into `prompt_embeds`.
+@pytest.mark.parametrize(
+    "name", ["stable-diffusion, inpainting", "stable-diffusion, upscaler", "pixart-alpha", "flux, true guidance"]
+)
+def test_switched_from_the_first_step_it_is_the_run_with_the_other_prompt(name):
+    entry, pipe = ZOO[name], pipeline(name)
+    other = run(pipe, prompted(entry, "b dog"))
+    assert not np.array_equal(other, run(pipe, entry))
+    with record(pipe, edits=[PromptSwitch(to="b dog", from_step=0)]):
+        assert np.array_equal(run(pipe, entry), other)
+
+
+def test_a_later_switch_changes_the_conditional_rows_of_the_later_steps_only():
+    entry, pipe = ZOO["stable-diffusion"], pipeline("stable-diffusion")
+    other = conditions_of(pipe, prompted(entry, ["b dog", "b dog"]))
+    with record(pipe, edits=[PromptSwitch(to="b dog", from_step=2)]):
+        seen = conditions_of(pipe, entry)[-3:]  # before them comes the call beside the run
+    uncond, cond = seen[2].chunk(2)
+    assert torch.equal(cond, other[2].chunk(2)[1])
+    assert torch.equal(uncond, seen[0].chunk(2)[0])
+    assert torch.equal(seen[1], seen[0])
+    assert not torch.equal(seen[0].chunk(2)[1], cond)
+
+
+def test_switched_behind_the_last_step_it_changes_nothing():
+    entry, pipe = ZOO["stable-diffusion, inpainting"], pipeline("stable-diffusion, inpainting")
+    expected = run(pipe, entry)
+    with record(pipe, edits=[PromptSwitch(to="b dog", from_step=entry.steps)]):
+        assert np.array_equal(run(pipe, entry), expected)
