@@ -66,12 +66,37 @@ def _sd(cls="StableDiffusionPipeline", unet=None, scheduler=None, **more):
     )
 
 
-def _sdxl():
+def _control():
+    torch.manual_seed(0)
+    controlnet = diffusers.ControlNetModel(
+        block_out_channels=(8, 16), layers_per_block=1, in_channels=4, cross_attention_dim=16, attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), norm_num_groups=4,
+        conditioning_embedding_out_channels=(4, 8),
+    ).eval()  # fmt: skip
+    return _sd("StableDiffusionControlNetPipeline", controlnet=controlnet)
+
+
+def _consistency():
+    return _sd(
+        "LatentConsistencyModelPipeline", _unet(time_cond_proj_dim=16), diffusers.LCMScheduler(clip_sample=False)
+    )
+
+
+def _unconditional(cls, scheduler):
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"), layers_per_block=1, attention_head_dim=4, norm_num_groups=4,
+    ).eval()  # fmt: skip
+    return getattr(diffusers, cls)(unet=unet, scheduler=scheduler)
+
+
+def _sdxl(cls="StableDiffusionXLPipeline"):
     config = {
         "cross_attention_dim": 32, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
         "projection_class_embeddings_input_dim": 64,
     }  # fmt: skip
-    return diffusers.StableDiffusionXLPipeline(
+    return getattr(diffusers, cls)(
         vae=vae(), unet=_unet(**config), scheduler=EulerDiscreteScheduler(), text_encoder=clip_encoder(),
         tokenizer=clip_tokenizer(), text_encoder_2=clip_encoder(projection=True), tokenizer_2=clip_tokenizer(),
     )  # fmt: skip
@@ -110,14 +135,14 @@ def _pixart(cls="PixArtAlphaPipeline"):
     )  # fmt: skip
 
 
-def _sd3(dual=False):
+def _sd3(dual=False, cls="StableDiffusion3Pipeline"):
     transformer = _transformer(
         "SD3Transformer2DModel", sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=2, joint_attention_dim=32, caption_projection_dim=16, pooled_projection_dim=32,
         out_channels=4, pos_embed_max_size=8, dual_attention_layers=(0,) if dual else (),
     )  # fmt: skip
     return _of(
-        "StableDiffusion3Pipeline", transformer, vae=vae(4, 0.1), text_encoder=clip_encoder(projection=True),
+        cls, transformer, vae=vae(4, 0.1), text_encoder=clip_encoder(projection=True),
         tokenizer=clip_tokenizer(), text_encoder_2=clip_encoder(projection=True), tokenizer_2=clip_tokenizer(),
         text_encoder_3=t5_encoder(32), tokenizer_3=t5_tokenizer(),
     )  # fmt: skip
@@ -378,12 +403,52 @@ ZOO: dict[str, Entry] = {
     "stable-diffusion, upscaler": Entry(
         _upscale, {**_ONE, "image": _PICTURE[..., :8, :8], "guidance_scale": 3.0}, _MID
     ),
+    "stable-diffusion, ControlNet": Entry(
+        _control,
+        {**_ONE, "image": _PICTURE, "guidance_scale": 3.0},
+        _MID,
+        attention=f"{_MID}.transformer_blocks.0.attn2",
+        words=("a",),
+    ),
+    "stable-diffusion, perturbed attention": Entry(
+        lambda: _sd("StableDiffusionPAGPipeline", pag_applied_layers=["mid"]),
+        {**_ONE, "guidance_scale": 3.0, "pag_scale": 2.0},
+        _MID,
+        branches=("uncond", "cond", "perturbed"),
+    ),
+    "latent consistency": Entry(
+        _consistency,
+        {**_PROMPT, "guidance_scale": 8.0, "original_inference_steps": 50},
+        _MID,
+        branches=_COND,
+        attention=f"{_MID}.transformer_blocks.0.attn2",
+    ),
+    "ddpm": Entry(
+        lambda: _unconditional("DDPMPipeline", DDPMScheduler()),
+        {"batch_size": 2},
+        "mid_block",
+        branches=_COND,
+        attention="mid_block.attentions.0",
+    ),
+    "ddim": Entry(
+        lambda: _unconditional("DDIMPipeline", DDIMScheduler()),
+        {"batch_size": 2},
+        "mid_block",
+        branches=_COND,
+        attention="mid_block.attentions.0",
+    ),
     "stable-diffusion-xl": Entry(
         _sdxl,
         {**_PROMPT, "guidance_scale": 3.0, **_SIZE},
         _MID,
         attention=f"{_MID}.transformer_blocks.0.attn2",
         words=("a",),
+    ),
+    "stable-diffusion-xl, image to image": Entry(
+        lambda: _sdxl("StableDiffusionXLImg2ImgPipeline"),
+        {**_ONE, "image": _PICTURE, "strength": 0.7, "guidance_scale": 3.0},
+        _MID,
+        steps=5,
     ),
     "dit": Entry(
         _dit,
@@ -452,6 +517,15 @@ ZOO: dict[str, Entry] = {
         position=1,
         attention="transformer_blocks.0.attn2",
     ),
+    "sd3, image to image": Entry(
+        lambda: _sd3(cls="StableDiffusion3Img2ImgPipeline"),
+        {**_ONE, "image": _PICTURE, "strength": 0.7, **_SIZE, **_T16},
+        "transformer_blocks.0",
+        (4, 4),
+        position=1,
+        words=("red", "fox"),
+        steps=5,
+    ),
     "flux": Entry(
         _flux,
         {**_ONE, "height": 16, "width": 32, **_T16},
@@ -461,6 +535,17 @@ ZOO: dict[str, Entry] = {
         1,
         "single_transformer_blocks.0.attn",
         ("fox",),
+    ),
+    "flux, image to image": Entry(
+        lambda: _flux("FluxImg2ImgPipeline"),
+        {**_ONE, "image": _PICTURE, "strength": 0.7, **_SIZE, **_T16},
+        "transformer_blocks.0",
+        (4, 4),
+        _COND,
+        1,
+        "transformer_blocks.0.attn",
+        ("fox",),
+        steps=5,
     ),
     "flux, true guidance": Entry(
         _flux,
