@@ -331,7 +331,14 @@ def page(rows: dict[str, dict[str, tuple[str, str]]]) -> str:
         body += [f"## {title}\n", *lines, ""]
     words = [cells[column][0] for cells in rows.values() for column in COLUMNS]
     counts = ", ".join(f"{words.count(word)} {word}" for word in ("SUPPORTED", "REFUSED", *FAULTS))
-    head = f"""# What works with which pipeline
+    # Without the side columns the tables fit.
+    head = f"""---
+hide:
+  - navigation
+  - toc
+---
+
+# What works with which pipeline
 
 {len(rows)} pipelines and variants × {len(COLUMNS)} specs: {counts}; "–" where a pipeline has no prompt or no labels.
 
