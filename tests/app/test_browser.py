@@ -80,6 +80,7 @@ def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path
     # The address keeps the settings.
     page.reload()
     page.wait_for_function("document.querySelector('#status')?.innerText.includes('from the link')")
+    page.click("#switch-panel > button")
     assert page.is_checked("#switch input")
 
 
