@@ -3,7 +3,7 @@
 from diffusers_xai.denoisers.base import Denoiser, stated_channels
 from diffusers_xai.denoisers.call import DenoiserCall
 from diffusers_xai.denoisers.find import get_denoiser, networks_of
-from diffusers_xai.denoisers.layouts import Layout, known_layouts, layout_of, register_layout
+from diffusers_xai.denoisers.layouts import Layout, layout_of, register_layout
 
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "DenoiserCall",
     "Layout",
     "get_denoiser",
-    "known_layouts",
     "layout_of",
     "networks_of",
     "register_layout",

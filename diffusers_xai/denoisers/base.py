@@ -66,10 +66,6 @@ class Denoiser:
         names = list(self.components)
         return next((name for name in names[1:] if path.startswith(f"{name}.")), names[0])
 
-    def layout_of_layer(self, path: str) -> Layout | None:
-        """What is known of the class that a layer belongs to."""
-        return layout_of(self.components[self.component_of(path)])
-
     @cached_property
     def attention_layers(self) -> dict[str, nn.Module]:
         """Attention layer -> its module, of any kind of attention."""

@@ -1,7 +1,8 @@
 """One call of a denoiser: where its sample, its condition and its rows are, whatever the class calls them."""
 
+import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,19 +34,20 @@ class DenoiserCall:
     args: tuple
     kwargs: dict[str, Any]
 
+    @property
+    def _parameters(self) -> tuple[str, ...]:
+        forward: Any = type(self.module).forward
+        return _parameters(forward)
+
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
         """All arguments by name, as far as the signature of `forward` names them."""
-        try:
-            bound = inspect.signature(self.module.forward).bind_partial(*self.args, **self.kwargs).arguments
-        except TypeError:
-            return self.kwargs
-        return {**bound, **bound.get("kwargs", {})}
+        return {**dict(zip(self._parameters, self.args, strict=False)), **self.kwargs}
 
     @cached_property
     def sample_name(self) -> str:
         """The keyword of the sample: the first parameter of `forward`."""
-        first = next(iter(inspect.signature(self.module.forward).parameters), "sample")
+        first = next(iter(self._parameters), "sample")
         return first if self.args or first in self.kwargs else next(iter(self.kwargs))
 
     @cached_property
@@ -75,7 +77,7 @@ class DenoiserCall:
 
     def with_argument(self, name: str, value: Any) -> "DenoiserCall":
         """The call with one argument replaced, where it stands."""
-        position = list(inspect.signature(self.module.forward).parameters).index(name)
+        position = self._parameters.index(name)
         if position < len(self.args):
             args, kwargs = (*self.args[:position], value, *self.args[position + 1 :]), self.kwargs
         else:
@@ -91,6 +93,14 @@ class DenoiserCall:
         if self.args:
             return (value, *self.args[1:]), self.kwargs
         return self.args, {**self.kwargs, self.sample_name: value}
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The parameters of a class's `forward` in their order, without `self`."""
+    parameters = inspect.signature(forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)[1:]
 
 
 def _cycled(rows: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:

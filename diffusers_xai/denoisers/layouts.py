@@ -1,6 +1,6 @@
 """What cannot be seen of a model family: a row per class of denoiser."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from diffusers_xai.denoisers import grids
@@ -115,11 +115,6 @@ def register_layout(name: str, layout: Layout) -> None:
     if not isinstance(layout, Layout):
         raise TypeError(f"Expected a `Layout`, got {type(layout).__name__}.")
     _LAYOUTS[name] = layout
-
-
-def known_layouts() -> Mapping[str, Layout]:
-    """Class name -> layout of all families that are known."""
-    return dict(_LAYOUTS)
 
 
 def layout_of(module: object) -> Layout | None:

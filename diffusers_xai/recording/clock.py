@@ -197,11 +197,6 @@ class Run:
         finally:
             self.current_call, self.copies, self.is_replaying = current, 1, False
 
-    def rehearse(self, call: DenoiserCall) -> None:
-        """Lets everything that is attached refuse a run that would begin with this denoiser call."""
-        self.calls, self.current_call = [call], 0
-        self._start()
-
     def _before_call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.is_replaying:
             return None
