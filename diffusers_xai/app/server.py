@@ -29,7 +29,7 @@ from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream, sample  # noq
 from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
 from diffusers_xai.app.settings import Limits, Settings, SettingsError  # noqa: E402
 from diffusers_xai.app.showing import Showing  # noqa: E402
-from diffusers_xai.app.theme import CSS, THEME  # noqa: E402
+from diffusers_xai.app.theme import CSS, HEAD, THEME  # noqa: E402
 from diffusers_xai.app.visitors import Visitors  # noqa: E402
 from diffusers_xai.app.workspace import workspace  # noqa: E402
 from diffusers_xai.measures import mask_to_runs  # noqa: E402
@@ -67,6 +67,7 @@ class App:
         guard = Middleware(Guard, demo=self.demo, presence=self.presence, limits=self.limits, uploads=uploads)
         app, url, _ = self.demo.launch(
             css=CSS,
+            head=HEAD,
             theme=THEME,
             show_error=False,
             max_file_size=self.limits.upload,

@@ -28,6 +28,15 @@ CSS = """
 """
 
 # What the browser tells about the theme, for the handler of the page's start.
+# Gradio shows a picture inside a button without a name: it gets that of the picture.
+HEAD = """<script>
+new MutationObserver(() => {
+  for (const button of document.querySelectorAll("button:has(> .image-frame):not([aria-label])")) {
+    button.setAttribute("aria-label", button.closest(".block")?.querySelector("label")?.innerText.trim() || "Picture");
+  }
+}).observe(document.documentElement, {childList: true, subtree: true});
+</script>"""
+
 IS_DARK = "(session, _) => [session, document.body.classList.contains('dark')]"
 
 # The whole link of a query; the address of a result is that of its settings, so that reload and back keep them.
