@@ -9,12 +9,11 @@ import numpy as np
 import torch
 
 from diffusers_xai.denoisers import stated_channels
-from diffusers_xai.interventions.layer_edit import EditContext, LayerEditSpec
+from diffusers_xai.interventions.layer_edit import EditContext, LayerEditSpec, mask_amount
 from diffusers_xai.interventions.replacement import ProfileReplacement, describe_replacement, replacement_tensor
-from diffusers_xai.measures import Mask, as_mask, mask_to_runs, resize_mask
+from diffusers_xai.measures import Mask, as_mask, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.layers import layer_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,6 @@ class ChannelAblation(LayerEditSpec):
         RuntimeError: after the first step, if a layer did not run.
     """
 
-    layers: str | Iterable[str]
     channels: int | Iterable[int]
     replace: Literal["zero", "mean"] | torch.Tensor | np.ndarray | DiffusionProfile = "zero"
     amount: float = 1.0
@@ -54,18 +52,12 @@ class ChannelAblation(LayerEditSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "layers", layer_names(self.layers))
         object.__setattr__(self, "channels", _channel_indices(self.channels))
         if not 0 <= self.amount <= 1:
             raise ValueError(f"Expected `amount` in [0, 1], got {self.amount}.")
         if self.mask is not None:
             object.__setattr__(self, "mask", as_mask(self.mask).copy())
         object.__setattr__(self, "replace", replacement_tensor(self.replace))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names or globs of the layers."""
-        return layer_names(self.layers)
 
     @property
     def needs_rows(self) -> bool:
@@ -115,11 +107,7 @@ class ChannelAblation(LayerEditSpec):
     def _amount(self, old: torch.Tensor, context: EditContext) -> torch.Tensor | float:
         if self.mask is None:
             return self.amount
-        if context.dims[-2:] != ("height", "width"):
-            raise ValueError(
-                f"{context.path}: a `mask` needs an output that covers the image, got dims {context.dims}."
-            )
-        return (resize_mask(self.mask, *old.shape[-2:]) * self.amount).to(old)
+        return (mask_amount(self.mask, old, context) * self.amount).to(old)
 
     def _replacement(self, values: torch.Tensor, old: torch.Tensor, context: EditContext) -> torch.Tensor | float:
         """What broadcasts to `old` (row, channel, …)."""

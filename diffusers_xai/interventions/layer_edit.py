@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
 from diffusers_xai.denoisers.labelling import Labelled
+from diffusers_xai.measures import Mask, resize_mask
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import EditSpec
 from diffusers_xai.recording.layers import layer_names
@@ -42,12 +43,14 @@ class LayerEditSpec(StepSpec, EditSpec):
     is also the block's last skip, both carry the change. Of a layer with tokens of image and text, one stream is.
 
     Args:
+        layers (`str` or list of `str`): Module paths, aliases, or globs of either, as in [`Activations`].
         stream (`str`, defaults to `"image"`): The stream that is changed: `"image"` or `"text"`.
         branch (`str`, *optional*): The guidance branch that is changed, `"cond"` or `"uncond"`; all if `None`.
         skip (`bool`, defaults to `True`): Change the block's last skip too, where it is the hidden state.
         steps, timesteps, every: See [`StepSpec`]; at every step by default.
     """
 
+    layers: str | Iterable[str] = field(kw_only=False)
     stream: str = "image"
     branch: str | None = None
     skip: bool = True
@@ -55,6 +58,10 @@ class LayerEditSpec(StepSpec, EditSpec):
     # Masks, tensors and functions have no single truth value.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", layer_names(self.layers))
 
     @property
     def needs_rows(self) -> bool:
@@ -64,7 +71,7 @@ class LayerEditSpec(StepSpec, EditSpec):
     @property
     def names(self) -> tuple[str, ...]:
         """Names or globs of the layers."""
-        raise NotImplementedError
+        return layer_names(self.layers)
 
     def changed(self, values: torch.Tensor, context: EditContext) -> torch.Tensor:
         """New values for `values` (row, channel, …) of a layer, of the same shape and dtype."""
@@ -81,6 +88,17 @@ class LayerEditSpec(StepSpec, EditSpec):
             run.on_step(layer.check_has_run)
             select = partial(lambda path, output: run.labelling.stream(path, output, self.stream)[0], path)
             stack.enter_context(edit_output(module, layer.edit, self.skip, select=select))
+
+
+def mask_amount(mask: Mask, values: torch.Tensor, context: EditContext) -> torch.Tensor:
+    """A mask at the size of a layer's output (row, channel, …, height, width), in [0, 1].
+
+    Raises:
+        ValueError: if the output does not cover the image.
+    """
+    if context.dims[-2:] != ("height", "width"):
+        raise ValueError(f"{context.path}: a `mask` needs an output that covers the image, got dims {context.dims}.")
+    return resize_mask(mask, *values.shape[-2:])
 
 
 class _EditedLayer:
@@ -164,19 +182,12 @@ class LayerEdit(LayerEditSpec):
         RuntimeError: after the first step, if a layer did not run.
     """
 
-    layers: str | Iterable[str]
     fn: Callable[[torch.Tensor], torch.Tensor]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "layers", layer_names(self.layers))
         if not callable(self.fn):
             raise TypeError(f"Expected `fn` as a function of the output, got {type(self.fn).__name__}.")
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names or globs of the layers."""
-        return layer_names(self.layers)
 
     def changed(self, values: torch.Tensor, context: EditContext) -> torch.Tensor:
         """What `fn` makes of the values."""

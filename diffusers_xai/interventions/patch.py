@@ -1,18 +1,17 @@
 """Activation patching: layers' outputs taken from another run."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from diffusers_xai.interventions.layer_edit import EditContext, LayerEditSpec
+from diffusers_xai.interventions.layer_edit import EditContext, LayerEditSpec, mask_amount
 from diffusers_xai.interventions.replacement import ProfileReplacement, describe_replacement
-from diffusers_xai.measures import Mask, as_mask, mask_to_runs, resize_mask
+from diffusers_xai.measures import Mask, as_mask, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.layers import layer_names
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +38,11 @@ class Patch(LayerEditSpec):
     Source: Vig et al. 2020; Meng et al. 2022 (causal tracing).
     """
 
-    layers: str | Iterable[str]
     source: DiffusionProfile
     mask: Mask | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "layers", layer_names(self.layers))
         if not isinstance(self.source, DiffusionProfile):
             raise TypeError(f"Expected `source` as a DiffusionProfile, got {type(self.source).__name__}.")
         if self.mask is not None:
@@ -55,11 +52,6 @@ class Patch(LayerEditSpec):
     def needs_rows(self) -> bool:
         """Each row has a patch of its own."""
         return True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names or globs of the layers."""
-        return layer_names(self.layers)
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Edits the output of every matching layer."""
@@ -79,11 +71,7 @@ class Patch(LayerEditSpec):
         patched = replacement.values(context.step, context.rows, tuple(values.shape[1:])).to(values)
         if self.mask is None:
             return patched
-        if context.dims[-2:] != ("height", "width"):
-            raise ValueError(
-                f"{context.path}: a `mask` needs an output that covers the image, got dims {context.dims}."
-            )
-        amount = resize_mask(self.mask, *values.shape[-2:]).to(values)
+        amount = mask_amount(self.mask, values, context).to(values)
         return values * (1 - amount) + patched * amount
 
     def to_dict(self) -> dict[str, Any]:
