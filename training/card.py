@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from diffusers_xai.hub.cards import CARD_FACTS, SAMPLE_GRID, read_facts
+from diffusers_xai.labels import attributes_of, label_bits
 from training.config import TrainingConfig
 
 
@@ -46,7 +47,11 @@ def run_facts(
     facts: dict[str, Any] = {"training": training}
     if config.model.get("num_class_embeds", 16) is not None and "-1" not in label_counts:
         facts["label_counts"] = [
-            [f"{int(label):0{len(attributes)}b}", _meaning(int(label), attributes), count]
+            [
+                label_bits(int(label), attributes),
+                ", ".join(attributes_of(int(label), attributes)) or "none of them",
+                count,
+            ]
             for label, count in sorted(label_counts.items(), key=lambda pair: int(pair[0]))
         ]
     validations = [record for record in log if "ssim" in record and record["step"] <= step]
@@ -118,8 +123,3 @@ def _optimizer(config: TrainingConfig) -> str:
     if config.optimizer == "muon":
         rates = f"{config.muon_learning_rate:g} (inner kernels) with AdamW {config.learning_rate:g}"
     return f"{config.optimizer} {rates}, falling to zero over the last {config.decay_steps} steps"
-
-
-def _meaning(label: int, attributes: Sequence[str]) -> str:
-    names = [name for i, name in enumerate(reversed(attributes)) if label >> i & 1]
-    return ", ".join(reversed(names)) or "none of them"

@@ -17,6 +17,7 @@ from plotly.subplots import make_subplots
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
 
+from diffusers_xai.labels import attributes_of, label_bits  # noqa: E402
 from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, LINE_COLORS, TEMPLATE  # noqa: E402
 from training.celeba import (  # noqa: E402
     DEFAULT_ATTRIBUTES,
@@ -81,9 +82,8 @@ def label_figure(values: np.ndarray, attributes: list[str]) -> go.Figure:
 
 
 def _label_name(label: int, attributes: list[str]) -> str:
-    bits = f"{label:0{len(attributes)}b}"
-    present = [name.replace("_", " ") for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
-    return f"{', '.join(present) or 'none'}  {bits}"
+    present = [name.replace("_", " ") for name in attributes_of(label, attributes)]
+    return f"{', '.join(present) or 'none'}  {label_bits(label, attributes)}"
 
 
 def main(arguments: list[str] | None = None) -> int:

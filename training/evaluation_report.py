@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from diffusers_xai.labels import label_bits
 from training.human_models import HOW_TO_GET
 from training.judges import HeldOutJudge, OutsideJudge
 
@@ -19,7 +20,7 @@ def to_markdown(result: dict) -> str:
         for name, table in zip(["photographs", "photographs, softened", *scales], sets, strict=True):
             rows.append([judge, name, *(_balanced(table, attribute) for attribute in attributes)])
         labels += [
-            [judge, f"`{int(label):0{len(attributes)}b}`", *(_cell(table["labels"].get(label)) for table in sets)]
+            [judge, f"`{label_bits(int(label), attributes)}`", *(_cell(table["labels"].get(label)) for table in sets)]
             for label in found["soft photographs"]["labels"]
         ]
     losses = [

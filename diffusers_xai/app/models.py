@@ -17,7 +17,7 @@ from diffusers_xai.app.settings import SCHEDULERS, Limits, Settings, SettingsErr
 from diffusers_xai.checkpoints import EYES
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, short_name
-from diffusers_xai.denoisers.labels import encode_label
+from diffusers_xai.labels import attributes_of, encode_label
 from diffusers_xai.measures import mask_from_box
 from diffusers_xai.pipelines.checkpoint import open_checkpoint
 
@@ -208,9 +208,7 @@ class Model:
 
     def names_of(self, label: int | None) -> list[str]:
         """The attributes that a label has."""
-        bits = reversed(range(len(self.attributes)))
-        has = label is not None and label >= 0
-        return [name for name, bit in zip(self.attributes, bits, strict=True) if has and (label or 0) >> bit & 1]
+        return [] if label is None else attributes_of(label, self.attributes)
 
 
 def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:

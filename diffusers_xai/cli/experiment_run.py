@@ -39,6 +39,7 @@ from diffusers_xai.experiments.nulls import gaussian_null
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.sampling import process_state, show_progress
 from diffusers_xai.hub.cards import read_facts
+from diffusers_xai.labels import label_from_bits
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 
@@ -215,7 +216,7 @@ def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[in
     counts = read_facts(folder).get("label_counts") if folder.is_dir() else None
     if counts is None:
         return list(range(config["num_class_embeds"]))
-    return [int(bits, 2) for bits, _, count in counts if count >= MIN_IMAGES]
+    return [label_from_bits(bits) for bits, _, count in counts if count >= MIN_IMAGES]
 
 
 def _identity(args: argparse.Namespace) -> list[Any]:

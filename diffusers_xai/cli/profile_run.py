@@ -25,7 +25,6 @@ from diffusers_xai.cli.pipelines import (
 from diffusers_xai.cli.profile_request import ProfileRequest
 from diffusers_xai.cli.requests import (
     chosen_label,
-    label_text,
     layers_of_max_channels,
     region,
     resolve_ablations,
@@ -42,6 +41,7 @@ from diffusers_xai.explainers import (
     Samples,
 )
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
+from diffusers_xai.labels import label_bits
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.arguments import default_steps
 from diffusers_xai.plots.style import layers_with_maps
@@ -80,8 +80,7 @@ def make_profile(request: ProfileRequest, console: Console) -> dict[str, Any]:
         setting = _check(request)
         if request.label is None and setting.label is not None and request.checkpoint is not None:
             classes = setting.config["num_class_embeds"]
-            text = label_text(setting.label, setting.config)
-            console.say(f"Label {text}; --label chooses another of 0..{classes - 1}")
+            console.say(f"Label {setting.label_text}; --label chooses another of 0..{classes - 1}")
         console.say(f"Loading {request.checkpoint or 'the model inside the package'}")
         run = _Run(request, setting, load_pipeline(request, setting.scheduler))
         with num_threads(request):
@@ -99,6 +98,11 @@ class _Setting:
     label: int | None
     mask: np.ndarray | None
     switches: list[LabelSwitch]
+
+    @property
+    def label_text(self) -> str:
+        """How the label is written: as bits where they have names."""
+        return "" if self.label is None else label_bits(self.label, self.config.get("class_attributes") or ())
 
 
 def _check(request: ProfileRequest) -> _Setting:
@@ -247,7 +251,7 @@ class _Run:
     def save(self, profile: DiffusionProfile, edited: DiffusionProfile | None) -> int:
         """Writes the folder; returns its size in bytes."""
         request, setting = self.request, self.setting
-        label = None if setting.label is None else request.label or label_text(setting.label, setting.config)
+        label = None if setting.label is None else request.label or setting.label_text
         command = request.command(label, setting.steps, self.every)
         with new_folder(request.out) as folder:
             profile.save_pretrained(folder)

@@ -10,8 +10,8 @@ import numpy as np
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.options import MAX_CHANNEL
 from diffusers_xai.denoisers import Denoiser
-from diffusers_xai.denoisers.labels import encode_label
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
+from diffusers_xai.labels import encode_label, label_bits, label_from_bits
 from diffusers_xai.measures import mask_from_box, mask_from_png
 from diffusers_xai.profile import DiffusionProfile
 
@@ -44,12 +44,6 @@ def chosen_label(text: str | None, config: Mapping[str, Any]) -> int | None:
     return default_labels(config)[0] if text is None else parse_label(text, config)
 
 
-def label_text(label: int, config: Mapping[str, Any]) -> str:
-    """How a label is written: as bits where they have names, else as an integer."""
-    attributes = config.get("class_attributes")
-    return f"{label:0{len(attributes)}b}" if attributes and label >= 0 else str(label)
-
-
 def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -> int:
     """The label that `text` names.
 
@@ -68,12 +62,12 @@ def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -
     if attributes and re.fullmatch("[01]+", text) and len(text) in {len(attributes), *range(2, 64)}:
         if len(text) != len(attributes):
             number = int(text)
-            hint = f"; the integer {number} is written {number:0{len(attributes)}b}" if number < count else ""
+            hint = f"; the integer {number} is written {label_bits(number, attributes)}" if number < count else ""
             raise CommandError(
                 f"{option} {text}: expected {len(attributes)} digits 0 or 1, one for each of {', '.join(attributes)},"
                 f" got {len(text)}{hint}"
             )
-        label = int(text, 2)
+        label = label_from_bits(text)
     elif re.fullmatch("-?(0|[1-9][0-9]{0,17})", text):
         label = int(text)
     elif attributes and not text[:1].isdecimal():
@@ -168,7 +162,8 @@ def resolve_switches(
             raise CommandError(f"{option}: this checkpoint takes no labels")
         to = parse_label(text, config, f"--switch {step}:")
         if to == before:
-            raise CommandError(f"{option}: expected another label than {label_text(to, config)}, which holds already")
+            same = label_bits(to, config.get("class_attributes") or ())
+            raise CommandError(f"{option}: expected another label than {same}, which holds already")
         edits.append(LabelSwitch(from_step=step, to=to))
         before = to
     return edits

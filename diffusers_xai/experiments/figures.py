@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import summary
+from diffusers_xai.labels import attributes_of, label_bits
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
@@ -70,18 +71,17 @@ def _with_alpha(color: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha})"
 
 
-def label_bits(settings: dict[str, Any], label: int) -> str:
+def short_label(settings: dict[str, Any], label: int) -> str:
     """A label in short: its bits, or its number where they have no names."""
-    attributes = settings["attributes"]
-    return f"{label:0{len(attributes)}b}" if attributes else f"label {label}"
+    return label_bits(label, settings["attributes"]) if settings["attributes"] else f"label {label}"
 
 
 def label_text(settings: dict[str, Any], label: int) -> str:
     """A label as a reader knows it: its bits, and the attributes that hold."""
-    attributes, bits = settings["attributes"], label_bits(settings, label)
-    if not attributes:
+    bits = short_label(settings, label)
+    if not settings["attributes"]:
         return bits
-    names = [name.replace("_", " ").lower() for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
+    names = [name.replace("_", " ").lower() for name in attributes_of(label, settings["attributes"])]
     return f"{bits} ({', '.join(names) or 'none'})"
 
 

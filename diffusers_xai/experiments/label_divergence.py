@@ -7,7 +7,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, label_bits, label_text, null_name
+from diffusers_xai.experiments.figures import band, label_text, null_name, short_label
 from diffusers_xai.experiments.maps import clean_image_volume, energy, region_or_middle
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
@@ -131,7 +131,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     data, settings = result.data, result.settings
     region = data["mask"].values.astype(bool)
     times = [f"t = {t:.0f}" for t in data["moment_timestep"].values]
-    bits = [label_bits(settings, label) for label in settings["labels"]]
+    bits = [short_label(settings, label) for label in settings["labels"]]
     rows: list[list[Tile | None]] = []
     for run in range(2):
         images = [*data["sample"].values[run], data["final"].values[run]]

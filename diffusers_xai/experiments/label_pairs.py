@@ -9,7 +9,7 @@ import xarray as xr
 
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import ALL_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import label_bits, label_text
+from diffusers_xai.experiments.figures import label_text, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
@@ -54,7 +54,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws the mean index of each pair: the label to start with downwards, the one to switch to sideways."""
     index = result.data["index"].mean("seed")
     names = [label_text(result.settings, label) for label in index["first"].values.tolist()]
-    bits = [label_bits(result.settings, label) for label in index["first"].values.tolist()]
+    bits = [short_label(result.settings, label) for label in index["first"].values.tolist()]
     text = np.char.mod("%.2f", np.nan_to_num(index.values))
     if "null_index" in result.data:
         null = np.nan_to_num(result.data["null_index"].mean("seed").values)

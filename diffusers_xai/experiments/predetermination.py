@@ -14,6 +14,7 @@ from diffusers_xai.experiments.base import Experiment, ExperimentResult, registe
 from diffusers_xai.experiments.figures import band, excess_columns, interval_text, label_text, null_name
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.labels import attributes_of
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
@@ -210,9 +211,9 @@ def _plot_attributes(result: ExperimentResult) -> go.Figure:
 def _switched_attributes(result: ExperimentResult) -> list[str]:
     """The attributes on which the two labels differ, and of which the judge tells."""
     names, judged = result.settings["attributes"], result.data["judged"]
-    first, second = (f"{label:0{len(names)}b}" for label in result.settings["labels"])
+    first, second = (attributes_of(label, names) for label in result.settings["labels"])
     known = judged.notnull().all(["seed", "run"]).values
-    return [name for name, a, b, told in zip(names, first, second, known, strict=True) if a != b and told]
+    return [name for name, told in zip(names, known, strict=True) if (name in first) != (name in second) and told]
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:

@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusers_xai.labels import label_bits
+
 
 _LABELS, _NOISES, _STEPS, _SECONDS = 16, 4, 50, 90.0
 _CELL, _CAPTION = 64, 18  # pixels
@@ -52,10 +54,7 @@ def sample_grid(pipe: Any, seed: int = 0) -> Image.Image:
                 break
     finally:
         pipe.scheduler = scheduler
-    digits = len(attributes) if attributes else 0
-    return _captioned(
-        rows, ["" if label is None else format(label, f"0{digits}b" if digits else "d") for label in labels]
-    )
+    return _captioned(rows, ["" if label is None else label_bits(label, attributes or ()) for label in labels])
 
 
 def _seconds(call: Any) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import DenoiserCall
-from diffusers_xai.denoisers.labels import encode_label
+from diffusers_xai.labels import encode_label
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import EditSpec, first_switched_step
 

@@ -17,9 +17,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import CommitInfo
 from PIL import Image
 
-from diffusers_xai.denoisers.labels import ClassLabels, labels_of_images
 from diffusers_xai.hub.pipelines import add_code, add_readme, can_carry_code, push_pipeline
 from diffusers_xai.hub.registry import installed_classes
+from diffusers_xai.labels import ClassLabels, labels_of_images
 from diffusers_xai.pipelines.arguments import chosen_steps, seeds_of, set_timesteps, with_equal_noise
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordingPlan, RecordSpec, check_samples, count_samples

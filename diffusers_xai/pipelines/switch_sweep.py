@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from diffusers_xai.denoisers.labels import ClassLabels
+from diffusers_xai.labels import ClassLabels
 from diffusers_xai.pipelines.arguments import set_timesteps
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import copy_scheduler

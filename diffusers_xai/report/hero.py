@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from diffusers_xai.labels import label_bits
 from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import png_data_uri, to_rgb
 from diffusers_xai.report.page import fill
-from diffusers_xai.report.words import class_attributes, headline, label_bits, label_words
+from diffusers_xai.report.words import class_attributes, headline, label_words
 
 
 _FILM_FRAMES = 120

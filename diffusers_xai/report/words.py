@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from diffusers_xai.labels import attributes_of
 from diffusers_xai.profile import DiffusionProfile
 
 
@@ -16,15 +17,8 @@ def label_words(label: int, attributes: Sequence[str]) -> str:
         return f"class {label}"
     if not 0 <= label < 2 ** len(attributes):
         return "no label"
-    bits = label_bits(label, attributes)
-    present = [name for name, bit in zip(attributes, bits, strict=True) if bit == "1"]
-    absent = [f"not {name}" for name, bit in zip(attributes, bits, strict=True) if bit == "0"]
-    return ", ".join(present + absent)
-
-
-def label_bits(label: int, attributes: Sequence[str]) -> str:
-    """`3` of four attributes -> `"0011"`."""
-    return format(label, f"0{len(attributes)}b")
+    present = attributes_of(label, attributes)
+    return ", ".join(present + [f"not {name}" for name in attributes if name not in present])
 
 
 def headline(profile: DiffusionProfile) -> str:

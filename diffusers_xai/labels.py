@@ -1,4 +1,4 @@
-"""Class labels as integers, bits and attribute names."""
+"""Class labels as integers, bits and attribute names: the one place that reads and writes them."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def encode_label(
                 nearest = difflib.get_close_matches(str(name), attributes, n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(f"Expected attributes from {list(attributes)}, got {name!r}.{hint}")
-        return _from_bits([bool(label.get(name, False)) for name in attributes])
+        return label_from_bits([bool(label.get(name, False)) for name in attributes])
     if isinstance(label, bool | np.bool_) or not hasattr(label, "__index__"):
         raise TypeError(f"Expected a label as an integer or a dict of attributes, got {label!r}.")
     number = label.__index__()
@@ -127,7 +127,7 @@ def _from_row(row: Any, num_classes: int, attributes: Sequence[str]) -> int:
         if len(row) == num_classes and sum(row) == 1:
             return list(row).index(1)
         if len(row) == len(attributes) > 0:
-            return _from_bits(row)
+            return label_from_bits(row)
     bits = f" or of {len(attributes)} bits ({', '.join(attributes)})" if attributes else ""
     raise ValueError(
         f"Expected integer `class_labels` of shape (batch,), or rows of {num_classes} zeros with a single one{bits},"
@@ -135,5 +135,22 @@ def _from_row(row: Any, num_classes: int, attributes: Sequence[str]) -> int:
     )
 
 
-def _from_bits(bits: Sequence[float]) -> int:
+def label_from_bits(bits: Sequence[Any]) -> int:
+    """`"0011"`, or a row of zeros and ones, most significant first -> 3."""
     return sum(int(bit) << shift for shift, bit in enumerate(reversed(bits)))
+
+
+def label_bits(label: int, attributes: Sequence[str]) -> str:
+    """`3` of four attributes -> `"0011"`; a label that they do not make up, such as the null label, as its number."""
+    return f"{label:0{len(attributes)}b}" if _is_made_of(label, attributes) else str(label)
+
+
+def attributes_of(label: int, attributes: Sequence[str]) -> list[str]:
+    """`3` of four attributes -> the last two names; none of a label that they do not make up."""
+    bits = reversed(range(len(attributes)))
+    known = _is_made_of(label, attributes)
+    return [name for name, bit in zip(attributes, bits, strict=True) if known and label >> bit & 1]
+
+
+def _is_made_of(label: int, attributes: Sequence[str]) -> bool:
+    return bool(attributes) and 0 <= label < 2 ** len(attributes)
