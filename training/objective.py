@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
+from diffusers_xai.prediction import clean_and_noise, prediction_from
+
 
 def _coefficients(scheduler: DDPMScheduler, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Square roots of (alpha_bar_t, 1 - alpha_bar_t), each of shape (batch, 1, 1, 1)."""
@@ -24,25 +26,14 @@ def training_target(
 
     Source: thesis eq. 3.2.14 (noise); Salimans and Ho 2022 (v).
     """
-    prediction_type = scheduler.config.prediction_type
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "v_prediction":
-        return scheduler.get_velocity(clean, noise, timesteps)
-    return clean
+    return prediction_from(scheduler.config.prediction_type, clean, noise, *_coefficients(scheduler, timesteps))
 
 
 def implied_clean_and_noise(
     scheduler: DDPMScheduler, prediction: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The x_0 and the noise that a prediction means for the noisy images x_t, both (batch, channel, height, width)."""
-    signal, sigma = _coefficients(scheduler, timesteps)
-    prediction_type = scheduler.config.prediction_type
-    if prediction_type == "epsilon":
-        return (noisy - sigma * prediction) / signal, prediction
-    if prediction_type == "v_prediction":
-        return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
-    return prediction, (noisy - signal * prediction) / sigma
+    return clean_and_noise(scheduler.config.prediction_type, prediction, noisy, *_coefficients(scheduler, timesteps))
 
 
 def min_snr_weights(

@@ -16,10 +16,11 @@ from diffusers_xai import Activations, XAIPipeline
 from diffusers_xai.app.settings import SCHEDULERS, Limits, Settings, SettingsError
 from diffusers_xai.checkpoints import EYES
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import layers_by_block, short_name
+from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.labels import attributes_of, encode_label
 from diffusers_xai.measures import mask_from_box
 from diffusers_xai.pipelines.checkpoint import open_checkpoint
+from diffusers_xai.profile.names import short_name
 
 
 EMBEDDED = "lfw-32 (in the package)"
@@ -54,13 +55,12 @@ class Model:
 
     def __post_init__(self) -> None:
         self.pipe.set_progress_bar_config(disable=True)
-        aliases = dict(getattr(self.pipe.unet, "layer_aliases", {}))
-        aliases = {alias: path for alias, path in aliases.items() if not alias.endswith((".fn.fn", ".mlp"))}
+        denoiser = get_denoiser(self.pipe)
+        aliases = {alias: path for alias, path in denoiser.aliases.items() if not alias.endswith((".fn.fn", ".mlp"))}
         aliases["mid"] = "mid_block"
         blocks = layers_by_block(self.pipe.unet)
         self.layers = {path: short_name(path, aliases) for paths in blocks.values() for path in paths}
         self.blocks = {short_name(block, aliases): paths for block, paths in blocks.items()}
-        denoiser = get_denoiser(self.pipe)
         self.has_attention = bool(denoiser.attention_outputs())
         self.has_weights = bool(denoiser.softmax_attention())
         self.channels = self._count_channels()

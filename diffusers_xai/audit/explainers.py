@@ -13,7 +13,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffusers_xai.analysis.structure import edge_strength
 from diffusers_xai.audit.case import Case
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.explainers import Activations, AttentionOutputs, GradientEnergy, GradientMaps
 from diffusers_xai.measures import max_channel
 from diffusers_xai.pipelines import XAIPipeline
@@ -179,8 +178,7 @@ def package_explainers(pipe: XAIPipeline) -> list[Explainer]:
         chosen = list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
         for kind, make in (("gradient map", gradient_map), ("c* map", max_channel_map)):
             found += [
-                Explainer(f"{kind} {short_name(path, denoiser.aliases)}", make(path), needs_layers=True)
-                for path in chosen
+                Explainer(f"{kind} {denoiser.short_name(path)}", make(path), needs_layers=True) for path in chosen
             ]
         found.append(Explainer("attention outputs A_t", attention_outputs, needs_layers=True))
     if getattr(pipe.unet, "class_embedding", None) is not None:

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from diffusers_xai.denoisers.layouts import Layout, layout_of
+from diffusers_xai.profile.names import layer_path, short_name
 
 
 _ATTENTION = re.compile(r"(?!.*Block).*(?:Attention|Attn)(?:2_0|1d|1D)?")
@@ -121,7 +122,11 @@ class Denoiser:
 
     def is_named(self, path: str, patterns: Iterable[str]) -> bool:
         """Whether one of `patterns` names the layer itself, and not a glob that it happens to match."""
-        return any(path in (pattern, self.aliases.get(pattern)) for pattern in patterns)
+        return any(path == layer_path(pattern, self.aliases) for pattern in patterns)
+
+    def short_name(self, path: str) -> str:
+        """The shortest alias of a layer, or its path."""
+        return short_name(path, self.aliases)
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -1,7 +1,6 @@
 """The blocks of a U-Net and the layers in them, for people to choose from."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -29,8 +28,3 @@ def layers_by_block(denoiser: Any) -> dict[str, list[str]]:
             found.items(), key=lambda item: (order[item[0][:4]], int(item[0].split(".")[-1]) if "." in item[0] else 0)
         )
     )
-
-
-def short_name(path: str, aliases: Mapping[str, str]) -> str:
-    """The shortest alias of a layer or block, or its path; `aliases` maps alias -> path."""
-    return min((alias for alias, target in aliases.items() if target == path), key=len, default=path)

@@ -11,7 +11,6 @@ import xarray as xr
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import interval_text
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
@@ -98,7 +97,7 @@ def measure(
                 if draw_index == 0:
                     ablated[layer] = image
         coords = {
-            "layer": [short_name(path, denoiser.aliases) for path in paths],
+            "layer": [denoiser.short_name(path) for path in paths],
             "kind": ("layer", ["attention" if path in attention else "block" for path in paths]),
             "channels": ("layer", [widths[path] for path in paths]),
         }

@@ -13,7 +13,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from diffusers_xai.analysis.structure import edge_strength, foreground
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
@@ -103,7 +102,7 @@ def measure(
     data["lead"] = firsts["state_"] - firsts[""]
     if "null_" in firsts:
         data["null_lead"] = firsts["state_"] - firsts["null_"]
-    names = [short_name(path, denoiser.aliases) for path in paths]
+    names = [denoiser.short_name(path) for path in paths]
     coords = {
         "target": list(TARGETS),
         "map": list(KINDS),

@@ -6,7 +6,6 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
@@ -50,7 +49,7 @@ def measure(
 
     other = null_pipeline(null, pipe, sampling)
     what = [Activations(layers=paths, every=sampling.every(records))]
-    names = [short_name(path, denoiser.aliases) for path in paths]
+    names = [denoiser.short_name(path) for path in paths]
 
     def distances(profile: DiffusionProfile) -> xr.DataArray:
         curves = [profile.trajectory("distance", layer=path).rename(sample="seed") for path in paths]

@@ -6,7 +6,6 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import short_name
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
@@ -61,7 +60,7 @@ def measure(
         )
         if other is not None:
             data = data.assign(_maps(on_states_of(profile, other, sampling, part, what), paths, "null_").data_vars)
-        return data.assign_coords(layer=[short_name(path, denoiser.aliases) for path in paths])
+        return data.assign_coords(layer=[denoiser.short_name(path) for path in paths])
 
     return sampling.over_seeds(measure_batch, "layers of a block")
 

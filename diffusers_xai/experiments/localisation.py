@@ -12,7 +12,7 @@ from plotly.subplots import make_subplots
 from scipy.ndimage import distance_transform_edt
 
 from diffusers_xai.denoisers import Denoiser, get_denoiser
-from diffusers_xai.denoisers.blocks import layers_by_block, short_name
+from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, excess_columns, null_name
 from diffusers_xai.experiments.maps import (
@@ -110,7 +110,7 @@ def measure(
             .reset_coords(drop=True)
             .assign_coords(
                 timestep=("step", model_volume["timestep"].values),
-                layer=[short_name(path, denoiser.aliases) for path in paths],
+                layer=[denoiser.short_name(path) for path in paths],
             )
         )
 

@@ -17,6 +17,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.schedulers import DDPMScheduler
 from torch import nn
 
+from diffusers_xai.prediction import clean_and_noise, prediction_from
+
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 SCHEDULE = (
@@ -163,14 +165,9 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
         """
         vectors, alphas, weights = self._prepare(sample, timestep, class_labels)
         x0 = self.x0(self._mean(vectors, alphas, weights).unflatten(1, self.sample_shape))
-        output = x0
-        if self.config.prediction_type != "sample":
-            alphas = alphas[:, :, None, None]
-            noise = (vectors.view_as(x0) - alphas.sqrt() * x0) / (1 - alphas).sqrt()
-            output = noise
-            if self.config.prediction_type == "v_prediction":
-                output = alphas.sqrt() * noise - (1 - alphas).sqrt() * x0
-        output = output.to(sample.dtype)
+        signal, noise = alphas[:, :, None, None].sqrt(), (1 - alphas[:, :, None, None]).sqrt()
+        added = clean_and_noise("sample", x0, vectors.view_as(x0), signal, noise)[1]
+        output = prediction_from(self.config.prediction_type, x0, added, signal, noise).to(sample.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def predict_x0(

@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.profile import DiffusionProfile, names
 from diffusers_xai.profile.selection import nearest, pick_branch
 
 
@@ -68,14 +68,12 @@ def record_at(array: xr.DataArray, step: int, sample: int) -> np.ndarray:
 
 def layer_path(profile: DiffusionProfile, layer: str) -> str:
     """The module path of `layer`, which may be an article-style alias."""
-    return profile.provenance.get("layer_aliases", {}).get(layer, layer)
+    return names.layer_path(layer, profile.layer_aliases)
 
 
 def layer_name(profile: DiffusionProfile, layer: str) -> str:
     """The article-style alias of a layer where it has one, else its module path."""
-    path = layer_path(profile, layer)
-    aliases = [alias for alias, target in profile.provenance.get("layer_aliases", {}).items() if target == path]
-    return min(aliases, key=len, default=path)
+    return names.short_name(layer_path(profile, layer), profile.layer_aliases)
 
 
 def layer_label(profile: DiffusionProfile, layer: str, *, sep: str | None = None, group: str = "activations") -> str:

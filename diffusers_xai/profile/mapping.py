@@ -18,23 +18,23 @@ class ProfileArrays(Mapping[str, xr.DataArray]):
 
     def __init__(self, arrays: Mapping[str, xr.DataArray], provenance: Mapping[str, Any] | None = None):
         self.provenance: dict[str, Any] = to_json(provenance or {})
-        if not isinstance(self._aliases, dict):
-            raise ValueError(f"Expected layer_aliases to map aliases to module paths, got {self._aliases!r}")
+        if not isinstance(self.layer_aliases, dict):
+            raise ValueError(f"Expected layer_aliases to map aliases to module paths, got {self.layer_aliases!r}")
         self._arrays: dict[str, xr.DataArray | StoredArray] = {
             name: validate_array(name, array) for name, array in arrays.items()
         }
 
     def __getitem__(self, name: str) -> xr.DataArray:
-        stored_name = resolve_name(name, self._arrays, self._aliases)
+        stored_name = resolve_name(name, self._arrays, self.layer_aliases)
         if stored_name is None:
-            raise unknown_name(name, self._arrays, self._aliases)
+            raise unknown_name(name, self._arrays, self.layer_aliases)
         array = self._arrays[stored_name]
         if isinstance(array, StoredArray):
             array = self._arrays[stored_name] = array.read()
         return array
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and resolve_name(name, self._arrays, self._aliases) is not None
+        return isinstance(name, str) and resolve_name(name, self._arrays, self.layer_aliases) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -51,7 +51,8 @@ class ProfileArrays(Mapping[str, xr.DataArray]):
     __hash__ = object.__hash__
 
     @property
-    def _aliases(self) -> Mapping[str, str]:
+    def layer_aliases(self) -> Mapping[str, str]:
+        """Other names of recorded layers -> module paths."""
         return self.provenance.get("layer_aliases") or {}
 
     @property

@@ -120,6 +120,16 @@ def _validate_branches(name: str, array: xr.DataArray) -> None:
         raise ValueError(f"{name}: expected coordinates 'branch' from {BRANCHES}, got {branches or 'none'}")
 
 
+def layer_path(layer: str, aliases: Mapping[str, str]) -> str:
+    """The module path of a layer that may be named by an alias; `aliases` maps alias -> path."""
+    return aliases.get(layer, layer)
+
+
+def short_name(path: str, aliases: Mapping[str, str]) -> str:
+    """The shortest alias of a layer, or its path."""
+    return min((alias for alias, target in aliases.items() if target == path), key=len, default=path)
+
+
 def resolve_name(name: str, names: Collection[str], aliases: Mapping[str, str]) -> str | None:
     """The stored one of `names` that `name` means, either directly or with its layer given by an alias.
 
@@ -134,7 +144,7 @@ def resolve_name(name: str, names: Collection[str], aliases: Mapping[str, str]) 
     if name in names:
         return name
     group, _, layer = name.partition("/")
-    resolved = f"{group}/{aliases.get(layer, layer)}"
+    resolved = f"{group}/{layer_path(layer, aliases)}"
     return resolved if resolved in names else None
 
 

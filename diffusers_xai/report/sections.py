@@ -71,7 +71,7 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 " is logarithmic: compare the shapes of the curves, not their heights, which depend on the size of the"
                 " layer. A click on a name hides or shows its curve.",
                 "One line per layer: the distance of its activations between recorded steps, over time.",
-                f"Thesis eq. 4.1.10, fig. 5.7.{_LAYER_NAMES if profile.provenance.get('layer_aliases') else ''}",
+                f"Thesis eq. 4.1.10, fig. 5.7.{_LAYER_NAMES if profile.layer_aliases else ''}",
                 lambda: plots.layer_distances(profile),
             )
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from diffusers_xai.prediction import KINDS, clean_and_noise
+
 
 # What schedulers call the clean image in what `step` returns.
 _X0_FIELDS = ("pred_original_sample", "pred_x0", "denoised")
@@ -100,18 +102,16 @@ def x0_and_noise(
     Raises:
         ValueError: if the scheduler's kind of prediction is not known.
 
-    Source: Ho et al. 2020, eq. 15; Salimans and Ho 2022, appendix D (v); Karras et al. 2022, table 1 (EDM); Song et
-    al. 2023, appendix C (consistency); Liu et al. 2022 (flow).
+    Source: [`clean_and_noise`]; Karras et al. 2022, table 1 (EDM); Song et al. 2023, appendix C (consistency).
     """
-    kind = scheduler.config.get("prediction_type", None)
-    signal, noise, sigma = level.signal, level.noise, level.sigma
+    sigma = level.sigma
     if math.isnan(sigma):
         raise ValueError(
             f"Expected a scheduler that tells its noise level, got {type(scheduler).__name__}. Record"
             " `Samples(x0=False)` and gradients `of='step'` with it."
         )
     if is_flow(scheduler):
-        return model_input - noise * prediction, model_input + signal * prediction
+        return clean_and_noise("flow", prediction, model_input, level.signal, level.noise)
     if hasattr(scheduler, "precondition_outputs"):
         state = model_input * math.sqrt(sigma**2 + scheduler.config.sigma_data**2)
         x0 = scheduler.precondition_outputs(state, prediction, torch.tensor(sigma, device=state.device))
@@ -121,18 +121,13 @@ def x0_and_noise(
         skip, out = (float(c) for c in scheduler.get_scalings_for_boundary_condition(sigma))
         x0 = out * prediction + skip * state
         return x0, (state - x0) / sigma
-    if kind == "v_prediction":
-        return signal * model_input - noise * prediction, signal * prediction + noise * model_input
-    if kind == "sample":
-        return prediction, (model_input - signal * prediction) / noise
-    if kind == "trigflow":
-        return signal * model_input - noise * prediction, noise * model_input + signal * prediction
-    if kind in ("epsilon", None):
-        return (model_input - noise * prediction) / signal, prediction
-    raise ValueError(
-        f"Expected a scheduler that predicts 'epsilon', 'v_prediction', 'sample' or a flow, got {kind!r} of"
-        f" {type(scheduler).__name__}. Record `Samples(x0=False)` and gradients `of='step'` with it."
-    )
+    kind = scheduler.config.get("prediction_type", None) or "epsilon"
+    if kind not in KINDS:
+        raise ValueError(
+            f"Expected a scheduler that predicts one of {KINDS}, got {kind!r} of {type(scheduler).__name__}. Record"
+            " `Samples(x0=False)` and gradients `of='step'` with it."
+        )
+    return clean_and_noise(kind, prediction, model_input, level.signal, level.noise)
 
 
 def stated_x0(scheduler: Any, output: Any) -> torch.Tensor | None:
