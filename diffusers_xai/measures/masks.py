@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw
+from PIL import Image
+from skimage.draw import polygon
 
 from diffusers_xai.measures.pictures import open_picture
 
@@ -180,7 +181,7 @@ def mask_from_drawing(drawn: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def mask_from_polygon(points: Sequence[tuple[float, float]], size: tuple[int, int]) -> np.ndarray:
-    """A filled polygon, its outline included; what lies outside the image is cut off.
+    """A filled polygon: the pixels whose centres lie in it or on its outline.
 
     Args:
         points (sequence of `tuple[float, float]`): At least three corners (x, y) in pixels, from the left and the top.
@@ -196,9 +197,9 @@ def mask_from_polygon(points: Sequence[tuple[float, float]], size: tuple[int, in
     corners = [tuple(point) for point in points]
     if len(corners) < 3 or any(len(corner) != 2 for corner in corners):
         raise ValueError(f"Expected a polygon of at least three points (x, y), got {corners}.")
-    image = Image.new("1", (width, height))
-    ImageDraw.Draw(image).polygon(corners, fill=1)
-    mask = np.asarray(image, dtype=bool)
+    x, y = np.array(corners, dtype=np.float64).T
+    mask = np.zeros((height, width), dtype=bool)
+    mask[polygon(y, x, mask.shape)] = True
     if not mask.any():
         raise ValueError(f"Expected a polygon inside an image of {width} x {height} pixels (x, y), got {corners}.")
     return mask

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from scipy.stats import binom, norm
-from skimage.color import rgb2gray
-from skimage.filters import sobel_h, sobel_v
 
 from diffusers_xai.analysis import (
     benjamini_hochberg,
@@ -15,7 +13,7 @@ from diffusers_xai.analysis import (
     summary,
 )
 from diffusers_xai.analysis.statistics import INTERVALS
-from diffusers_xai.analysis.structure import edge_strength, foreground, map_correlation
+from diffusers_xai.analysis.structure import edge_strength, foreground
 
 
 REPEATS = 200
@@ -139,10 +137,12 @@ def test_bad_requests(request_, message):
 def test_edges_are_sobel_s():
     image = np.random.default_rng(0).random((3, 12, 10))
     grey = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
-    expected = np.hypot(sobel_h(grey), sobel_v(grey))
-    inside = (slice(1, -1), slice(1, -1))  # its border is left out there
-    np.testing.assert_allclose(edge_strength(image)[inside], expected[inside], rtol=1e-9)
-    assert rgb2gray(image.transpose(1, 2, 0)).shape == grey.shape
+    rows = np.pad(grey, 1, mode="symmetric")
+    down = sum(w * (rows[2:, 1 + k : 11 + k] - rows[:-2, 1 + k : 11 + k]) for k, w in ((-1, 1), (0, 2), (1, 1))) / 4
+    right = sum(w * (rows[1 + k : 13 + k, 2:] - rows[1 + k : 13 + k, :-2]) for k, w in ((-1, 1), (0, 2), (1, 1))) / 4
+    np.testing.assert_allclose(edge_strength(image), np.hypot(down, right) / 2**0.5, rtol=1e-9)
+    batch = np.stack([image, image[::-1]])
+    np.testing.assert_array_equal(edge_strength(batch)[0], edge_strength(image))
     np.testing.assert_allclose(edge_strength(image[:1]), edge_strength(np.repeat(image[:1], 3, axis=0)))
 
 
@@ -154,11 +154,3 @@ def test_the_foreground_is_what_fills_the_middle():
     expected[4:13, 3:12] = 1
     assert (foreground(image)[0] == expected).all()
     assert (foreground(-image)[0] == expected).all()
-
-
-def test_correlation_is_pearson_s():
-    rng = np.random.default_rng(2)
-    maps, target = rng.random((2, 4, 8, 8)), rng.random((4, 8, 8))
-    expected = [[abs(np.corrcoef(maps[i, j].ravel(), target[j].ravel())[0, 1]) for j in range(4)] for i in range(2)]
-    np.testing.assert_allclose(map_correlation(maps, target), expected)
-    assert map_correlation(np.ones((8, 8)), target[0]) == 0
