@@ -39,6 +39,8 @@ def encode_label(
                 nearest = difflib.get_close_matches(str(name), attributes, n=1)
                 hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
                 raise ValueError(f"Expected attributes from {list(attributes)}, got {name!r}.{hint}")
+            if label[name] not in (False, True):
+                raise ValueError(f"Expected {name} as True or False, got {label[name]!r}.")
         return label_from_bits([bool(label.get(name, False)) for name in attributes])
     if isinstance(label, bool | np.bool_) or not hasattr(label, "__index__"):
         raise TypeError(f"Expected a label as an integer or a dict of attributes, got {label!r}.")
@@ -97,8 +99,8 @@ def labels_of_images(
     Raises:
         ValueError, TypeError: for labels, a batch size or guidance that do not fit the network.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"Expected `batch_size` of at least 1, got {batch_size}.")
+    if batch_size is not None and (not hasattr(batch_size, "__index__") or batch_size < 1):
+        raise ValueError(f"Expected `batch_size` as an integer of at least 1, got {batch_size!r}.")
     num_classes, null_label = config.get("num_class_embeds"), config.get("null_class_label")
     if guidance_scale != 1.0 and (num_classes is None or null_label is None):
         raise ValueError(

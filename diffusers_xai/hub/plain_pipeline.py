@@ -75,7 +75,9 @@ class XAIPipeline(DiffusionPipeline):
 
         if num_inference_steps is None:
             train_timesteps = self.scheduler.config.get("num_train_timesteps", 1000)
-            num_inference_steps = train_timesteps if isinstance(self.scheduler, DDPMScheduler) else 50
+            num_inference_steps = (
+                train_timesteps if isinstance(self.scheduler, DDPMScheduler) else min(50, train_timesteps)
+            )
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
@@ -129,6 +131,8 @@ class XAIPipeline(DiffusionPipeline):
                 unknown = sorted(set(label) - set(attributes or ()))
                 if unknown or not attributes:
                     raise ValueError(f"Expected attributes from {list(attributes or ())}, got {unknown or label}.")
+                if any(value not in (False, True) for value in label.values()):
+                    raise ValueError(f"Expected attributes as True or False, got {label}.")
                 label = sum(bool(label.get(name)) << i for i, name in enumerate(reversed(attributes)))
             if isinstance(label, bool) or not isinstance(label, int):
                 raise TypeError(f"Expected a label as an integer or a dict of attributes, got {label!r}.")

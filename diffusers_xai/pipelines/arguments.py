@@ -48,9 +48,9 @@ def set_timesteps(
     if custom is None:
         steps = default_steps(scheduler) if num_inference_steps is None else num_inference_steps
         train_timesteps = scheduler.config.get("num_train_timesteps", 1000)
-        if not 1 <= steps <= train_timesteps:
+        if isinstance(steps, bool) or not hasattr(steps, "__index__") or not 1 <= steps <= train_timesteps:
             raise ValueError(
-                f"Expected `num_inference_steps` in 1..{train_timesteps} (the timesteps of training), got {steps}."
+                f"Expected `num_inference_steps` in 1..{train_timesteps} (the timesteps of training), got {steps!r}."
             )
         scheduler.set_timesteps(steps, device=device)
         return scheduler.timesteps
@@ -58,9 +58,12 @@ def set_timesteps(
     if name not in accepted:
         available = [choice for choice in choices if choice in accepted]
         raise ValueError(f"{type(scheduler).__name__} takes no `{name}`; available: {', '.join(available)}.")
-    if not len(custom):
-        raise ValueError(f"Expected at least one value in `{name}`, got none.")
-    scheduler.set_timesteps(**{name: np.asarray(custom).tolist()}, device=device)
+    values = np.asarray(custom)
+    if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
+        raise ValueError(f"Expected `{name}` as one or several numbers, got {custom!r}.")
+    if values.min() < 0 or (np.diff(values) >= 0).any():
+        raise ValueError(f"Expected `{name}` from 0 on, descending, got {values.tolist()}.")
+    scheduler.set_timesteps(**{name: values.tolist()}, device=device)
     return scheduler.timesteps
 
 

@@ -82,11 +82,12 @@ class XAIPipeline(DiffusionPipeline):
             TypeError: if the pipeline has other components: those of a latent or text-conditioned one have no place
                 here, and [`record`] explains such a pipeline as it is.
         """
-        others = [name for name, part in pipeline.components.items() if name not in ("unet", "scheduler") and part]
-        if others or not hasattr(pipeline, "unet"):
+        components = getattr(pipeline, "components", {})
+        others = [name for name, part in components.items() if name not in ("unet", "scheduler") and part]
+        if others or "unet" not in components:
             raise TypeError(
                 f"Expected a pipeline of a `unet` and a `scheduler`, got {type(pipeline).__name__} with"
-                f" {', '.join(pipeline.components)}. Record that one itself: `with record(pipeline, […])`."
+                f" {', '.join(components) or 'no components'}. Record that one itself: `with record(pipeline, […])`."
             )
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", pipeline.unet.dtype)

@@ -311,6 +311,8 @@ def test_from_pipe_takes_over_the_network_and_gives_it_back(pipeline_class):
 
 
 def test_from_pipe_refuses_what_would_lose_components():
+    with pytest.raises(TypeError, match="got object with no components"):
+        XAIPipeline.from_pipe(object())
     with pytest.raises(TypeError, match=r"got StableDiffusionPipeline with vae, text_encoder.*record\(pipeline"):
         XAIPipeline.from_pipe(stable_diffusion())
 
@@ -357,7 +359,15 @@ def test_offloaded_networks_give_the_same_images_and_arrays():
         ({"class_labels": [1], "num_inference_steps": 1001}, ValueError, "in 1..1000"),
         ({"class_labels": [1], "timesteps": [9], "num_inference_steps": 2}, ValueError, "_steps and timesteps"),
         ({"class_labels": [1], "timesteps": [9], "sigmas": [1.0]}, ValueError, "got timesteps and sigmas"),
-        ({"class_labels": [1], "timesteps": []}, ValueError, "at least one value in `timesteps`"),
+        ({"class_labels": {"Smiling": "no"}}, ValueError, "Smiling as True or False, got 'no'"),
+        ({"class_labels": [1], "batch_size": 1.5}, ValueError, "an integer of at least 1, got 1.5"),
+        ({"class_labels": [1], "num_inference_steps": 2.5}, ValueError, "in 1..1000 .* got 2.5"),
+        ({"class_labels": [1], "num_inference_steps": "3"}, ValueError, "in 1..1000 .* got '3'"),
+        ({"class_labels": [1], "timesteps": []}, ValueError, r"one or several numbers, got \[\]"),
+        ({"class_labels": [1], "timesteps": [[900, 100]]}, ValueError, "one or several numbers"),
+        ({"class_labels": [1], "timesteps": "abc"}, ValueError, "one or several numbers, got 'abc'"),
+        ({"class_labels": [1], "timesteps": [5, -5]}, ValueError, r"from 0 on, descending, got \[5, -5\]"),
+        ({"class_labels": [1], "timesteps": [5, 5]}, ValueError, "descending"),
         ({"class_labels": [1], "timesteps": [5, 9]}, ValueError, "descending"),
         (
             {"class_labels": [1], "sigmas": [1.0]},
@@ -375,6 +385,13 @@ def test_bad_input_is_refused_before_sampling(arguments, error, message):
     pipe.unet.register_forward_pre_hook(lambda *args: pytest.fail("the denoiser ran"))
     with pytest.raises(error, match=message):
         pipe(**arguments)
+
+
+@pytest.mark.parametrize("sigmas", [[0.1, 1.0], [float("nan")], [float("inf"), 1.0], [1.0, -0.1]])
+def test_sigmas_that_no_process_has_are_refused(sigmas):
+    pipe = make(scheduler=EulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="Expected `sigmas`"):
+        pipe(class_labels=[1], sigmas=sigmas)
 
 
 def test_unconditional_models_take_no_labels_and_no_guidance():
