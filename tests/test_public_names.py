@@ -1,6 +1,7 @@
 """The names at the package's top level, and what it costs to import it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,3 +32,11 @@ print(sorted({"torch", "diffusers", "xarray", "plotly"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_api_reference_has_every_public_name():
+    reference = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^::: diffusers_xai\.(\w+)$", reference, flags=re.MULTILINE))
+    # `ModelMixin` is diffusers' own, which looks it up in the package of a class that it loads.
+    modules = {"measures", "plots", "analysis"}
+    assert documented - modules == set(diffusers_xai.__all__) - {"ModelMixin"}
