@@ -207,7 +207,10 @@ def pretrained_weights(folder: str) -> dict[str, torch.Tensor]:
 
 
 def export_captioned(run: str | Path, config: TrainingConfig, target: str | Path) -> int:
-    """Writes the averaged weights of a run as an fp16 `StableDiffusionPipeline`, with the facts for a model card.
+    """Writes the averaged weights of a run as a `StableDiffusionPipeline`, with the facts for a model card.
+
+    The U-Net is stored in half precision. The text encoder is not: transformers would open it in what it is stored in,
+    and the rest of the pipeline in single precision.
 
     Args:
         run (`str` or `Path`): The run's folder, of which the last checkpoint is taken.
@@ -225,7 +228,8 @@ def export_captioned(run: str | Path, config: TrainingConfig, target: str | Path
     network = build_network(config, tokenizer, tokenize(tokenizer, [""]))
     load_weights(network, tensors["ema"], run)
     pipeline = build_pipeline(network.text_encoder, network.unet, tokenizer, config.scheduler)
-    pipeline.to(dtype=torch.float16).save_pretrained(str(target), safe_serialization=True)
+    pipeline.unet.to(dtype=torch.float16)
+    pipeline.save_pretrained(str(target), safe_serialization=True)
     records = read_log(Path(run)) if (Path(run) / LOG_FILE).is_file() else []
     write_facts(
         Path(target), run_facts(config, state["step"], state["label_counts"], state["images_per_step"], records)
