@@ -25,6 +25,10 @@ def add_command(commands: Any) -> None:
     parser.more_help = _list_of_experiments
     add = parser.add_argument
     add("name", choices=_Names(), metavar="NAME", help="one of the experiments below")
+    add(
+        "checkpoints", nargs="*", type=nonempty, metavar="CHECKPOINT",
+        help="of compare-checkpoints: two or more, folders or Hub ids. The first is what the others are compared with",
+    )  # fmt: skip
     add("--out", type=path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")
     add(
         "--label", type=nonempty,
@@ -83,7 +87,7 @@ def _list_of_experiments() -> str:
         for name, experiment in EXPERIMENTS.items()
     )
     return (
-        f"experiments:\n{names}\n  {ALL:18} All of them\n"
+        f"experiments:\n{names}\n  {ALL:18} All of them that take one checkpoint\n"
         f"  {FINDINGS:18} The thesis's claims tested over {MIN_SEEDS} seeds"
     )
 

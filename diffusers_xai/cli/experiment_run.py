@@ -59,9 +59,17 @@ class _Job:
     request: dict[str, Any]
     finished: ExperimentResult | None
 
-    def run(self, pipe: XAIPipeline, gaussian: Callable[[], XAIPipeline]) -> ExperimentResult:
-        """Measures; `gaussian` fits or reads the Gaussians of the two labels, which several experiments share."""
-        options = dict(self.options)
+    def run(
+        self, pipe: XAIPipeline, others: list[XAIPipeline], gaussian: Callable[[], XAIPipeline]
+    ) -> ExperimentResult:
+        """Measures.
+
+        Args:
+            pipe ([`XAIPipeline`]): The checkpoint.
+            others (`list` of [`XAIPipeline`]): Those that it is compared with.
+            gaussian (`Callable`): Fits or reads the Gaussians of the two labels, which several experiments share.
+        """
+        options = {**self.options, **({"others": others} if others else {})}
         if options["null"] == "gaussian" and EXPERIMENTS[self.name].labels != ALL_LABELS:
             options["null"] = gaussian()
         result = EXPERIMENTS[self.name].run(pipe, self.sampling, **options)
@@ -76,6 +84,7 @@ def run_experiments(args: argparse.Namespace) -> None:
     """
     main = process_state().is_main_process
     console = args.console if main else Console(quiet=True)
+    args, *others = _choices(args)
     check_revision(args.checkpoint, args.revision)
     if args.mask is not None:
         region(args.mask)  # before anything is downloaded
@@ -84,10 +93,12 @@ def run_experiments(args: argparse.Namespace) -> None:
     with claimed(args.out, args.out / ".lock") if main else nullcontext():
         _check_out(args.out)
         config, scheduler = read_network_config(args), read_scheduler(args)
-        jobs = _jobs(args, config, scheduler)
+        jobs = _jobs(args, config, scheduler, [_identity(other) for other in others])
+        schedulers = [read_scheduler(other) for other in others]
         left = [job for job in jobs if job.finished is None]
         check_disk(args.out / "report.html", _RESULT_BYTES * len(left), "experiments")
         pipe = _load(args, scheduler, console) if left else None
+        pipes = [_load(*choice, console) for choice in zip(others, schedulers, strict=True)] if left else []
         results: list[ExperimentResult] = []
         for number, job in enumerate(jobs, 1):
             at = f"[{number}/{len(jobs)}] {job.name}"
@@ -96,12 +107,29 @@ def run_experiments(args: argparse.Namespace) -> None:
                 results.append(job.finished)
             elif pipe is not None:
                 console.say(f"{at}: {len(job.sampling.seeds)} seeds, {job.sampling.steps} steps")
-                with num_threads(args), _bars(pipe, console):
-                    results.append(job.run(pipe, lambda: _gaussian(args, config, pipe, console)))
+                with num_threads(args), _bars([pipe, *pipes], console):
+                    results.append(job.run(pipe, pipes, lambda: _gaussian(args, config, pipe, console)))
                 if main:
                     results[-1].save(args.out / job.name, overwrite=True)
         if main:
             _write(args, results, console)
+
+
+def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options once for each checkpoint, the one that is explained first.
+
+    Raises:
+        CommandError: If there are fewer or more checkpoints than the experiment takes.
+    """
+    if args.name not in EXPERIMENTS or EXPERIMENTS[args.name].needs != "checkpoints":
+        if args.checkpoints:
+            raise CommandError(f"{args.name} takes one checkpoint, by --checkpoint, got {', '.join(args.checkpoints)}")
+        return [args]
+    if args.checkpoint is not None or args.revision is not None:
+        raise CommandError(f"{args.name} takes its checkpoints without --checkpoint and --revision")
+    if len(args.checkpoints) < 2:
+        raise CommandError(f"{args.name}: expected two or more checkpoints after it, got {len(args.checkpoints)}")
+    return [argparse.Namespace(**{**vars(args), "checkpoint": name}) for name in args.checkpoints]
 
 
 def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipeline, console: Console) -> XAIPipeline:
@@ -125,9 +153,10 @@ def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> XAIPipe
 
 
 @contextmanager
-def _bars(pipe: XAIPipeline, console: Console) -> Iterator[None]:
+def _bars(pipes: list[XAIPipeline], console: Console) -> Iterator[None]:
     """The seeds that are done, and the steps of a batch where it takes long."""
-    pipe.set_progress_bar_config(**{"leave": False, "delay": 2.0, **console.bar_options("  steps")})
+    for pipe in pipes:
+        pipe.set_progress_bar_config(**{"leave": False, "delay": 2.0, **console.bar_options("  steps")})
     with show_progress(console.bar_options("  seeds")):
         yield
 
@@ -150,19 +179,27 @@ def _check_out(out: Path) -> None:
         raise CommandError(f"{out} holds {there[0].name} and no experiments: choose another --out")
 
 
-def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any) -> list[_Job]:
+def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any, others: list[list[Any]]) -> list[_Job]:
     labels = labels_to_compare(args, config)
     check_guidance(args.guidance_scale, config)
     if args.steps is not None:
         check_steps(args.steps, scheduler)
-    chosen = {ALL: list(EXPERIMENTS), FINDINGS: list(NEEDED)}.get(args.name, [args.name])
+    alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
+    chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
     fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1]
     if not fitting:
         raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
-    return [_job(name, args, config, scheduler, labels) for name in fitting]
+    return [_job(name, args, config, scheduler, labels, others) for name in fitting]
 
 
-def _job(name: str, args: argparse.Namespace, config: dict[str, Any], scheduler: Any, labels: list[int]) -> _Job:
+def _job(
+    name: str,
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    scheduler: Any,
+    labels: list[int],
+    others: list[list[Any]],
+) -> _Job:
     experiment = EXPERIMENTS[name]
     labels = _trained_labels(args, config) if experiment.labels == ALL_LABELS else labels[: experiment.labels]
     seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
@@ -180,6 +217,7 @@ def _job(name: str, args: argparse.Namespace, config: dict[str, Any], scheduler:
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in options.items()},
         "checkpoint": _identity(args),
         "scheduler": type(scheduler).__name__,
+        **({"others": others} if others else {}),
     }
     request = json.loads(json.dumps(request))
     folder = args.out / name

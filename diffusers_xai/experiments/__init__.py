@@ -17,6 +17,9 @@ from diffusers_xai.experiments import label_divergence  # noqa: F401
 from diffusers_xai.experiments import predetermination  # noqa: F401
 from diffusers_xai.experiments import label_pairs  # noqa: F401
 from diffusers_xai.experiments import ablation  # noqa: F401
+
+# What the thesis does not ask.
+from diffusers_xai.experiments import compare_checkpoints  # noqa: F401
 # isort: on
 
 

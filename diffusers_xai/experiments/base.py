@@ -120,6 +120,7 @@ class Experiment:
     region: str | None = None
     plot_images: Callable[[ExperimentResult], go.Figure] | None = None
     table: Callable[[ExperimentResult], pd.DataFrame] | None = None
+    needs: str | None = None
 
     def run(self, pipe: XAIPipeline, sampling: Sampling | None = None, **options: Any) -> ExperimentResult:
         """Measures.

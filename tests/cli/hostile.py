@@ -42,6 +42,7 @@ BAD: dict[str, list] = {
     "device": [*EMPTY, "nonsense", "cuda:99", "cpu:x", "meta", "gpu", "cuda:-5"],
     "revision": NOT_REVISIONS,
     "checkpoint": [*EMPTY, "no/such/folder", "./nowhere", "folder", "notes.txt", "broken"],
+    "checkpoints": [*EMPTY[:-1], "tiny", ["tiny", "tiny"]],
     "null": [*EMPTY, "nothing", "GAUSSIAN"],
     "name": [*EMPTY, "nonsense", "ABLATION", "abl", "all,findings"],
     "repo": [*EMPTY, "a/b/c", "a b", "-a/b", "user/", "/name", "user/na..me"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_every_experiment_says_what_it_is():
     for name, experiment in EXPERIMENTS.items():
         assert experiment.name == name
         assert experiment.text.endswith(".")
-        assert "thesis" in experiment.source
+        assert re.search(r"thesis|\b(19|20)\d\d\b", experiment.source)
 
 
 @pytest.mark.slow
