@@ -1,5 +1,6 @@
 """Numbers over many runs: means with intervals, and what curves say."""
 
+from diffusers_xai.analysis.overlap import Overlap, overlap
 from diffusers_xai.analysis.predetermination import predetermination_index
 from diffusers_xai.analysis.statistics import (
     benjamini_hochberg,
@@ -11,9 +12,11 @@ from diffusers_xai.analysis.statistics import (
 
 
 __all__ = [
+    "Overlap",
     "benjamini_hochberg",
     "equivalence_test",
     "mean_interval",
+    "overlap",
     "predetermination_index",
     "share_interval",
     "summary",

@@ -1,7 +1,10 @@
 """The blocks of a U-Net and the layers in them, for people to choose from."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
+
+from diffusers_xai.denoisers.base import Denoiser
 
 
 _LAYER = re.compile(r"((?:down|up)_blocks\.\d+|mid_block)\.\w+\.\d+(?:\.attn)?")
@@ -28,3 +31,18 @@ def layers_by_block(denoiser: Any) -> dict[str, list[str]]:
             found.items(), key=lambda item: (order[item[0][:4]], int(item[0].split(".")[-1]) if "." in item[0] else 0)
         )
     )
+
+
+def block_layers(denoiser: Denoiser) -> list[str]:
+    """Globs of the layers in a U-Net's blocks, of another network of its blocks; see [`innermost`]."""
+    return ["mid_block.*.*", "*_blocks.*.*.*"] if layers_by_block(denoiser.module) else ["*.*"]
+
+
+def innermost(denoiser: Denoiser, paths: Sequence[str]) -> list[str]:
+    """Those of several layers that have weights and hold no other of them, so that each weight counts once."""
+    return [
+        path
+        for path in paths
+        if not any(other.startswith(f"{path}.") for other in paths)
+        and any(True for _ in denoiser.layers[path.partition("@")[0]].parameters())
+    ]

@@ -105,6 +105,8 @@ class Experiment:
         nulls (`tuple[str, ...]`): The controls that it knows, see `NULLS`; the first one is taken by default.
         region (`str`, *optional*): Where `measure` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"` or `"face"`.
+        needs (`str`, *optional*): What it takes besides one model, such as other `"checkpoints"`; it is then none of
+            the command's `all`.
     """
 
     name: str

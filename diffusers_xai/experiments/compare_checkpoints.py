@@ -11,8 +11,8 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.denoisers import Denoiser, get_denoiser
-from diffusers_xai.denoisers.blocks import layers_by_block, short_name
+from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, interval_text
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
@@ -76,7 +76,7 @@ def measure(
     for name, other in zip(names[1:], others, strict=True):
         _check_alike(pipe, other, name, sampling.steps)
     denoiser = get_denoiser(pipe)
-    patterns = list(layers) if layers is not None else _patterns(denoiser)
+    patterns = list(layers) if layers is not None else ["*", *block_layers(denoiser)]
     random = null_pipeline(null, pipe, sampling)
     every = sampling.every(records)
     layers_of = Activations(layers=patterns, every=every)
@@ -84,7 +84,7 @@ def measure(
     def measure_batch(part: list[int]) -> xr.Dataset:
         first = sampling.profile(pipe, part, [Samples(measures=()), layers_of])
         paths = [name.removeprefix(_GROUP) for name in first if name.startswith(_GROUP)]
-        paths = paths if layers is not None else _innermost(denoiser, paths)
+        paths = paths if layers is not None else innermost(denoiser, paths)
 
         def distances(other: XAIPipeline) -> xr.DataArray:
             seen = on_states_of(first, other, sampling, part, [layers_of])
@@ -113,7 +113,7 @@ def measure(
             data["null_final_ssim"] = _ssim(finals[0], unrelated["final_sample"])
         if random is not None:
             data["null_distance"] = distances(random)
-        return data.assign_coords(layer=[short_name(path, denoiser.aliases) for path in paths])
+        return data.assign_coords(layer=[denoiser.short_name(path) for path in paths])
 
     # The layers of a seed are kept until their distances are taken: few seeds at a time.
     data = sampling.over_seeds(measure_batch, "checkpoints", seeds_at_once=max(1, sampling.batch_size // 8))
@@ -147,23 +147,6 @@ def _check_alike(pipe: XAIPipeline, other: XAIPipeline, name: str, steps: int) -
         timesteps.append(scheduler.timesteps.tolist())
     if timesteps[0] != timesteps[1]:
         raise ValueError(f"compare-checkpoints: expected schedulers of the same timesteps, got others of {name}")
-
-
-def _patterns(denoiser: Denoiser) -> list[str]:
-    """Globs of the layers between input and output."""
-    if layers_by_block(denoiser.module):
-        return ["*", "mid_block.*.*", "*_blocks.*.*.*"]
-    return ["*", "*.*"]
-
-
-def _innermost(denoiser: Denoiser, paths: Sequence[str]) -> list[str]:
-    """The layers with weights that hold no other of them."""
-    return [
-        path
-        for path in paths
-        if not any(other.startswith(f"{path}.") for other in paths)
-        and any(True for _ in denoiser.layers[path.partition("@")[0]].parameters())
-    ]
 
 
 def _distance(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:

@@ -1,0 +1,68 @@
+"""Agreement of maps with masks, against counting, and its test against dealing masks many times."""
+
+import numpy as np
+import pytest
+
+from diffusers_xai.analysis import benjamini_hochberg, overlap
+
+
+def places(rng, images=24, size=8):
+    """Masks of one square, near the middle, and maps of units: the concept itself, its usual place, and noise."""
+    masks = np.zeros((images, size, size), dtype=bool)
+    for mask, (top, left) in zip(masks, rng.integers(1, 5, (images, 2)), strict=True):
+        mask[top : top + 3, left : left + 3] = True
+    usual = np.broadcast_to(masks.mean(0), masks.shape) + 1e-3 * rng.random(masks.shape)
+    noise = rng.random((5, *masks.shape))
+    return masks, np.stack([masks + 0.1 * rng.random(masks.shape), usual, *noise], axis=1)
+
+
+def test_iou_is_that_of_counting():
+    rng = np.random.default_rng(0)
+    masks, maps = places(rng)
+    order = rng.permutation(len(masks))
+    found = overlap(maps, masks, order)
+    for unit in range(maps.shape[1]):
+        values = maps[:, unit]
+        active = values > np.sort(values.ravel())[-masks.sum() - 1]
+        assert active.sum() == masks.sum()
+        for iou, dealt in ((found.iou, masks), (found.null_iou, masks[order])):
+            assert iou[unit] == pytest.approx((active & dealt).sum() / (active | dealt).sum())
+    assert found.iou[0] == 1
+    share = masks.mean()
+    assert found.iou[2:].mean() == pytest.approx(share / (2 - share), abs=0.02)
+
+
+def test_p_values_are_those_of_dealing_the_masks():
+    rng = np.random.default_rng(1)
+    masks, maps = places(rng)
+    maps[:, 2] += 0.05 * masks  # a weak unit
+    found = overlap(maps, masks, np.arange(len(masks)))
+    dealt = np.array([overlap(maps, masks, rng.permutation(len(masks))).null_iou for _ in range(1000)])
+    by_dealing = (dealt > found.iou).mean(0) + (dealt == found.iou).mean(0) / 2  # counts tie
+    assert found.p_value[0] < 1e-9
+    assert found.p_value[1] > 0.05  # its usual place explains it
+    np.testing.assert_allclose(found.p_value[1:], by_dealing[1:], atol=0.04)
+
+
+def test_permuted_masks_give_few_discoveries():
+    rng = np.random.default_rng(2)
+    false, found = [], []
+    for _ in range(40):
+        masks, maps = places(rng)
+        result = overlap(maps, masks, rng.permutation(len(masks)))
+        false.append((benjamini_hochberg(result.null_p_value) <= 0.05).any())
+        found.append(benjamini_hochberg(result.p_value) <= 0.05)
+    assert np.mean(false) <= 0.125  # 5 % and twice its error
+    assert np.array(found)[:, 0].all()
+
+
+def test_constant_units_and_empty_masks():
+    rng = np.random.default_rng(3)
+    masks, maps = places(rng)
+    maps[:, 3] = 0
+    found = overlap(maps, masks, np.arange(len(masks)))
+    assert found.iou[3] == 0
+    assert np.isnan(found.p_value[3])
+    for bad in (np.zeros_like(masks), np.ones_like(masks)):
+        with pytest.raises(ValueError, match="neither empty nor everywhere"):
+            overlap(maps, bad, np.arange(len(masks)))
