@@ -3,6 +3,8 @@
 In all of them the denoiser sees x_t = signal · x_0 + noise · ε. The factors are numbers, or tensors that broadcast.
 """
 
+from typing import Any
+
 import torch
 
 
@@ -67,3 +69,11 @@ def prediction_from(
     if kind == "flow":
         return added - clean
     raise ValueError(f"Expected a kind of prediction from {KINDS}, got {kind!r}.")
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the scheduler's states lie on straight lines from noise to image: (1 − σ) · x_0 + σ · ε."""
+    config = scheduler.config
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return "shift" in config and not hasattr(scheduler, "alphas_cumprod")

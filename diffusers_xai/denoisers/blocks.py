@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusers_xai.denoisers.base import Denoiser
+from diffusers_xai.models import ClosedFormDenoiser
 
 
 _LAYER = re.compile(r"((?:down|up)_blocks\.\d+|mid_block)\.\w+\.\d+(?:\.attn)?")
@@ -46,3 +47,20 @@ def innermost(denoiser: Denoiser, paths: Sequence[str]) -> list[str]:
         if not any(other.startswith(f"{path}.") for other in paths)
         and any(True for _ in denoiser.layers[path.partition("@")[0]].parameters())
     ]
+
+
+def telling_layers(denoiser: Denoiser) -> list[str]:
+    """The layers that are shown where none are named: attention, else the last layers of blocks, else the result.
+
+    Args:
+        denoiser ([`Denoiser`]): Any network.
+
+    Raises:
+        ValueError: If it has neither attention, nor blocks as a U-Net has them, nor a closed form's result.
+    """
+    found = list(denoiser.attention_outputs()) or [paths[-1] for paths in layers_by_block(denoiser.module).values()]
+    if not found and isinstance(denoiser.module, ClosedFormDenoiser):
+        found = ["x0"]
+    if not found:
+        raise ValueError(f"Expected `layers`: {denoiser.name} has neither attention nor the blocks of a U-Net.")
+    return found

@@ -11,6 +11,7 @@ import xarray as xr
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import interval_text
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
@@ -60,7 +61,7 @@ def measure(
     """
     denoiser = get_denoiser(pipe)
     random_channels = 0 if null == "none" else random_channels
-    wanted = list(layers) if layers is not None else list(LAYERS) if denoiser.aliases else denoiser.attention_outputs()
+    wanted = list(layers) if layers is not None else list(LAYERS) if denoiser.aliases else telling_layers(denoiser)
     attention = set(denoiser.attention_outputs())
     paths = sorted(denoiser.resolve_layers(wanted), key=lambda path: path in attention)  # blocks, then attention
     time = timestep_at(pipe, TIME)

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns
 from diffusers_xai.experiments.maps import region_or_middle
@@ -54,7 +55,7 @@ def measure(
         in the region and outside of it; `null_inside` and `null_outside` are those of the random run.
     """
     denoiser = get_denoiser(pipe)
-    name = layer or (LAYER if LAYER in denoiser.aliases else list(denoiser.attention_outputs())[-1])
+    name = layer or (LAYER if LAYER in denoiser.aliases else telling_layers(denoiser)[-1])
     path = next(iter(denoiser.resolve_layers([name])))
     region = region_or_middle(pipe, mask)
     time = timestep_at(pipe, TIME)

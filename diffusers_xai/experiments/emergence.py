@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from diffusers_xai.analysis.structure import edge_strength, foreground
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
@@ -67,7 +68,7 @@ def measure(
     if len(sampling.seeds) < 3:
         raise ValueError(f"Expected at least three seeds, whose images are each other's chance, got {sampling.seeds}")
     denoiser = get_denoiser(pipe)
-    paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
+    paths = list(denoiser.resolve_layers(layers or telling_layers(denoiser)))
     every = sampling.every(records)
     other = null_pipeline(null, pipe, sampling)
     what = [Activations(layers=paths, every=every)]

@@ -6,9 +6,10 @@ import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, label_text, null_name, short_label
-from diffusers_xai.experiments.maps import clean_image_volume, energy, region_or_middle
+from diffusers_xai.experiments.maps import by_noised_image, clean_image_volume, energy, region_or_middle
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
@@ -36,20 +37,21 @@ def measure(
     Source: thesis section 5.3.1, fig. 5.13 to 5.16, D.1; eq. 4.1.2, 4.1.8, 4.1.10.
 
     Args:
-        pipe ([`XAIPipeline`]): A conditional model with attention.
+        pipe ([`XAIPipeline`]): A conditional model.
         sampling ([`Sampling`]): What is sampled.
         mask (`(height, width)` bool): The region whose gradient volume is kept; a square in the middle if `None`.
         null (`str` or [`XAIPipeline`]): `"gaussian"`, a pipeline, or `"none"`. It has no attention maps.
 
     Returns:
-        `xarray.Dataset`: `ssim` and `attention_distance` (Frobenius norm of the difference of A_t) of dims (seed,
-        step), and `final_ssim` (seed); `null_ssim` and `null_final_ssim` are the control's. Of the two runs of the
-        first seed at six moments, with the coordinate `moment_timestep`: `sample` (run, moment, rgb, height, width),
-        `attention_outputs` and `energy` (root of the sum of the squared gradients of the region's clean image) of dims
-        (run, moment, height, width); and `mask`.
+        `xarray.Dataset`: `ssim` and, where there is attention, `attention_distance` (Frobenius norm of the difference
+        of A_t) of dims (seed, step), and `final_ssim` (seed); `null_ssim` and `null_final_ssim` are the control's. Of
+        the two runs of the first seed at six moments, with the coordinate `moment_timestep`: `sample` (run, moment,
+        rgb, height, width), `attention_outputs` and `energy` (root of the sum of the squared gradients of the region's
+        clean image) of dims (run, moment, height, width); and `mask`.
     """
     every = sampling.every(100)
     other = null_pipeline(null, pipe, sampling)
+    has_attention = bool(get_denoiser(pipe).attention_outputs())
 
     def ssims(profile: DiffusionProfile, prefix: str = "") -> xr.Dataset:
         """SSIM of the two runs of each seed, along the process and of the images."""
@@ -65,12 +67,14 @@ def measure(
         )
 
     def measure_batch(part: list[int]) -> xr.Dataset:
-        what = [Samples(every=every), AttentionOutputs(every=every)]
-        profile = sampling.profile(pipe, part, what, labels=sampling.labels)
-        maps = pick_branch(profile["attention_outputs"], "cond")
-        halves = np.split(maps.values.astype(np.float64), 2, axis=1)
-        distance = np.linalg.norm((halves[0] - halves[1]).reshape(*halves[0].shape[:2], -1), axis=-1)
-        data = ssims(profile).assign(attention_distance=(("seed", "step"), distance.T))
+        attention = [AttentionOutputs(every=every)] if has_attention else []
+        profile = sampling.profile(pipe, part, [Samples(every=every), *attention], labels=sampling.labels)
+        data = ssims(profile)
+        if has_attention:
+            maps = pick_branch(profile["attention_outputs"], "cond")
+            halves = np.split(maps.values.astype(np.float64), 2, axis=1)
+            distance = np.linalg.norm((halves[0] - halves[1]).reshape(*halves[0].shape[:2], -1), axis=-1)
+            data = data.assign(attention_distance=(("seed", "step"), distance.T))
         if other is not None:
             theirs = sampling.profile(other, part, [Samples(every=every)], labels=sampling.labels)
             data = data.assign(ssims(theirs, "null_").data_vars)
@@ -78,30 +82,34 @@ def measure(
 
     data = sampling.over_seeds(measure_batch, "two labels, same noise", seeds_at_once=max(1, sampling.batch_size // 2))
     region = region_or_middle(pipe, mask)
-    pictures = _pictures(pipe, sampling, region)
+    pictures = _pictures(pipe, sampling, region, has_attention)
     return xr.merge([data, pictures]).assign(mask=(("height", "width"), region))
 
 
-def _pictures(pipe: XAIPipeline, sampling: Sampling, region: np.ndarray) -> xr.Dataset:
+def _pictures(pipe: XAIPipeline, sampling: Sampling, region: np.ndarray, has_attention: bool) -> xr.Dataset:
     """States, attention maps and gradients of a seed's two runs at a few moments."""
     times = [timestep_at(pipe, time) for time in TIMES]
     what = [
         Samples(timesteps=times),
-        AttentionOutputs(timesteps=times),
         GradientVolume(mask=region, of="noise", channels="separate", timesteps=times),
+        *([AttentionOutputs(timesteps=times)] if has_attention else []),
     ]
     profile = sampling.profile(pipe, sampling.seeds[:1], what, labels=sampling.labels)
-    maps = pick_branch(profile["attention_outputs"], "cond")
-    squares = energy(clean_image_volume(profile["gradient_volume"])).transpose("sample", "step", ...)
+    volume = by_noised_image(profile["gradient_volume"], pipe.scheduler)
+    squares = energy(clean_image_volume(volume)).transpose("sample", "step", ...)
     image = ("run", "moment", "rgb", "height", "width")
+    attention = {}
+    if has_attention:
+        maps = pick_branch(profile["attention_outputs"], "cond")
+        attention["attention_outputs"] = (("run", "moment", "height", "width"), np.swapaxes(maps.values, 0, 1))
     return xr.Dataset(
         {
             "sample": (image, np.swapaxes(profile["samples"].values, 0, 1)),
-            "attention_outputs": (("run", "moment", "height", "width"), np.swapaxes(maps.values, 0, 1)),
+            **attention,
             "energy": (("run", "moment", "height", "width"), np.sqrt(squares.values).astype(np.float32)),
             "final": (("run", "rgb", "height", "width"), profile["final_sample"].values),
         },
-        {"moment_timestep": ("moment", maps["timestep"].values)},
+        {"moment_timestep": ("moment", volume["timestep"].values)},
     )
 
 
@@ -109,9 +117,10 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws SSIM above, the distance of the attention maps below, over the process."""
     data, settings = result.data, result.settings
     names = " and ".join(label_text(settings, label) for label in settings["labels"])
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
+    shown = [name for name in ("ssim", "attention_distance") if name in data]  # closed forms have no attention
+    figure = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     timesteps = data["timestep"].values
-    for row, variable in enumerate(("ssim", "attention_distance"), start=1):
+    for row, variable in enumerate(shown, start=1):
         part = go.Figure()
         band(part, timesteps, data[variable], names)
         if f"null_{variable}" in data:
@@ -119,10 +128,10 @@ def plot(result: ExperimentResult) -> go.Figure:
         for trace in part.data:
             figure.add_trace(trace.update(showlegend=bool(trace.showlegend is not False and row == 1)), row, 1)
     figure.update_xaxes(range=[timesteps.max(), 0])
-    figure.update_xaxes(title="timestep t", row=2)
-    figure.update_yaxes(title="SSIM of x<sub>t</sub>", row=1)
-    figure.update_yaxes(title="distance of A<sub>t</sub>", row=2)
-    figure.update_layout(template=TEMPLATE, height=620)
+    figure.update_xaxes(title="timestep t", row=len(shown))
+    for row, title in enumerate(("SSIM of x<sub>t</sub>", "distance of A<sub>t</sub>")[: len(shown)], start=1):
+        figure.update_yaxes(title=title, row=row)
+    figure.update_layout(template=TEMPLATE, height=310 * len(shown))
     return figure
 
 
@@ -137,12 +146,14 @@ def plot_images(result: ExperimentResult) -> go.Figure:
         images = [*data["sample"].values[run], data["final"].values[run]]
         names = [*times, "the result"]
         rows.append([Tile(to_rgb(image), name) for image, name in zip(images, names, strict=True)])
-    for name, outline in (("attention_outputs", None), ("energy", region)):
+    kinds = {"attention_outputs": ("A<sub>t</sub>", None), "energy": ("gradients", region)}
+    kinds = {name: kind for name, kind in kinds.items() if name in data}
+    for name, (_, outline) in kinds.items():
         for run in range(2):
             maps = data[name].values[run]
             rows.append([*(Tile(m, t, outline=outline) for m, t in zip(maps, times, strict=True)), None])
-    kinds = ("x<sub>t</sub>", "A<sub>t</sub>", "gradients")
-    row_labels = [f"{kind}<br>{label}" for kind in kinds for label in bits]
+    titles = ["x<sub>t</sub>", *(title for title, _ in kinds.values())]
+    row_labels = [f"{title}<br>{label}" for title in titles for label in bits]
     return tile_grid(rows, [*times, "result"], row_labels, scale_title="each map in its own range")
 
 

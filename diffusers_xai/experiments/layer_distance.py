@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
@@ -45,7 +46,7 @@ def measure(
         moment).
     """
     denoiser = get_denoiser(pipe)
-    paths = list(denoiser.resolve_layers(layers or list(denoiser.attention_outputs())))
+    paths = list(denoiser.resolve_layers(layers or telling_layers(denoiser)))
 
     other = null_pipeline(null, pipe, sampling)
     what = [Activations(layers=paths, every=sampling.every(records))]

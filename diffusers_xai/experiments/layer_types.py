@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
@@ -47,7 +48,7 @@ def measure(
     """
     denoiser = get_denoiser(pipe)
     wanted = layers or (["downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"]
-                        if denoiser.aliases else list(denoiser.attention_outputs())[:1])  # fmt: skip
+                        if denoiser.aliases else telling_layers(denoiser)[:1])  # fmt: skip
     paths = list(denoiser.resolve_layers(wanted))
     time = timestep_at(pipe, TIME)
     other = null_pipeline(null, pipe, sampling)

@@ -12,17 +12,18 @@ from plotly.subplots import make_subplots
 from scipy.ndimage import distance_transform_edt
 
 from diffusers_xai.denoisers import Denoiser, get_denoiser
-from diffusers_xai.denoisers.blocks import layers_by_block
+from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, excess_columns, null_name
 from diffusers_xai.experiments.maps import (
+    by_noised_image,
     clean_image_volume,
     energy,
     identity_volume,
     max_channel_maps,
     region_or_middle,
 )
-from diffusers_xai.experiments.nulls import Null, null_pipeline
+from diffusers_xai.experiments.nulls import Null, noise_ratio, null_pipeline, state_size
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
 from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
 from diffusers_xai.measures import Mask
@@ -30,6 +31,7 @@ from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.prediction import is_flow
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import to_rgb
 
@@ -88,15 +90,17 @@ def measure(
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         profile = sampling.profile(pipe, part, what)
-        model_volume = _by_seed(profile["gradient_volume"])
-        sigmas = profile["measures/ssim"]["sigma"]  # of every step
+        model_volume = by_noised_image(_by_seed(profile["gradient_volume"]), pipe.scheduler)
+        sigmas = noise_ratio(profile["measures/ssim"]["sigma"].astype(np.float64), pipe.scheduler)  # of every step
         data = _numbers(model_volume, sigmas, region)
         if other is not None:
             known = isinstance(other.unet, ClosedFormDenoiser)
             theirs = (
                 _known_volume(other, profile, model_volume, region, sampling)
                 if known
-                else _by_seed(sampling.profile(other, part, [volume])["gradient_volume"])
+                else by_noised_image(
+                    _by_seed(sampling.profile(other, part, [volume])["gradient_volume"]), other.scheduler
+                )
             )
             numbers = _numbers(theirs, sigmas, region)
             data = data.assign({f"null_{name}": array for name, array in numbers.data_vars.items()})
@@ -131,14 +135,17 @@ def _known_volume(
     rows, columns = np.argwhere(region).T
     directions = torch.zeros(1, len(rows), *null.unet.sample_shape, device=null.device)
     directions[:, torch.arange(len(rows)), :, rows, columns] = 1
+    flow, sigma = is_flow(null.scheduler), profile["samples"]["sigma"].values.astype(np.float64)
+    sizes = state_size(sigma, null.scheduler)
     volumes = []
-    for states, t in zip(profile["samples"].values, like["timestep"].values, strict=True):
+    for states, t, size in zip(profile["samples"].values, like["timestep"].values, sizes, strict=True):
         x = torch.from_numpy(states).to(null.device)
         labels = torch.full((len(x),), sampling.labels[0], device=x.device) if sampling.labels else None
-        volumes.append(null.unet.jacobian_product(x, float(t), directions, labels).cpu().double().numpy())
-    sigma = like["sigma"].astype(np.float64)
-    clean = like.astype(np.float64).copy(data=np.stack(volumes, axis=1)) / np.sqrt(1 + sigma**2)
-    return (identity_volume(like) - clean) / (sigma / np.sqrt(1 + sigma**2))
+        by_input = null.unet.jacobian_product(x if flow else x / size, float(t), directions, labels)
+        volumes.append(by_input.cpu().double().numpy() * (size if flow else 1))
+    sigma = like["sigma"]
+    clean = like.copy(data=np.stack(volumes, axis=1)) / np.sqrt(1 + sigma**2)
+    return (identity_volume(like) - clean) * np.sqrt(1 + 1 / sigma**2)
 
 
 def _numbers(volume: xr.DataArray, sigmas: xr.DataArray, region: np.ndarray) -> xr.Dataset:
@@ -175,8 +182,7 @@ def _reached(volume: xr.DataArray) -> xr.DataArray:
 
 def _spread_layers(denoiser: Denoiser) -> list[str]:
     """An early, a middle and a late attention layer, or the last layers of such blocks where there is no attention."""
-    names = list(denoiser.attention_outputs())
-    names = names or [paths[-1] for paths in layers_by_block(denoiser.module).values()]
+    names = telling_layers(denoiser)
     return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
 
 

@@ -1,14 +1,17 @@
 """Maps at one size: of layers' most active channels, and of what a region of the clean image depends on."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
 
+from diffusers_xai.experiments.nulls import noise_ratio, state_size
 from diffusers_xai.measures import Mask, as_mask
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.prediction import is_flow
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
 
@@ -63,6 +66,17 @@ def region_or_middle(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:
     return region
 
 
+def by_noised_image(volume: xr.DataArray, scheduler: Any) -> xr.DataArray:
+    """A volume of the noise by x_t = √ᾱ x_0 + √(1 − ᾱ) ε, with sigma √((1 − ᾱ) / ᾱ).
+
+    It is by the network's input, which is x_t but in flow matching, where it is x_t times a factor.
+    """
+    volume, sigma = volume.astype(np.float64), volume["sigma"].astype(np.float64)
+    if is_flow(scheduler):
+        volume = volume * state_size(sigma, scheduler)
+    return volume.assign_coords(sigma=noise_ratio(sigma, scheduler))
+
+
 def clean_image_volume(volume: xr.DataArray) -> xr.DataArray:
     """Gradient of the predicted clean image √ᾱ x̂_0, from that of the noise: x̂_0 = (x_t − √(1 − ᾱ) ε) / √ᾱ.
 
@@ -71,13 +85,14 @@ def clean_image_volume(volume: xr.DataArray) -> xr.DataArray:
     Source: thesis eq. 4.1.2.
 
     Args:
-        volume (`xarray.DataArray`): A volume of the noise, with the dims pixel, channel, height, width and others.
+        volume (`xarray.DataArray`): A volume of the noise by `by_noised_image`, with the dims pixel, channel, height,
+            width and others.
 
     Returns:
         `xarray.DataArray` of the same dims, float64.
     """
     sigma = volume["sigma"].astype(np.float64)
-    return identity_volume(volume) - (sigma / np.sqrt(1 + sigma**2)) * volume.astype(np.float64)
+    return identity_volume(volume) - volume.astype(np.float64) / np.sqrt(1 + 1 / sigma**2)
 
 
 def identity_volume(volume: xr.DataArray) -> xr.DataArray:

@@ -8,10 +8,13 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from diffusers_xai.experiments.sampling import Sampling, generators
+from diffusers_xai.models.noise_schedule import schedule_of
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.null import covariance_null
+from diffusers_xai.prediction import is_flow
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import RecordSpec
+from diffusers_xai.taps import copy_scheduler
 
 
 # A control by name, or a pipeline to be measured in the model's place.
@@ -31,6 +34,8 @@ def gaussian_null(
 ) -> XAIPipeline:
     """[`covariance_null`] of many samples, drawn by a solver that needs few steps (DPM-Solver++, 20 of them).
 
+    A flow is followed by the model's own scheduler.
+
     A quarter as many principal components as samples are kept.
 
     Args:
@@ -40,9 +45,14 @@ def gaussian_null(
         batch_size (`int`): Images in one call of the network.
 
     Raises:
-        ValueError: If the scheduler has no ᾱ, as those of flow matching.
+        ValueError: If the scheduler's timesteps tell no noise level.
     """
-    solver = XAIPipeline(pipe.unet, DPMSolverMultistepScheduler.from_config(pipe.scheduler.config))
+    schedule_of(pipe.scheduler, None)  # refuses what has no noise level
+    flow = is_flow(pipe.scheduler)
+    scheduler = (
+        copy_scheduler(pipe.scheduler) if flow else DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    )
+    solver = XAIPipeline(pipe.unet, scheduler)
     solver.set_progress_bar_config(disable=True)
     null = covariance_null(
         solver,
@@ -73,9 +83,17 @@ def _in_place_of(pipe: XAIPipeline, unet: Any) -> XAIPipeline:
     return null
 
 
-def is_exploding(pipe: XAIPipeline) -> bool:
-    """Whether the scheduler's states are x_t / √ᾱ, as those of `EulerDiscreteScheduler`."""
-    return float(getattr(pipe.scheduler, "init_noise_sigma", 1.0)) > 1.5
+def noise_ratio(sigma: Any, scheduler: Any) -> Any:
+    """√((1 − ᾱ) / ᾱ) of a profile's sigmas, which in flow matching are the share of noise."""
+    return sigma / (1 - sigma) if is_flow(scheduler) else sigma
+
+
+def state_size(sigma: Any, scheduler: Any) -> Any:
+    """How large a scheduler's states are beside √ᾱ x_0 + √(1 − ᾱ) ε, at a profile's sigmas."""
+    if is_flow(scheduler):
+        return np.hypot(1 - sigma, sigma)
+    exploding = float(getattr(scheduler, "init_noise_sigma", 1.0)) > 1.5  # as those of EulerDiscreteScheduler
+    return np.sqrt(1 + sigma**2) if exploding else sigma**0  # ones, of whatever kind sigma is
 
 
 def null_pipeline(null: Null, pipe: XAIPipeline, sampling: Sampling, **options: int) -> XAIPipeline | None:
@@ -124,27 +142,28 @@ def on_states_of(
     return output.profile
 
 
-def forward_path(
-    final: np.ndarray, sigmas: np.ndarray, seeds: Sequence[int], *, exploding: bool = False
-) -> Iterator[np.ndarray]:
+def forward_path(final: np.ndarray, sigmas: np.ndarray, seeds: Sequence[int], scheduler: Any) -> Iterator[np.ndarray]:
     """Finished images on their way into noise, one path for each, as in training.
 
     Of an ideal model, the paths of sampling by DDPM have exactly this law.
 
     Args:
         final (`(seed, channel, height, width)`): The images.
-        sigmas (`(step,)`): √((1 − ᾱ) / ᾱ) of the states, falling as in sampling.
+        sigmas (`(step,)`): Those of a profile of the scheduler, falling as in sampling.
         seeds (`Sequence[int]`): Of the noise.
-        exploding (`bool`): Whether the scheduler's states are x_t / √ᾱ.
+        scheduler: Whose states the path is made of.
 
     Yields:
-        `np.ndarray` of shape `(seed, channel, height, width)`: x_t = √ᾱ x_0 + √(1 − ᾱ) ε, from the last of `sigmas`,
-        the least noise, to the first.
+        `np.ndarray` of shape `(seed, channel, height, width)`: x_t = √ᾱ x_0 + √(1 − ᾱ) ε in the scheduler's form, from
+        the last of `sigmas`, the least noise, to the first.
     """
     sources = [np.random.default_rng([seed, 1]) for seed in seeds]
     state, before = np.asarray(final, dtype=np.float64), 1.0
-    for alpha in 1 / (1 + np.asarray(sigmas, dtype=np.float64)[::-1] ** 2):
+    sigmas = np.asarray(sigmas, dtype=np.float64)[::-1]
+    with np.errstate(divide="ignore"):  # pure noise
+        alphas = 1 / (1 + noise_ratio(sigmas, scheduler) ** 2)
+    for alpha, size in zip(alphas, state_size(sigmas, scheduler), strict=True):
         noise = np.stack([source.standard_normal(state.shape[1:]) for source in sources])
         state = np.sqrt(alpha / before) * state + np.sqrt(max(0.0, 1 - alpha / before)) * noise
         before = alpha
-        yield (state / np.sqrt(alpha) if exploding else state).astype(np.float32)
+        yield (state * size).astype(np.float32)

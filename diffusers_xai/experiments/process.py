@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.nulls import forward_path, is_exploding
+from diffusers_xai.experiments.nulls import forward_path
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.pipelines import XAIPipeline
@@ -38,7 +38,7 @@ def measure(pipe: XAIPipeline, sampling: Sampling, *, null: str = "forward-noisi
         final = profile["final_sample"].rename(sample="seed")
         data = xr.Dataset({"samples": samples, "final": final})
         if null == "forward-noising":
-            path = forward_path(final.values, samples["sigma"].values, part, exploding=is_exploding(pipe))
+            path = forward_path(final.values, samples["sigma"].values, part, pipe.scheduler)
             data["null_samples"] = samples.copy(data=np.stack([*path][::-1], axis=1))
         return data.reset_coords(drop=True).assign_coords(timestep=("step", samples["timestep"].values))
 

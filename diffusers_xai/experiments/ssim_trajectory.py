@@ -10,7 +10,7 @@ import xarray as xr
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import label_text, null_band, seed_curves
-from diffusers_xai.experiments.nulls import Null, forward_path, is_exploding, null_pipeline
+from diffusers_xai.experiments.nulls import Null, forward_path, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import structural_similarity
@@ -44,7 +44,7 @@ def measure(pipe: XAIPipeline, sampling: Sampling, *, null: Null = "forward-nois
         ssim, final = run(pipe, part)
         data = ssim.to_dataset(name="ssim")
         if null == "forward-noising":
-            path = forward_path(final, ssim["sigma"].values, part, exploding=is_exploding(pipe))
+            path = forward_path(final, ssim["sigma"].values, part, pipe.scheduler)
             data["null_ssim"] = ssim.copy(data=_neighbours(path, final).T)
         elif other is not None:
             data["null_ssim"] = run(other, part)[0]

@@ -14,21 +14,10 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from diffusers.schedulers import DDPMScheduler
 from torch import nn
 
+from diffusers_xai.models.noise_schedule import NoiseSchedule
 from diffusers_xai.prediction import clean_and_noise, prediction_from
-
-
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-SCHEDULE = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-)
 
 
 class LabelWeights(nn.Module):
@@ -92,9 +81,10 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
     The fields that all of them have in their config:
 
     Parameters:
-        sample_size (`int` or `tuple[int, int]`): Height and width of the samples.
+        sample_size (`int` or `tuple[int, ...]`): Height and width of the samples; of videos, frames before them.
         in_channels (`int`): Their channels.
-        prediction_type (`str`): What the output is: `"epsilon"`, `"sample"` or `"v_prediction"`; as the scheduler's.
+        prediction_type (`str`): What the output is: `"epsilon"`, `"sample"`, `"v_prediction"` or, of flow matching,
+            `"flow_prediction"`; as the scheduler's.
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
             schedule, as in the config of a scheduler.
         num_class_embeds (`int`, *optional*): Number of labels; `None` without labels.
@@ -105,12 +95,9 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
     def _build(self) -> None:
         """Makes what every denoiser has, from the config."""
         config = self.config
-        if config.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"Expected `prediction_type` in {PREDICTION_TYPES}, got {config.prediction_type!r}.")
         size = config.sample_size
         self.sample_shape = (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
-        # No buffer: it must not be rounded when the model is cast.
-        self._alphas_cumprod = DDPMScheduler(**{name: config[name] for name in SCHEDULE}).alphas_cumprod.double()
+        self._schedule = NoiseSchedule(config)  # holds no buffer: it must not be rounded when the model is cast
         self.class_embedding = None
         if config.num_class_embeds is not None:
             if config.num_class_embeds < 1 or 0 <= config.null_class_label < config.num_class_embeds:
@@ -128,18 +115,22 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
     def alphas_cumprod(self, timestep: torch.Tensor | float) -> torch.Tensor:
         """ᾱ at timesteps `(batch,)`, float64; between two of them log ((1 − ᾱ) / ᾱ) is linear, as schedulers have it.
 
+        In flow matching it is that of the input divided by √((1 − σ)² + σ²).
+
         Raises:
             ValueError: If a timestep lies outside the schedule.
         """
-        times = torch.as_tensor(timestep).double().reshape(-1).cpu()
-        last = len(self._alphas_cumprod) - 1
-        if not ((times >= 0) & (times <= last)).all():
-            raise ValueError(f"Expected timesteps in 0..{last}, got {times.tolist()}.")
-        below = times.floor().long()
-        share = times - below
-        alphas = self._alphas_cumprod[below]
-        logits = torch.lerp(alphas.logit(), self._alphas_cumprod[(below + 1).clamp(max=last)].logit(), share)
-        return torch.where(share == 0, alphas, logits.sigmoid())
+        return self._schedule.alphas_cumprod(timestep)
+
+    def check_scheduler(self, scheduler: Any) -> None:
+        """Refuses a scheduler of another noise schedule or kind of prediction, with which the answers would be wrong.
+
+        Pipelines of this package and [`record`] ask it before they begin.
+
+        Raises:
+            ValueError: If it is one.
+        """
+        self._schedule.check(scheduler)
 
     def forward(
         self,
@@ -165,9 +156,11 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
         """
         vectors, alphas, weights = self._prepare(sample, timestep, class_labels)
         x0 = self.x0(self._mean(vectors, alphas, weights).unflatten(1, self.sample_shape))
-        signal, noise = alphas[:, :, None, None].sqrt(), (1 - alphas[:, :, None, None]).sqrt()
+        alphas = alphas.reshape(-1, *[1] * len(self.sample_shape))
+        signal, noise = alphas.sqrt(), (1 - alphas).sqrt()
         added = clean_and_noise("sample", x0, vectors.view_as(x0), signal, noise)[1]
-        output = prediction_from(self.config.prediction_type, x0, added, signal, noise).to(sample.dtype)
+        kind = "flow" if self._schedule.is_flow else self.config.prediction_type
+        output = prediction_from(kind, x0, added, signal, noise).to(sample.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def predict_x0(
@@ -198,8 +191,8 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
         vectors, alphas, weights = self._prepare(sample, timestep, class_labels)
         directions = directions.to(vectors).flatten(2).expand(len(vectors), -1, -1)
         product = self._covariance(vectors, alphas, weights, directions)
-        scale = (alphas.sqrt() / (1 - alphas))[:, :, None]
-        return (scale * product).unflatten(2, self.sample_shape).to(sample.dtype)
+        scale = alphas.sqrt() / (1 - alphas) / self._schedule.scale(timestep).to(vectors)[:, None]
+        return (scale[:, :, None] * product).unflatten(2, self.sample_shape).to(sample.dtype)
 
     def jacobian(
         self, sample: torch.Tensor, timestep: torch.Tensor | float | int, class_labels: torch.Tensor | None = None
@@ -227,10 +220,11 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
             raise ValueError(f"Expected `sample` of shape {expected}, got {tuple(sample.shape)}.")
         vectors = sample.to(torch.promote_types(torch.promote_types(sample.dtype, self.dtype), torch.float32))
         alphas = self.alphas_cumprod(timestep).to(vectors).expand(len(sample))[:, None]
+        vectors = vectors.flatten(1) / self._schedule.scale(timestep).to(vectors)[:, None]
         if self.class_embedding is None:
             if class_labels is not None:
                 raise ValueError("This denoiser has no labels (`num_class_embeds=None`): `class_labels` must be None.")
-            return vectors.flatten(1), alphas, None
+            return vectors, alphas, None
         count, null = self.config.num_class_embeds, self.config.null_class_label
         labels = torch.full((len(sample),), null) if class_labels is None else class_labels
         valid = labels.shape == (len(sample),) and not labels.is_floating_point()
@@ -239,7 +233,7 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
                 f"Expected `class_labels` as an integer tensor of shape ({len(sample)},) with values 0..{count - 1} or"
                 f" the null label {null}, got {labels}."
             )
-        return vectors.flatten(1), alphas, self.class_embedding(labels.to(sample.device))
+        return vectors, alphas, self.class_embedding(labels.to(sample.device))
 
 
 class LabelledDenoiser(ClosedFormDenoiser):
@@ -293,33 +287,16 @@ class LabelledDenoiser(ClosedFormDenoiser):
         self.posterior_weights.shares = shares
 
 
-def schedule_of(scheduler: Any, prediction_type: str | None) -> dict[str, Any]:
-    """The noise schedule and the kind of prediction of a scheduler, as fields of a denoiser's config.
-
-    Raises:
-        ValueError: If the scheduler has no ᾱ, as those of flow matching.
-    """
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise ValueError(
-            f"Expected a scheduler with `alphas_cumprod`, such as DDPMScheduler, got {type(scheduler).__name__}."
-        )
-    fields = {name: scheduler.config[name] for name in SCHEDULE if name in scheduler.config}
-    fields["trained_betas"] = (
-        None if fields.get("trained_betas") is None else [float(b) for b in fields["trained_betas"]]
-    )
-    return {**fields, "prediction_type": prediction_type or scheduler.config.get("prediction_type", "epsilon")}
-
-
 def as_images(images: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Images `(image, channel, height, width)` as a floating point tensor.
+    """Images `(image, channel, height, width)`, videos or other latents as a floating point tensor.
 
     Raises:
         ValueError: If they are none, or not finite.
     """
     images = torch.as_tensor(images)
-    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+    if images.ndim < 3 or not images.is_floating_point() or not len(images):
         raise ValueError(
-            "Expected images as floating point values of shape (image, channel, height, width), in the range of the"
+            "Expected images as floating point values of shape (image, channel, …, height, width), in the range of the"
             f" denoiser's samples, got {tuple(images.shape)} of {images.dtype}."
         )
     if not images.isfinite().all():
@@ -329,8 +306,9 @@ def as_images(images: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 def shape_of(images: torch.Tensor) -> dict[str, Any]:
     """The images' size and channels, as fields of a denoiser's config."""
-    channels, height, width = images.shape[1:]
-    return {"sample_size": height if height == width else (height, width), "in_channels": channels}
+    channels, *size = images.shape[1:]
+    square = len(size) == 2 and size[0] == size[1]
+    return {"sample_size": size[0] if square else tuple(size), "in_channels": channels}
 
 
 def as_labels(

@@ -1,5 +1,6 @@
 """Covariances of images, held so that any function of them is applied to many images at once."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,13 +23,13 @@ class LowRankCovariance(nn.Module):
     Source: Tipping and Bishop 1999, *Probabilistic Principal Component Analysis*.
 
     Args:
-        shape (`tuple[int, int, int]`): Channels, height and width of an image.
+        shape (`tuple[int, ...]`): Channels, height and width of an image.
         rank (`int`): Number of components.
     """
 
-    def __init__(self, shape: tuple[int, int, int], rank: int):
+    def __init__(self, shape: tuple[int, ...], rank: int):
         super().__init__()
-        self.dim = shape[0] * shape[1] * shape[2]
+        self.dim = math.prod(shape)
         self.components = nn.Parameter(torch.eye(rank, self.dim), requires_grad=False)
         self.variances = nn.Parameter(torch.ones(rank), requires_grad=False)
         self.residual = nn.Parameter(torch.zeros(1), requires_grad=False)
@@ -68,29 +69,31 @@ class LowRankCovariance(nn.Module):
 class SpectralCovariance(nn.Module):
     """The covariance of a texture: the same at every place, wrapped around at the borders (a power spectrum).
 
-    At each spatial frequency it has the covariance of the colours. It needs few images, and little memory at any size.
+    At each frequency in space, and in time, it has the covariance of the colours. It needs few images, and little
+    memory at any size.
 
     Args:
-        shape (`tuple[int, int, int]`): Channels, height and width of an image.
+        shape (`tuple[int, ...]`): Channels, height and width of an image; frames before these of a video.
     """
 
-    def __init__(self, shape: tuple[int, int, int]):
+    def __init__(self, shape: tuple[int, ...]):
         super().__init__()
-        channels, height, width = shape
+        channels, *size = shape
         self.shape = shape
+        self._axes = tuple(range(-len(size), 0))
         identity = torch.view_as_real(torch.eye(channels, dtype=torch.complex64))
-        components = identity.expand(height, width, channels, channels, 2).clone().to(torch.get_default_dtype())
+        components = identity.expand(*size, channels, channels, 2).clone().to(torch.get_default_dtype())
         self.components = nn.Parameter(components, requires_grad=False)
-        self.variances = nn.Parameter(torch.ones(height, width, channels), requires_grad=False)
+        self.variances = nn.Parameter(torch.ones(*size, channels), requires_grad=False)
 
     def forward(self, vectors: torch.Tensor, gain: Gain) -> torch.Tensor:
         """`vectors (batch, vector, dim)` with each component multiplied by its variance's gain."""
         basis = torch.view_as_complex(self.components.to(vectors))
-        waves = torch.fft.fft2(vectors.unflatten(-1, self.shape), norm="ortho")
-        along = torch.einsum("hwkc,bvchw->bvhwk", basis, waves)
+        waves = torch.fft.fftn(vectors.unflatten(-1, self.shape), dim=self._axes, norm="ortho")
+        along = torch.einsum("...kc,bvc...->bv...k", basis, waves)
         along = along * gain(self.variances.flatten()).unflatten(-1, self.variances.shape)[:, None]
-        waves = torch.einsum("hwkc,bvhwk->bvchw", basis.conj(), along)
-        return torch.fft.ifft2(waves, norm="ortho").real.flatten(2)
+        waves = torch.einsum("...kc,bv...k->bvc...", basis.conj(), along)
+        return torch.fft.ifftn(waves, dim=self._axes, norm="ortho").real.flatten(2)
 
     def log_determinant(self, gain: Gain) -> torch.Tensor:
         """Sum of the logarithms of the gain over all directions, `(batch,)`."""
@@ -99,8 +102,8 @@ class SpectralCovariance(nn.Module):
     @torch.no_grad()
     def fit_(self, centred: torch.Tensor) -> None:
         """Takes the mean power spectrum of `centred (image, channel · height · width)`."""
-        waves = torch.fft.fft2(centred.unflatten(-1, self.shape), norm="ortho")
-        spectrum = torch.einsum("nchw,ndhw->hwcd", waves, waves.conj()) / len(centred)
+        waves = torch.fft.fftn(centred.unflatten(-1, self.shape), dim=self._axes, norm="ortho")
+        spectrum = torch.einsum("nc...,nd...->...cd", waves, waves.conj()) / len(centred)
         variances, components = torch.linalg.eigh(spectrum)
         self.variances.data = variances.clamp(min=0)
         self.components.data = torch.view_as_real(components.mH.resolve_conj().contiguous()).clone()
@@ -109,13 +112,13 @@ class SpectralCovariance(nn.Module):
 Covariance = LowRankCovariance | SpectralCovariance
 
 
-def make_covariance(kind: str, shape: tuple[int, int, int], rank: int | None) -> Covariance:
+def make_covariance(kind: str, shape: tuple[int, ...], rank: int | None) -> Covariance:
     """An empty covariance of a kind, to be fitted or loaded."""
     if kind not in COVARIANCE_TYPES:
         raise ValueError(f"Expected `covariance_type` in {COVARIANCE_TYPES}, got {kind!r}.")
     if kind == "spectrum":
         return SpectralCovariance(shape)
-    dim = shape[0] * shape[1] * shape[2]
+    dim = math.prod(shape)
     rank = dim if rank is None else rank
     if not 1 <= rank <= dim:
         raise ValueError(f"Expected `rank` in 1..{dim}, the number of values of an image, got {rank}.")

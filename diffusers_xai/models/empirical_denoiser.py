@@ -13,9 +13,9 @@ from diffusers_xai.models.closed_form import (
     PosteriorWeights,
     as_images,
     as_labels,
-    schedule_of,
     shape_of,
 )
+from diffusers_xai.models.noise_schedule import schedule_of
 
 
 class EmpiricalDenoiser(LabelledDenoiser):
@@ -35,7 +35,7 @@ class EmpiricalDenoiser(LabelledDenoiser):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] = 32,
+        sample_size: int | tuple[int, ...] = 32,
         in_channels: int = 3,
         num_images: int = 1,
         prediction_type: str = "epsilon",
@@ -79,7 +79,7 @@ class EmpiricalDenoiser(LabelledDenoiser):
             class_attributes (sequence of `str`, *optional*): Names of the label's bits, most significant first.
 
         Raises:
-            ValueError: If a label is out of range, or the scheduler has no ᾱ.
+            ValueError: If a label is out of range, or the scheduler's timesteps tell no noise level.
         """
         images = as_images(images)
         of_images = number = None

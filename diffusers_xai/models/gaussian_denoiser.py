@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from diffusers_xai.models.closed_form import ClosedFormDenoiser, as_images, schedule_of, shape_of
+from diffusers_xai.models.closed_form import ClosedFormDenoiser, as_images, shape_of
 from diffusers_xai.models.covariances import make_covariance, posterior_covariance, posterior_mean, rank_of_images
+from diffusers_xai.models.noise_schedule import schedule_of
 
 
 class GaussianDenoiser(ClosedFormDenoiser):
@@ -34,7 +35,7 @@ class GaussianDenoiser(ClosedFormDenoiser):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] = 32,
+        sample_size: int | tuple[int, ...] = 32,
         in_channels: int = 3,
         covariance_type: str = "low_rank",
         rank: int | None = None,
@@ -78,7 +79,7 @@ class GaussianDenoiser(ClosedFormDenoiser):
             prediction_type (`str`, *optional*): The scheduler's if `None`.
 
         Raises:
-            ValueError: If the images do not determine a covariance, or the scheduler has no ᾱ.
+            ValueError: If the images do not determine a covariance, or the scheduler's timesteps tell no noise level.
         """
         images = as_images(images)
         vectors = images.flatten(1)
@@ -113,7 +114,7 @@ class GaussianDenoiser(ClosedFormDenoiser):
             prediction_type (`str`, *optional*): The scheduler's if `None`.
 
         Raises:
-            ValueError: If the shapes do not fit, or the scheduler has no ᾱ.
+            ValueError: If the shapes do not fit, or the scheduler's timesteps tell no noise level.
         """
         mean = as_images(mean[None])
         dim = mean.numel()

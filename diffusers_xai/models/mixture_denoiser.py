@@ -13,7 +13,6 @@ from diffusers_xai.models.closed_form import (
     PosteriorWeights,
     as_images,
     as_labels,
-    schedule_of,
     shape_of,
 )
 from diffusers_xai.models.covariances import (
@@ -23,6 +22,7 @@ from diffusers_xai.models.covariances import (
     posterior_mean,
     rank_of_images,
 )
+from diffusers_xai.models.noise_schedule import schedule_of
 
 
 class MixtureDenoiser(LabelledDenoiser):
@@ -45,7 +45,7 @@ class MixtureDenoiser(LabelledDenoiser):
     @register_to_config
     def __init__(
         self,
-        sample_size: int | tuple[int, int] = 32,
+        sample_size: int | tuple[int, ...] = 32,
         in_channels: int = 3,
         num_components: int = 2,
         covariance_type: str = "low_rank",
@@ -105,8 +105,8 @@ class MixtureDenoiser(LabelledDenoiser):
             class_attributes (sequence of `str`, *optional*): Names of the label's bits, most significant first.
 
         Raises:
-            ValueError: If the images do not determine the covariances, a label is out of range, or the scheduler has
-                no ᾱ.
+            ValueError: If the images do not determine the covariances, a label is out of range, or the scheduler's
+                timesteps tell no noise level.
         """
         images = as_images(images)
         labels, number = as_labels(labels, len(images), num_class_embeds)
@@ -160,7 +160,7 @@ class MixtureDenoiser(LabelledDenoiser):
             null_class_label (`int`, defaults to -1): The label that means "no label".
 
         Raises:
-            ValueError: If the shapes do not fit, or the scheduler has no ᾱ.
+            ValueError: If the shapes do not fit, or the scheduler's timesteps tell no noise level.
         """
         means = as_images(means)
         count, dim = len(means), means[0].numel()

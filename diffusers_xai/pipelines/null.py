@@ -8,6 +8,8 @@ import torch
 
 from diffusers_xai.explainers import Samples
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
+from diffusers_xai.models.covariances import COVARIANCE_TYPES
+from diffusers_xai.models.noise_schedule import schedule_of
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.recording import record
 from diffusers_xai.taps import copy_scheduler
@@ -19,6 +21,7 @@ def covariance_null(
     labels: Sequence[int] = (),
     num_samples: int = 256,
     batch_size: int = 32,
+    covariance_type: str = "low_rank",
     rank: int | None = None,
     seed: int = 0,
     **call: Any,
@@ -44,13 +47,19 @@ def covariance_null(
         labels (`Sequence[int]`, *optional*): Labels to sample in turn; needed by a conditional [`XAIPipeline`].
         num_samples (`int`, defaults to 256): Number of samples.
         batch_size (`int`, defaults to 32): Samples in one call, where the pipeline has such an argument.
-        rank (`int`, *optional*): Components of the covariance; an eighth of the number of samples if `None`.
+        covariance_type (`str`, defaults to `"low_rank"`): `"low_rank"`, or `"spectrum"`, which is the same at every
+            place and needs fewer samples, see [`GaussianDenoiser`].
+        rank (`int`, *optional*): Components of a low-rank covariance; an eighth of the number of samples if `None`.
         seed (`int`, defaults to 0): Of the noise.
         call: Further arguments of the pipeline, such as `num_inference_steps=50` or `prompt="a red fox"`.
 
     Raises:
-        ValueError: If there are too few samples for a covariance, or the scheduler has no ᾱ.
+        ValueError: If there are too few samples for a covariance, or the scheduler's timesteps tell no noise level;
+            before sampling.
     """
+    schedule_of(pipe.scheduler, None)
+    if covariance_type not in COVARIANCE_TYPES:
+        raise ValueError(f"Expected `covariance_type` in {COVARIANCE_TYPES}, got {covariance_type!r}.")
     if num_samples < max(4, len(set(labels)) + 1):
         raise ValueError(f"Expected at least 4 samples, and more than labels, got {num_samples}.")
     takes_size = "batch_size" in inspect.signature(type(pipe).__call__).parameters
@@ -70,16 +79,20 @@ def covariance_null(
         count += len(drawn[-1])
     samples = torch.cat(drawn)
     rank = rank or min(max(1, count // 8), samples[0].numel())
+    kind = {"covariance_type": covariance_type, "rank": rank}
+    scheduler = copy_scheduler(pipe.scheduler)
+    if scheduler.config.get("use_dynamic_shifting"):  # by the number of tokens, which this pipeline has not
+        scheduler = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)
     if not labels:
-        return XAIPipeline(GaussianDenoiser.fit(samples, pipe.scheduler, rank=rank), copy_scheduler(pipe.scheduler))
+        return XAIPipeline(GaussianDenoiser.fit(samples, scheduler, **kind), scheduler)
     config = pipe.unet.config
     denoiser = MixtureDenoiser.fit(
         samples,
         [int(labels[i % len(labels)]) for i in range(count)],
-        pipe.scheduler,
-        rank=rank,
+        scheduler,
+        **kind,
         num_class_embeds=config.get("num_class_embeds"),
         null_class_label=-1 if config.get("null_class_label") is None else config["null_class_label"],
         class_attributes=config.get("class_attributes"),
     )
-    return XAIPipeline(denoiser, copy_scheduler(pipe.scheduler))
+    return XAIPipeline(denoiser, scheduler)

@@ -20,6 +20,7 @@ from PIL import Image
 from diffusers_xai.hub.pipelines import add_code, add_readme, can_carry_code, push_pipeline
 from diffusers_xai.hub.registry import installed_classes
 from diffusers_xai.labels import ClassLabels, labels_of_images
+from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines.arguments import chosen_steps, seeds_of, set_timesteps, with_equal_noise
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordingPlan, RecordSpec, check_samples, count_samples
@@ -193,11 +194,10 @@ class XAIPipeline(DiffusionPipeline):
         return self._interrupt
 
     @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the network's samples."""
+    def sample_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of the network's samples; with the frames before these of videos."""
         size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
+        return self.unet.config.in_channels, *((size, size) if isinstance(size, int) else size)
 
     @torch.no_grad()
     def __call__(
@@ -381,14 +381,19 @@ class XAIPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> None:
         """Raises a ValueError for arguments of a call that do not fit the model or each other."""
+        if isinstance(self.unet, ClosedFormDenoiser):
+            self.unet.check_scheduler(self.scheduler)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"Expected {batch_size} generators, one per image, got {len(generator)}.")
-        channels = self.sample_shape[0]
-        if sample is not None and (sample.ndim != 4 or sample.shape[:2] != (batch_size, channels)):
+        channels, *size = self.sample_shape
+        fits = sample is None or (sample.ndim == 2 + len(size) and sample.shape[:2] == (batch_size, channels))
+        if not fits:
             expected = f"({batch_size}, {channels}, height, width)"
             raise ValueError(f"Expected `sample` of shape {expected}, got {tuple(sample.shape)}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"Expected `output_type` in {OUTPUT_TYPES}, got {output_type!r}.")
+        if len(size) != 2 and output_type != "pt":
+            raise ValueError(f"Expected `output_type='pt'` for samples that are no images, got {output_type!r}.")
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.labels import ClassLabels
+from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines.arguments import set_timesteps
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import copy_scheduler
@@ -73,6 +74,8 @@ def switch_sweep(
     count = len(seeds)
     labels = pipe.encode_labels(label, count, guidance_scale)
     new_label = pipe.encode_labels(to, 1, guidance_scale)[0]
+    if isinstance(pipe.unet, ClosedFormDenoiser):
+        pipe.unet.check_scheduler(pipe.scheduler)
     timesteps = set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
     steps = list(switch_steps)
     if len(set(steps)) != len(steps) or not all(0 <= step < len(timesteps) for step in steps):

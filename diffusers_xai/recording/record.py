@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import Edits, check_samples, edits_with_samples
 from diffusers_xai.recording.plan import RecordingPlan, make_plan
@@ -157,6 +158,8 @@ def _prepare(pipeline: Any, specs: Sequence[RecordSpec], component: Any) -> tupl
                 "A cache is enabled on the denoiser: layers of skipped steps would be recorded stale. Call"
                 " `disable_cache()` before recording."
             )
+        if isinstance(module, ClosedFormDenoiser):
+            module.check_scheduler(pipeline.scheduler)
     return Run(denoiser, pipeline.scheduler, pipeline), specs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffusers_xai.prediction import KINDS, clean_and_noise
+from diffusers_xai.prediction import KINDS, clean_and_noise, is_flow
 
 
 # What schedulers call the clean image in what `step` returns.
@@ -30,14 +30,6 @@ class NoiseLevel:
 
 
 UNKNOWN = NoiseLevel(math.nan, math.nan, math.nan)
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether the scheduler's states lie on straight lines from noise to image: (1 − σ) · x_0 + σ · ε."""
-    config = scheduler.config
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return True
-    return "shift" in config and not hasattr(scheduler, "alphas_cumprod")
 
 
 def sigmas_in_use(scheduler: Any) -> Any:

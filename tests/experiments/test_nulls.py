@@ -6,13 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from scipy.ndimage import distance_transform_edt
 
 from diffusers_xai import Activations, GaussianDenoiser, Samples, XAIPipeline
 from diffusers_xai.cli import experiment_run, main
 from diffusers_xai.experiments import EXPERIMENTS, Sampling
 from diffusers_xai.experiments.nulls import forward_path, gaussian_null, on_states_of, random_weights
+from tests.audit.models import MASK, gaussian, images, mixture
 from tests.tiny import convnext_unet
+
+
+FLOW = FlowMatchEulerDiscreteScheduler(shift=0.5)
 
 
 @pytest.fixture
@@ -26,7 +31,9 @@ def test_the_forward_path_has_the_law_of_training():
     image = np.linspace(-1, 1, 48).reshape(1, 3, 4, 4)
     alphas = DDPMScheduler().alphas_cumprod.double().numpy()[[800, 400, 100]]
     seeds = range(3000)
-    path = np.stack(list(forward_path(np.repeat(image, len(seeds), 0), np.sqrt((1 - alphas) / alphas), seeds)))
+    path = np.stack(
+        list(forward_path(np.repeat(image, len(seeds), 0), np.sqrt((1 - alphas) / alphas), seeds, DDPMScheduler()))
+    )
     least, more, most = (path[i] - np.sqrt(alpha) * image for i, alpha in enumerate(alphas[::-1]))
     error = 5 / np.sqrt(least.size)
     for noise, alpha in zip((least, more, most), alphas[::-1], strict=True):
@@ -35,9 +42,6 @@ def test_the_forward_path_has_the_law_of_training():
     # One path: noise is added to what is there.
     covariance = np.sqrt(alphas[1] / alphas[2]) * (1 - alphas[2])
     assert (least * more).mean() == pytest.approx(covariance, abs=2 * error)
-    exploding = np.stack(list(forward_path(image, np.sqrt((1 - alphas) / alphas), [0], exploding=True)))
-    plain = np.stack(list(forward_path(image, np.sqrt((1 - alphas) / alphas), [0])))
-    np.testing.assert_allclose(exploding, plain / np.sqrt(alphas[::-1])[:, None, None, None, None], rtol=1e-5)
 
 
 def test_a_network_with_random_weights_is_another_of_the_same_kind(pipe):
@@ -99,3 +103,65 @@ def test_the_command_fits_the_gaussians_once(tmp_path, monkeypatch, capsys):
         assert main(["experiment", name, *base]) == 0
     assert capsys.readouterr().err.count("fits Gaussians") == 1
     assert json.loads((tmp_path / "out" / ".gaussian-null" / "fitted.json").read_text())["labels"] == [1, 2]
+
+
+CLOSED = {"mixture": mixture(), "gaussian": gaussian()}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs_on_a_closed_form(name):
+    experiment = EXPERIMENTS[name]
+    pipe = CLOSED["mixture" if experiment.labels > 1 else "gaussian"]
+    pipe.set_progress_bar_config(disable=True)
+    labels = [0, 1] if experiment.labels > 1 else []
+    null = pipe if experiment.nulls[0] == "gaussian" else experiment.nulls[0]
+    result = experiment.run(pipe, Sampling(labels, range(3), 5), null=null)
+    assert result.plot().data
+    own, theirs = result.data, {str(key): key for key in result.data if str(key).startswith("null_")}
+    assert theirs  # the control is there
+    if null is pipe:  # and of the same model the same
+        for key in theirs:
+            np.testing.assert_allclose(own[key], own[key.removeprefix("null_")], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [DDIMScheduler(clip_sample=False), EulerDiscreteScheduler(timestep_spacing="leading"), FLOW],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_gradients_are_those_of_the_noised_image_whatever_the_scheduler(scheduler):
+    """Of a Gaussian, ∂x̂_0/∂x_t = √ᾱ Σ (ᾱΣ + (1 − ᾱ)I)⁻¹; of a flow ᾱ = (1 − σ)² / ((1 − σ)² + σ²)."""
+    data = images().double()
+    pipe = XAIPipeline(GaussianDenoiser.fit(data, scheduler, rank=20), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    found = EXPERIMENTS["localisation"].run(pipe, Sampling((), [1], 9), mask=MASK, null=pipe).data
+    vectors = data.flatten(1).numpy()
+    variances, components = np.linalg.eigh(np.cov(vectors.T, bias=True))
+    rest, variances, components = variances[:-20].mean(), variances[-20:], components[:, -20:]
+    rows = np.eye(768).reshape(3, 256, 768)[:, MASK.ravel()].sum(0)  # of the mask's pixels, their colours summed
+    for index, t in enumerate(found["timestep"].values):
+        if scheduler is FLOW:
+            sigma = t / 1000
+            alpha = (1 - sigma) ** 2 / ((1 - sigma) ** 2 + sigma**2)
+        else:
+            alpha = float(scheduler.alphas_cumprod[int(t)])
+        along, beside = (np.sqrt(alpha) * v / (alpha * v + 1 - alpha) for v in (variances, rest))
+        jacobian = beside * rows + (rows @ components) * (along - beside) @ components.T
+        squares = (jacobian.reshape(-1, 3, 16, 16) ** 2).sum((0, 1))
+        distance = distance_transform_edt(~MASK)
+        # At t = 1000 of a flow nothing of the image is left, and nothing depends on it.
+        radius = np.sqrt((squares * distance**2).sum() / squares.sum()) if alpha else np.nan
+        for prefix in ("", "null_"):
+            assert float(found[f"{prefix}radius"][0, index]) == pytest.approx(radius, rel=2e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler(), FLOW], ids=["exploding", "flow"])
+def test_the_forward_path_has_the_scheduler_s_form(scheduler):
+    image = np.full((500, 1, 4, 4), 0.5)
+    scheduler.set_timesteps(4)
+    sigmas = scheduler.sigmas[:4].numpy()
+    for state, sigma in zip(forward_path(image, sigmas, range(500), scheduler), sigmas[::-1], strict=True):
+        signal = 1 - sigma if scheduler is FLOW else 1
+        error = 5 / np.sqrt(state.size)
+        assert state.mean() == pytest.approx(0.5 * signal, abs=sigma * error)
+        assert state.std() == pytest.approx(sigma, rel=error)

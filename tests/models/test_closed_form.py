@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
+    DDPMPipeline,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
 )
 
-from diffusers_xai import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser, XAIPipeline
+from diffusers_xai import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser, Samples, XAIPipeline, record
+from diffusers_xai.pipelines.switch_sweep import switch_sweep
 from tests.reference import closed_form
 
 
@@ -58,6 +63,11 @@ def denoisers():
 
 
 DENOISERS = denoisers()
+FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
+FLOWS = {
+    "gaussian of a flow": GaussianDenoiser.fit(IMAGES, FLOW),
+    "labelled images of a flow": EmpiricalDenoiser.fit(IMAGES, FLOW, LABELS),
+}
 every_denoiser = pytest.mark.parametrize("name", DENOISERS)
 
 
@@ -109,7 +119,7 @@ def test_many_large_images_are_fitted_by_their_leading_components(monkeypatch):
     np.testing.assert_allclose(numbers(model.predict_x0(noisy(), 300))[0], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 3), (1, 5, 4)])
+@pytest.mark.parametrize("shape", [(3, 4, 3), (1, 5, 4), (2, 3, 2, 4)], ids=["image", "grey", "video"])
 def test_a_spectrum_is_the_covariance_of_all_shifts(shape):
     images, x = correlated_images(30, seed=2, shape=shape), noisy(shape=shape)
     mean, covariance = numbers(images).mean(0), closed_form.texture_covariance(images.numpy())
@@ -198,11 +208,12 @@ def test_the_images_shares_prediction_and_covariance(t):
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [(name, None) for name in DENOISERS] + [(name, 1) for name in DENOISERS if DENOISERS[name].class_embedding],
+    [(name, None) for name in DENOISERS | FLOWS]
+    + [(name, 1) for name, model in (DENOISERS | FLOWS).items() if model.class_embedding],
 )
 def test_the_jacobian_is_autograd_s_and_symmetric(name, label):
     """The identity ∂x̂_0/∂x_t = √ᾱ/(1−ᾱ) Cov[x_0|x_t], one side by autograd and the other in closed form."""
-    model, x = DENOISERS[name], noisy(batch=1)
+    model, x = (DENOISERS | FLOWS)[name], noisy(batch=1)
     labels = None if label is None else torch.tensor([label])
     for t in (900, 300):
         derivative = torch.autograd.functional.jacobian(lambda z, t=t: model.predict_x0(z, t, labels), x)
@@ -255,6 +266,39 @@ def test_a_label_that_is_far_from_true_is_no_nan():
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("t", [1000, 750.5, 40])
+def test_the_velocity_of_a_flow(t):
+    """x_σ = (1 − σ) x_0 + σ ε: by the joint normal equations of x_0 and x_σ."""
+    mean, covariance = moments(IMAGES)
+    x, sigma = noisy(), t / 1000
+    marginal = (1 - sigma) ** 2 * covariance + sigma**2 * np.eye(DIM)
+    gain = (1 - sigma) * np.linalg.solve(marginal, covariance).T
+    expected = mean + (numbers(x) - (1 - sigma) * mean) @ gain.T
+    model = FLOWS["gaussian of a flow"]
+    np.testing.assert_allclose(numbers(model.predict_x0(x, t)), expected, rtol=1e-9, atol=1e-10)
+    velocity = (numbers(x) - expected) / sigma  # ε − x_0
+    np.testing.assert_allclose(numbers(model(x, t).sample), velocity, rtol=1e-8, atol=1e-9)
+
+
+def test_videos_and_other_latents():
+    images, x = correlated_images(20, seed=3, shape=(2, 3, 2, 4)), noisy(shape=(2, 3, 2, 4))
+    mean, covariance = moments(images)
+    for scheduler in (DDIMScheduler(clip_sample=False), FLOW):
+        model = GaussianDenoiser.fit(images, scheduler)
+        expected, _ = closed_form.gaussian(mean, covariance, numbers(x)[0], ALPHAS[600])
+        if scheduler is not FLOW:
+            np.testing.assert_allclose(numbers(model.predict_x0(x, 600))[0], expected, rtol=1e-8, atol=1e-8)
+        pipe = XAIPipeline(model, scheduler)
+        pipe.set_progress_bar_config(disable=True)
+        profile = pipe(num_inference_steps=2, output_type="pt", record=[Samples(measures=())]).profile
+        assert profile["x0"].dims == ("step", "sample", "channel", "frame", "height", "width")
+        last, t = (profile[name].isel(step=1) for name in ("samples", "x0"))
+        clean = model.predict_x0(torch.from_numpy(last.values), float(t["timestep"]))
+        np.testing.assert_allclose(t, clean, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="no images, got 'pil'"):
+            pipe(num_inference_steps=2)
+
+
 @every_denoiser
 @pytest.mark.parametrize("t", [999, 250])
 def test_every_kind_of_prediction_says_the_same_clean_image(name, t):
@@ -284,10 +328,47 @@ def test_alphas_of_any_schedule_and_between_timesteps():
     between = model.alphas_cumprod(euler.timesteps)
     np.testing.assert_allclose(between, 1 / (1 + euler.sigmas[:-1].double() ** 2), rtol=1e-4)
     assert (euler.timesteps != euler.timesteps.round()).any()
+    shifted = CogVideoXDDIMScheduler(snr_shift_scale=3.0, rescale_betas_zero_snr=True)  # in a way of its own
+    model = GaussianDenoiser.fit(images, shifted)
+    np.testing.assert_allclose(model.alphas_cumprod(torch.arange(1000)), shifted.alphas_cumprod, atol=1e-6)
     zero = GaussianDenoiser.fit(images, DDIMScheduler(rescale_betas_zero_snr=True))
     assert zero.alphas_cumprod(999) == 0
     mean = images.mean(0)
     torch.testing.assert_close(zero.predict_x0(noisy(), 999), mean.expand(2, -1, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (HeunDiscreteScheduler(), "HeunDiscreteScheduler with another"),  # its β are others by default
+        (DDIMScheduler(num_train_timesteps=500), "DDIMScheduler with another"),
+        (DDIMScheduler(rescale_betas_zero_snr=True), "DDIMScheduler with another"),
+        (CogVideoXDDIMScheduler(), "CogVideoXDDIMScheduler with another"),
+        (DDIMScheduler(prediction_type="v_prediction"), "got DDIMScheduler of 'v_prediction'"),
+        (FLOW, "got FlowMatchEulerDiscreteScheduler of 'flow_prediction'"),
+        (DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"), "'flow_prediction'"),
+        (EDMEulerScheduler(), "got EDMEulerScheduler"),
+    ],
+    ids=lambda value: type(value).__name__ if hasattr(value, "config") else "",
+)
+def test_a_scheduler_that_means_other_noise_is_refused(scheduler, message):
+    pipe = XAIPipeline(DENOISERS["mixture"], scheduler)
+    calls = [
+        lambda: pipe([1], num_inference_steps=2),
+        lambda: switch_sweep(pipe, 0, 1, [0], [1], num_inference_steps=2),
+        lambda: record(DDPMPipeline(DENOISERS["gaussian"], scheduler), [Samples()]).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_schedulers_that_mean_the_same_noise_are_not():
+    for scheduler in (DDIMScheduler(), EulerDiscreteScheduler(use_karras_sigmas=True, timestep_spacing="trailing")):
+        DENOISERS["gaussian"].check_scheduler(scheduler)
+    FLOWS["gaussian of a flow"].check_scheduler(FlowMatchHeunDiscreteScheduler())
+    with pytest.raises(ValueError, match="prediction_type='flow_prediction'`, which the denoiser was made for"):
+        FLOWS["gaussian of a flow"].check_scheduler(SCHEDULER)
 
 
 def test_a_timestep_for_each_sample():
@@ -302,6 +383,7 @@ SOLVERS = {
     "euler": (EulerDiscreteScheduler(), 1000),
     "heun": (HeunDiscreteScheduler(), 300),
     "dpm": (DPMSolverMultistepScheduler(), 300),
+    "flow": (FLOW, 1000),
 }
 
 
@@ -319,8 +401,8 @@ def test_deterministic_solvers_follow_the_exact_flow_of_a_gaussian(solver):
     pipe(
         sample=start, batch_size=2, num_inference_steps=steps, callback_on_step_end=lambda p, i, t, x: final.append(x)
     )
-    begin = numbers(start * scheduler.init_noise_sigma)
-    if scheduler.init_noise_sigma == 1:
+    begin = numbers(start * getattr(scheduler, "init_noise_sigma", 1))
+    if getattr(scheduler, "init_noise_sigma", 1) == 1:
         alpha = model.alphas_cumprod(scheduler.timesteps[0]).item()
     else:  # the state is x_t / √ᾱ there
         alpha = 1 / (1 + float(scheduler.sigmas[0]) ** 2)
@@ -426,9 +508,13 @@ def test_guidance_extrapolates_from_the_null_label():
     [
         (lambda: GaussianDenoiser.fit(IMAGES[:1], SCHEDULER), "at least two images"),
         (lambda: GaussianDenoiser.fit(IMAGES[:4], SCHEDULER, rank=4), r"`rank` in 1..3"),
-        (lambda: GaussianDenoiser.fit(IMAGES[0], SCHEDULER), r"got \(3, 4, 3\)"),
+        (lambda: GaussianDenoiser.fit(IMAGES[0, 0], SCHEDULER), r"got \(4, 3\)"),
         (lambda: GaussianDenoiser.fit(IMAGES * torch.nan, SCHEDULER), "finite"),
-        (lambda: GaussianDenoiser.fit(IMAGES, FlowMatchEulerDiscreteScheduler()), "FlowMatchEuler"),
+        (lambda: GaussianDenoiser.fit(IMAGES, EDMEulerScheduler()), "EDMEuler"),
+        (lambda: GaussianDenoiser.fit(IMAGES, FLOW, prediction_type="epsilon"), "predicts its velocity"),
+        (lambda: GaussianDenoiser.fit(IMAGES, FlowMatchEulerDiscreteScheduler(invert_sigmas=True)), "invert_sigmas"),
+        (lambda: GaussianDenoiser.fit(IMAGES, SCHEDULER, prediction_type="flow_prediction"), "flow matching for"),
+        (lambda: FLOWS["gaussian of a flow"](noisy(), 0), r"above 0, up to 1000, got \[0.0\]"),
         (lambda: GaussianDenoiser.fit(IMAGES, SCHEDULER, covariance_type="full"), "'full'"),
         (lambda: GaussianDenoiser.fit(IMAGES, SCHEDULER, prediction_type="flow"), "'flow'"),
         (lambda: GaussianDenoiser.from_moments(IMAGES[0], torch.eye(3), SCHEDULER), r"\(36, 36\), got \(3, 3\)"),

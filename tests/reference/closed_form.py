@@ -1,5 +1,7 @@
 """The closed forms of METHOD's section on known truth, written once more in plain numpy and scipy, for one sample."""
 
+import itertools
+
 import numpy as np
 from scipy.special import softmax
 from scipy.stats import multivariate_normal
@@ -33,11 +35,9 @@ def empirical(images, x, alpha):
 
 
 def texture_covariance(images):
-    """The covariance over all images and all shifts of each, wrapped around, of `images (image, channel, y, x)`."""
+    """The covariance over all images and all shifts of each, wrapped around, of `images (image, channel, …)`."""
     away = images - images.mean(0)
-    height, width = images.shape[-2:]
-    shifted = [
-        np.roll(away, (dy, dx), axis=(2, 3)).reshape(len(away), -1) for dy in range(height) for dx in range(width)
-    ]
-    stacked = np.concatenate(shifted)
+    axes = tuple(range(2, images.ndim))
+    shifts = itertools.product(*(range(size) for size in images.shape[2:]))
+    stacked = np.concatenate([np.roll(away, shift, axis=axes).reshape(len(away), -1) for shift in shifts])
     return stacked.T @ stacked / len(stacked)
