@@ -57,6 +57,9 @@ _SAMPLE, _PACKED = grids.patches, grids.image_ids
 # By class name: a class that a Hub repository carries as code has the same name and another module.
 _LAYOUTS: dict[str, Layout] = {
     "ConvNextUNet2DModel": Layout(aliases="layer_aliases"),
+    "GaussianDenoiser": Layout(),
+    "MixtureDenoiser": Layout(),
+    "EmpiricalDenoiser": Layout(),
     "UNet2DModel": Layout(),
     "UNet2DConditionModel": Layout(),
     "UNet3DConditionModel": Layout(),

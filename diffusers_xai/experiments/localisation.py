@@ -135,8 +135,8 @@ def _known_volume(
     rows, columns = np.argwhere(region).T
     directions = torch.zeros(1, len(rows), *null.unet.sample_shape, device=null.device)
     directions[:, torch.arange(len(rows)), :, rows, columns] = 1
-    flow, sigma = is_flow(null.scheduler), profile["samples"]["sigma"].values.astype(np.float64)
-    sizes = state_size(sigma, null.scheduler)
+    flow = is_flow(null.scheduler)
+    sizes = state_size(profile["samples"]["sigma"].values.astype(np.float64), null.scheduler)
     volumes = []
     for states, t, size in zip(profile["samples"].values, like["timestep"].values, sizes, strict=True):
         x = torch.from_numpy(states).to(null.device)

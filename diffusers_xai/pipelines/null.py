@@ -57,11 +57,11 @@ def covariance_null(
         ValueError: If there are too few samples for a covariance, or the scheduler's timesteps tell no noise level;
             before sampling.
     """
+    if num_samples < max(4, len(set(labels)) + 1):
+        raise ValueError(f"Expected at least 4 samples, and more than labels, got {num_samples}.")
     schedule_of(pipe.scheduler, None)
     if covariance_type not in COVARIANCE_TYPES:
         raise ValueError(f"Expected `covariance_type` in {COVARIANCE_TYPES}, got {covariance_type!r}.")
-    if num_samples < max(4, len(set(labels)) + 1):
-        raise ValueError(f"Expected at least 4 samples, and more than labels, got {num_samples}.")
     takes_size = "batch_size" in inspect.signature(type(pipe).__call__).parameters
     drawn: list[torch.Tensor] = []
     count = 0

@@ -386,8 +386,7 @@ class XAIPipeline(DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"Expected {batch_size} generators, one per image, got {len(generator)}.")
         channels, *size = self.sample_shape
-        fits = sample is None or (sample.ndim == 2 + len(size) and sample.shape[:2] == (batch_size, channels))
-        if not fits:
+        if sample is not None and (sample.ndim != 2 + len(size) or sample.shape[:2] != (batch_size, channels)):
             expected = f"({batch_size}, {channels}, height, width)"
             raise ValueError(f"Expected `sample` of shape {expected}, got {tuple(sample.shape)}.")
         if output_type not in OUTPUT_TYPES:

@@ -1,5 +1,7 @@
 """Every method of the package on denoisers whose answer is known: guidance 1 and 2, five schedulers, float64."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -15,13 +17,20 @@ from diffusers import (
 
 from diffusers_xai import (
     Activations,
+    AttentionOutputs,
+    AttentionWeights,
+    ChannelAblation,
     EmpiricalDenoiser,
     GaussianDenoiser,
     GradientEnergy,
     GradientMaps,
     GradientVolume,
+    LabelSwitch,
+    LayerEdit,
     MixtureDenoiser,
+    Patch,
     Samples,
+    WordMaps,
     XAIPipeline,
     record,
 )
@@ -42,6 +51,11 @@ SCHEDULERS = {
 }
 # DPM-Solver computes in single precision whatever it is given, the scheduler's coefficients are single throughout.
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}
+SCALES, STEP, PROBES = (1.0, 2.0), 1, 100
+LABELS = torch.tensor([1, 2])  # of the two samples
+every_run = pytest.mark.parametrize(
+    ("name", "scale"), [(name, scale) for name in SCHEDULERS for scale in SCALES], ids=lambda value: str(value)
+)
 
 
 def images():
@@ -50,54 +64,65 @@ def images():
     return torch.from_numpy(values).unflatten(1, SHAPE)
 
 
-IMAGES, LABELS = images(), torch.arange(40) % 4
-MIXTURE = MixtureDenoiser.fit(IMAGES, LABELS, SCHEDULERS["ddpm"])
+IMAGES = images()
+MIXTURE = MixtureDenoiser.fit(IMAGES, torch.arange(40) % 4, SCHEDULERS["ddpm"])
 
 
-def run(scheduler, specs, guidance_scale=1.0, steps=4, model=MIXTURE):
-    pipe = XAIPipeline(model, scheduler)
+def run(name, scale, specs, edits=()):
+    pipe = XAIPipeline(MIXTURE, SCHEDULERS[name])
     pipe.set_progress_bar_config(disable=True)
-    labels = {} if model.class_embedding is None else {"class_labels": [1, 2]}
     return pipe(
-        batch_size=2,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
+        class_labels=LABELS.tolist(),
+        num_inference_steps=4,
+        guidance_scale=scale,
         generator=torch.Generator().manual_seed(0),
         record=specs,
+        edits=edits,
         output_type="pt",
-        **labels,
     ).profile
 
 
-def state(profile, step, alpha, scheduler):
-    """x_t in the variance-preserving form that the denoiser receives, from the recorded state."""
-    x = torch.from_numpy(profile["samples"].sel(step=step).values)
-    return x * alpha**0.5 if hasattr(scheduler, "sigmas") and "DPM" not in type(scheduler).__name__ else x
+@functools.cache
+def recorded(name, scale):
+    """All methods but those of the step, in one run."""
+    at = {"mask": MASK, "of": "noise", "steps": [STEP]}
+    specs = [
+        Samples(measures=()),
+        GradientVolume(**at, dtype="float64"),
+        GradientEnergy(**at, probes=PROBES, dtype="float64"),
+        GradientMaps("x0", **at),
+        Activations("x0"),
+        Activations("posterior_weights"),
+    ]
+    return run(name, scale, specs)
 
 
-def moment(profile, name, step):
-    """t and ᾱ of a recorded step."""
-    t = float(profile[name]["timestep"].sel(step=step))
-    return t, MIXTURE.alphas_cumprod(t).item()
+def moment(profile, step, name):
+    """x_t as the denoiser receives it, t and ᾱ of a recorded step."""
+    samples = profile["samples"].sel(step=step)
+    t = float(samples["timestep"])
+    alpha = MIXTURE.alphas_cumprod(t).item()
+    x = torch.from_numpy(samples.values)
+    return x * alpha**0.5 if name in ("euler", "heun") else x, t, alpha
 
 
-def guided(function, scale):
-    """A linear function of the label, as guidance combines it."""
-    labels = torch.tensor([1, 2])
-    if scale == 1:
-        return function(labels)
-    return function(None) + scale * (function(labels) - function(None))
+def guided(function, scale, labels=LABELS):
+    """A function of the label that guidance combines."""
+    return function(labels) if scale == 1 else function(None) + scale * (function(labels) - function(None))
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_samples_and_predicted_images(name, guidance_scale):
-    scheduler = SCHEDULERS[name]
-    profile = run(scheduler, [Samples(measures=())], guidance_scale)
-    for step in profile["samples"]["step"].values[:3]:
-        t, alpha = moment(profile, "samples", step)
-        x = state(profile, step, alpha, scheduler)
-        expected = guided(lambda labels, x=x, t=t: MIXTURE.predict_x0(x, t, labels), guidance_scale)
+def branches(function, scale):
+    """The same of each guidance branch, (sample, [branch], …)."""
+    found = [function(label) for label in ([LABELS] if scale == 1 else [None, LABELS])]
+    return np.stack([np.asarray(part) for part in found], 1) if scale > 1 else np.asarray(found[0])
+
+
+@every_run
+def test_samples_and_predicted_images(name, scale):
+    profile = recorded(name, scale)
+    for step in profile["samples"]["step"].values:
+        x, t, _ = moment(profile, step, name)
+        expected = guided(lambda labels, x=x, t=t: MIXTURE.predict_x0(x, t, labels), scale)
         np.testing.assert_allclose(profile["x0"].sel(step=step), expected, **TOLERANCE)
 
 
@@ -110,104 +135,122 @@ def colours_summed(jacobian):
 IDENTITY = torch.eye(DIM, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler"])
-def test_the_volume_of_the_noise(name, guidance_scale):
-    scheduler = SCHEDULERS[name]
-    specs = [Samples(measures=()), GradientVolume(mask=MASK, of="noise", steps=[1], dtype="float64")]
-    profile = run(scheduler, specs, guidance_scale)
-    t, alpha = moment(profile, "gradient_volume", 1)
-    x = state(profile, 1, alpha, scheduler)
-    branches = [torch.tensor([1, 2])] if guidance_scale == 1 else [None, torch.tensor([1, 2])]
-    expected = [
-        colours_summed((IDENTITY - alpha**0.5 * MIXTURE.jacobian(x, t, labels)) / (1 - alpha) ** 0.5)
-        for labels in branches
-    ]
-    expected = np.stack(expected, 1) if guidance_scale > 1 else expected[0]
+def noise_rows(x, t, alpha):
+    """∂ε/∂x_t by label: ε = (x_t − √ᾱ x̂_0) / √(1 − ᾱ)."""
+    return lambda labels: colours_summed((IDENTITY - alpha**0.5 * MIXTURE.jacobian(x, t, labels)) / (1 - alpha) ** 0.5)
+
+
+@every_run
+def test_the_volume_and_the_energy_of_the_noise(name, scale):
+    profile = recorded(name, scale)
+    expected = branches(noise_rows(*moment(profile, STEP, name)), scale)
+    np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
+    exact = np.sqrt((expected**2).sum(-3))
+    estimate, error = (profile[name].values[0] for name in ("gradient_energy", "gradient_energy_error"))
+    z = (estimate - exact) / error
+    assert abs(z.mean()) < 0.7
+    assert 0.6 < z.std() < 1.5
+
+
+def step_coefficients(name, profile):
+    """The scheduler's mean is a · x̂_0 + b · (its state), from the papers."""
+    alphas = [moment(profile, step, name)[2] for step in range(3)]
+    signal, noise = np.sqrt(alphas), np.sqrt(1 - np.array(alphas))
+    before, now, after = alphas
+    if name == "ddpm":  # Ho et al. 2020, eq. 7
+        ratio = now / after
+        return after**0.5 * (1 - ratio) / (1 - now), ratio**0.5 * (1 - after) / (1 - now)
+    if name == "ddim":  # Song et al. 2021, eq. 12
+        return signal[2] - noise[2] / noise[1] * signal[1], noise[2] / noise[1]
+    if name == "dpm":  # Lu et al. 2022, DPM-Solver++ (2M), alg. 2
+        levels = np.log(signal / noise)
+        h = levels[2] - levels[1]
+        r = (levels[1] - levels[0]) / h
+        return -signal[2] * np.expm1(-h) * (1 + 1 / (2 * r)), noise[2] / noise[1]
+    sigma = noise / signal  # Karras et al. 2022: the state is x_t / √ᾱ
+    if name == "euler":
+        return 1 - sigma[2] / sigma[1], sigma[2] / sigma[1]
+    half = (sigma[1] - sigma[0]) / (2 * sigma[1])  # alg. 1, line 8: the correction by the slope at the step's end
+    return -half, half
+
+
+@every_run
+def test_the_volume_of_the_step(name, scale):
+    profile = run(name, scale, [Samples(measures=()), GradientVolume(mask=MASK, steps=[STEP], dtype="float64")])
+    x, t, alpha = moment(profile, STEP, name)
+    a, b = step_coefficients(name, profile)
+    jacobian = guided(lambda labels: MIXTURE.jacobian(x, t, labels), scale)
+    if name in ("euler", "heun"):
+        jacobian = jacobian * alpha**0.5
+    expected = colours_summed(a * jacobian + b * IDENTITY)
     np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler"])
-def test_the_volume_of_the_step(name, guidance_scale):
-    """The scheduler's mean is a·x̂_0 + b·x_t: coefficients from the papers, the derivative of x̂_0 in closed form."""
-    scheduler = SCHEDULERS[name]
-    specs = [Samples(measures=()), GradientVolume(mask=MASK, steps=[1], dtype="float64")]
-    profile = run(scheduler, specs, guidance_scale)
-    t, alpha = moment(profile, "gradient_volume", 1)
-    _, after = moment(profile, "samples", 2)
-    x = state(profile, 1, alpha, scheduler)
-    jacobian = guided(lambda labels: MIXTURE.jacobian(x, t, labels), guidance_scale)
-    if name == "ddpm":  # Ho et al. 2020, eq. 7
-        ratio = alpha / after
-        a = after**0.5 * (1 - ratio) / (1 - alpha)
-        b = ratio**0.5 * (1 - after) / (1 - alpha)
-    elif name == "ddim":  # Song et al. 2021, eq. 12
-        b = ((1 - after) / (1 - alpha)) ** 0.5
-        a = after**0.5 - b * alpha**0.5
-    else:  # Karras et al. 2022, alg. 1: the state is x_t / √ᾱ, x̂_0 a function of x_t
-        b = (((1 - after) / after) / ((1 - alpha) / alpha)) ** 0.5
-        a = 1 - b
-        jacobian = jacobian * alpha**0.5
-    np.testing.assert_allclose(
-        profile["gradient_volume"].values[0], colours_summed(a * jacobian + b * IDENTITY), **TOLERANCE
-    )
-
-
-def test_the_energy_is_as_expected_within_its_error():
-    specs = [Samples(measures=()), GradientEnergy(mask=MASK, of="noise", probes=400, steps=[1], dtype="float64")]
-    profile = run(SCHEDULERS["ddim"], specs)
-    t, alpha = moment(profile, "gradient_energy", 1)
-    x = state(profile, 1, alpha, SCHEDULERS["ddim"])
-    rows = colours_summed((IDENTITY - alpha**0.5 * MIXTURE.jacobian(x, t, torch.tensor([1, 2]))) / (1 - alpha) ** 0.5)
-    exact = np.sqrt((rows**2).sum(1))
-    estimate, error = (profile[name].values[0] for name in ("gradient_energy", "gradient_energy_error"))
-    z = (estimate - exact) / error
-    assert abs(z.mean()) < 0.5
-    assert 0.7 < z.std() < 1.4
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_gradient_maps_and_activations_of_the_predicted_image(guidance_scale):
+@every_run
+def test_gradient_maps_and_activations(name, scale):
     """∂Σε/∂x̂_0 is −√ᾱ/√(1−ᾱ) on the mask and nothing elsewhere."""
-    specs = [
-        Samples(measures=()),
-        GradientMaps("x0", mask=MASK, of="noise", steps=[1]),
-        Activations("x0", steps=[1]),
-        Activations("posterior_weights", steps=[1]),
-    ]
-    profile = run(SCHEDULERS["ddim"], specs[:3], guidance_scale)
-    weights = run(SCHEDULERS["ddim"], [specs[0], specs[3]], guidance_scale)["activations/posterior_weights"].values[0]
-    t, alpha = moment(profile, "samples", 1)
-    x = state(profile, 1, alpha, SCHEDULERS["ddim"])
-    maps, clean = profile["gradient_maps/x0"].values[0], profile["activations/x0"].values[0]
+    profile = recorded(name, scale)
+    x, t, alpha = moment(profile, STEP, name)
+    maps = profile["gradient_maps/x0"].values[0]
     expected = np.broadcast_to(-((alpha / (1 - alpha)) ** 0.5) * MASK, maps.shape)
-    np.testing.assert_allclose(maps, expected, rtol=1e-6)
-    branches = [torch.tensor([1, 2])] if guidance_scale == 1 else [None, torch.tensor([1, 2])]
-    for values, reference in (
-        (clean, [MIXTURE.predict_x0(x, t, labels) for labels in branches]),
-        (weights, [MIXTURE.posterior(x, t, labels) for labels in branches]),
-    ):
-        expected = np.stack([part.numpy() for part in reference], 1).reshape(values.shape)
-        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-7)
+    for layer, function in (("x0", MIXTURE.predict_x0), ("posterior_weights", MIXTURE.posterior)):
+        expected = branches(lambda labels, function=function: function(x, t, labels), scale)
+        values = profile[f"activations/{layer}"].sel(step=STEP).values
+        np.testing.assert_allclose(values, expected.reshape(values.shape), **TOLERANCE)
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_label_sensitivity_is_the_weight_of_the_other_labels(guidance_scale):
-    specs = [Samples(measures=()), GradientVolume(mask=MASK, of="noise", steps=[1], dtype="float64")]
-    profile = run(SCHEDULERS["ddim"], specs, guidance_scale)
-    t, alpha = moment(profile, "samples", 1)
-    x = state(profile, 1, alpha, SCHEDULERS["ddim"])
+@every_run
+def test_label_sensitivity_is_the_weight_of_the_other_labels(name, scale):
+    profile = recorded(name, scale)
+    x, t, alpha = moment(profile, STEP, name)
     ratio = MIXTURE.label_posterior(x, t) / MIXTURE.class_embedding.shares
     sensitivity = profile["label_sensitivity"].values[0]
     assert sensitivity.shape[-1] == 4
-    for i, label in enumerate((1, 2)):
-        recorded = sensitivity[i] if guidance_scale == 1 else sensitivity[i, 1]  # of the branch with the label
-        own = MIXTURE.predict_x0(x, t, torch.tensor([1, 2]))[i]
+    for i, label in enumerate(LABELS.tolist()):
+        own_branch = sensitivity[i] if scale == 1 else sensitivity[i, 1]  # of the branch with the label
+        own = MIXTURE.predict_x0(x, t, LABELS)[i]
         for other in range(4):
             away = MIXTURE.predict_x0(x, t, torch.full((2,), other))[i] - own
             change = -((alpha / (1 - alpha)) ** 0.5) * ratio[i, other] / ratio[i, label] * away.sum(0)
-            np.testing.assert_allclose(recorded[:, other], change[MASK], rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(own_branch[:, other], change[MASK], **TOLERANCE)
+
+
+HALF = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)[:, None, None]
+
+
+@every_run
+def test_edits_change_what_they_say(name, scale):
+    """Of the edited runs, x̂_0 in the states that they reach."""
+    switched = torch.tensor([3, 3])
+    edits = {
+        "ablation": (ChannelAblation("x0", 1), lambda x0: x0 * torch.tensor([1.0, 0.0, 1.0])[:, None, None]),
+        "layer edit": (LayerEdit("x0", lambda values: values * HALF), lambda x0: x0 * HALF),
+        "switch": (LabelSwitch(from_step=2, to=3), lambda x0: x0),
+    }
+    for title, (edit, changed) in edits.items():
+        profile = run(name, scale, [Samples(measures=())], [edit])
+        for step in profile["samples"]["step"].values:
+            x, t, _ = moment(profile, step, name)
+            labels = switched if title == "switch" and step >= 2 else LABELS
+            expected = guided(lambda y, x=x, t=t, f=changed: f(MIXTURE.predict_x0(x, t, y)), scale, labels)
+            np.testing.assert_allclose(profile["x0"].sel(step=step), expected, **TOLERANCE, err_msg=title)
+
+
+@every_run
+def test_a_patch_brings_the_other_run_s_images(name, scale):
+    source = recorded(name, scale)
+    patched = run(name, scale, [Samples(measures=()), Activations("x0")], [Patch("x0", source, steps=[2])])
+    np.testing.assert_allclose(patched["x0"], source["x0"], **TOLERANCE)  # into itself: nothing changes
+    other = run(name, scale, [Samples(measures=())], [LabelSwitch(from_step=0, to=3), Patch("x0", source, steps=[2])])
+    np.testing.assert_allclose(other["x0"].sel(step=2), source["x0"].sel(step=2), **TOLERANCE)
+    assert abs(other["x0"].sel(step=1) - source["x0"].sel(step=1)).max() > 1e-3
+
+
+@pytest.mark.parametrize("spec", [AttentionOutputs(), AttentionWeights(), WordMaps(["fox"])])
+def test_what_a_closed_form_has_not_is_refused_by_name(spec):
+    with pytest.raises((ValueError, KeyError), match="MixtureDenoiser"):
+        run("ddim", 1.0, [spec])
 
 
 @pytest.mark.parametrize("pipeline", [DDPMPipeline, DDIMPipeline])
@@ -224,11 +267,10 @@ def test_in_the_pipelines_of_diffusers(pipeline, kind):
     plain = sample().images
     specs = [Samples(measures=()), GradientVolume(mask=MASK, of="noise", steps=[1], dtype="float64")]
     with record(pipe, specs) as recording:
-        recorded = sample().images
-    assert np.array_equal(plain, recorded)
+        recorded_images = sample().images
+    assert np.array_equal(plain, recorded_images)
     profile = recording.profile
-    t, alpha = moment(profile, "samples", 1)
-    x = torch.from_numpy(profile["samples"].values[1])
+    x, t, alpha = moment(profile, 1, "ddim")
     expected = colours_summed((IDENTITY - alpha**0.5 * model.jacobian(x, t)) / (1 - alpha) ** 0.5)
     np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
 

@@ -1,9 +1,11 @@
 """The covariance null: closed forms fitted to a pipeline's own samples."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_xai import GaussianDenoiser, MixtureDenoiser, XAIPipeline, covariance_null
 from tests.reference import closed_form
@@ -61,6 +63,36 @@ def test_the_null_of_a_latent_model_lives_in_its_latents():
     pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=4, prompt=["a red fox"] * 2, num_inference_steps=2, guidance_scale=1.0)
     assert null.sample_shape == (4, 8, 8)
+
+
+def test_the_null_of_a_flow_is_of_a_flow():
+    pipe = XAIPipeline(unet_2d(), FlowMatchEulerDiscreteScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    null = covariance_null(pipe, num_samples=6, batch_size=3, rank=5, num_inference_steps=2)
+    samples = finals(pipe, 3, num_inference_steps=2)
+    x = torch.randn(1, *null.sample_shape, generator=torch.Generator().manual_seed(9))
+    # (1 − σ) x_0 + σ ε at σ = 1/2 is (x_0 + ε) / 2
+    expected, _ = closed_form.gaussian(
+        samples.mean(0), np.cov(samples.T, bias=True), x.flatten().double().numpy() * 2**0.5, 0.5
+    )
+    predicted = null.unet.predict_x0(x, 500).flatten()
+    np.testing.assert_allclose(predicted, expected, atol=1e-4 * abs(expected).max())
+
+
+def test_a_spectrum_of_few_samples():
+    pipe = DDIMPipeline(unet_2d(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    null = covariance_null(pipe, num_samples=4, num_inference_steps=1, covariance_type="spectrum")
+    assert null.unet.config.covariance_type == "spectrum"
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options", "message"),
+    [(EDMEulerScheduler(), {}, "got EDMEulerScheduler"), (DDIMScheduler(), {"covariance_type": "full"}, "'full'")],
+)
+def test_what_cannot_be_fitted_is_refused_before_sampling(scheduler, options, message):
+    with pytest.raises(ValueError, match=message):
+        covariance_null(SimpleNamespace(scheduler=scheduler), **options)
 
 
 def test_too_few_samples_are_refused_before_sampling():
