@@ -36,7 +36,9 @@ def layers_by_block(denoiser: Any) -> dict[str, list[str]]:
 
 def block_layers(denoiser: Denoiser) -> list[str]:
     """Globs of the layers in a U-Net's blocks, of another network of its blocks; see [`innermost`]."""
-    return ["mid_block.*.*", "*_blocks.*.*.*"] if layers_by_block(denoiser.module) else ["*.*"]
+    if layers_by_block(denoiser.module):
+        return ["mid_block.*.*", "*_blocks.*.*.*"]
+    return ["*.*"] if any("." in path for path in denoiser.layers) else []
 
 
 def innermost(denoiser: Denoiser, paths: Sequence[str]) -> list[str]:
