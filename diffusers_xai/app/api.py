@@ -1,7 +1,6 @@
 """Five named endpoints for programs, and tools for language models where `gradio[mcp]` is installed."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +14,16 @@ from diffusers_xai.app.controls import Controls
 from diffusers_xai.app.events import Wanted
 from diffusers_xai.app.guard import Presence
 from diffusers_xai.app.models import Model
+from diffusers_xai.app.questions import MAX_SEEDS, Question, offered, plain_settings
 from diffusers_xai.app.session import Session, readable_errors
-from diffusers_xai.app.settings import MAX_SEED, Limits, Settings, SettingsError
+from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError
 from diffusers_xai.app.values import flag, some_of, whole
-from diffusers_xai.experiments import EXPERIMENTS, Sampling
 from diffusers_xai.profile.archive import write_archive
 
 
-MAX_SEEDS, MAX_EXPERIMENT_STEPS = 4, 100
+MAX_EXPERIMENT_STEPS = 100
 Label = list[str] | int | None
-Name = Literal["emergence", "label-divergence", "layer-distance", "predetermination", "ssim-trajectory"]
+Name: Any = Literal[tuple(offered())]
 
 
 class Api:
@@ -204,23 +203,24 @@ class Api:
 
         Args:
             request: Who asks; not an argument of the endpoint.
-            name: Which experiment.
+            name: Which experiment; `diffusers-xai experiment --help` lists them.
             label: Attributes of the image, or a label's number; the model's default if null.
             to: The other label, for experiments that compare two; the page's default if null.
             seed: The first noise seed.
-            seeds: How many seeds, 1 to 4; at least 3 for `emergence`, whose images are each other's chance.
+            seeds: How many seeds, 1 to 8; at least 3 for `emergence`, whose images are each other's chance.
             steps: Denoising steps, 10 to 100.
             model: Name of a model that the page offers; the first one if empty.
 
         Returns:
             The figure as Plotly's JSON.
         """
-        (chosen_name,) = some_of([name], "name", Name.__args__, 1)  # type: ignore[attr-defined]
+        (chosen_name,) = some_of([name], "name", offered(), 1)
         steps = whole(steps, "steps", 10, MAX_EXPERIMENT_STEPS)
         count = whole(seeds, "seeds", 1, MAX_SEEDS)
         chosen, settings = self._settings(model, label, seed, steps, steps, [], False, to)
-        result = self._result(request, partial(_experiment, chosen_name, count), chosen, settings)
-        return result.plot().to_plotly_json()
+        question, settings = Question(chosen_name, count), plain_settings(settings)
+        question.check(chosen, settings)
+        return self._result(request, question, chosen, settings).plot().to_plotly_json()
 
     def _settings(
         self,
@@ -256,11 +256,14 @@ class Api:
     def _result(self, request: gr.Request, task: Any, model: Model, settings: Settings) -> Any:
         stop = Wanted(Session(), self.presence, request.session_hash)
         *_, plan = self.stream(runs.plan, model, settings, stop)
-        limits = self.controls.server_limits
-        if plan.nbytes > limits.max_bytes or plan.seconds > limits.max_seconds:
+        limits, seconds = self.controls.server_limits, plan.seconds
+        if isinstance(task, Question):
+            task = task.estimate(plan, settings)
+            seconds = task.seconds
+        if plan.nbytes > limits.max_bytes or seconds > limits.max_seconds:
             raise SettingsError(
                 f"Expected a run of at most {limits.max_seconds:.0f} s and {limits.max_bytes / 2**20:.0f} MB, got"
-                f" {plan.seconds:.0f} s and {plan.nbytes / 2**20:.0f} MB."
+                f" {seconds:.0f} s and {plan.nbytes / 2**20:.0f} MB."
             )
         if task is runs.plan:
             return plan
@@ -285,14 +288,3 @@ def _label(controls: Controls, model: Model, name: str, names: Any, number: Any)
     if names is not None:
         return model.label_of(some_of(names, name, model.attributes, len(model.attributes)), 0)
     return whole(number, name, 0, model.classes - 1)
-
-
-def _experiment(name: str, seeds: int, model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> Any:
-    """An experiment as a task of `run_stream`; it ends at its next call of the network."""
-    experiment = EXPERIMENTS[name]
-    labels = [] if settings.label is None else [settings.label, settings.switch_to][: min(experiment.labels, 2)]
-    sampling = Sampling(labels, range(settings.seed, settings.seed + seeds), settings.steps)
-    options: dict[str, Any] = {} if experiment.region is None else {"mask": settings.mask_array()}
-    if experiment.nulls[0] == "gaussian":
-        options["null"] = "none"  # fitted to more samples than a visitor may ask for
-    return experiment.run(model.pipe, sampling, **options)

@@ -89,7 +89,7 @@ class Events:
         stop = Wanted(session, self.presence, request.session_hash)
         progress(0, desc="Planning")
         text, seconds = self.plan(settings, stop)
-        if self._asks_again(session, settings, seconds):
+        if self.asks_again(session, settings, seconds):
             yield gr.skip(), f"{text} That is long: press **Sample** again to start it."
             return
         progress(0, desc="Waiting for the model")
@@ -102,11 +102,11 @@ class Events:
                 session.result = Result(item, settings, model.blocks, caption(settings, model))
                 yield enlarged(figures.final_image(item)), f"Done: {session.result.caption}."
 
-    def _asks_again(self, session: Session, settings: Settings, seconds: float) -> bool:
+    def asks_again(self, session: Session, asked: Any, seconds: float) -> bool:
         """Whether a long run waits for a second press, which starts it."""
-        if seconds <= self.controls.server_limits.confirm_seconds or session.confirmed == settings:
+        if seconds <= self.controls.server_limits.confirm_seconds or session.confirmed == asked:
             return False
-        session.confirmed = settings
+        session.confirmed = asked
         return True
 
     def sweep(
@@ -128,7 +128,7 @@ class Events:
         *_, plan = self.stream(runs.plan, model, settings, stop)
         seconds = runs.sweep_seconds(plan)
         text = f"**Plan:** about {max(1, seconds):.0f} s at most."
-        if self._asks_again(session, settings, seconds):
+        if self.asks_again(session, settings, seconds):
             yield f"{text} That is long: press the button again to start it.", gr.skip(), gr.skip()
             return
         progress(0, desc="Waiting for the model")

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from diffusers_xai.app import texts
+from diffusers_xai.app.experiments import add_tab
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.session import Session
 from diffusers_xai.app.settings import MAX_GUIDANCE, SCHEDULERS, Limits, Settings
@@ -36,7 +37,7 @@ def build_layout(
         with gr.Column(scale=2, min_width=320):
             _settings(c, values, list(models), limits)
         with gr.Column(scale=5, min_width=320):
-            _results(c, values)
+            _results(c, values, models)
     gr.HTML(texts.DEFINITIONS_HTML, elem_id="definitions")
     return c
 
@@ -119,7 +120,7 @@ def _plot(label: str) -> gr.Plot:
     return gr.Plot(label=label, elem_classes="figure", show_label=False, visible=False)
 
 
-def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
+def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Model]) -> None:
     gr.Markdown(texts.LIVE)
     c.live = gr.Image(label="x_t while it forms", height=220, interactive=False, elem_id="live", buttons=[])
     c.shown = gr.Markdown("", elem_id="shown")
@@ -179,6 +180,8 @@ def _results(c: SimpleNamespace, values: dict[str, Any]) -> None:
             gr.Markdown(texts.COMPARE_VOLUMES)
             c.pair_volume_a = _plot("PGV of the kept run")
             c.pair_volume_b = _plot("PGV of this run")
+        with gr.Tab("Experiments"):
+            add_tab(c, models, partial(_label, c, values, "experiment"))
         with gr.Tab("Switch"):
             gr.Markdown(texts.PREDETERMINATION)
             _label(c, values, "sweep", "Switch to", "sweep-to")

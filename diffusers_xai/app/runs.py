@@ -21,6 +21,8 @@ from diffusers_xai.recording.plan import RecordingPlan
 
 
 CANCELLED = "Cancelled: nothing was changed."
+# Tells how far a task is: what is done, out of how much, and a sample (channel, height, width).
+Tell = Callable[[int, int, torch.Tensor], None]
 SWEEP_SEEDS, SWEEP_SWITCHES = 3, 10
 
 
@@ -44,7 +46,7 @@ class State:
     sample: np.ndarray
 
 
-def plan(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> RecordingPlan:
+def plan(model: Model, settings: Settings, limits: Limits, tell: Tell) -> RecordingPlan:
     """What the run would cost."""
     specs = settings.specs(model.has_attention)
     with model.scheduled(settings.scheduler):
@@ -53,7 +55,7 @@ def plan(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> 
         )
 
 
-def sample(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> DiffusionProfile:
+def sample(model: Model, settings: Settings, limits: Limits, tell: Tell) -> DiffusionProfile:
     """One image, recorded."""
     with model.scheduled(settings.scheduler):
         output: Any = model.pipe(
@@ -64,24 +66,32 @@ def sample(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -
             record=settings.specs(model.has_attention),
             edits=settings.edits(),
             max_bytes=limits.max_bytes,
-            callback_on_step_end=on_step_end,
+            callback_on_step_end=_each_step(tell),
             output_type="pt",
         )
     profile = output.profile
-    profile.provenance.update(_without_paths(profile.provenance, model.name))
+    profile.provenance.update(without_paths(profile.provenance, model.name))
     return profile
 
 
-def _without_paths(value: Any, name: str) -> Any:
+def _each_step(tell: Tell) -> Callable[..., dict]:
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        tell(step + 1, len(pipe.scheduler.timesteps), tensors["sample"][0])
+        return {}
+
+    return on_step_end
+
+
+def without_paths(value: Any, name: str) -> Any:
     """Facts without the places of this server's files: where one stood, the model's name stands."""
     if isinstance(value, dict):
-        return {key: _without_paths(item, name) for key, item in value.items()}
+        return {key: without_paths(item, name) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_paths(item, name) for item in value]
+        return [without_paths(item, name) for item in value]
     return name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) -> ExperimentResult:
+def sweep(model: Model, settings: Settings, limits: Limits, tell: Tell) -> ExperimentResult:
     """The label switched at ten times, for three seeds."""
     if settings.label is None:
         raise SettingsError("This model has no labels to switch between.")
@@ -91,7 +101,7 @@ def sweep(model: Model, settings: Settings, limits: Limits, on_step_end: Any) ->
         Sampling(labels=[settings.label, settings.switch_to], seeds=seeds, steps=settings.steps),
         switches=min(SWEEP_SWITCHES, settings.steps),
         null="none",  # whose samples would take longer than the sweep
-        callback_on_step_end=on_step_end,
+        callback_on_step_end=_each_step(tell),
     )
 
 
@@ -109,7 +119,7 @@ def run_stream(
     stop: Stop | None = None,
     patience: float = math.inf,
 ) -> Iterator[Any]:
-    """Does `plan`, `sample` or `sweep` after the model's other runs; yields a `State` now and then, and the result.
+    """Does a task such as `plan` or `sample` after the model's other runs; yields `State`s, and at last the result.
 
     Raises:
         Stopped: If `stop` was set, the time is over, or the model was busy for `patience` seconds; the text says
@@ -130,15 +140,13 @@ def run_stream(
             if time.monotonic() > deadline:
                 raise Stopped(f"Stopped after {limits.max_seconds:.0f} s, the limit of this server. Ask for less.")
 
-        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
-            shown = tensors["sample"][0].float().cpu().numpy()
-            states.put(State(step + 1, len(pipe.scheduler.timesteps), shown))
-            return {}
+        def tell(done: int, total: int, seen: torch.Tensor) -> None:
+            states.put(State(done, total, seen.detach().float().cpu().numpy()))
 
         torch.set_num_threads(model.threads)
         hook = model.pipe.unet.register_forward_pre_hook(end_if_over)  # between steps is not often enough
         try:
-            return task(model, settings, limits, on_step_end)
+            return task(model, settings, limits, tell)
         finally:
             hook.remove()
 

@@ -22,6 +22,7 @@ from diffusers_xai.app.api import Api  # noqa: E402
 from diffusers_xai.app.captions import caption  # noqa: E402
 from diffusers_xai.app.controls import Controls  # noqa: E402
 from diffusers_xai.app.events import Events  # noqa: E402
+from diffusers_xai.app.experiments import ExperimentTab  # noqa: E402
 from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
 from diffusers_xai.app.models import EMBEDDED, Model, load_models  # noqa: E402
@@ -113,7 +114,9 @@ def build(
         showing = Showing(controls, example)
         Api(controls, stream, presence, parallel, folder).connect()  # first: its names are as they are documented
         controls.connect()
-        Events(controls, stream, presence, parallel).connect(showing.after)
+        events = Events(controls, stream, presence, parallel)
+        events.connect(showing.after)
+        ExperimentTab(events).connect()
         showing.connect(demo)
     demo.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
     return App(demo, limits, presence, folder)

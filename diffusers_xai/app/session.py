@@ -92,7 +92,7 @@ class Session:
         self.kept: list[Result] = []  # the newest first
         self.dark = False  # the page's theme
         self.region: tuple[str, str] | None = None  # (model, mask as in Settings), where nothing new is painted
-        self.confirmed: Settings | None = None
+        self.confirmed: Any = None  # the long run that was asked for once
         self.stop = threading.Event()
         self._running = threading.Lock()
         self._folder: tempfile.TemporaryDirectory | None = None

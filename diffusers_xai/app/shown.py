@@ -43,6 +43,7 @@ def shown(model: Model, settings: Settings, limits: Limits) -> dict[str, dict[st
         "switch_at": {"value": settings.steps // 2 if at is None else at, "maximum": settings.steps},
         **_label("switch", model, settings.switch_to),
         **_label("sweep", model, settings.switch_to),
+        **_label("experiment", model, settings.switch_to),
         "sweep": {"interactive": has_labels},
         "sweep_status": {"value": texts.EMPTY_SWEEP if has_labels else texts.NO_LABELS},
     }

@@ -44,6 +44,11 @@ STALE = "The controls have changed since: press **Sample** to see what they do."
 BEFORE = "Shown is the run before."
 EMPTY_SWEEP = "Nothing to see yet: choose another label than the one at the left, and run the sweep."
 CANCELLED = "Cancelled: a run on its way ends at its next step."
+EMPTY_EXPERIMENT = "Nothing to see yet: choose a question, and run the experiment."
+EXPERIMENTS = (
+    "**Experiments.** One run shows one image; an experiment asks a question over several, beside a control that says"
+    " what chance would show. Label, noise seed, steps, scheduler, guidance and region are those at the left."
+)
 NOT_KEPT = "No run is kept yet: press **Keep this run to compare**, then sample another one."
 KEPT = "This run is kept. Change a setting and sample again to compare."
 NOT_ALIKE = "They cannot be compared, because their images or their recorded steps differ."

@@ -203,6 +203,7 @@ EXPERIMENT = register(
         plot,
         seeds=8,
         steps=25,
+        runs=16.0,
         region="face",
         nulls=("random-channel",),
         plot_images=plot_images,

@@ -139,6 +139,7 @@ EXPERIMENT = register(
         nulls=("random-channel",),
         seeds=8,
         steps=100,
+        runs=3.0,
         region="eyes",
         table=table,
     )

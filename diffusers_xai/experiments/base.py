@@ -100,6 +100,9 @@ class Experiment:
         labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, or `ALL_LABELS`.
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
+        min_seeds (`int`): How many seeds it needs.
+        runs (`float`): What a seed costs, in plain runs of one image, and
+        calls (`float`): in calls of the network for each pixel of the region: about, control included.
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
         nulls (`tuple[str, ...]`): The controls that it knows, see `NULLS`; the first one is taken by default.
@@ -118,6 +121,9 @@ class Experiment:
     labels: int = 1
     seeds: int = 30
     steps: int = 1000
+    min_seeds: int = 1
+    runs: float = 2.0
+    calls: float = 0.0
     nulls: tuple[str, ...] = ()
     region: str | None = None
     plot_images: Callable[[ExperimentResult], go.Figure] | None = None
@@ -140,6 +146,8 @@ class Experiment:
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == 2 and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
             raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}")
+        if len(sampling.seeds) < self.min_seeds:
+            raise ValueError(f"{self.name}: expected at least {self.min_seeds} seeds, got {len(sampling.seeds)}")
         null = options.setdefault("null", self.nulls[0])
         if isinstance(null, str) and null not in (*self.nulls, "none"):
             raise ValueError(f"{self.name}: expected a null of {', '.join((*self.nulls, 'none'))}, got {null!r}")

@@ -65,8 +65,6 @@ def measure(
         earlier than x_t a layer shows the image (negative if later; what is never shown counts as shown at the end).
         `null_correlation`, `null_chance` and `null_lead` are the control's.
     """
-    if len(sampling.seeds) < 3:
-        raise ValueError(f"Expected at least three seeds, whose images are each other's chance, got {sampling.seeds}")
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers or telling_layers(denoiser)))
     every = sampling.every(records)
@@ -237,6 +235,8 @@ EXPERIMENT = register(
         plot,
         nulls=("random-weights",),
         steps=100,
+        min_seeds=3,  # whose images are each other's chance
+        runs=1.5,
         table=table,
     )
 )

@@ -172,6 +172,8 @@ EXPERIMENT = register(
         nulls=("gaussian",),
         labels=2,
         steps=100,
+        runs=3.0,
+        calls=2.5,
         region="eyes",
         plot_images=plot_images,
     )

@@ -130,6 +130,7 @@ EXPERIMENT = register(
         nulls=("random-weights",),
         seeds=10,
         steps=250,
+        runs=2.3,
         plot_images=plot_images,
     )
 )

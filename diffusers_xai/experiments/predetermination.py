@@ -247,6 +247,7 @@ EXPERIMENT = register(
         nulls=("gaussian",),
         labels=2,
         steps=50,
+        runs=4.0,
         plot_images=plot_images,
         table=table,
     )

@@ -69,5 +69,6 @@ EXPERIMENT = register(
         plot,
         nulls=("forward-noising",),
         seeds=4,
+        runs=1.0,
     )
 )

@@ -80,5 +80,6 @@ EXPERIMENT = register(
         measure,
         plot,
         nulls=("forward-noising", "gaussian"),
+        runs=1.0,
     )
 )

@@ -16,7 +16,7 @@ def handler(app, name):
     found = of_page(app, name)
     visitor = Session()
     values = [visitor, *(component.value for component in found.inputs[1:])]
-    if name not in ("sample", "sweep"):
+    if name not in ("sample", "sweep", "experiment"):
         return found.fn, visitor, values
     return (lambda session, *rest: found.fn(REQUEST, session, lambda *a, **k: None, *rest)), visitor, values
 

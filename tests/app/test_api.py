@@ -104,7 +104,7 @@ def test_a_sweep_and_a_figure_are_of_the_asked_size(client):
         ("sweep", {"label": 1, "to": 1}, "another label"),
         ("sweep", {"steps": 1000}, "from 10 to 100"),
         ("experiment_figure", {"name": "../etc"}, "not offered"),
-        ("experiment_figure", {"seeds": 100}, "from 1 to 4"),
+        ("experiment_figure", {"seeds": 100}, "from 1 to 8"),
     ],
 )
 def test_what_cannot_be_is_told_without_python_s_words(client, endpoint, arguments, message):

@@ -1,6 +1,7 @@
 """The switch sweep in the browser: its steps are told, and it can be cancelled."""
 
 import re
+import zipfile
 
 import pytest
 
@@ -61,3 +62,30 @@ def test_a_phone_shows_all_images_of_the_sweep(browser, server):
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     assert all(box["y"] + box["height"] <= frame["y"] + frame["height"] for box in boxes)
     context.close()
+
+
+def test_an_experiment_is_chosen_run_and_downloaded(page, tmp_path):
+    tab(page, "Experiments")
+    page.click("#experiment input")
+    page.click("[role=option]:has-text('Where the runs of two labels part')")
+    page.wait_for_function("document.querySelector('#experiment-words').innerText.includes('No control here')")
+    assert page.is_visible("#experiment-to")
+    page.click("#experiment input")
+    page.click("[role=option]:has-text('What the layers of one block see')")
+    page.wait_for_function("document.querySelector('#experiment-words').innerText.includes('Control: the same')")
+    assert not page.is_visible("#experiment-to")
+    page.click("#experiment-cost")
+    page.wait_for_function("/Plan: about \\d+ s/.test(document.querySelector('#experiment-status').innerText)")
+    watch(page, "#experiment-status")
+    page.click("#experiment-run")
+    page.wait_for_function("document.querySelector('#experiment-status').innerText.includes('Done:')")
+    assert re.search(r"about \d+% done", " ".join(page.evaluate("told")))
+    told = page.inner_text("#experiment-status")
+    assert "What the layers of one block see; Smiling, seed 321, 25 steps" in told
+    assert "seeds 321 to 322; control: the same network with random weights" in told
+    page.wait_for_selector("#experiment-plot .main-svg")
+    with page.expect_download() as download:
+        page.click("#experiment-file")
+    download.value.save_as(tmp_path / "experiment.zip")
+    names = zipfile.ZipFile(tmp_path / "experiment.zip").namelist()
+    assert {"report.html", "layer-types/profile.json"} <= set(names)

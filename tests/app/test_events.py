@@ -33,14 +33,15 @@ def test_a_new_run_is_not_cancelled_by_an_earlier_one(demo):
     visitor = session.Session()
     visitor.stop.set()
     begins = [function for function in demo.demo.fns.values() if function.name == "begin" and not function.outputs]
-    assert len(begins) == 3  # of Sample, of the plan, of the sweep
+    assert len(begins) == 5  # of Sample, the sweep, the experiment, and two plans
     begins[0].fn(visitor)
     assert not visitor.stop.is_set()
 
 
 def test_only_runs_stand_in_the_queue_and_are_bounded(demo):
     functions = [function for function in demo.demo.fns.values() if function.fn is not None and function.queue]
-    assert {function.name for function in functions if function.api_visibility == "private"} == {"sample", "sweep"}
+    private = {function.name for function in functions if function.api_visibility == "private"}
+    assert private == {"sample", "sweep", "experiment"}
     assert not demo.demo.api_open
 
 

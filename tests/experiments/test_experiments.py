@@ -386,7 +386,7 @@ def test_emergence(pipe):
         for k, seed in enumerate(SEEDS):
             lead = first_twice(state[k, :, k] > state_bars, steps) - first_twice(found[k, :, k] > bars, steps)
             assert float(part["lead"].sel(seed=seed)) == pytest.approx(lead)
-    with pytest.raises(ValueError, match="at least three seeds"):
+    with pytest.raises(ValueError, match="at least 3 seeds"):
         measured("emergence", pipe, labels=[3], seeds=[1, 2])
 
 

@@ -1,0 +1,137 @@
+"""Experiments on the page: each runs on the page's settings, and what a model cannot answer is refused in words."""
+
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from diffusers import DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.app import models, questions, runs, server, session, settings
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from tests.app.handlers import handler, of_page
+from tests.tiny import convnext_unet, unet_2d
+
+
+@pytest.fixture(scope="module")
+def offered():
+    unets = {"faces": convnext_unet(), "no labels": unet_2d(), "plain": unet_2d(attention=False)}
+    return {name: models.Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in unets.items()}
+
+
+@pytest.fixture(scope="module")
+def demo(offered):
+    limits = settings.Limits(confirm_seconds=600, max_seconds=600)
+    return server.build(offered, limits, steps=4, every=2, gradients=False)
+
+
+def asked(demo, **changes):
+    """The handler of the button, with some of its inputs changed by `elem_id`; and what it has told and shown."""
+    run, visitor, values = handler(demo, "experiment")
+    names = [c.elem_id for c in of_page(demo, "experiment").inputs]
+    for name, value in changes.items():
+        values[names.index(name.replace("_", "-"))] = value
+    *_, last = run(*values)
+    return visitor, {component.elem_id: value for component, value in last.items()}
+
+
+def test_the_result_is_that_of_the_page_s_settings(demo, offered, tmp_path):
+    visitor, shown = asked(demo, experiment="ssim-trajectory", experiment_seeds=2, seed=7, label=["Male"])
+    expected = EXPERIMENTS["ssim-trajectory"].run(offered["faces"].pipe, Sampling([0b0100], [7, 8], 4))
+    told = shown["experiment-status"]
+    for words in (
+        "Done: How much each step changes the image",
+        "Male",
+        "seeds 7 to 8",
+        "4 steps",
+        "control: the model's",
+    ):
+        assert words in told
+    archive = zipfile.ZipFile(shown["experiment-file"]["value"])
+    archive.extractall(tmp_path)
+    result = ExperimentResult.load(tmp_path / "ssim-trajectory")
+    np.testing.assert_array_equal(result.data["ssim"], expected.data["ssim"])
+    assert "How much each step changes the image" in (tmp_path / "report.html").read_text()
+    assert shown["experiment-plot"]["visible"]
+    visitor.close()
+
+
+def test_no_place_of_the_server_is_in_the_file(demo, offered, tmp_path):
+    offered["no labels"].pipe.register_to_config(_name_or_path="/secret/place")
+    visitor, shown = asked(demo, model="no labels", experiment="process", experiment_seeds=1, blocks=[])
+    archive = zipfile.ZipFile(shown["experiment-file"]["value"])
+    assert not any(b"/secret" in archive.read(name) or str(visitor.folder).encode() in archive.read(name)
+                   for name in archive.namelist())  # fmt: skip
+    visitor.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"experiment": "label-pairs"}, "not offered"),
+        ({"experiment": "../x"}, "not offered"),
+        ({"experiment": None}, "not offered"),
+        ({"experiment_seeds": 9}, "from 1 to 8"),
+        ({"experiment_seeds": 1.5}, "from 1 to 8"),
+        ({"experiment": "emergence", "experiment_seeds": 2}, "at least 3 seeds"),
+        ({"experiment": "label-divergence", "label": ["Male"], "experiment_to": ["Male"]}, "choose another one"),
+        ({"experiment": "label-divergence", "experiment_to": ["Hat"]}, "not offered"),
+        ({"experiment": "label-divergence", "model": "no labels", "blocks": []}, "compares two labels"),
+        ({"experiment": "layer-types", "model": "plain", "blocks": []}, "plain cannot answer this: Expected at least"),
+        ({"seed": 2**63 - 3}, "smaller noise seed"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_in_words(demo, changes, message):
+    _, shown = asked(demo, **changes)
+    assert set(shown) == {"experiment-status"}
+    assert message in shown["experiment-status"]
+
+
+@pytest.mark.parametrize("name", list(questions.offered()))
+def test_every_experiment_answers_and_has_its_words(offered, name):
+    model, entry = offered["faces"], EXPERIMENTS[name]
+    mask = '{"size": [16, 16], "runs": [100, 4, 152]}'
+    wanted = settings.Settings("faces", 1, 3, steps=6, switch_to=2, mask=mask)
+    question = questions.Question(name, entry.min_seeds, 1.0)
+    *states, result = runs.run_stream(question, model, questions.plain_settings(wanted), settings.Limits())
+    assert result.settings["seeds"] == list(range(3, 3 + entry.min_seeds))
+    assert result.settings["labels"] == [1, 2][: entry.labels]
+    assert result.plot().data
+    text = questions.words(entry)
+    assert "control" in text.lower()
+    assert entry.source in text
+
+
+def test_the_estimate_is_of_runs_and_of_the_region(monkeypatch):
+    plan = SimpleNamespace(sampling_seconds=10.0, steps=100)
+    entry = SimpleNamespace(runs=2.0, calls=3.0, region="eyes")
+    monkeypatch.setitem(questions.EXPERIMENTS, "process", entry)
+    wanted = settings.Settings(mask='{"size": [4, 4], "runs": [0, 5, 11]}')
+    # Three seeds of two runs of 100 calls, and of three calls for each of five pixels; 0.1 s a call.
+    assert questions.Question("process", 3).estimate(plan, wanted).seconds == pytest.approx(3 * (200 + 15) * 0.1)
+    entry.region = None
+    assert questions.Question("process", 3).estimate(plan, wanted).seconds == pytest.approx(60)
+
+
+def test_a_long_experiment_waits_for_a_second_press_and_a_longer_one_is_refused(offered):
+    limits = settings.Limits(confirm_seconds=0)
+    run, _, values = handler(server.build(offered, limits, steps=4, every=2, gradients=False), "experiment")
+    ((told,),) = (item.values() for item in run(*values))
+    assert "press the button again" in told
+    *_, last = run(*values)
+    assert any("Done" in str(value) for value in last.values())
+    limits = settings.Limits(max_seconds=0)
+    run, _, values = handler(server.build(offered, limits, steps=4, every=2, gradients=False), "experiment")
+    *_, last = run(*values)
+    assert "Stopped after 0 s" in str(last) or "at most 0 s are allowed" in str(last)
+
+
+def test_an_experiment_can_be_cancelled(demo):
+    run, visitor, values = handler(demo, "experiment")
+    items = run(*values)
+    next(items)
+    visitor.stop.set()
+    *_, last = items
+    assert "Cancelled" in str(last)
+    assert not session.Session().stop.is_set()
