@@ -1,9 +1,7 @@
 """The app as a server: what it is made of, where it computes, and how it is served."""
 
-import json
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,21 +17,20 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
 from diffusers_xai.app.api import Api  # noqa: E402
-from diffusers_xai.app.captions import caption  # noqa: E402
 from diffusers_xai.app.controls import Controls  # noqa: E402
 from diffusers_xai.app.events import Events  # noqa: E402
+from diffusers_xai.app.example import example  # noqa: E402
 from diffusers_xai.app.experiments import ExperimentTab  # noqa: E402
 from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
 from diffusers_xai.app.models import EMBEDDED, Model, load_models  # noqa: E402
-from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream, sample  # noqa: E402
+from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream  # noqa: E402
 from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
 from diffusers_xai.app.settings import Limits, Settings, SettingsError  # noqa: E402
 from diffusers_xai.app.showing import Showing  # noqa: E402
 from diffusers_xai.app.theme import CSS, HEAD, THEME  # noqa: E402
 from diffusers_xai.app.visitors import Visitors  # noqa: E402
 from diffusers_xai.app.workspace import workspace  # noqa: E402
-from diffusers_xai.measures import mask_to_runs  # noqa: E402
 
 
 GPU_SECONDS = 60.0  # of a visitor's daily quota, at most, for one run
@@ -89,7 +86,7 @@ def build(
     models: dict[str, Model],
     limits: Limits,
     folder: Path | None = None,
-    example: Callable[[], Result | None] = lambda: None,
+    shown: Result | None = None,
     **defaults: Any,
 ) -> App:
     """The app.
@@ -98,7 +95,7 @@ def build(
         models (`dict[str, Model]`): What visitors can choose from; they see the first one first.
         limits (`Limits`): What a visitor may ask for.
         folder (`Path`, *optional*): Where visitors' files lie; the system's place for them by default.
-        example (`Callable`): The result that a fresh page shows, or `None` while there is none.
+        shown (`Result`, *optional*): What a fresh page shows.
         defaults: Fields of `Settings`.
     """
     if "SPACES_ZERO_GPU" in os.environ:
@@ -111,7 +108,7 @@ def build(
     with gr.Blocks(title="How a diffusion model makes a face", delete_cache=(600, 3600)) as demo:
         c = build_layout(models, settings, limits, folder)
         controls = Controls(c, models, limits, **defaults)
-        showing = Showing(controls, example)
+        showing = Showing(controls, shown)
         Api(controls, stream, presence, parallel, folder).connect()  # first: its names are as they are documented
         controls.connect()
         events = Events(controls, stream, presence, parallel)
@@ -149,26 +146,6 @@ def _stream_of_gpu(models: dict[str, Model], limits: Limits) -> Callable[..., It
     return stream
 
 
-def example_of(model: Model, limits: Limits, **defaults: Any) -> Callable[[], Result | None]:
-    """A run with the settings that a fresh page has, made once for all visitors, in the background."""
-    made: list[Result] = []
-
-    def make() -> None:
-        settings = model.default(limits, **defaults)
-        settings = replace(settings, mask=json.dumps(mask_to_runs(model.default_mask(limits.max_mask_pixels))))
-        *_, profile = run_stream(sample, model, settings, limits)
-        made.append(Result(profile, settings, model.blocks, caption(settings, model), is_shared=True))
-
-    maker = threading.Thread(target=make, daemon=True)
-    maker.start()
-
-    def result() -> Result | None:
-        maker.join(timeout=120)
-        return made[0] if made else None
-
-    return result
-
-
 def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool = False) -> None:
     """Starts the server and stays until it is stopped.
 
@@ -185,7 +162,6 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     first = next(iter(models.values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # files are deleted then too
     with workspace() as folder:
-        example = example_of(first, limits) if first.name == EMBEDDED else lambda: None
-        app = build(models, limits, folder, example)
+        app = build(models, limits, folder, example(first, limits) if first.name == EMBEDDED else None)
         app.start(server_port=port, share=share)
         app.demo.block_thread()

@@ -1,6 +1,6 @@
 """What is seen of results: figures, their controls, comparisons, files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -28,17 +28,17 @@ class Showing:
 
     Args:
         controls (`Controls`): The settings.
-        example (`Callable`): The result that a fresh page shows, or `None` while there is none.
+        example (`Result`, *optional*): What a fresh page shows.
     """
 
-    def __init__(self, controls: Controls, example: Callable[[], Result | None]):
+    def __init__(self, controls: Controls, example: Result | None):
         self.c, self.controls, self.example = controls.c, controls, example
         self._drawn: dict[bool, dict[Any, Any]] = {}  # figures of the example by theme
 
     def begin(self, session: Session, dark: Any) -> dict[Any, Any]:
         """What a fresh page shows: the example."""
         session.dark = flag(dark, "dark")
-        result = self.example()
+        result = self.example
         if session.result is not None or result is None:
             return {self.c.pair_status: gr.skip()}
         session.result = result

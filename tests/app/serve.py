@@ -5,8 +5,9 @@ import sys
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
+from diffusers_xai.app.example import example
 from diffusers_xai.app.models import EMBEDDED, Model, load_models
-from diffusers_xai.app.server import build, example_of
+from diffusers_xai.app.server import build
 from diffusers_xai.app.settings import Limits
 from diffusers_xai.app.workspace import workspace
 from tests.tiny import unet_2d
@@ -21,7 +22,6 @@ if __name__ == "__main__":
     models = load_models()
     models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
     with workspace() as folder:
-        example = example_of(models[EMBEDDED], limits, steps=25, every=5)
-        app = build(models, limits, folder, example, steps=25, every=5)
+        app = build(models, limits, folder, example(models[EMBEDDED], limits), steps=25, every=5)
         app.start(server_name="127.0.0.1", server_port=int(sys.argv[1]))
         app.demo.block_thread()

@@ -1,0 +1,36 @@
+"""The example in the package: it is of the embedded model, and of the settings that a fresh page has."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from diffusers_xai.app import figures, models
+from diffusers_xai.app.example import FILE, example
+from diffusers_xai.app.reopened import settings_of
+from diffusers_xai.app.settings import Limits
+
+
+def test_the_example_is_small_and_of_the_embedded_model():
+    offered = models.load_models()
+    model = offered[models.EMBEDDED]
+    result = example(model, Limits())
+    profile = result.profile
+    assert FILE.stat().st_size < 2 * 2**20
+    assert result.nbytes == 0  # shared by all
+    assert settings_of(profile, offered, Limits()) == replace(result.settings, switch_to=0)  # nothing is switched
+
+    # The recorded x̂_0 is that of the weights in the package, to the rounding of half precision.
+    step = int(profile["samples"]["step"][-1])
+    state = torch.from_numpy(profile["samples"].sel(step=step).values)
+    scheduler = model.pipe.scheduler
+    scheduler.set_timesteps(result.settings.steps)
+    time = scheduler.timesteps[step]
+    with torch.no_grad():
+        noise = model.pipe.unet(state, time, class_labels=torch.tensor([result.settings.label])).sample
+    expected = scheduler.step(noise, time, state).pred_original_sample
+    np.testing.assert_allclose(profile["x0"].sel(step=step).values, expected.numpy(), atol=0.02)
+
+    shown = figures.overview(result, dark=False)
+    empty = {name for name, update in shown.items() if not update["visible"]}
+    assert empty == {"weights_plot"}  # linear attention has none
