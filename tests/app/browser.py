@@ -9,6 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from playwright.sync_api import expect
+
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
@@ -17,6 +19,7 @@ ARGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 WAIT = 180_000  # ms, for a machine that is busy with other things
+expect.set_options(timeout=WAIT)
 
 
 def free_port():
@@ -80,6 +83,11 @@ def sample(page, expected="Done:"):
     """Samples anew, and waits until the new result is shown."""
     watch(page, "#status")
     page.click("#sample")
+    wait_for_result(page, expected)
+
+
+def wait_for_result(page, expected="Done:"):
+    """After `watch(page, "#status")` and a start: until the new result is shown."""
     page.wait_for_function("told.some(text => !text.includes('Done:'))")
     page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
     page.wait_for_function(

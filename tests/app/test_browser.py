@@ -8,8 +8,20 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
-from tests.app.browser import Server, opened, pixels, sample, status, tab, volume_titles, wait_for_plots
+from tests.app.browser import (
+    Server,
+    opened,
+    pixels,
+    sample,
+    status,
+    tab,
+    volume_titles,
+    wait_for_plots,
+    wait_for_result,
+    watch,
+)
 
 
 pytestmark = [pytest.mark.browser]
@@ -90,15 +102,14 @@ def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):
     assert len(before) == 3
     page.click("#mask-panel > button")
     canvas = page.locator("#mask canvas").first
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
+    canvas.hover()  # which waits until it no longer moves
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 15, y)
     page.mouse.down()
     page.mouse.move(x + 15, y, steps=6)
     page.mouse.up()
-    page.wait_for_timeout(800)
+    expect(page.locator("#stale")).to_contain_text("have changed since")
     sample(page)
     assert volume_titles(page) != before
 
@@ -121,8 +132,10 @@ def test_it_works_by_keyboard_alone(page):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.id") == "sample":
             break
+    watch(page, "#status")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('seed 7,')")
+    wait_for_result(page)
+    assert "seed 7," in status(page)
 
 
 def test_a_link_restores_the_settings_and_a_bad_one_is_told(page, server):
@@ -172,7 +185,8 @@ def test_two_sessions_do_not_see_each_other(browser, server):
     assert pixels(pages[0]) != pixels(pages[1])
     tab(pages[1], "Compare")
     pages[0].click("#keep")
-    pages[0].wait_for_timeout(1000)
+    tab(pages[0], "Compare")
+    expect(pages[0].locator("#pair-status")).to_contain_text("Kept run")
     assert "No run is kept yet" in pages[1].inner_text("body")
 
 
@@ -192,7 +206,7 @@ def test_cancel_ends_a_run_and_leaves_the_run_before(page):
 def test_a_value_that_cannot_be_is_told_under_the_button(page):
     page.fill("#seed input", "1.5")
     page.click("#sample")
-    page.wait_for_function("document.querySelector('#status').innerText.includes('expected a whole number')")
+    expect(page.locator("#status")).to_contain_text("expected a whole number")
 
 
 def test_files_outside_are_refused(server):
@@ -212,5 +226,4 @@ def test_a_server_that_dies_in_mid_run_is_told(browser):
         page.wait_for_function("document.querySelector('#status').innerText.includes('step ')")
     finally:
         server.stop()
-    page.wait_for_selector("text=/connection|server/i >> visible=true")
-    page.wait_for_function("/connection.*(lost|error)|lost/i.test(document.body.innerText)")
+    expect(page.locator("body")).to_contain_text(re.compile("connection.*(lost|error)|lost", re.IGNORECASE))

@@ -4,6 +4,7 @@ import re
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.app.browser import opened, pixels, sample, status, tab, wait_for_plots
 
@@ -15,17 +16,18 @@ EMBEDDED, NO_LABELS, CLASSES = "lfw-32 (in the package)", "no labels", "ten clas
 def choose(page, name):
     page.click("#model input")
     page.click(f"[role=option]:has-text('{name}')")
-    page.wait_for_function("name => document.querySelector('#status').innerText.includes(name)", arg=name)
-    page.wait_for_timeout(500)
+    expect(page.locator("#status")).to_contain_text(name)
+    expect(page.locator("#label-class" if name == CLASSES else "#label")).to_be_visible(visible=name != NO_LABELS)
 
 
 def open_panel(page, name):
     page.click(f"#{name} > button")
-    page.wait_for_timeout(300)
+    expect(page.locator(f"#{name} > button")).to_have_class(re.compile(r"\bopen\b"))
 
 
-def visible_slots(page):
-    return [page.inner_text(f"#slot-{i} [data-testid=block-info]") for i in range(6) if page.is_visible(f"#slot-{i}")]
+def expect_slots(page, *blocks):
+    shown = page.locator("[id^=slot-] [data-testid=block-info]:visible")
+    expect(shown).to_have_text([f"Layer of {block}" for block in blocks])
 
 
 def test_a_model_without_labels_hides_what_needs_them_and_samples(page):
@@ -65,19 +67,15 @@ def test_a_model_without_attention_says_so_and_its_class_is_a_number(page):
 
 def test_slots_follow_the_chosen_blocks_and_keep_their_layers(page):
     open_panel(page, "blocks-panel")
-    assert visible_slots(page) == ["Layer of downs.0", "Layer of downs.2", "Layer of mid", "Layer of ups.2"]
+    expect_slots(page, "downs.0", "downs.2", "mid", "ups.2")
     page.click("#slot-1 input")
     page.click("[role=option]:text-is('downs.2.0')")
     page.click("#blocks label:has-text('downs.0')")
-    page.wait_for_function("document.querySelector('#slot-0').innerText.includes('downs.2')")
-    page.wait_for_timeout(500)
-    assert visible_slots(page) == ["Layer of downs.2", "Layer of mid", "Layer of ups.2"]
-    assert page.input_value("#slot-0 input") == "downs.2.0"
+    expect_slots(page, "downs.2", "mid", "ups.2")
+    expect(page.locator("#slot-0 input")).to_have_value("downs.2.0")
     page.click("#blocks label:has-text('downs.1')")
-    page.wait_for_function("document.querySelector('#slot-0').innerText.includes('downs.1')")
-    page.wait_for_timeout(500)
-    assert visible_slots(page) == ["Layer of downs.1", "Layer of downs.2", "Layer of mid", "Layer of ups.2"]
-    assert page.input_value("#slot-1 input") == "downs.2.0"
+    expect_slots(page, "downs.1", "downs.2", "mid", "ups.2")
+    expect(page.locator("#slot-1 input")).to_have_value("downs.2.0")
     sample(page)
     wait_for_plots(page, 6)
     labels = "\n".join(page.locator(".js-plotly-plot:visible text").all_text_contents())
@@ -128,7 +126,8 @@ def test_a_link_restores_every_setting(page, server):
     }  # fmt: skip
     opened(page, f"{server.url}?{urlencode(settings)}")
     page.wait_for_function("document.querySelector('#status').innerText.includes('from the link')")
-    page.wait_for_timeout(500)
+    expect(page.locator("#seed input")).to_have_value("5")
+    expect(page.locator("#switch input")).to_be_checked()
     open_panel(page, "share-panel")
     page.click("#make-link")
     page.wait_for_function("(document.querySelector('#link textarea, #link input').value || '').startsWith('http')")

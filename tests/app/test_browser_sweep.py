@@ -4,6 +4,7 @@ import re
 import zipfile
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.app.browser import opened, sample, tab, watch
 
@@ -46,7 +47,7 @@ def test_a_switch_to_the_same_label_is_refused(page):
     for name in ("Male", "Wearing_Lipstick"):
         page.click(f"#sweep-to label:has-text('{name}')")
     page.click("#sweep")
-    page.wait_for_selector("text=Choose another label to switch to")
+    expect(page.get_by_text("Choose another label to switch to")).to_be_visible()
 
 
 def test_a_phone_shows_all_images_of_the_sweep(browser, server):
@@ -54,11 +55,11 @@ def test_a_phone_shows_all_images_of_the_sweep(browser, server):
     page = opened(context.new_page(), server.url)
     tab(page, "Switch")  # all tabs are seen on a phone, none in a menu
     page.click("#sweep")
-    page.wait_for_selector("#sweep-images img")
-    page.wait_for_timeout(1000)
-    boxes = [image.bounding_box() for image in page.locator("#sweep-images .thumbnail-item").all()]
+    images = page.locator("#sweep-images .thumbnail-item")
+    expect(images).to_have_count(11)
+    images.last.hover()  # which waits until it no longer moves
+    boxes = [image.bounding_box() for image in images.all()]
     frame = page.locator("#sweep-images").bounding_box()
-    assert len(boxes) == 11
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
     assert all(box["y"] + box["height"] <= frame["y"] + frame["height"] for box in boxes)
     context.close()

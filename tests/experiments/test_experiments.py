@@ -415,7 +415,9 @@ def test_networks_of_diffusers_without_labels():
     pipe.set_progress_bar_config(disable=True)
     for name, experiment in EXPERIMENTS.items():
         if experiment.labels == 1 and experiment.needs is None:
-            run(name, pipe, seeds=[1, 2, 3], steps=5)
+            result = run(name, pipe, seeds=[1, 2, 3], steps=5)
+            assert result.settings["seeds"] == [1, 2, 3]
+            assert [key for key, values in result.data.items() if not np.isfinite(values).any()] == []
 
 
 def test_localisation_without_attention():
