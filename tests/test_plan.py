@@ -19,8 +19,7 @@ from diffusers_xai import (
     XAIPipeline,
     record,
 )
-from tests.test_recorder import state_of
-from tests.tiny import PIPELINES, make_pipeline, unet_2d
+from tests.tiny import PIPELINES, make_pipeline, state_of, unet_2d
 
 
 MASK = np.zeros((16, 16), bool)

@@ -9,9 +9,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import (
     CacheMixin,
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
 )
@@ -19,16 +16,9 @@ from diffusers.hooks import FirstBlockCacheConfig
 from skimage.metrics import structural_similarity
 
 from diffusers_xai import Activations, AttentionOutputs, ConvNextUNet2DModel, Samples, record
-from tests.tiny import make_pipeline
+from tests.tiny import PIPELINES, SCHEDULERS, make_pipeline, state_of
 
 
-PIPELINES = ["xai", "ddpm", "ddim", "stable_diffusion"]
-SCHEDULERS = {
-    "ddpm": DDPMScheduler,
-    "ddim": DDIMScheduler,
-    "dpm": DPMSolverMultistepScheduler,
-    "heun": HeunDiscreteScheduler,
-}
 SPECS = [Samples(), Activations(layers=["down_blocks.*", "mid_block"]), AttentionOutputs(every=2)]
 
 each_pipeline = pytest.mark.parametrize("name", PIPELINES)
@@ -44,17 +34,6 @@ def combinations():
             if name == "ddim" and scheduler != "ddim":  # its constructor turns every scheduler into DDIM
                 continue
             yield name, scheduler
-
-
-def state_of(pipe):
-    """Everything that a tap could have left behind."""
-    hooks = {
-        path: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), sorted(vars(m)))
-        for path, m in pipe.unet.named_modules()
-    }
-    processors = {path: id(p) for path, p in getattr(pipe.unet, "attn_processors", {}).items()}
-    gradients = [(p.requires_grad, p.grad is None) for p in pipe.unet.parameters()]
-    return hooks, processors, "step" in vars(pipe.scheduler), torch.is_grad_enabled(), gradients
 
 
 @pytest.mark.parametrize(("name", "scheduler"), list(combinations()))

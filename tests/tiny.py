@@ -9,12 +9,23 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
 )
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
+
+
+PIPELINES = ["xai", "ddpm", "ddim", "stable_diffusion"]
+SCHEDULERS = {
+    "ddpm": DDPMScheduler,
+    "ddim": DDIMScheduler,
+    "dpm": DPMSolverMultistepScheduler,
+    "heun": HeunDiscreteScheduler,
+}
 
 
 def convnext_unet(**config):
@@ -111,3 +122,14 @@ def make_pipeline(name, scheduler=None):
         return pipe(output_type="np", **arguments)
 
     return pipe, sample
+
+
+def state_of(pipe):
+    """Everything that a tap could have left behind."""
+    hooks = {
+        path: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), sorted(vars(m)))
+        for path, m in pipe.unet.named_modules()
+    }
+    processors = {path: id(p) for path, p in getattr(pipe.unet, "attn_processors", {}).items()}
+    gradients = [(p.requires_grad, p.grad is None) for p in pipe.unet.parameters()]
+    return hooks, processors, "step" in vars(pipe.scheduler), torch.is_grad_enabled(), gradients

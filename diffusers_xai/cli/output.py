@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from diffusers_xai.cli.base import CommandError
+from diffusers_xai.profile.repr import format_size
 
 
 _REPORT_BYTES = 12e6
@@ -59,7 +60,7 @@ def check_disk(out: Path, expected: float, what: str = "profile") -> None:
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
     needed = expected + _REPORT_BYTES
     if free < needed:
-        raise CommandError(f"the disk of {out} has {free / 1e6:.0f} MB free, the {what} takes {needed / 1e6:.0f} MB")
+        raise CommandError(f"the disk of {out} has {format_size(free)} free, the {what} takes {format_size(needed)}")
 
 
 @contextmanager

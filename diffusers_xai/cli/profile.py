@@ -114,10 +114,11 @@ def run(args: argparse.Namespace) -> None:
     request = ProfileRequest.from_args(args)
     from diffusers_xai.cli.pipelines import quiet_libraries
     from diffusers_xai.cli.profile_run import make_profile
+    from diffusers_xai.profile.repr import format_size
 
     with quiet_libraries(unless=args.debug):
         facts = make_profile(request, args.console)
-    text = f"Profile: {facts['profile']} ({facts['bytes'] / 1e6:.0f} MB)\nReport:  {facts['report']}"
+    text = f"Profile: {facts['profile']} ({format_size(facts['bytes'])})\nReport:  {facts['report']}"
     args.console.result(text, facts)
 
 

@@ -38,13 +38,17 @@ def run(args: argparse.Namespace) -> None:
     from diffusers_xai.cli.pipelines import quiet_libraries
     from diffusers_xai.hub.cards import read_facts
     from diffusers_xai.hub.transfer import check_push
+    from diffusers_xai.measures.pictures import open_picture
     from diffusers_xai.pipelines import XAIPipeline
 
     if not (args.checkpoint / "model_index.json").is_file():
         raise CommandError(f"no checkpoint at {args.checkpoint}: expected a folder with model_index.json")
     read_facts(args.checkpoint)
     if args.sample_grid is not None:
-        _check_picture(args.sample_grid)
+        try:
+            open_picture(args.sample_grid)
+        except OSError as error:
+            raise CommandError(f"--sample-grid {args.sample_grid}: cannot be read as an image: {error}") from error
     check_push(args.repo)  # before samples are drawn
     with quiet_libraries(unless=args.debug):
         pipe = XAIPipeline.from_pretrained(str(args.checkpoint))
@@ -63,13 +67,3 @@ def run(args: argparse.Namespace) -> None:
 def kept(args: argparse.Namespace) -> str:
     """What an interruption leaves."""
     return f"{args.repo} has the whole upload or, most likely, nothing of it"
-
-
-def _check_picture(file: Any) -> None:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            image.verify()
-    except Exception as error:  # Pillow's decoders raise nearly any type for a broken file
-        raise CommandError(f"--sample-grid {file}: cannot be read as an image: {error}") from error

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from diffusers_xai.experiments.base import ExperimentResult
+from diffusers_xai.profile.selection import nearest
 
 
 # The experiments that the claims are read from.
@@ -88,7 +89,7 @@ class _Source:
 
 def at(array: xr.DataArray, t: float) -> xr.DataArray:
     """The value at the recorded step whose t is nearest."""
-    return array.isel(step=int(np.abs(array["timestep"].values - t).argmin()))
+    return array.isel(step=nearest(array["timestep"].values, t))
 
 
 def _between(array: xr.DataArray, high: float, low: float) -> xr.DataArray:
@@ -254,7 +255,7 @@ def _level(layer: str) -> tuple[str, int]:
 
 def _predetermination(results: Mapping[str, ExperimentResult]) -> list[Claim]:
     data = results["predetermination"].data
-    half = int(np.abs(data["share"].values - 0.5).argmin())
+    half = nearest(data["share"].values, 0.5)
     return [
         _Source("predetermination", data, "two Gaussians").claim(
             "After half of the process a label switch changes little.",

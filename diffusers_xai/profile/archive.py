@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from diffusers_xai.profile.atomic import replacing
 from diffusers_xai.profile.diffusion_profile import DiffusionProfile
+from diffusers_xai.profile.repr import format_size
 
 
 MAX_BYTES, MAX_MEMBERS = 256 * 2**20, 2000
@@ -85,7 +86,7 @@ def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
             raise ValueError(f"Expected files, got the link {member.filename!r}")
     total = sum(member.file_size for member in members)
     if total > max_bytes:
-        raise ValueError(f"Expected at most {max_bytes / 2**20:.0f} MB when unpacked, got {total / 2**20:.0f} MB")
+        raise ValueError(f"Expected at most {format_size(max_bytes)} when unpacked, got {format_size(total)}")
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:

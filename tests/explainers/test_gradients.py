@@ -14,9 +14,9 @@ from diffusers_xai import (
     GradientMaps,
     GradientVolume,
     Samples,
-    XAIPipeline,
     record,
 )
+from tests.explainers.gradients import make, run
 from tests.reference import article_unet, pixel_loop
 from tests.tiny import convnext_unet, make_pipeline, unet_2d
 
@@ -28,18 +28,6 @@ SCHEDULERS = {
     "dpm": DPMSolverMultistepScheduler,
     "heun": HeunDiscreteScheduler,
 }
-
-
-def make(unet=None, scheduler=None):
-    pipe = XAIPipeline(unet or convnext_unet(), scheduler or DDPMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def run(pipe, specs, label=5, steps=3, **kwargs):
-    generator = torch.Generator().manual_seed(0)
-    labels = {} if label is None else {"class_labels": label}
-    return pipe(num_inference_steps=steps, generator=generator, record=specs, output_type="np", **labels, **kwargs)
 
 
 def ddpm_mean(pipe, x, t, previous_t, model_output):
@@ -213,53 +201,6 @@ def test_volume_of_the_noise_in_any_pipeline(name):
     np.testing.assert_allclose(volume.values[0], expected, rtol=1e-4, atol=1e-5 * abs(expected).max())
 
 
-@pytest.mark.parametrize("chunk_size", [1, 3, 100])
-def test_every_chunk_size_gives_the_same_volume(chunk_size):
-    pipe = make()
-    pixels = [(i, 2 * i) for i in range(7)]
-    arguments = {"steps": 3, "guidance_scale": 2.0, "batch_size": 2}
-    expected = run(pipe, [GradientVolume(pixels=pixels, steps=1, chunk_size=1)], **arguments).profile
-    profile = run(pipe, [GradientVolume(pixels=pixels, steps=1, chunk_size=chunk_size)], **arguments).profile
-    for name in ("gradient_volume", "label_sensitivity"):
-        np.testing.assert_allclose(profile[name].values, expected[name].values, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [GradientVolume, GradientEnergy])
-def test_passes_side_by_side_give_the_same_gradients(kind):
-    pipe, threads = make(), torch.get_num_threads()
-    spec = kind(pixels=[(i % 16, i // 16) for i in range(40)], steps=1)
-    profiles = []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            profiles.append(run(pipe, [spec]).profile)
-            assert torch.get_num_threads() == count
-    finally:
-        torch.set_num_threads(threads)
-    for name in profiles[0]:
-        np.testing.assert_allclose(profiles[1][name].values, profiles[0][name].values, rtol=1e-4, atol=1e-6)
-
-
-def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
-    pipe = make()
-    pixels = [(i, 2 * i) for i in range(7)]
-    expected = run(pipe, [GradientVolume(pixels=pixels, steps=1, chunk_size=1)]).profile["gradient_volume"]
-    rows = []
-    original = torch.autograd.grad
-
-    def grad(outputs, *args, **kwargs):
-        rows.append(outputs.shape[0])
-        if outputs.shape[0] > 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return original(outputs, *args, **kwargs)
-
-    monkeypatch.setattr(torch.autograd, "grad", grad)
-    profile = run(pipe, [GradientVolume(pixels=pixels, steps=1, chunk_size=8)]).profile
-    assert sorted(set(rows)) == [1, 3, 7]
-    assert rows.count(1) == 7
-    np.testing.assert_allclose(profile["gradient_volume"].values, expected.values, rtol=1e-4, atol=1e-6)
-
-
 def test_gradients_leave_the_run_and_the_parameters_alone():
     pipe = make()
     parameter = next(pipe.unet.parameters())
@@ -288,54 +229,6 @@ def test_gradients_work_under_inference_mode():
     with torch.inference_mode():
         profile = run(pipe, [GradientVolume(pixels=PIXELS)]).profile
     np.testing.assert_allclose(profile["gradient_volume"].values, expected.values, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_gradient_maps_equal_the_sum_over_pixels(guidance_scale):
-    """g_l of the masked sum, by a directional derivative: the mean for a nudged activation."""
-    pipe = make(convnext_unet().double())
-    mask = np.zeros((16, 16), bool)
-    mask[2:5, 8:12] = True
-    layers = ["downs.0.2.fn", "down_blocks.1", "mid_attn", "time_mlp"]
-    aliases = pipe.unet.layer_aliases
-    specs = [Samples(measures=()), GradientMaps(layers=layers, mask=mask, steps=0)]
-    arguments = {"steps": 3, "guidance_scale": guidance_scale}
-    profile = run(pipe, specs, **arguments).profile
-    for layer in layers:
-        path = aliases.get(layer, layer)
-        gradient = profile[f"gradient_maps/{path}"].sel(step=0)
-        module = dict(pipe.unet.named_modules())[path]
-        shape = gradient.shape[1:] if guidance_scale == 1 else gradient.shape[2:]
-        rows = 1 if guidance_scale == 1 else 2
-        direction = torch.randn(rows, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        sums = []
-        for sign in (1, -1):
-            done = []
-
-            def nudge(m, args, out, sign=sign, done=done, direction=direction):
-                if done:  # the first step only
-                    return None
-                done.append(1)
-                hidden = out[0] if isinstance(out, tuple) else out
-                nudged = hidden + sign * 1e-5 * direction
-                if isinstance(out, tuple):
-                    return nudged, tuple(nudged if skip is hidden else skip for skip in out[1])
-                return nudged
-
-            handle = module.register_forward_hook(nudge)
-            second_state = run(pipe, [Samples(measures=())], **arguments).profile["samples"].sel(step=1)
-            handle.remove()
-            sums.append(second_state.values[0].sum(0)[mask].sum())
-        expected = (sums[0] - sums[1]) / 2e-5
-        values = gradient.values[0] if guidance_scale > 1 else gradient.values
-        assert (values * direction.numpy()).sum() == pytest.approx(expected, rel=1e-4)
-
-
-def test_max_channel_works_on_gradient_maps():
-    profile = run(make(), [GradientMaps(layers="mid_attn.fn", steps=0)]).profile
-    path = "gradient_maps/mid_block.attentions.0.attn"
-    expected = profile[path].values[0, 0].sum((1, 2)).argmax()
-    assert profile.max_channel("gradient_maps/mid_attn.fn", step=0) == expected
 
 
 @pytest.mark.parametrize("of", ["step", "noise"])

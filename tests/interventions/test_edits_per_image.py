@@ -6,8 +6,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusers_xai import Activations, ChannelAblation, LabelSwitch, Samples, XAIPipeline, record
-from tests.test_recorder import SCHEDULERS, state_of
-from tests.tiny import convnext_unet, make_pipeline
+from tests.tiny import SCHEDULERS, convnext_unet, make_pipeline, state_of
 
 
 VARIANTS = [

@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers_xai import LabelSwitch, Samples, XAIPipeline, record
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.recording.clock import Run
-from tests.test_recorder import SCHEDULERS, state_of
-from tests.tiny import convnext_unet, make_pipeline, unet_2d
+from tests.tiny import SCHEDULERS, convnext_unet, make_pipeline, state_of, unet_2d
 
 
 STEPS = 4

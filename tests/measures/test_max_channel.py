@@ -3,25 +3,11 @@ import pytest
 import torch
 
 from diffusers_xai.measures import channel_sums, max_channel, resize_mask, top_channels
+from tests.reference.bilinear import bilinear
 
 
 def activation(shape=(3, 6, 4, 5), seed=0):
     return np.random.default_rng(seed).normal(size=shape)
-
-
-def bilinear(mask, height, width):
-    """Bilinear interpolation with half-pixel centres and clamped borders, in plain numpy."""
-
-    def weights(source, target):
-        matrix = np.zeros((target, source))
-        for i in range(target):
-            x = max((i + 0.5) * source / target - 0.5, 0)
-            low = min(int(x), source - 1)
-            matrix[i, low] += 1 - (x - low)
-            matrix[i, min(low + 1, source - 1)] += x - low
-        return matrix
-
-    return weights(mask.shape[0], height) @ mask.astype(float) @ weights(mask.shape[1], width).T
 
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 6), (2, 3), (16, 24), (5, 7), (1, 1)])

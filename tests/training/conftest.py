@@ -1,34 +1,11 @@
-import io
 import json
 
 import datasets
-import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
 
-
-_KINDS = {bool: "bool", np.bool_: "bool", str: "string"}
-ATTRIBUTES = ("Bangs", "Male", "Smiling", "Wearing_Lipstick")
-
-
-def write_parquet(path, rows, seed=0, size=20, **columns):
-    """Random pictures, `size` x `size`, with attribute columns (random unless given)."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(rows):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(buffer, "PNG")
-        images.append({"bytes": buffer.getvalue(), "path": None})
-    table = {"image": images} | {name: list(rng.random(rows) < 0.5) for name in ATTRIBUTES} | columns
-    features = {"image": datasets.Image()} | {
-        name: datasets.Value(_KINDS.get(type(values[0]), "float32"))
-        for name, values in table.items()
-        if name != "image"
-    }
-    datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(path)
-    return str(path)
+from tests.training.small_runs import write_parquet
 
 
 @pytest.fixture(autouse=True)

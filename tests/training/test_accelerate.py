@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
-from tests.training.test_train import all_tensors, run
+from tests.training.small_runs import all_tensors, run
 from training.train import main
 
 

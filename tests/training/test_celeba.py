@@ -16,9 +16,7 @@ from diffusers_xai import XAIPipeline
 from diffusers_xai.cli.requests import parse_label
 from tests.reference.local_hub import LocalHub
 from tests.training.celeba_folders import grey_and_label, official_folder, picture
-from tests.training.conftest import ATTRIBUTES, write_parquet
-from tests.training.test_data import make_config
-from tests.training.test_train import run
+from tests.training.small_runs import ATTRIBUTES, make_config, run, write_parquet
 from training.celeba import CELEBA_ATTRIBUTES, attribute_values, open_splits
 from training.data import load_splits
 from training.describe import attribute_correlation, label_counts, label_figure

@@ -6,13 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.conftest import ATTRIBUTES, write_parquet
-from training.config import TrainingConfig
+from tests.training.small_runs import ATTRIBUTES, make_config, write_parquet
 from training.data import load_splits
-
-
-def make_config(settings, **changes):
-    return TrainingConfig(**{**settings, **changes})
 
 
 def test_labels_are_the_bits_of_the_attributes(settings, tmp_path):

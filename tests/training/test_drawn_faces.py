@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.test_data import make_config
+from tests.training.small_runs import make_config
 from training.data import load_splits
 from training.drawn_faces import contact_sheet, drawn_faces, main
 from training.face_drawing import ATTRIBUTES, PARTS, caption, draw_face, random_face

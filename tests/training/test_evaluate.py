@@ -14,8 +14,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_xai import XAIPipeline
 from tests.tiny import convnext_unet
-from tests.training.conftest import ATTRIBUTES, write_parquet
 from tests.training.graph_models import write_judge_models
+from tests.training.small_runs import ATTRIBUTES, write_parquet
 from training.attribute_classifier import label_bits
 from training.batches import step_generator
 from training.config import TrainingConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_train import all_tensors, run
+from tests.training.small_runs import all_tensors, run
 from training.checkpoint import list_checkpoints, save_checkpoint
 from training.log import read_log
 from training.trainer import Trainer

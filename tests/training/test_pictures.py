@@ -6,8 +6,7 @@ from PIL import Image, ImageCms
 
 from diffusers_xai.measures.pictures import open_picture
 from tests.training.celeba_folders import official_folder
-from tests.training.conftest import ATTRIBUTES
-from tests.training.test_data import make_config
+from tests.training.small_runs import ATTRIBUTES, make_config
 from training.data import load_splits
 from training.pictures import as_rgb, square
 

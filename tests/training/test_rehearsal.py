@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from tests.training.conftest import write_parquet
-from tests.training.test_train import run
+from tests.training.small_runs import run, write_parquet
 from training import train
 from training.checkpoint import load_checkpoint
 from training.config import FIXED_SETTINGS, load_config

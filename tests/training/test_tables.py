@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.training.celeba_folders import grey_and_label, picture
-from tests.training.test_data import make_config
+from tests.training.small_runs import make_config
 from training.celeba import attribute_values, open_splits
 from training.data import load_splits
 from training.tables import as_number, read_table

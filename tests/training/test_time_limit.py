@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from tests.training.test_train import all_tensors, run
+from tests.training.small_runs import all_tensors, run
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.log import read_log
 from training.schedule import TimeLimit

@@ -5,7 +5,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
@@ -13,20 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
 from diffusers_xai.hub.cards import read_facts
-from tests.training.conftest import ATTRIBUTES, write_parquet
+from tests.training.small_runs import ATTRIBUTES, all_tensors, run, write_parquet
 from training.checkpoint import list_checkpoints
 from training.config import load_config
 from training.train import main
-
-
-def run(config_file, data, output, *more):
-    AcceleratorState._reset_state(reset_partial_state=True)  # as in a new process
-    return main(["--config", config_file, "--data", data, "--output", str(output), *more])
-
-
-def all_tensors(run_folder):
-    last = list_checkpoints(run_folder)[-1]
-    return last.name, {f"{f.stem}/{k}": t for f in sorted(last.glob("*.safetensors")) for k, t in load_file(f).items()}
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "gradient_accumulation_steps": 2}])

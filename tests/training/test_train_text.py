@@ -7,7 +7,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
-from tests.training.conftest import write_parquet
+from tests.training.small_runs import write_parquet
 from training.caption_model import build_tokenizer, tokenize
 from training.card import write_captioned_card
 from training.checkpoint import list_checkpoints
