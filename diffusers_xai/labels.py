@@ -33,7 +33,9 @@ def encode_label(
     """
     if isinstance(label, Mapping):
         if not attributes:
-            raise ValueError("This model's labels have no attribute names: pass integers as `class_labels`.")
+            raise ValueError(
+                "Expected `class_labels` as integers, got a dict: this model's labels have no attribute names."
+            )
         for name in label:
             if name not in attributes:
                 nearest = difflib.get_close_matches(str(name), attributes, n=1)
@@ -104,12 +106,11 @@ def labels_of_images(
     num_classes, null_label = config.get("num_class_embeds"), config.get("null_class_label")
     if guidance_scale != 1.0 and (num_classes is None or null_label is None):
         raise ValueError(
-            f"`guidance_scale={guidance_scale}` needs a model that was trained with a null label; this"
-            f" {network} has none. Leave it at 1.0."
+            f"Expected `guidance_scale=1.0`, got {guidance_scale}: this {network} was trained without a null label."
         )
     if num_classes is None:
         if class_labels is not None:
-            raise ValueError(f"This {network} is unconditional: `class_labels` must be None.")
+            raise ValueError(f"Expected no `class_labels`, got {class_labels!r}: this {network} is unconditional.")
         return [None] * (batch_size or 1)
     attributes = config.get("class_attributes")
     if class_labels is None:

@@ -128,7 +128,7 @@ def test_a_plan_prints_as_a_table():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"record": [Activations(layers="downs.7.3")]}, KeyError, "matches 'downs.7.3'"),
+        ({"record": [Activations(layers="downs.7.3")]}, KeyError, "got 'downs.7.3'"),
         ({"record": [Samples(steps=9)], "num_inference_steps": 4}, ValueError, "the run has 4 steps"),
         ({"num_inference_steps": 0}, ValueError, r"in 1\.\.1000"),
         ({"edits": [3]}, TypeError, "got 3"),
@@ -194,7 +194,7 @@ def test_max_bytes_names_the_largest_and_what_would_fit(tmp_path):
 @pytest.mark.parametrize(
     ("edits", "error", "message"),
     [
-        ([ChannelAblation("downs.9.3", channels=0)], KeyError, "matches 'downs.9.3'"),
+        ([ChannelAblation("downs.9.3", channels=0)], KeyError, "got 'downs.9.3'"),
         ([ChannelAblation("downs.0.3", channels=99)], ValueError, r"in 0..7, got \[99\]"),
         ([ChannelAblation("downs.1.3", channels=0, mask=np.ones((8, 8), bool))], ValueError, r"got \(8, 8\)"),
         ([ChannelAblation("downs.1.3", channels=0, steps=20)], ValueError, r"within 0\.\.9"),

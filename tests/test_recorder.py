@@ -239,7 +239,7 @@ def test_requests_that_match_nothing_are_refused_before_the_first_forward():
     forwards = []
     pipe.unet.conv_in.register_forward_hook(lambda *args: forwards.append(1))
     for specs, error, message in [
-        ([Activations(layers="downs.7.3")], KeyError, r"matches 'downs.7.3'; nearest: .*downs\.1\.3"),
+        ([Activations(layers="downs.7.3")], KeyError, r"got 'downs.7.3'; nearest: .*downs\.1\.3"),
         ([Samples(steps=[2, 9])], ValueError, r"0\.\.3 .* got \[9\]; the run has 4 steps"),
         ([AttentionOutputs(timesteps=[-5])], ValueError, r"within 0..1000, got \[-5\]"),
         (["samples"], TypeError, "got 'samples'"),

@@ -51,7 +51,7 @@ def overlap(maps: np.ndarray, masks: np.ndarray, order: np.ndarray) -> Overlap:
     if images < 3 or not 0 < count < masks.size:
         raise ValueError(
             f"Expected masks of at least three images that are neither empty nor everywhere, got {count} of"
-            f" {masks.size} pixels in {images} images"
+            f" {masks.size} pixels in {images} images."
         )
     values = np.ascontiguousarray(maps.swapaxes(0, 1)).reshape(units, images, -1)
     flat = values.reshape(units, -1)

@@ -27,7 +27,7 @@ def predetermination_index(ssim: xr.DataArray, threshold: float = 0.9) -> xr.Dat
     """
     shares = np.asarray(ssim["share"].values, dtype=np.float64)
     if (np.diff(shares) <= 0).any() or not shares[0] >= 0 or not shares[-1] < 1:
-        raise ValueError(f"Expected shares that increase within [0, 1), got {shares.tolist()}")
+        raise ValueError(f"Expected shares that increase within [0, 1), got {shares.tolist()}.")
     shares = np.append(shares, 1.0)
 
     def crossing(values: np.ndarray) -> float:

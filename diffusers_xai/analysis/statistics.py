@@ -55,9 +55,9 @@ def mean_interval(
     values = np.moveaxis(np.asarray(values, dtype=np.float64), axis, -1)
     count = values.shape[-1]
     if count == 0:
-        raise ValueError("Expected at least one value to average, got none")
+        raise ValueError("Expected at least one value to average, got none.")
     if method not in INTERVALS:
-        raise ValueError(f"Expected method in {INTERVALS}, got {method!r}")
+        raise ValueError(f"Expected method in {INTERVALS}, got {method!r}.")
     _check_confidence(confidence)
     mean = values.mean(-1)
     if count == 1:
@@ -98,7 +98,7 @@ def share_interval(successes: int, total: int, *, confidence: float = 0.95) -> t
         ValueError: If `successes` is not in 0..`total`, there is no trial, or `confidence` is not in (0, 1).
     """
     if total < 1 or not 0 <= successes <= total:
-        raise ValueError(f"Expected a count out of at least one trial, got {successes} out of {total}")
+        raise ValueError(f"Expected a count out of at least one trial, got {successes} out of {total}.")
     _check_confidence(confidence)
     interval = stats.binomtest(int(successes), int(total)).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)
@@ -147,9 +147,9 @@ def equivalence_test(values: np.ndarray, low: float, high: float, *, axis: int =
     """
     values = np.asarray(values, dtype=np.float64)
     if not low < high:
-        raise ValueError(f"Expected margins with low < high, got {low} and {high}")
+        raise ValueError(f"Expected margins with low < high, got {low} and {high}.")
     if values.shape[axis] < 2:
-        raise ValueError(f"Expected at least two values to test, got {values.shape[axis]}")
+        raise ValueError(f"Expected at least two values to test, got {values.shape[axis]}.")
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # draws that are all alike: t is infinite
         above = stats.ttest_1samp(values, low, axis=axis, alternative="greater").pvalue
@@ -180,4 +180,4 @@ def summary(values: xr.DataArray, dim: str = "seed", **options: Any) -> xr.Datas
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"Expected confidence between 0 and 1, got {confidence}")
+        raise ValueError(f"Expected confidence between 0 and 1, got {confidence}.")

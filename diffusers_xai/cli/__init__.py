@@ -93,9 +93,9 @@ def _interruptions() -> Iterator[list[int]]:
 
 
 def _one_line(error: Exception) -> str:
-    """The error's text; of one that is not known to be meant for the user with its type."""
+    """The error's text, without its period; of one that is not known to be meant for the user with its type."""
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     meant = (CommandError, ValueError, KeyError, TypeError, RuntimeError, OSError, ArithmeticError)
     if isinstance(error, meant) and text:
-        return text
+        return text.removesuffix(".")
     return f"{type(error).__name__}: {text or 'without a text'} (--debug shows where)"

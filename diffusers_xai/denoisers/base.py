@@ -114,7 +114,7 @@ class Denoiser:
             if not matches:
                 known = [*self.layers, *self.aliases]
                 nearest = difflib.get_close_matches(pattern, known, n=5, cutoff=0.3) or known[:5]
-                raise KeyError(f"No layer of {self.name} matches {pattern!r}; nearest: {', '.join(nearest)}.")
+                raise KeyError(f"Expected layers of {self.name}, got {pattern!r}; nearest: {', '.join(nearest)}.")
             found |= matches
         if not found:
             raise KeyError("Expected at least one layer name or glob, got an empty list.")

@@ -28,12 +28,12 @@ def layer_distance(a: torch.Tensor, b: torch.Tensor, *, normalize: Literal["minm
         ValueError: If the shapes differ or have no axis after the batch, or `normalize` is unknown.
     """
     if a.shape != b.shape or a.ndim < 2:
-        raise ValueError(f"Expected two tensors of one shape (batch, ...), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(f"Expected two tensors of one shape (batch, ...), got {tuple(a.shape)} and {tuple(b.shape)}.")
     a, b = to_float64(a).flatten(1), to_float64(b).flatten(1)
     if normalize == "minmax":
         a, b = _scale_to_unit(a), _scale_to_unit(b)
     elif normalize is not None:
-        raise ValueError(f'Expected normalize to be None or "minmax", got {normalize!r}')
+        raise ValueError(f'Expected normalize to be None or "minmax", got {normalize!r}.')
     return torch.linalg.vector_norm(a - b, dim=1)
 
 

@@ -36,8 +36,8 @@ def resize_mask(mask: Mask, height: int, width: int) -> torch.Tensor:
     weights = F.interpolate(pixels[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     if not weights.any():
         raise ValueError(
-            f"the mask's {int(pixels.sum())} pixels of {tuple(pixels.shape)} vanish at the layer's size"
-            f" {(height, width)}: use a larger mask or a layer of higher resolution"
+            f"The mask's {int(pixels.sum())} pixels of {tuple(pixels.shape)} vanish at the layer's size"
+            f" {(height, width)}: use a larger mask or a layer of higher resolution."
         )
     return weights
 
@@ -63,7 +63,7 @@ def channel_sums(activation: torch.Tensor, mask: Mask | None = None, absolute: b
     """
     if activation.ndim != 4:
         raise ValueError(
-            f"Expected an activation (batch, channel, height, width), got shape {tuple(activation.shape)}"
+            f"Expected an activation (batch, channel, height, width), got shape {tuple(activation.shape)}."
         )
     activation = to_float64(activation)
     if absolute:
@@ -122,7 +122,7 @@ def top_channels(
     """
     sums = channel_sums(activation, mask, absolute)
     if not 1 <= k <= sums.shape[1]:
-        raise ValueError(f"Expected k in 1..{sums.shape[1]}, the number of channels, got {k}")
+        raise ValueError(f"Expected k in 1..{sums.shape[1]}, the number of channels, got {k}.")
     if sums.isnan().any():
-        raise ValueError("the activation contains NaN: it has no largest channel")
+        raise ValueError("The activation contains NaN: it has no largest channel.")
     return sums.sort(dim=1, descending=True, stable=True).indices[:, :k]

@@ -57,7 +57,9 @@ def set_timesteps(
     name, accepted = given[0], inspect.signature(scheduler.set_timesteps).parameters
     if name not in accepted:
         available = [choice for choice in choices if choice in accepted]
-        raise ValueError(f"{type(scheduler).__name__} takes no `{name}`; available: {', '.join(available)}.")
+        raise ValueError(
+            f"Expected what {type(scheduler).__name__} takes, got `{name}`; available: {', '.join(available)}."
+        )
     values = np.asarray(custom)
     if values.ndim != 1 or not values.size or values.dtype.kind not in "iuf" or not np.isfinite(values).all():
         raise ValueError(f"Expected `{name}` as one or several numbers, got {custom!r}.")

@@ -67,7 +67,7 @@ class RecordProfile(SequentialPipelineBlocks):
         specs, edits = state.get("record"), state.get("edits") or ()
         options = {name: state.get(name) for name in ("profile_dir", "max_bytes")}
         if specs is None and any(value is not None for value in options.values()):
-            raise ValueError("`profile_dir` and `max_bytes` are about what is recorded: pass `record` too.")
+            raise ValueError("Expected `record` beside `profile_dir` and `max_bytes`, got None.")
         state.set("profile", None)
         if specs is None and not edits:
             return super().__call__(pipeline, state)

@@ -188,7 +188,7 @@ class XAIPipeline(SharedPipeline):
             FileExistsError: if there is something at `profile_dir`.
         """
         if record is None and (profile_dir is not None or max_bytes is not None):
-            raise ValueError("`profile_dir` and `max_bytes` are about what is recorded: pass `record` too.")
+            raise ValueError("Expected `record` beside `profile_dir` and `max_bytes`, got None.")
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         labels = self.encode_labels(class_labels, batch_size, guidance_scale)

@@ -75,18 +75,18 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
 
 def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     if not 1 <= len(members) <= MAX_MEMBERS:
-        raise ValueError(f"Expected 1 to {MAX_MEMBERS} files in the zip file, got {len(members)}")
+        raise ValueError(f"Expected 1 to {MAX_MEMBERS} files in the zip file, got {len(members)}.")
     for member in members:
         path = PurePosixPath(member.filename)
         if path.suffix not in (".safetensors", ".json"):
-            raise ValueError(f"Expected safetensors and JSON files alone, got {member.filename!r}")
+            raise ValueError(f"Expected safetensors and JSON files alone, got {member.filename!r}.")
         if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(member.filename):
-            raise ValueError(f"Expected files inside the profile's folder, got {member.filename!r}")
+            raise ValueError(f"Expected files inside the profile's folder, got {member.filename!r}.")
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise ValueError(f"Expected files, got the link {member.filename!r}")
+            raise ValueError(f"Expected files, got the link {member.filename!r}.")
     total = sum(member.file_size for member in members)
     if total > max_bytes:
-        raise ValueError(f"Expected at most {format_size(max_bytes)} when unpacked, got {format_size(total)}")
+        raise ValueError(f"Expected at most {format_size(max_bytes)} when unpacked, got {format_size(total)}.")
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
@@ -98,6 +98,6 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, le
         while piece := source.read(2**20):
             count += len(piece)
             if count > left:
-                raise ValueError("Expected less when unpacked than the zip file holds")
+                raise ValueError("Expected less when unpacked than the zip file holds.")
             sink.write(piece)
     return count

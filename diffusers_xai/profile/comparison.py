@@ -18,7 +18,7 @@ def find_measure(name: str) -> Measure:
         KeyError: If there is none; the text lists them.
     """
     if name not in MEASURES:
-        raise KeyError(f"no measure {name!r}; available: {', '.join(MEASURES)}")
+        raise KeyError(f"Expected a measure, got {name!r}; available: {', '.join(MEASURES)}.")
     return MEASURES[name]
 
 
@@ -38,10 +38,10 @@ def common_steps(mine: xr.DataArray, theirs: xr.DataArray) -> np.ndarray:
     steps = np.intersect1d(mine["step"].values, theirs["step"].values)
     if not steps.size:
         got = " and ".join(describe(record["step"].values.tolist()) for record in (mine, theirs))
-        raise ValueError(f"{mine.name}: expected a recorded step in common, got steps {got}")
+        raise ValueError(f"{mine.name}: expected a recorded step in common, got steps {got}.")
     if mine.shape[1:] != theirs.shape[1:]:
         raise ValueError(
-            f"{mine.name}: expected equal shapes at the common steps, got {mine.shape[1:]} and {theirs.shape[1:]}"
+            f"{mine.name}: expected equal shapes at the common steps, got {mine.shape[1:]} and {theirs.shape[1:]}."
         )
     if "timestep" in mine.coords and "timestep" in theirs.coords:
         t_mine, t_theirs = (record["timestep"].sel(step=steps).values for record in (mine, theirs))
@@ -50,7 +50,7 @@ def common_steps(mine: xr.DataArray, theirs: xr.DataArray) -> np.ndarray:
             first = int(differ.argmax())
             raise ValueError(
                 f"{mine.name}: expected equal timesteps at the common steps, got t={t_mine[first]:g} and "
-                f"t={t_theirs[first]:g} at step {steps[first]}: the schedules differ"
+                f"t={t_theirs[first]:g} at step {steps[first]}: the schedules differ."
             )
     return steps
 

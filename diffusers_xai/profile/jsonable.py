@@ -29,7 +29,7 @@ def to_json(value: Any, where: str = "provenance") -> Any:
         return {str(key): to_json(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    raise TypeError(f"{where}: expected text, numbers, lists and dicts, got {type(value).__name__}: {value!r:.80}")
+    raise TypeError(f"{where}: expected text, numbers, lists and dicts, got {type(value).__name__}: {value!r:.80}.")
 
 
 def dump(value: Any) -> str:

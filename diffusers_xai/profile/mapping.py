@@ -19,7 +19,7 @@ class ProfileArrays(Mapping[str, xr.DataArray]):
     def __init__(self, arrays: Mapping[str, xr.DataArray], provenance: Mapping[str, Any] | None = None):
         self.provenance: dict[str, Any] = to_json(provenance or {})
         if not isinstance(self.layer_aliases, dict):
-            raise ValueError(f"Expected layer_aliases to map aliases to module paths, got {self.layer_aliases!r}")
+            raise ValueError(f"Expected layer_aliases to map aliases to module paths, got {self.layer_aliases!r}.")
         self._arrays: dict[str, xr.DataArray | StoredArray] = {
             name: validate_array(name, array) for name, array in arrays.items()
         }

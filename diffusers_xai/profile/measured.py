@@ -170,7 +170,7 @@ class MeasuredProfile(ProfileArrays):
         if chosen.of == "samples" and "final_sample" in self:
             states.append(self["final_sample"])
         if len(states) < 2:
-            raise ValueError(f"{records.name}: expected at least two recorded states to compare, got {len(states)}")
+            raise ValueError(f"{records.name}: expected at least two recorded states to compare, got {len(states)}.")
         values = measure_pairs(chosen, pairwise(states), options)
         return over_steps(values, records, records["step"].values[: len(values)], measure)
 
@@ -213,17 +213,21 @@ class MeasuredProfile(ProfileArrays):
     def _image_record(self, layer: str, branch: str) -> xr.DataArray:
         array = self._layer_record(layer, branch)
         if array.dims != ("step", "sample", "channel", "height", "width"):
-            raise ValueError(f"{array.name}: expected dims step, sample, channel, height, width, got {array.dims}")
+            raise ValueError(f"{array.name}: expected dims step, sample, channel, height, width, got {array.dims}.")
         return array
 
     def _compared_record(self, measure: Measure, layer: str | None, branch: str) -> xr.DataArray:
         if measure.of != "activations":
             if layer is not None:
-                raise ValueError(f"measure {measure.name!r} compares {measure.of}: it takes no layer=, got {layer!r}")
+                raise ValueError(
+                    f"Expected no layer= for the measure {measure.name!r} of {measure.of}, got {layer!r}."
+                )
             return pick_branch(self[measure.of], branch)
         if layer is None:
             layers = [name.removeprefix("activations/") for name in self if name.startswith("activations/")]
-            raise ValueError(f"measure {measure.name!r} needs layer=; recorded layers: {describe(layers)}")
+            raise ValueError(
+                f"Expected layer= for the measure {measure.name!r}, got none; available: {describe(layers)}."
+            )
         return self._layer_record(layer, branch)
 
     def _checked_mask(self, mask: Mask | None) -> np.ndarray | None:

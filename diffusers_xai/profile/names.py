@@ -41,7 +41,7 @@ def validate_array(name: str, array: xr.DataArray) -> xr.DataArray:
     _check_name_and_type(name, array)
     positions = [DIMS.index(dim) if dim in DIMS else -1 for dim in array.dims]
     if not array.dims or -1 in positions or positions != sorted(positions):
-        raise ValueError(f"{name}: expected dims from {DIMS}, in this order, got {array.dims}")
+        raise ValueError(f"{name}: expected dims from {DIMS}, in this order, got {array.dims}.")
     array = storable_array(name, array)
     _validate_steps(name, array)
     _validate_branches(name, array)
@@ -63,9 +63,9 @@ def storable_array(name: str, array: xr.DataArray) -> xr.DataArray:
     """
     _check_name_and_type(name, array)
     if str(array.dtype) not in DTYPES:
-        raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {array.dtype}")
+        raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {array.dtype}.")
     if array.size == 0:
-        raise ValueError(f"{name}: expected at least one value, got shape {array.shape}")
+        raise ValueError(f"{name}: expected at least one value, got shape {array.shape}.")
 
     array = array.copy(deep=False)
     array.name = name
@@ -83,15 +83,15 @@ def storable_array(name: str, array: xr.DataArray) -> xr.DataArray:
 
 def _check_name_and_type(name: str, array: xr.DataArray) -> None:
     if not isinstance(name, str) or any(part in ("", ".", "..") for part in name.split("/")):
-        raise ValueError(f"Expected an array name such as 'samples' or 'activations/<layer>', got {name!r}")
+        raise ValueError(f"Expected an array name such as 'samples' or 'activations/<layer>', got {name!r}.")
     if not isinstance(array, xr.DataArray):
-        raise TypeError(f"{name}: expected an xarray.DataArray, got {type(array).__name__}")
+        raise TypeError(f"{name}: expected an xarray.DataArray, got {type(array).__name__}.")
 
 
 def _fixed_width_text(name: str, coord: xr.DataArray) -> np.ndarray:
     texts = coord.values.astype(object)
     if not all(isinstance(text, str) for text in texts.ravel()):
-        raise ValueError(f"{name}: expected text or numbers of the dtypes {', '.join(DTYPES)}, got {coord.dtype}")
+        raise ValueError(f"{name}: expected text or numbers of the dtypes {', '.join(DTYPES)}, got {coord.dtype}.")
     return texts.astype(str)
 
 
@@ -101,14 +101,14 @@ def _validate_steps(name: str, array: xr.DataArray) -> None:
     steps = array.coords["step"].values if "step" in array.coords else None
     if steps is None or steps.dtype.kind not in "iu" or steps[0] < 0 or (np.diff(steps.astype(np.int64)) <= 0).any():
         got = "none" if steps is None else f"{steps.dtype} {describe(steps.tolist())}"
-        raise ValueError(f"{name}: expected increasing integer coordinates 'step' from 0 on, got {got}")
+        raise ValueError(f"{name}: expected increasing integer coordinates 'step' from 0 on, got {got}.")
     for clock in ("timestep", "sigma"):
         if clock in array.coords:
             coord = array.coords[clock]
             if coord.dims != ("step",) or coord.dtype.kind != "f":
                 raise ValueError(
                     f"{name}: expected {clock!r} to be a float coordinate on ('step',), "
-                    f"got {coord.dtype} on {coord.dims}"
+                    f"got {coord.dtype} on {coord.dims}."
                 )
 
 
@@ -117,7 +117,7 @@ def _validate_branches(name: str, array: xr.DataArray) -> None:
         return
     branches = array.coords["branch"].values.tolist() if "branch" in array.coords else []
     if not branches or len(set(branches)) < len(branches) or not set(branches) <= set(BRANCHES):
-        raise ValueError(f"{name}: expected coordinates 'branch' from {BRANCHES}, got {branches or 'none'}")
+        raise ValueError(f"{name}: expected coordinates 'branch' from {BRANCHES}, got {branches or 'none'}.")
 
 
 def layer_path(layer: str, aliases: Mapping[str, str]) -> str:
@@ -161,8 +161,8 @@ def unknown_name(name: str, names: Collection[str], aliases: Mapping[str, str]) 
         f"{group}/{alias}" for group in groups for alias, path in aliases.items() if f"{group}/{path}" in names
     ]
     nearest = difflib.get_close_matches(name, [*names, *by_alias], n=5, cutoff=0.5)
-    found = f"nearest: {', '.join(nearest)}" if nearest else f"it holds: {describe(names)}"
-    return KeyError(f"no array {name!r} in this profile; {found}")
+    found = f"nearest: {', '.join(nearest)}" if nearest else f"available: {describe(names)}"
+    return KeyError(f"Expected an array of this profile, got {name!r}; {found}.")
 
 
 def describe(values: Iterable[Any]) -> str:

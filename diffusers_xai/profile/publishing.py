@@ -83,7 +83,7 @@ def push_profile(
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ImportError("pushing a profile writes a table with pyarrow: pip install 'diffusers-xai[hub]'") from error
+        raise ImportError("Pushing a profile writes a table with pyarrow: pip install 'diffusers-xai[hub]'") from error
     check_push(repo_id, token)
     provenance = getattr(profile, "provenance", {})
     with tempfile.TemporaryDirectory(prefix="diffusers-xai-push-") as temporary:

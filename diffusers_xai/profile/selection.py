@@ -24,20 +24,22 @@ def pick_step(array: xr.DataArray, step: int | None, timestep: float | None) -> 
         ValueError: If not exactly one of the two is given, or the array has no steps or timesteps.
     """
     if (step is None) == (timestep is None):
-        raise ValueError(f"Expected either step= or timestep=, got step={step!r} and timestep={timestep!r}")
+        raise ValueError(f"Expected either step= or timestep=, got step={step!r} and timestep={timestep!r}.")
     if "step" not in array.dims:
-        raise ValueError(f"{array.name} has no steps: its dims are {array.dims}")
+        raise ValueError(f"{array.name}: expected an array with steps, got the dims {array.dims}.")
     if timestep is None:
         steps = array.coords["step"].values
         if step not in steps:
-            raise KeyError(f"{array.name}: step {step} is not recorded; recorded steps: {describe(steps.tolist())}")
+            raise KeyError(
+                f"{array.name}: expected a recorded step, got {step}; available: {describe(steps.tolist())}."
+            )
         return array.isel(step=int((steps == step).argmax()))
     if "timestep" not in array.coords:
-        raise ValueError(f"{array.name} has no timesteps: choose by step=")
+        raise ValueError(f"{array.name}: expected an array with timesteps, got none. Choose by step=.")
     timesteps = array.coords["timestep"].values
     if not math.isfinite(timestep):
         recorded = describe(timesteps.tolist())
-        raise ValueError(f"{array.name}: expected a finite timestep, got {timestep}; recorded timesteps: {recorded}")
+        raise ValueError(f"{array.name}: expected a finite timestep, got {timestep}; available: {recorded}.")
     return array.isel(step=nearest(timesteps, timestep))
 
 
@@ -54,7 +56,7 @@ def pick_branch(array: xr.DataArray, branch: str) -> xr.DataArray:
     """
     branches = array.coords["branch"].values.tolist() if "branch" in array.dims else ["cond"]
     if branch not in branches:
-        raise ValueError(f"{array.name}: expected branch to be one of {branches}, got {branch!r}")
+        raise ValueError(f"{array.name}: expected branch to be one of {branches}, got {branch!r}.")
     return array.isel(branch=branches.index(branch)) if "branch" in array.dims else array
 
 
@@ -65,7 +67,7 @@ def pick_sample(array: xr.DataArray, sample: int) -> xr.DataArray:
         ValueError: If there is no such sample.
     """
     if not 0 <= sample < array.sizes["sample"]:
-        raise ValueError(f"{array.name}: expected sample to be in 0..{array.sizes['sample'] - 1}, got {sample}")
+        raise ValueError(f"{array.name}: expected sample to be in 0..{array.sizes['sample'] - 1}, got {sample}.")
     return array.isel(sample=[sample])
 
 

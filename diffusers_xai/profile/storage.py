@@ -69,7 +69,7 @@ class StoredArray:
         parts = [_map_tensor(self.locate(file), name, str(self.header.dtype), self.profile_id) for file in self.files]
         values = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if values.shape != shape:
-            raise ValueError(f"{name}: {INDEX_NAME} says shape {shape}, its files hold {values.shape}")
+            raise ValueError(f"{name}: expected shape {shape}, as {INDEX_NAME} says, got {values.shape} in its files.")
         return self.header.copy(data=values)
 
 
@@ -112,9 +112,11 @@ def _check_target(path: Path, overwrite: bool) -> None:
     if not path.exists():
         return
     if not overwrite:
-        raise FileExistsError(f"{path} exists already: choose another folder, or pass overwrite=True")
+        raise FileExistsError(
+            f"Expected a new folder, got {path}, which exists: choose another, or pass overwrite=True."
+        )
     if not path.is_dir() or (any(path.iterdir()) and not (path / INDEX_NAME).is_file()):
-        raise FileExistsError(f"{path} exists and is not a profile: overwrite=True replaces profiles only")
+        raise FileExistsError(f"Expected a profile to overwrite, got {path}, which is none.")
 
 
 def _move(new: Path, path: Path) -> None:
@@ -151,19 +153,17 @@ def read_profile(
     folder = path.expanduser().resolve()
     index_file = folder / INDEX_NAME
     if not index_file.is_file():
-        raise FileNotFoundError(
-            f"no profile at {path}: expected a folder with {INDEX_NAME}{_interrupted_saves(folder)}"
-        )
+        raise FileNotFoundError(f"Expected a folder with {INDEX_NAME}, got {path}{_interrupted_saves(folder)}.")
     try:
         index = load(index_file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{index_file} is damaged: {error}") from error
     if not isinstance(index, dict) or "format_version" not in index:
-        raise ValueError(f"{index_file} is no profile index: it has no format_version")
+        raise ValueError(f"{index_file}: expected the index of a profile, got one without format_version.")
     if index["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"{index_file}: expected format_version {FORMAT_VERSION}, got {index['format_version']!r}: "
-            "another version of diffusers_xai wrote it"
+            "another version of diffusers_xai wrote it."
         )
     try:
         arrays = {
@@ -185,10 +185,10 @@ def _interrupted_saves(path: Path) -> str:
 
 def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: str, validate: Validate) -> StoredArray:
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {entry['dtype']!r}")
+        raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {entry['dtype']!r}.")
     files = tuple(_checked_file_name(name, file) for file in entry["files"])
     if not files:
-        raise ValueError(f"{name}: expected at least one file, got none")
+        raise ValueError(f"{name}: expected at least one file, got none.")
     placeholder = np.broadcast_to(np.zeros((), entry["dtype"]), tuple(entry["shape"]))
     coords = {key: _coord_from_json(name, coord) for key, coord in entry["coords"].items()}
     header = xr.DataArray(placeholder, dims=tuple(entry["dims"]), coords=coords, attrs=entry["attrs"])
@@ -198,7 +198,7 @@ def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: s
 def _checked_file_name(name: str, file: str) -> str:
     parts = PurePosixPath(file).parts
     if not file.endswith(".safetensors") or re.search(r"[\\:\0]", file) or {"/", "//", ".."} & set(parts):
-        raise ValueError(f"{name}: expected the name of a safetensors file inside the profile's folder, got {file!r}")
+        raise ValueError(f"{name}: expected the name of a safetensors file inside the profile's folder, got {file!r}.")
     return file
 
 
@@ -207,16 +207,19 @@ def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarra
         with safetensors.safe_open(file, framework="numpy") as tensors:
             metadata, names = tensors.metadata() or {}, list(tensors.keys())
             if names != [name]:
-                raise ValueError(f"{name}: expected its file {file} to hold this tensor alone, got {names}")
+                raise ValueError(f"{name}: expected its file {file} to hold this tensor alone, got {names}.")
             shape, stored_dtype = tensors.get_slice(name).get_shape(), tensors.get_slice(name).get_dtype()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{name}: its file {file} is missing") from error
+        raise FileNotFoundError(f"{name}: its file {file} is missing.") from error
     except safetensors.SafetensorError as error:
         raise ValueError(f"{name}: its file {file} is damaged: {error}") from error
     if metadata.get("id") != profile_id:
-        raise ValueError(f"{name}: {file} belongs to another profile; was the folder overwritten? Open it again")
+        raise ValueError(
+            f"{name}: expected a file of this profile, got {file} of another one. If the folder was overwritten, open"
+            " it again."
+        )
     if stored_dtype != _SAFETENSORS_DTYPES[dtype]:
-        raise ValueError(f"{name}: {INDEX_NAME} says dtype {dtype}, its file {file} holds {stored_dtype}")
+        raise ValueError(f"{name}: expected dtype {dtype}, as {INDEX_NAME} says, got {stored_dtype} in {file}.")
     with open(file, "rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
     # The file's one tensor begins where its header ends.
@@ -225,5 +228,5 @@ def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarra
 
 def _coord_from_json(name: str, entry: dict[str, Any]) -> xr.Variable:
     if entry["dtype"] not in (*DTYPES, "str"):
-        raise ValueError(f"{name}: expected a coordinate of text or numbers, got dtype {entry['dtype']!r}")
+        raise ValueError(f"{name}: expected a coordinate of text or numbers, got dtype {entry['dtype']!r}.")
     return xr.Variable(tuple(entry["dims"]), np.array(entry["values"], dtype=entry["dtype"]), entry["attrs"])

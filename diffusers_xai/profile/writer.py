@@ -46,7 +46,7 @@ class ProfileWriter:
         claim: bool = False,
     ):
         if folder.is_file() or any(file.is_file() for file in folder.rglob("*")):
-            raise FileExistsError(f"{folder} exists already: choose another folder")
+            raise FileExistsError(f"Expected a new folder, got {folder}, which exists: choose another.")
         self.folder = folder
         self._validate = validate
         self._made: list[Path] = []
@@ -56,7 +56,9 @@ class ProfileWriter:
             try:
                 (folder / _CLAIM).touch(exist_ok=False)
             except FileExistsError:
-                raise FileExistsError(f"{folder} is being written by another run: choose another folder") from None
+                raise FileExistsError(
+                    f"Expected a folder of its own, got {folder}, which another run is writing: choose another."
+                ) from None
         self._id = uuid.uuid4().hex
         self._entries: dict[str, dict[str, Any]] = {}
         self._stems: dict[str, str] = {}
@@ -113,7 +115,7 @@ class ProfileWriter:
             values = np.asarray(array.values, order="C")
             safetensors.numpy.save_file({name: values}, file, metadata={"id": self._id})
         except safetensors.SafetensorError as error:
-            raise OSError(f"could not write {name!r} to {self.folder.parent}: {error}") from error
+            raise OSError(f"Could not write {name!r} to {self.folder.parent}: {error}") from error
 
     def _write_index(self, entries: dict[str, Any], provenance: dict[str, Any], shards: list[Path]) -> None:
         index = {"format_version": FORMAT_VERSION, "id": self._id, "provenance": provenance, "arrays": entries}
@@ -149,7 +151,7 @@ def _entry(array: xr.DataArray, file: str) -> dict[str, Any]:
 def _continued(name: str, before: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     """The entry of an array with the steps of both."""
     if before["dims"][:1] != ("step",) or _but_steps(before) != _but_steps(more):
-        raise ValueError(f"{name}: expected further steps of {_but_steps(before)}, got {_but_steps(more)}")
+        raise ValueError(f"{name}: expected further steps of {_but_steps(before)}, got {_but_steps(more)}.")
     coords = {
         key: {**coord, "values": coord["values"] + more["coords"][key]["values"]} if "step" in coord["dims"] else coord
         for key, coord in before["coords"].items()

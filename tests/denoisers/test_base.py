@@ -38,7 +38,7 @@ def test_layers_are_found_by_path_alias_and_glob(patterns, expected):
 def test_lists_that_never_run_are_no_layers():
     pipe, _ = make_pipeline("xai")
     assert not any(isinstance(module, torch.nn.ModuleList) for module in get_denoiser(pipe).layers.values())
-    with pytest.raises(KeyError, match="No layer of ConvNextUNet2DModel matches 'down_blocks'"):
+    with pytest.raises(KeyError, match="layers of ConvNextUNet2DModel, got 'down_blocks'"):
         get_denoiser(pipe).resolve_layers("down_blocks")
     with pytest.raises(KeyError, match="at least one layer name"):
         get_denoiser(pipe).resolve_layers([])

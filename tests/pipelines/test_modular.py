@@ -85,7 +85,7 @@ def test_without_a_request_nothing_is_recorded(transformer):
     state = pipe(**arguments())
     assert state.get("profile") is None
     assert torch.equal(state.get("latents"), pipeline(transformer)(**arguments()).get("latents"))
-    with pytest.raises(ValueError, match="pass `record` too"):
+    with pytest.raises(ValueError, match="Expected `record` beside"):
         pipe(**arguments(max_bytes=1000))
 
 

@@ -340,7 +340,7 @@ def test_offloaded_networks_give_the_same_images_and_arrays():
             ValueError,
             r"integers in 0..15 or dicts of \['Bangs', 'Male', 'Smiling', 'Wearing_Lipstick'\], got None",
         ),
-        ({"class_labels": [1], "profile_dir": "profile"}, ValueError, "pass `record` too"),
+        ({"class_labels": [1], "profile_dir": "profile"}, ValueError, "Expected `record` beside"),
         ({"class_labels": [17]}, ValueError, "label in 0..15 or the null label -1, got 17"),
         ({"class_labels": [0.5]}, TypeError, "got 0.5"),
         ({"class_labels": []}, ValueError, "at least one label"),
@@ -372,7 +372,7 @@ def test_offloaded_networks_give_the_same_images_and_arrays():
         (
             {"class_labels": [1], "sigmas": [1.0]},
             ValueError,
-            "takes no `sigmas`; available: num_inference_steps",
+            "DDPMScheduler takes, got `sigmas`; available: num_inference_steps",
         ),
         ({"class_labels": [1], "output_type": "latent"}, ValueError, "'latent'"),
         ({"class_labels": [1], "generator": [torch.Generator()] * 2}, ValueError, "Expected 1 generators"),

@@ -68,7 +68,7 @@ def test_attention_maps_are_compared_by_name():
     np.testing.assert_allclose(got, norm(maps[1:] - maps[:-1]), rtol=1e-6)
     assert got["step"].values.tolist() == one["attention_outputs"]["step"].values.tolist()[:-1]
     np.testing.assert_allclose(one.compare(other, measure="attention_distance"), norm(maps - others), rtol=1e-6)
-    with pytest.raises(ValueError, match="compares attention_outputs: it takes no layer="):
+    with pytest.raises(ValueError, match="no layer= for the measure 'attention_distance' of attention_outputs"):
         one.trajectory("attention_distance", layer=LAYER)
 
 
@@ -142,10 +142,10 @@ def test_timesteps_agree_up_to_single_precision():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"measure": "distance"}, ValueError, f"measure 'distance' needs layer=; recorded layers: {LAYER}"),
-        ({"measure": "ssim", "layer": LAYER}, ValueError, "measure 'ssim' compares samples: it takes no layer="),
-        ({"measure": "lpips"}, KeyError, "no measure 'lpips'; available: ssim, ssim_luminance, "),
-        ({"measure": "distance", "layer": "mid"}, KeyError, "no array 'activations/mid'"),
+        ({"measure": "distance"}, ValueError, f"layer= for the measure 'distance', got none; available: {LAYER}"),
+        ({"measure": "ssim", "layer": LAYER}, ValueError, "no layer= for the measure 'ssim' of samples"),
+        ({"measure": "lpips"}, KeyError, "a measure, got 'lpips'; available: ssim, ssim_luminance, "),
+        ({"measure": "distance", "layer": "mid"}, KeyError, "got 'activations/mid'"),
     ],
 )
 def test_errors(arguments, error, message):
@@ -161,7 +161,7 @@ def test_errors(arguments, error, message):
 
 
 def test_nothing_to_compare():
-    with pytest.raises(KeyError, match="no array 'samples'"):
+    with pytest.raises(KeyError, match="got 'samples'"):
         make_profile(samples=None).trajectory()
     lonely = make_profile(samples=array(3, 12, 10, steps=[4]), final_sample=None)
     with pytest.raises(ValueError, match="samples: expected at least two recorded states to compare, got 1"):

@@ -74,6 +74,6 @@ def test_one_array_as_a_table():
     assert len(table) == profile[f"activations/{LAYER}"].size
     value = table.loc[(5, 1, "cond", 3, 2, 4)].iloc[-1]
     assert value == profile[f"activations/{LAYER}"].sel(step=5, branch="cond").values[1, 3, 2, 4]
-    with pytest.raises(KeyError, match="no array 'activations/nothing'"):
+    with pytest.raises(KeyError, match="an array of this profile, got 'activations/nothing'"):
         profile.to_dataframe("activations/nothing")
     assert np.isfinite(table.iloc[:, -1]).all()

@@ -49,11 +49,11 @@ def test_unknown_name_lists_the_nearest(name, nearest):
     with pytest.raises(KeyError) as error:
         make_profile()[name]
     assert repr(name) in error.value.args[0]
-    assert nearest in error.value.args[0].split("nearest: ")[1].split(", ")
+    assert nearest in error.value.args[0].split("nearest: ")[1].removesuffix(".").split(", ")
 
 
 def test_unknown_name_without_a_near_one_lists_all():
-    with pytest.raises(KeyError, match=f"it holds: samples, final_sample, activations/{LAYER}"):
+    with pytest.raises(KeyError, match=f"available: samples, final_sample, activations/{LAYER}"):
         make_profile()["zzz"]
 
 

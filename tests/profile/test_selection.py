@@ -36,9 +36,9 @@ def test_the_first_of_repeated_timesteps():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"step": 4}, KeyError, "samples: step 4 is not recorded; recorded steps: 0, 5, 9"),
-        ({"step": -1}, KeyError, "step -1 is not recorded"),
-        ({"timestep": float("nan")}, ValueError, "finite timestep, got nan; recorded timesteps: 900, 500, 100"),
+        ({"step": 4}, KeyError, "samples: expected a recorded step, got 4; available: 0, 5, 9"),
+        ({"step": -1}, KeyError, "a recorded step, got -1"),
+        ({"timestep": float("nan")}, ValueError, "finite timestep, got nan; available: 900, 500, 100"),
         ({}, ValueError, "either step= or timestep=, got step=None and timestep=None"),
         ({"step": 0, "timestep": 0}, ValueError, "either step= or timestep=, got step=0 and timestep=0"),
     ],
@@ -51,16 +51,16 @@ def test_sel_errors(options, error, message):
 
 def test_sel_needs_steps_and_timesteps():
     profile = make_profile(samples=array(3, 8, 8).drop_vars("timestep"))
-    with pytest.raises(ValueError, match="final_sample has no steps"):
+    with pytest.raises(ValueError, match="final_sample: expected an array with steps"):
         profile.sel("final_sample", step=0)
-    with pytest.raises(ValueError, match="samples has no timesteps: choose by step="):
+    with pytest.raises(ValueError, match="samples: expected an array with timesteps, got none. Choose by step="):
         profile.sel("samples", timestep=0)
 
 
 def test_many_steps_are_shortened_in_the_error():
     steps = list(range(0, 2000, 2))
     profile = DiffusionProfile({"measures/ssim": array(steps=steps, timesteps=np.zeros(1000), dims=())})
-    with pytest.raises(KeyError, match=r"recorded steps: 0, 2, 4, 6, 8, 10, … \(988 more\), 1988, "):
+    with pytest.raises(KeyError, match=r"available: 0, 2, 4, 6, 8, 10, … \(988 more\), 1988, "):
         profile.sel("measures/ssim", step=1)
 
 
@@ -148,8 +148,8 @@ def test_other_arrays_with_channels():
         ({"mask": np.zeros((12, 10), bool)}, ValueError, "at least one True pixel"),
         ({"mask": np.ones((12, 10))}, ValueError, "dtype bool"),
         ({"layer": "downs.0.2.fm"}, KeyError, f"nearest: activations/{ALIAS}"),
-        ({"layer": "samples/"}, KeyError, "no array 'samples/'"),
-        ({"step": 1}, KeyError, "step 1 is not recorded"),
+        ({"layer": "samples/"}, KeyError, "got 'samples/'"),
+        ({"step": 1}, KeyError, "a recorded step, got 1"),
     ],
 )
 def test_max_channel_errors(options, error, message):

@@ -152,9 +152,9 @@ def test_shards_are_joined_along_the_first_dim(tmp_path):
 
 
 def test_no_profile(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no profile at .*nowhere: expected a folder with profile.json"):
+    with pytest.raises(FileNotFoundError, match="a folder with profile.json, got .*nowhere"):
         DiffusionProfile.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="expected a folder with profile.json"):
+    with pytest.raises(FileNotFoundError, match="Expected a folder with profile.json"):
         DiffusionProfile.from_pretrained(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_files_outside_the_folder(tmp_path, file):
 def test_broken_index(tmp_path, text):
     path = saved(tmp_path)
     (path / "profile.json").write_text(text)
-    with pytest.raises(ValueError, match="profile.json is (damaged|no profile index)"):
+    with pytest.raises(ValueError, match="profile.json is damaged|profile.json: expected the index of a profile"):
         DiffusionProfile.from_pretrained(path)
 
 
@@ -267,12 +267,12 @@ GOOD = np.zeros((3, 2, 3, 12, 10), dtype="float32")
         (cut(-1), ValueError, "samples: its file .* is damaged"),
         (cut(40), ValueError, "samples: its file .* is damaged"),
         (cut(0), ValueError, "samples: its file .* is damaged"),
-        (write_tensor(GOOD.astype("float64")), ValueError, "says dtype float32, its file .* holds F64"),
-        (write_tensor(GOOD.view("int32")), ValueError, "says dtype float32, its file .* holds I32"),
-        (write_tensor(GOOD[:2]), ValueError, r"says shape \(3, 2, 3, 12, 10\), its files hold \(2, 2, 3, 12, 10\)"),
+        (write_tensor(GOOD.astype("float64")), ValueError, "expected dtype float32, as profile.json says, got F64"),
+        (write_tensor(GOOD.view("int32")), ValueError, "expected dtype float32, as profile.json says, got I32"),
+        (write_tensor(GOOD[:2]), ValueError, r"expected shape \(3, 2, 3, 12, 10\), .* got \(2, 2, 3, 12, 10\)"),
         (write_tensor(GOOD.swapaxes(3, 4).copy()), ValueError, r"its files hold \(3, 2, 3, 10, 12\)"),
         (write_tensor(GOOD, key="x0"), ValueError, r"to hold this tensor alone, got \['x0'\]"),
-        (write_tensor(GOOD, own_id=False), ValueError, "belongs to another profile"),
+        (write_tensor(GOOD, own_id=False), ValueError, "of another one"),
     ],
 )
 def test_damaged_files_show_on_access(tmp_path, damage, error, message):
