@@ -42,23 +42,23 @@ def read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{path} is no JSON: {error}") from error
     return check_facts(facts, str(path))
 
 
 def check_facts(facts: Any, source: str = "card") -> dict[str, Any]:
     """`facts`, if each is known and of its type; a ValueError otherwise."""
     if not isinstance(facts, dict):
-        raise ValueError(f"Expected {source} to hold an object, got {type(facts).__name__}")
+        raise ValueError(f"Expected {source} to hold an object, got {type(facts).__name__}.")
     for name, value in facts.items():
         if name not in _FACTS:
-            raise ValueError(f"{source}: unknown fact {name!r}; available: {', '.join(_FACTS)}")
+            raise ValueError(f"{source}: expected facts of a card, got {name!r}; available: {', '.join(_FACTS)}.")
         if not isinstance(value, _FACTS[name]):
-            raise ValueError(f"{source}: expected {name} as {_FACTS[name].__name__}, got {type(value).__name__}")
+            raise ValueError(f"{source}: expected {name} as {_FACTS[name].__name__}, got {type(value).__name__}.")
     for name, width in (("label_counts", 3), ("metrics", 3)):
         for row in facts.get(name, []):
             if not isinstance(row, list) or len(row) != width:
-                raise ValueError(f"{source}: expected {name} as rows of {width} cells, got {row!r}")
+                raise ValueError(f"{source}: expected {name} as rows of {width} cells, got {row!r}.")
     return facts
 
 

@@ -51,7 +51,7 @@ def check_push(repo_id: str, token: str | bool | None = None) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"Expected a repository such as user/name, got {repo_id!r}") from error
+        raise ValueError(f"Expected a repository such as user/name, got {repo_id!r}.") from error
     with hub_errors(repo_id):
         huggingface_hub.whoami(token=token)
 
@@ -102,7 +102,9 @@ def push_folder(
             space_sdk="gradio" if repo_type == "space" else None,
         ).repo_id
         if private and not huggingface_hub.repo_info(repo_id, repo_type=repo_type, token=token).private:
-            raise HubError(f"{repo_id} exists already and is public: nothing was pushed, for private was asked")
+            raise HubError(
+                f"Expected a private repository, got {repo_id}, which exists and is public: nothing was pushed."
+            )
         if revision is not None and not revision.startswith("refs/"):
             huggingface_hub.create_branch(repo_id, branch=revision, repo_type=repo_type, token=token, exist_ok=True)
         pauses = list(RETRY_AFTER)
@@ -192,20 +194,22 @@ def _explain(error: Exception, repo_id: str, file: str | None, revision: str | N
     login = "log in with `hf auth login`, or set HF_TOKEN"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, LocalTokenNotFoundError):
-        return f"the Hub needs a token for {repo_id}: {login}"
+        return f"Expected a token of the Hub for {repo_id}, got none: {login}."
     if isinstance(error, RevisionNotFoundError):
-        return f"{repo_id} has no revision {revision or 'main'!r}"
+        return f"Expected a revision of {repo_id}, got {revision or 'main'!r}."
     if isinstance(error, RepositoryNotFoundError):
-        return f"no repository {repo_id} on the Hub, or it is private and the token does not open it: {login}"
+        return (
+            f"Expected a repository on the Hub, got {repo_id}, which is not there or not open to the token: {login}."
+        )
     if isinstance(error, EntryNotFoundError):
         if _is_connection_lost(error):
-            return f"no connection to the Hub, and {file} of {repo_id} is not in the cache"
-        return f"{repo_id} holds no {file} at revision {revision or 'main'!r}"
+            return f"Expected {file} of {repo_id} in the cache or a connection to the Hub, got neither."
+        return f"Expected {file} in {repo_id} at revision {revision or 'main'!r}, got none."
     if status in (401, 403):
-        return f"the Hub refused the token for {repo_id} (HTTP {status}): {login} to a token that may write there"
+        return f"The Hub refused the token for {repo_id} (HTTP {status}): {login} to a token that may write there."
     if _is_connection_lost(error):
-        return f"the connection to the Hub was lost, {repo_id} stays as it was: try again ({_last_line(error)})"
-    return f"the Hub refused {repo_id}: {_last_line(error)}" if status is not None else None
+        return f"The connection to the Hub was lost, {repo_id} stays as it was: try again ({_last_line(error)})."
+    return f"The Hub refused {repo_id}: {_last_line(error)}" if status is not None else None
 
 
 def _is_connection_lost(error: BaseException | None) -> bool:

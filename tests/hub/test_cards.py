@@ -84,7 +84,7 @@ def test_facts_are_read_from_the_checkpoint(tmp_path):
     (tmp_path / "card.json").write_text(json.dumps(FACTS))
     assert read_facts(tmp_path) == FACTS
     (tmp_path / "card.json").write_text("{")
-    with pytest.raises(ValueError, match="card.json is not JSON"):
+    with pytest.raises(ValueError, match="card.json is no JSON"):
         read_facts(tmp_path)
 
 
@@ -92,7 +92,7 @@ def test_facts_are_read_from_the_checkpoint(tmp_path):
     ("facts", "message"),
     [
         ([], "Expected card to hold an object, got list"),
-        ({"datum": "x"}, "unknown fact 'datum'; available: model_name, license"),
+        ({"datum": "x"}, "expected facts of a card, got 'datum'; available: model_name, license"),
         ({"data": 3}, "expected data as str, got int"),
         ({"metrics": [["L1", 1]]}, "expected metrics as rows of 3 cells"),
     ],

@@ -156,7 +156,7 @@ except transfer.HubError as error:
 
         text, lost = push("other", [("commit", "request")] * 100)
         assert lost == 3
-        assert text.startswith("the connection to the Hub was lost, tester/faces stays as it was: try again")
+        assert text.startswith("The connection to the Hub was lost, tester/faces stays as it was: try again")
         assert repo.branches == before
         assert len(repo.commits) == 2
 
@@ -203,14 +203,16 @@ print(json.dumps(results))
             2,
             "diffusers-xai: error: Expected a repository such as user/name, got 'not an id'",
         ]
-        assert good["no profile"].startswith("no repository tester/nothing on the Hub, or it is private")
+        assert good["no profile"].startswith(
+            "Expected a repository on the Hub, got tester/nothing, which is not there or"
+        )
         assert "tester/faces" in good["no data set"]
 
         del hub.repos["model", "tester/faces"]
         wrong = in_process(hub, tmp_path / "b", code, token="hf_wrong")
         assert wrong["push"][0] == 2
         assert wrong["push"][1].startswith(
-            "diffusers-xai: error: the Hub refused the token for tester/faces (HTTP 401)"
+            "diffusers-xai: error: The Hub refused the token for tester/faces (HTTP 401)"
         )
         assert not hub.repos
 
@@ -255,7 +257,9 @@ print(json.dumps({{
 }}))
 """,
         )
-        assert second.pop("private").startswith("no repository tester/run on the Hub, or it is private")
+        assert second.pop("private").startswith(
+            "Expected a repository on the Hub, got tester/run, which is not there or"
+        )
         assert second == {
             "names": True,
             "equal": True,
