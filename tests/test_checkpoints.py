@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import DDIMScheduler
 
-from diffusers_xai import demo_checkpoint
+from diffusers_xai import XAIPipeline, demo_checkpoint
+from diffusers_xai.checkpoints import name_of_embedded
+from diffusers_xai.cli.options import checkpoint
+from training.drawn_judge import DrawnFaceJudge
 
 
 def test_a_checkpoint_is_found_by_its_name_and_another_name_is_answered_with_those_there_are():
@@ -15,3 +20,28 @@ def test_a_checkpoint_is_found_by_its_name_and_another_name_is_answered_with_tho
             ValueError, match=r"Expected the name of an embedded checkpoint, got .*; available: .*lfw-32"
         ):
             demo_checkpoint(name)
+
+
+def test_names_and_paths_of_embedded_checkpoints_lead_to_each_other(tmp_path, monkeypatch):
+    assert name_of_embedded(demo_checkpoint("drawn-32")) == "drawn-32"
+    assert name_of_embedded(str(tmp_path)) is None
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint("drawn-32") == demo_checkpoint("drawn-32")
+    assert checkpoint("user/drawn-32") == "user/drawn-32"
+    (tmp_path / "drawn-32").mkdir()
+    assert checkpoint("drawn-32") == "drawn-32"
+
+
+def test_the_model_of_drawn_faces_draws_what_its_labels_say():
+    pipe = XAIPipeline.from_pretrained(demo_checkpoint("drawn-32"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    labels = [0b0000, 0b1000, 0b0100, 0b0010] * 6
+    out = pipe(
+        class_labels=labels, num_inference_steps=10, generator=torch.Generator().manual_seed(0), output_type="pt",
+        guidance_scale=2.0,
+    )  # fmt: skip
+    seen = DrawnFaceJudge().predict(out.images * 2 - 1)
+    for column, label in ((0, 0b1000), (1, 0b0100), (2, 0b0010)):
+        asked = torch.tensor([choice == label for choice in labels])
+        assert (seen[:, column] == asked).sum() >= 19  # of 24; by chance this happens in 0.3 % of all cases

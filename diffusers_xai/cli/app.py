@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_xai.cli.base import CommandError, Console
-from diffusers_xai.cli.options import integer, nonempty
+from diffusers_xai.cli.options import checkpoint, integer, nonempty
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ def add_command(commands: Any) -> None:
     add("--port", type=integer(1, 65535), metavar="N", help="port of 127.0.0.1. Default: a free one from 7860 on")
     add("--share", action="store_true", help="also give a public link for a few days, through Gradio's servers")
     add(
-        "--checkpoint", type=nonempty, action="append", default=[], metavar="DIR|HUB_ID",
+        "--checkpoint", type=checkpoint, action="append", default=[], metavar="DIR|HUB_ID",
         help="pipeline that visitors can choose beside the embedded one; may be given several times",
     )  # fmt: skip
     add(

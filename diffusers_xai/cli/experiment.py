@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffusers_xai.cli.options import add_pipeline_options, count, guidance, nonempty, path
+from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, guidance, nonempty, path
 
 
 ALL, FINDINGS = "all", "findings"
@@ -26,7 +26,7 @@ def add_command(commands: Any) -> None:
     add = parser.add_argument
     add("name", choices=_Names(), metavar="NAME", help="one of the experiments below")
     add(
-        "checkpoints", nargs="*", type=nonempty, metavar="CHECKPOINT",
+        "checkpoints", nargs="*", type=checkpoint, metavar="CHECKPOINT",
         help="of compare-checkpoints: two or more, folders or Hub ids. The first is what the others are compared with",
     )  # fmt: skip
     add("--out", type=path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")

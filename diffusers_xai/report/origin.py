@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.checkpoints import demo_checkpoint, name_of_embedded
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.page import fill
@@ -44,9 +44,10 @@ def python_code(provenance: dict, mask: np.ndarray | None = None, edited: dict |
     calls = [line for name, run in runs for line in _pipeline_call(name, run, masks)]
     specs = [spec for _, run in runs for spec in _flat(run.get("record", []) + run.get("edits", []))]
     checkpoint = provenance["pipeline"].get("name_or_path")
-    source = "demo_checkpoint()" if _is_demo(checkpoint) else repr(checkpoint)
+    embedded = _call_of_embedded(checkpoint)
+    source = embedded or repr(checkpoint)
     names = {spec.get("type", "") for spec in specs} | {"XAIPipeline"}
-    names |= {"demo_checkpoint"} if _is_demo(checkpoint) else set()
+    names |= {"demo_checkpoint"} if embedded else set()
     lines = ["import torch"]
     scheduler = provenance.get("scheduler", {}).get("class")
     if scheduler:
@@ -147,8 +148,9 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
         ", ".join(str(value) for value in provenance.get(name) or [] if value is not None)
         for name in ("class_labels", "seeds")
     )
+    embedded = _call_of_embedded(checkpoint)
     return [
-        ("Checkpoint", "the package's own, demo_checkpoint()" if _is_demo(checkpoint) else str(checkpoint or "")),
+        ("Checkpoint", f"the package's own, {embedded}" if embedded else str(checkpoint or "")),
         ("Pipeline", pipeline.get("class", "")),
         ("Model", model.get("class", "")),
         ("Scheduler", scheduler.get("class", "") + (f", {prediction} prediction" if prediction else "")),
@@ -163,8 +165,12 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _is_demo(checkpoint: str | None) -> bool:
-    return checkpoint == demo_checkpoint()
+def _call_of_embedded(checkpoint: str | None) -> str | None:
+    """The call that gives the path of an embedded checkpoint; `None` for any other path."""
+    name = name_of_embedded(checkpoint)
+    if name is None:
+        return None
+    return "demo_checkpoint()" if checkpoint == demo_checkpoint() else f'demo_checkpoint("{name}")'
 
 
 def _call(spec: dict) -> str:

@@ -102,13 +102,15 @@ def test_facts_that_are_not_ones(facts, message):
         check_facts(facts)
 
 
-def test_the_embedded_checkpoints_card_is_rendered_from_its_facts():
-    folder = Path(demo_checkpoint())
+@pytest.mark.parametrize(("name", "images"), [("lfw-32", 10_919), ("drawn-32", 30_000)])
+def test_the_card_of_an_embedded_checkpoint_is_rendered_from_its_facts(name, images):
+    folder = Path(demo_checkpoint(name))
     facts = read_facts(folder)
-    card = pipeline_card(XAIPipeline.from_pretrained(str(folder)), facts, None)
+    picture = (folder / "samples.png").is_file()
+    card = pipeline_card(XAIPipeline.from_pretrained(str(folder)), facts, None, sample_grid=picture)
     assert (folder / "README.md").read_text(encoding="utf-8") == card
     assert "Not stated" not in card
-    assert sum(count for _, _, count in facts["label_counts"]) == 10_919
+    assert sum(count for _, _, count in facts["label_counts"]) == images
 
 
 def test_metrics_are_results_where_the_data_set_is_on_the_hub():
