@@ -155,5 +155,23 @@ def attributes_of(label: int, attributes: Sequence[str]) -> list[str]:
     return [name for name, bit in zip(attributes, bits, strict=True) if known and label >> bit & 1]
 
 
+def labels_between(first: int, second: int, attributes: Sequence[str]) -> list[int]:
+    """Two labels and all that lie between: every combination of the attributes on which they differ.
+
+    Args:
+        first (`int`): The first of the list.
+        second (`int`): The last of the list.
+        attributes (`Sequence[str]`): Names of the labels' bits; without them nothing lies between two labels.
+
+    Returns:
+        `list[int]`: 2ⁿ labels of n differing attributes; the place of a label has a bit for each of them, that of the
+        last attribute first.
+    """
+    if not attributes:
+        return [first, second]
+    changed = [bit for bit in range(len(attributes)) if (first ^ second) >> bit & 1]
+    return [first ^ sum(1 << bit for i, bit in enumerate(changed) if n >> i & 1) for n in range(2 ** len(changed))]
+
+
 def _is_made_of(label: int, attributes: Sequence[str]) -> bool:
     return bool(attributes) and 0 <= label < 2 ** len(attributes)

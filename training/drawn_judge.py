@@ -79,6 +79,11 @@ class DrawnFaceJudge:
         return _nearest(_median(_pixels(images), CORNER), BACKGROUND_COLORS)
 
 
+def probabilities(images: torch.Tensor) -> torch.Tensor:
+    """What `--judge training/drawn_judge.py:probabilities` takes: 1 where an attribute is seen, else 0."""
+    return DrawnFaceJudge().predict(images).float()
+
+
 def _pixels(images: torch.Tensor) -> np.ndarray:
     """(image, height, width, 3) from 0 to 255."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()

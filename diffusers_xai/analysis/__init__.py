@@ -1,5 +1,6 @@
 """Numbers over many runs: means with intervals, and what curves say."""
 
+from diffusers_xai.analysis.crossing import falling_crossing
 from diffusers_xai.analysis.overlap import Overlap, overlap
 from diffusers_xai.analysis.predetermination import predetermination_index
 from diffusers_xai.analysis.statistics import (
@@ -15,6 +16,7 @@ __all__ = [
     "Overlap",
     "benjamini_hochberg",
     "equivalence_test",
+    "falling_crossing",
     "mean_interval",
     "overlap",
     "predetermination_index",

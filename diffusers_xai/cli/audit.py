@@ -1,7 +1,6 @@
 """`diffusers-xai audit`: grades explanations of a checkpoint against known truth and controls."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +73,14 @@ def run(args: argparse.Namespace) -> None:
         read_scheduler,
     )
     from diffusers_xai.cli.profile_request import check_revision
-    from diffusers_xai.cli.requests import region, sample_size
+    from diffusers_xai.cli.requests import named_function, region, sample_size
 
     check_revision(args.checkpoint, args.revision)
     if args.mask is not None:
         region(args.mask)  # before anything is downloaded
     check_device(args.device)
     check_formats(args.format)
-    explainers = [_function(text) for text in args.explainer]
+    explainers = [named_function(text, "--explainer") for text in args.explainer]
     with claimed(args.out, args.out / ".lock"), quiet_libraries(unless=args.debug):
         config, scheduler = read_network_config(args), read_scheduler(args)
         check_steps(args.steps, scheduler)
@@ -120,20 +119,3 @@ def kept(args: argparse.Namespace) -> str:
     if not (args.out / "scores.json").is_file():
         return "nothing was written"
     return f"what is finished is kept in {args.out}: the same command continues from there"
-
-
-def _function(text: str) -> Callable:
-    """The function that `FILE:FUNCTION` names."""
-    import runpy
-
-    file, _, name = text.rpartition(":")
-    if not Path(file).is_file():
-        raise CommandError(f"--explainer {text}: expected FILE:FUNCTION, got no file {file or text}")
-    try:
-        found = runpy.run_path(file)
-    except Exception as error:  # of the user's code
-        raise CommandError(f"--explainer {text}: {file}: {type(error).__name__}: {error}") from error
-    if not callable(found.get(name)):
-        functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]
-        raise CommandError(f"--explainer {text}: expected a function, got {name!r}, available {', '.join(functions)}")
-    return found[name]

@@ -52,6 +52,11 @@ def add_command(commands: Any) -> None:
         help="region that localisation, artifact and ablation ask about: the bright part of this image. Default, with"
         " the model inside the package: the eyes, for ablation the face",
     )
+    add(
+        "--judge", type=nonempty, metavar="FILE:FUNCTION",
+        help="a function of your own that sees the attributes in images, for predetermination and patching; see"
+        " docs/experiments.md",
+    )  # fmt: skip
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
     add("--null", choices=_Nulls(), metavar="NAME", help="the control. Default: the first that the experiment knows")
     add_pipeline_options(parser)

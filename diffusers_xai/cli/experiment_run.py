@@ -29,9 +29,9 @@ from diffusers_xai.cli.pipelines import (
     read_scheduler,
 )
 from diffusers_xai.cli.profile_request import check_revision
-from diffusers_xai.cli.requests import default_labels, parse_label, region, sample_size
+from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
-from diffusers_xai.experiments.base import ALL_LABELS
+from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS
 from diffusers_xai.experiments.claims import NEEDED
 from diffusers_xai.experiments.findings import MIN_SEEDS, findings
 from diffusers_xai.experiments.findings_page import to_markdown
@@ -39,7 +39,7 @@ from diffusers_xai.experiments.nulls import gaussian_null
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.sampling import process_state, show_progress
 from diffusers_xai.hub.cards import read_facts
-from diffusers_xai.labels import label_from_bits
+from diffusers_xai.labels import label_from_bits, labels_between
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 
@@ -70,7 +70,9 @@ class _Job:
             gaussian (`Callable`): Fits or reads the Gaussians of the two labels, which several experiments share.
         """
         options = {**self.options, **({"others": others} if others else {})}
-        if options["null"] == "gaussian" and EXPERIMENTS[self.name].labels != ALL_LABELS:
+        if "judge" in options:
+            options["judge"] = named_function(options["judge"], "--judge")
+        if options["null"] == "gaussian" and EXPERIMENTS[self.name].labels <= 2:
             options["null"] = gaussian()
         result = EXPERIMENTS[self.name].run(pipe, self.sampling, **options)
         return ExperimentResult(result.name, result.data, {**result.settings, "request": self.request})
@@ -88,6 +90,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     check_revision(args.checkpoint, args.revision)
     if args.mask is not None:
         region(args.mask)  # before anything is downloaded
+    if args.judge is not None:
+        named_function(args.judge, "--judge")
     check_device(args.device)
     check_formats(args.format)
     with claimed(args.out, args.out / ".lock") if main else nullcontext():
@@ -184,6 +188,8 @@ def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any, othe
     check_guidance(args.guidance_scale, config)
     if args.steps is not None:
         check_steps(args.steps, scheduler)
+    if args.judge is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].judged:
+        raise CommandError(f"--judge {args.judge}: {args.name} takes no judge")
     alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
     chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
     fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1]
@@ -201,7 +207,12 @@ def _job(
     others: list[list[Any]],
 ) -> _Job:
     experiment = EXPERIMENTS[name]
-    labels = _trained_labels(args, config) if experiment.labels == ALL_LABELS else labels[: experiment.labels]
+    if experiment.labels == ALL_LABELS:
+        labels = _trained_labels(args, config)
+    elif experiment.labels == SPANNED_LABELS:
+        first, second = labels
+        labels = labels_between(first, second, config.get("class_attributes") or ())
+    labels = labels[: experiment.labels]
     seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
     steps = args.steps or min(experiment.steps, scheduler.config.get("num_train_timesteps", 1000))
     sampling = Sampling(labels, range(seeds), steps, args.guidance_scale, args.batch_size)
@@ -212,6 +223,8 @@ def _job(
     if experiment.region is not None:
         box = _REGIONS[experiment.region] if args.checkpoint is None and args.mask is None else None
         options["mask"] = region(args.mask, box, sample_size(config))
+    if experiment.judged and args.judge is not None:
+        options["judge"] = args.judge
     request = {
         **asdict(sampling),
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in options.items()},

@@ -1,7 +1,8 @@
 """What the arguments ask for of a certain checkpoint: labels, regions of the image, edits."""
 
 import re
-from collections.abc import Mapping, Sequence
+import runpy
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +168,22 @@ def resolve_switches(
         edits.append(LabelSwitch(from_step=step, to=to))
         before = to
     return edits
+
+
+def named_function(text: str, option: str) -> Callable:
+    """The function that `FILE:FUNCTION` names.
+
+    Raises:
+        CommandError: if there is no such file or function, or the file cannot be run.
+    """
+    file, _, name = text.rpartition(":")
+    if not Path(file).is_file():
+        raise CommandError(f"{option} {text}: expected FILE:FUNCTION, got no file {file or text}")
+    try:
+        found = runpy.run_path(file)
+    except Exception as error:  # of the user's code
+        raise CommandError(f"{option} {text}: {file}: {type(error).__name__}: {error}") from error
+    if not callable(found.get(name)):
+        functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]
+        raise CommandError(f"{option} {text}: expected a function, got {name!r}, available {', '.join(functions)}")
+    return found[name]

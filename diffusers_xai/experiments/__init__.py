@@ -20,6 +20,8 @@ from diffusers_xai.experiments import ablation  # noqa: F401
 
 # What the thesis does not ask.
 from diffusers_xai.experiments import compare_checkpoints  # noqa: F401
+from diffusers_xai.experiments import critical_window  # noqa: F401
+from diffusers_xai.experiments import patching  # noqa: F401
 # isort: on
 
 

@@ -19,7 +19,7 @@ from diffusers_xai.profile.names import storable_array
 from diffusers_xai.profile.storage import read_profile, write_profile
 
 
-ALL_LABELS = 1000
+ALL_LABELS, SPANNED_LABELS = 1000, 1001
 EXPERIMENTS: "dict[str, Experiment]" = {}
 _PICTURE_DIMS = ("rgb", "channel", "height", "width", "map_height", "map_width")
 
@@ -93,11 +93,12 @@ class Experiment:
         name (`str`): What the command calls it.
         title (`str`): Heading.
         text (`str`): One paragraph: what is done, and how to read the figure.
-        source (`str`): Where the thesis has it.
+        source (`str`): Where the thesis has it, or else the paper.
         measure (`Callable`): `(pipe, sampling, **options) -> xarray.Dataset`; attributes of the data set go into the
             result's settings.
         plot (`Callable`): Draws its result.
-        labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, or `ALL_LABELS`.
+        labels (`int`): How many labels it takes: 1 (or none, of an unconditional model), 2, `SPANNED_LABELS` (two, and
+            what lies between them, see `labels_between`), or `ALL_LABELS`.
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
         min_seeds (`int`): How many seeds it needs.
@@ -105,6 +106,7 @@ class Experiment:
         calls (`float`): in calls of the network for each pixel of the region: about, control included.
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
+        judged (`bool`): Whether `measure` takes a `judge`, see `Judge`.
         nulls (`tuple[str, ...]`): The controls that it knows, see `NULLS`; the first one is taken by default.
         region (`str`, *optional*): Where `measure` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"` or `"face"`.
@@ -129,6 +131,7 @@ class Experiment:
     plot_images: Callable[[ExperimentResult], go.Figure] | None = None
     table: Callable[[ExperimentResult], pd.DataFrame] | None = None
     needs: str | None = None
+    judged: bool = False
 
     def run(self, pipe: XAIPipeline, sampling: Sampling | None = None, **options: Any) -> ExperimentResult:
         """Measures.
@@ -144,6 +147,8 @@ class Experiment:
             ValueError: If the labels or an option do not fit.
         """
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
+        if self.labels == SPANNED_LABELS and len(sampling.labels) < 2:
+            raise ValueError(f"{self.name}: expected at least two labels, got {list(sampling.labels)}")
         if self.labels == 2 and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
             raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}")
         if len(sampling.seeds) < self.min_seeds:

@@ -24,6 +24,7 @@ NULLS = {
     "random-weights": "the same network with random weights, on the model's own states",
     "forward-noising": "the model's own images, noised as in training",
     "random-channel": "a random channel of the same layer",
+    "same-label": "the same patches from a run of the same label and other noise",
     "none": "no control",
 }
 FIT_STEPS = 20

@@ -1,6 +1,5 @@
 """From when on a label no longer changes the image (thesis fig. 5.17, D.2)."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import xarray as xr
 from diffusers_xai.analysis import predetermination_index, share_interval, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, excess_columns, interval_text, label_text, null_name
+from diffusers_xai.experiments.judging import Judge
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
 from diffusers_xai.labels import attributes_of
@@ -24,8 +24,6 @@ from diffusers_xai.profile.pictures import to_rgb
 
 
 THRESHOLD = 0.9
-# Images (image, channel, height, width) in [-1, 1] -> the probability of each attribute (image, attribute).
-Judge = Callable[[torch.Tensor], torch.Tensor]
 
 
 def measure(
@@ -250,5 +248,6 @@ EXPERIMENT = register(
         runs=4.0,
         plot_images=plot_images,
         table=table,
+        judged=True,
     )
 )

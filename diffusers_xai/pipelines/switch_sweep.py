@@ -1,7 +1,6 @@
 """Label switches at many steps in one pass: the steps before a switch are done once for all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,22 +8,8 @@ import torch
 from diffusers_xai.labels import ClassLabels
 from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines.arguments import set_timesteps
+from diffusers_xai.pipelines.branching import BranchingRun, predict_in_parts, step_runs
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
-from diffusers_xai.taps import copy_scheduler
-
-
-@dataclass
-class _Run:
-    """A run on its way: its images, and the state of all that changes from step to step."""
-
-    sample: torch.Tensor
-    labels: list[int | None]
-    scheduler: Any
-    generators: list[torch.Generator]
-
-    def branch(self, label: int | None) -> "_Run":
-        copies = [torch.Generator(g.device).set_state(g.get_state()) for g in self.generators]
-        return _Run(self.sample, [label] * len(self.labels), copy_scheduler(self.scheduler), copies)
 
 
 @torch.no_grad()
@@ -71,8 +56,7 @@ def switch_sweep(
     Raises:
         ValueError: If a label is none of the model's, or a switch step is not one of the run's or stands twice.
     """
-    count = len(seeds)
-    labels = pipe.encode_labels(label, count, guidance_scale)
+    labels = pipe.encode_labels(label, len(seeds), guidance_scale)
     new_label = pipe.encode_labels(to, 1, guidance_scale)[0]
     if isinstance(pipe.unet, ClosedFormDenoiser):
         pipe.unet.check_scheduler(pipe.scheduler)
@@ -81,37 +65,18 @@ def switch_sweep(
     if len(set(steps)) != len(steps) or not all(0 <= step < len(timesteps) for step in steps):
         raise ValueError(f"Expected `switch_steps` in 0..{len(timesteps) - 1}, each once, got {steps}.")
 
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     original = pipe.scheduler
-    unswitched = _Run(pipe.prepare_sample(count, generators), labels, copy_scheduler(original), generators)
+    unswitched = BranchingRun.start(pipe, labels, seeds)
     runs = {-1: unswitched}
     try:
         for i, t in enumerate(pipe.progress_bar(timesteps)):
             if i in steps:
                 runs[i] = unswitched.branch(new_label)
-            outputs = _predict_all(pipe, list(runs.values()), t, guidance_scale, max_rows)
-            for run, output in zip(runs.values(), outputs, strict=True):
-                pipe.scheduler = run.scheduler
-                arguments = pipe.prepare_extra_step_kwargs(run.generators, eta)
-                run.sample = run.scheduler.step(output, t, run.sample, **arguments).prev_sample
+            together = list(runs.values())
+            outputs = predict_in_parts(pipe, together, t, guidance_scale, max_rows)
+            step_runs(pipe, together, outputs, t, eta)
             if callback_on_step_end is not None:
                 callback_on_step_end(pipe, i, t, {"sample": unswitched.sample})
     finally:
         pipe.scheduler = original
     return torch.stack([runs[step].sample for step in (-1, *steps)])
-
-
-def _predict_all(
-    pipe: XAIPipeline, runs: list[_Run], t: torch.Tensor, guidance_scale: float, max_rows: int
-) -> list[torch.Tensor]:
-    """The network's output for every run, as many whole runs at a time as `max_rows` holds."""
-    count = len(runs[0].labels)
-    together = max(1, max_rows // count)
-    outputs: list[torch.Tensor] = []
-    for start in range(0, len(runs), together):
-        part = runs[start : start + together]
-        labels = [label for run in part for label in run.labels]
-        pipe.scheduler = part[0].scheduler
-        output = pipe.predict(torch.cat([run.sample for run in part]), t, labels, guidance_scale)
-        outputs += output.split(count)
-    return outputs

@@ -22,6 +22,7 @@ BAD: dict[str, list] = {
     "guidance_scale": [*EMPTY, "inf", "-inf", "nan", "NaN", "1e999", "-1", "-0.1", "1001", "1_0", "one", "0x1", "1,5"],
     "timesteps": NOT_COUNTS,
     "explainer": [*EMPTY, "nowhere.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
+    "judge": [*EMPTY, "nowhere.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
     "label": EMPTY,
     "other_label": EMPTY,
     "out": EMPTY,

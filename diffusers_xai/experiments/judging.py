@@ -1,0 +1,36 @@
+"""What a judge sees in images: the probability of each of the model's attributes."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from diffusers_xai.labels import attributes_of
+from diffusers_xai.pipelines import XAIPipeline
+
+
+# Images (image, channel, height, width) in [-1, 1] -> the probability of each attribute (image, attribute).
+Judge = Callable[[torch.Tensor], torch.Tensor]
+
+
+def judged_attributes(pipe: XAIPipeline, labels: Sequence[int]) -> list[str]:
+    """The attributes that are not the same in all labels, in the model's order.
+
+    Raises:
+        ValueError: If the model's attributes have no names.
+    """
+    attributes = list(pipe.unet.config.get("class_attributes") or ())
+    if not attributes:
+        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without")
+    seen = [set(attributes_of(label, attributes)) for label in labels]
+    return [name for name in attributes if any(name in a for a in seen) and not all(name in a for a in seen)]
+
+
+def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]) -> torch.Tensor:
+    """The probability of the attributes `names` in runs' images `(run, seed, …)`: `(seed, run, attribute)`."""
+    attributes = list(pipe.unet.config["class_attributes"])
+    told = torch.stack([torch.as_tensor(judge(images.float().clamp(-1, 1))) for images in final], dim=1)
+    if told.shape[-1] != len(attributes):
+        raise ValueError(
+            f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)}), got {told.shape[-1]}"
+        )
+    return told.float().cpu()[..., [attributes.index(name) for name in names]]

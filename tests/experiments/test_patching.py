@@ -1,0 +1,103 @@
+"""Which layer carries the label, on networks in which that is known."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
+from tests.planted import OneBlockHearsTheLabel
+from tests.tiny import convnext_unet
+
+
+NAME, SEEDS, STEPS = "patching", [4, 9, 2], 6
+
+
+def make(unet):
+    pipe = XAIPipeline(unet, DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_only_the_block_that_hears_the_label_lights_up():
+    pipe = make(OneBlockHearsTheLabel(class_attributes=("Lit",)).double())
+
+    def judge(images):
+        return (images[:, 1].mean((1, 2)) < 0).float()[:, None]
+
+    layers = [f"blocks.{i}" for i in range(3)]
+    result = EXPERIMENTS[NAME].run(
+        pipe, Sampling([0, 1], range(6), STEPS), layers=layers, bands=2, judge=judge, null="same-label"
+    )
+    data = result.data
+    assert data["of"].values.tolist() == ["pixels", "Lit"]
+    assert data["start"].values.tolist() == [0, 3, 0]
+    assert data["stop"].values.tolist() == [3, 6, 6]
+    pixels = data["effect"].sel(of="pixels")
+    np.testing.assert_allclose(pixels.sel(layer="blocks.1", band=2), 1, atol=1e-6)
+    np.testing.assert_allclose(pixels.sel(layer=["blocks.0", "blocks.2"]), 0, atol=1e-6)
+    assert (abs(pixels.sel(layer="blocks.1", band=[0, 1])) > 0.05).all()
+    # The judge sees a difference in some seeds only; in those the attribute comes over as a whole.
+    lit = data["effect"].sel(of="Lit")
+    final = patch_sweep(pipe, 0, 1, range(6), [PatchSite("blocks.0", range(1))], num_inference_steps=STEPS)
+    seen = [judge(run.clamp(-1, 1))[:, 0] for run in final[:2]]
+    differs = (seen[0] != seen[1]).numpy()
+    assert differs.sum() > 0
+    assert (lit.isnull().all(["layer", "band"]).values == ~differs).all()
+    assert (lit.sel(layer="blocks.1", band=2).values[differs] == 1).all()
+    assert (lit.sel(layer="blocks.0").values[differs] == 0).all()
+    # A run of the same label has nothing of the other one's to give.
+    assert (data["null_effect"].sel(of="Lit", layer="blocks.0").dropna("seed") == 0).all()
+    for figure in (result.plot(), result.plot_images()):
+        assert figure.data
+    table = EXPERIMENTS[NAME].table(result).set_index(["layer", "t"])
+    assert table["image"]["blocks.1", "always"] == "1.000 (1.000 to 1.000)"
+
+
+def test_the_effect_by_hand_within_a_mask_and_the_default_layers():
+    pipe = make(convnext_unet())
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[4:12, 4:10] = True
+    data = EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], SEEDS, STEPS), bands=1, mask=mask, null="none").data
+    assert set(data["layer"].values) == {
+        "init_conv",
+        "downs.0.2.fn",
+        "downs.1.2.fn",
+        "mid_block",
+        "ups.0.2.fn",
+        "final_conv",
+    }
+    site = PatchSite("mid_block", range(STEPS))
+    source, base, patched = patch_sweep(pipe, 3, 12, SEEDS, [site], mask=mask, num_inference_steps=STEPS)
+    error = [((run - source) ** 2)[:, :, mask].mean((1, 2)) for run in (base, patched)]
+    np.testing.assert_allclose(
+        data["effect"].sel(layer="mid_block").squeeze(), 1 - error[1] / error[0], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_judge_and_a_band_that_do_not_fit_are_refused():
+    pipe = make(convnext_unet())
+    for options, message in (
+        ({"bands": 7}, r"bands in 1\.\.6, got 7"),
+        ({"between": "prompts"}, "between in"),
+        ({"judge": lambda images: torch.zeros(len(images), 3)}, r"a judge of 4 attributes .*, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], [1], STEPS), layers=["conv_in"], null="none", **options)
+
+
+def test_the_command_takes_a_judge(tmp_path, capsys):
+    unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
+    XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    judge = tmp_path / "judge.py"
+    judge.write_text("def dark(images):\n    return (images.mean((2, 3))[:, :2] < 0).float()\n")
+    base = ["--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "2", "--steps", "4"]
+    base += ["--null", "none", "--judge"]
+    assert main(["experiment", NAME, *base, f"{judge}:dark"]) == 0
+    assert ExperimentResult.load(tmp_path / "out" / NAME).data["of"].values.tolist() == ["pixels", "Smiling"]
+    capsys.readouterr()
+    assert main(["experiment", "ablation", *base, f"{judge}:dark"]) == 2
+    assert "ablation takes no judge" in capsys.readouterr().err
