@@ -1,6 +1,6 @@
 """Which guidance branches the rows of a denoiser's calls belong to, and how a pipeline combines them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,22 +19,24 @@ class Guidance:
     """The guidance branches of a step.
 
     Attributes:
-        branches (`tuple[str, ...]`): Their names, in the order in which they are computed; `("cond",)` alone without
-            guidance.
-        separate_calls (`bool`): Whether each branch is a call of its own instead of a part of the batch.
+        calls (`tuple[tuple[str, ...], ...]`): Their names in each call of the denoiser, in the order in which they are
+            computed; `(("cond",),)` without guidance.
         doubles_sample (`bool`): Whether the scheduler's state holds every image once per branch.
         is_known (`bool`): Whether the family's order is known beforehand.
     """
 
-    branches: tuple[str, ...]
-    separate_calls: bool = False
+    calls: tuple[tuple[str, ...], ...]
     doubles_sample: bool = False
     is_known: bool = True
 
     @property
-    def in_batch(self) -> int:
-        """How many branches one call of the denoiser holds."""
-        return 1 if self.separate_calls else len(self.branches)
+    def branches(self) -> tuple[str, ...]:
+        """The names of all branches of a step."""
+        return tuple(name for names in self.calls for name in names)
+
+    def of_call(self, index: int) -> tuple[str, ...]:
+        """The branches in one call of the denoiser."""
+        return self.calls[index] if index < len(self.calls) else (f"branch_{index}",)
 
 
 def guidance_of(pipeline: Any, layout: Layout | None, variables: Mapping[str, Any]) -> Guidance:
@@ -45,17 +47,19 @@ def guidance_of(pipeline: Any, layout: Layout | None, variables: Mapping[str, An
         layout (`Layout`, *optional*): What is known of its denoiser.
         variables (mapping): The local variables of its running call.
     """
-    if not _is_guided(pipeline, layout, variables):
-        perturbed = ("cond", "perturbed") if _is_perturbed(pipeline) else ("cond",)
-        return Guidance(perturbed, is_known=True)
-    name = type(pipeline).__name__
-    if "InstructPix2Pix" in name:
-        return Guidance(("cond", "image", "uncond"))
+    guided = _is_guided(pipeline, layout, variables)
+    if variables.get("do_self_attention_guidance") is True:
+        return Guidance((("uncond", "cond") if guided else ("cond",), ("degraded",)))
+    if not guided:
+        return Guidance((("cond", "perturbed") if _is_perturbed(pipeline) else ("cond",),))
+    if "InstructPix2Pix" in type(pipeline).__name__:
+        return Guidance((("cond", "image", "uncond"),))
     if _is_perturbed(pipeline):
-        return Guidance(("uncond", "cond", "perturbed"))
+        return Guidance((("uncond", "cond", "perturbed"),))
     if layout is None:
-        return Guidance(("uncond", "cond"), is_known=False)
-    return Guidance(layout.branches, layout.separate_calls, layout.doubles_sample)
+        return Guidance((("uncond", "cond"),), is_known=False)
+    calls = tuple((name,) for name in layout.branches) if layout.separate_calls else (layout.branches,)
+    return Guidance(calls, layout.doubles_sample)
 
 
 def _is_guided(pipeline: Any, layout: Layout | None, variables: Mapping[str, Any]) -> bool:
@@ -77,12 +81,15 @@ def _is_perturbed(pipeline: Any) -> bool:
 def combination(outputs: Sequence[torch.Tensor], combined: torch.Tensor) -> torch.Tensor | None:
     """The weights with which a pipeline summed its branches' outputs, found from what it computed.
 
+    Guidance moves from one branch away from others, so the weights sum to 1, or to -1 where the sign is turned. Where
+    they do not, the sum was scaled by what the outputs are, and its weights are no constants.
+
     Args:
         outputs (sequence of `torch.Tensor` of one shape): The denoiser's outputs, a branch each.
         combined (`torch.Tensor` of that shape): What went into `scheduler.step`.
 
     Returns:
-        `torch.Tensor` of shape `(branches,)`, float64, or `None` if `combined` is not a weighted sum of the outputs.
+        `torch.Tensor` of shape `(branches,)`, float64, or `None` if `combined` is not such a sum of the outputs.
     """
     matrix = torch.stack([output.double().flatten() for output in outputs], dim=1)
     target = combined.double().flatten()
@@ -94,13 +101,101 @@ def combination(outputs: Sequence[torch.Tensor], combined: torch.Tensor) -> torc
     weights = torch.linalg.lstsq(matrix, target[:, None], driver="gelsd" if target.device.type == "cpu" else None)
     solution = weights.solution[:, 0]
     bound = max(_RESIDUAL, torch.finfo(combined.dtype).eps)
-    return solution if (matrix @ solution - target).norm() <= bound * norm else None
+    moves = len(outputs) == 1 or abs(abs(float(solution.sum())) - 1) <= bound
+    return solution if moves and (matrix @ solution - target).norm() <= bound * norm else None
 
 
-def renormalised(cond: torch.Tensor, uncond: torch.Tensor, scale: float) -> torch.Tensor:
+def mixture(
+    outputs: Sequence[torch.Tensor], combined: torch.Tensor, branches: Sequence[str], variables: Mapping[str, Any]
+) -> Callable[[Sequence[torch.Tensor]], torch.Tensor] | None:
+    """How a pipeline puts the outputs of its branches together, as a function of them.
+
+    Args:
+        outputs (sequence of `torch.Tensor` of one shape): The denoiser's outputs at a step, a branch each.
+        combined (`torch.Tensor` of that shape): What went into `scheduler.step`.
+        branches (sequence of `str`): Names of the branches.
+        variables (mapping): The local variables of the pipeline's running call.
+
+    Returns:
+        `Callable`, or `None` if `combined` is nothing that is known of the outputs.
+    """
+    eps = torch.finfo(combined.dtype).eps
+    known = _known(outputs, branches, variables)
+    for put_together in known(_as_it_is):  # more exact than weights that are found
+        if _is_near(put_together(outputs), combined, 16 * eps):
+            return put_together
+    weights = _weights(outputs, combined)
+    if weights is not None:
+        return lambda now: torch.stack([w.to(o) * o for w, o in zip(weights, now, strict=True)]).sum(dim=0)
+    rescale = variables.get("guidance_rescale")
+    for normalise in (_renormalised, _rescaled(rescale if isinstance(rescale, (int, float)) else 0.0)):
+        for put_together in known(normalise):
+            if _is_near(put_together(outputs), combined, max(_RESIDUAL, eps)):
+                return put_together
+    return None
+
+
+def _known(
+    outputs: Sequence[torch.Tensor], branches: Sequence[str], variables: Mapping[str, Any]
+) -> Callable[[Callable[..., torch.Tensor]], Iterator[Callable[..., torch.Tensor]]]:
+    """Classifier-free guidance with the scales that the pipeline names, of either sign, changed by a function."""
+    scales = [variables.get(name) for name in ("true_cfg_scale", "guidance_scale")]
+
+    def every(normalise: Callable[..., torch.Tensor]) -> Iterator[Callable[..., torch.Tensor]]:
+        if set(branches) != {"cond", "uncond"} or len(outputs) != 2:
+            return
+        cond, uncond = branches.index("cond"), branches.index("uncond")
+        for scale in [float(scale) for scale in scales if isinstance(scale, (int, float))]:
+            for sign in (1.0, -1.0):
+                yield (
+                    lambda now, scale=scale, sign=sign: (
+                        sign * normalise(now[cond], now[uncond] + scale * (now[cond] - now[uncond]))
+                    )
+                )
+
+    return every
+
+
+def _is_near(one: torch.Tensor, other: torch.Tensor, bound: float) -> bool:
+    return bool((one.double() - other.double()).norm() <= bound * other.double().norm())
+
+
+def _as_it_is(cond: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
+    return combined
+
+
+def _weights(outputs: Sequence[torch.Tensor], combined: torch.Tensor) -> list[torch.Tensor] | None:
+    """The weights of `combination`, of the whole or of every channel or frame by itself, each as it multiplies."""
+    whole = combination(outputs, combined)
+    if whole is not None:
+        return list(whole)
+    for dim in range(1, combined.ndim - 2 if combined.ndim > 3 else 1):
+        size = combined.shape[dim]
+        parts = [combination([o.select(dim, i) for o in outputs], combined.select(dim, i)) for i in range(size)]
+        found = [part for part in parts if part is not None]
+        if len(found) == size:
+            shape = [size if axis == dim else 1 for axis in range(combined.ndim)]
+            return [weights.reshape(shape) for weights in torch.stack(found, dim=1)]
+    return None
+
+
+def _renormalised(cond: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
     """Guidance whose sum is brought back to the length of the conditional branch, token by token (Qwen-Image)."""
-    combined = uncond + scale * (cond - uncond)
     return combined * (cond.norm(dim=-1, keepdim=True) / combined.norm(dim=-1, keepdim=True))
+
+
+def _rescaled(share: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Guidance a share of which is brought back to the spread of the conditional branch, image by image.
+
+    Source: Lin et al. 2023, section 3.4.
+    """
+
+    def rescaled(cond: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
+        dims = list(range(1, cond.ndim))
+        factor = cond.std(dim=dims, keepdim=True) / combined.std(dim=dims, keepdim=True)
+        return share * factor * combined + (1 - share) * combined
+
+    return rescaled
 
 
 def order_from(weights: torch.Tensor) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """Names for the dims of what a denoiser receives and of what its layers put out."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from diffusers_xai.denoisers.layouts import Layout, layout_of
 _POSITIONS = {1: ("token",), 2: ("height", "width"), 3: ("frame", "height", "width")}
 # Layers that project what attention looks at: the condition always, or in cross-attention.
 _CONDITION_ALWAYS = ("add_k_proj", "add_v_proj", "add_q_proj", "to_add_out", "kv_mapper", "encoder_hid_proj")
+_OVER_TIME = re.compile("motion|temp")
 _CONDITION_IN_CROSS = ("to_k", "to_v", "norm_k", "norm_cross")
 
 
@@ -210,30 +212,50 @@ class Labelling:
             raise ValueError(f"expected a sequence with the {image} tokens of the image, got {tokens} tokens")
         return found
 
-    def image_grid(self, path: str, tokens: int) -> tuple[int, ...] | None:
-        """The grid of `tokens` image tokens of a layer; `None` if they do not lie on one."""
+    def image_grid(self, tokens: int, frame: bool = False) -> tuple[int, ...] | None:
+        """The grid of `tokens` image tokens, of a single frame if `frame`; `None` if they do not lie on one."""
         if self.grid is not None:
-            return self.grid if tokens == prod(self.grid) else None
+            grid = self.grid[1:] if frame else self.grid
+            return grid if tokens == prod(grid) else None
         if self.size is None or self.layout is None:
             return None
         return strided(tokens, self.size)
 
+    def crosses(self, path: str, keys: int) -> bool:
+        """Whether an attention layer whose keys are `keys` tokens looks at the condition."""
+        module: Any = self.denoiser.layers.get(path)
+        stated = getattr(module, "is_cross_attention", None)
+        if stated is None:
+            return path.rpartition(".")[2] in ("attn2", "cross_attn")
+        # A layer that could take a condition may be left to look at the image (Kandinsky 3).
+        widths = [getattr(getattr(module, name, None), "in_features", None) for name in ("to_q", "to_k")]
+        return bool(stated) and (widths[0] != widths[1] or self.call.text_tokens in (None, keys))
+
+    def over_time(self, path: str, batch: int, tokens: int) -> tuple[int, int] | None:
+        """(height, width) of the places that are rows of a layer whose tokens are frames; `None` in other layers."""
+        if not self.frames or self.size is None or tokens != self.frames or batch <= self.rows:
+            return None
+        if batch == self.rows * self.frames and not _OVER_TIME.search(path):  # as many places as frames
+            return None
+        places = strided(batch // self.rows, self.size)
+        return places if places is not None and batch == self.rows * prod(places) else None
+
     def _tokens(self, path: str, module: nn.Module, tensor: torch.Tensor) -> dict[str, Labelled]:
-        size, frames, tokens = self.size, self.frames, tensor.shape[1]
-        if frames and size and tokens == frames and tensor.shape[0] > self.rows:
-            places = strided(tensor.shape[0] // self.rows, size)
-            if places is not None and tensor.shape[0] == self.rows * prod(places):  # attention over time
-                grid = tensor.unflatten(0, (self.rows, *places)).permute(0, 4, 3, 1, 2)
-                return {"image": Labelled(grid, ("channel", *_POSITIONS[3]))}
+        tokens, places = tensor.shape[1], self.over_time(path, tensor.shape[0], tensor.shape[1])
+        if places is not None:
+            grid = tensor.unflatten(0, (self.rows, *places)).permute(0, 4, 3, 1, 2)
+            return {"image": Labelled(grid, ("channel", *_POSITIONS[3]))}
         rows, folded = self._rows(path, tensor)
         if folded:
-            cells = None if self._is_condition(path, module) else self.image_grid(path, tokens)
+            cells = None if self._is_condition(path, tokens) else self.image_grid(tokens, frame=True)
             if cells is None or len(cells) != 2:
                 raise self._unreadable(path, tensor)
             return {"image": Labelled(rows.unflatten(2, cells).permute(0, 4, 1, 2, 3), ("channel", *_POSITIONS[3]))}
-        if self._is_condition(path, module):
+        if self._is_condition(path, tokens):
             return {"text": _as_tokens(rows)}
-        grid = self.image_grid(path, tokens)
+        if self.grid is not None and self.call.sample.ndim == 3 and tokens == self.call.sample.shape[1]:
+            rows = rows[:, : prod(self.grid)]  # references stand behind the image
+        grid = self.image_grid(rows.shape[1])
         if grid is not None:
             values = rows.transpose(1, 2).unflatten(2, grid)
             return {"image": Labelled(values, ("channel", *_POSITIONS[len(grid)]))}
@@ -262,14 +284,12 @@ class Labelling:
         image, text = prod(self.grid), self.call.text_tokens
         return tensor.shape[1] in {image, text, image + (text or 0)} and tuple(tensor.shape[2:]) != self.grid
 
-    def _is_condition(self, path: str, module: nn.Module) -> bool:
+    def _is_condition(self, path: str, tokens: int) -> bool:
         """Whether a layer projects what cross-attention looks at."""
         parent, _, leaf = path.rpartition(".")
-        if leaf in _CONDITION_ALWAYS:
+        if leaf in _CONDITION_ALWAYS or is_of_text(path):
             return True
-        return leaf in _CONDITION_IN_CROSS and bool(
-            getattr(self.denoiser.layers.get(parent), "is_cross_attention", False)
-        )
+        return leaf in _CONDITION_IN_CROSS and self.crosses(parent, tokens)
 
     def _unreadable(self, path: str, tensor: torch.Tensor) -> ValueError:
         return ValueError(
@@ -280,7 +300,8 @@ class Labelling:
 
 def is_of_text(path: str) -> bool:
     """Whether a layer sees the condition alone, before it meets the image, however many tokens either has."""
-    return any(name.startswith(("context_", "cap_", "caption_")) for name in path.split("."))
+    names = ("cap_", "caption_", "txt_", "add_time_condition")
+    return any(name.startswith(names) or "context" in name for name in path.split("."))
 
 
 def _as_tokens(rows: torch.Tensor) -> Labelled:

@@ -71,7 +71,7 @@ _LAYOUTS: dict[str, Layout] = {
     "DiTTransformer2DModel": Layout(_SAMPLE, branches=_COND_FIRST, doubles_sample=True),
     "PixArtTransformer2DModel": Layout(_SAMPLE),
     "HunyuanDiT2DModel": Layout(_SAMPLE),
-    "LuminaNextDiT2DModel": Layout(_SAMPLE, branches=_COND_FIRST),
+    "LuminaNextDiT2DModel": Layout(_SAMPLE, branches=_COND_FIRST, sign=-1),
     "SanaTransformer2DModel": Layout(_SAMPLE),
     "SD3Transformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST, _TEXT_FIRST),
     "AuraFlowTransformer2DModel": Layout(

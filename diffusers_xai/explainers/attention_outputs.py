@@ -1,5 +1,6 @@
 """The thesis's attention map A_t."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from diffusers_xai.denoisers.labelling import Labelled
+from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps import tap_output
@@ -26,8 +29,8 @@ class AttentionOutputs(RecordSpec):
         steps, timesteps, every: See [`RecordSpec`].
 
     Raises:
-        ValueError: when recording starts, if the network has no attention layer; before the first step, if its
-            attention layers' tokens do not lie on the image.
+        ValueError: when recording starts, if the network has no attention layer; before the first step, if it is not
+            known where an attention layer's tokens lie on the image.
 
     Source: thesis section 4.3, fig. 4.4.
     """
@@ -43,14 +46,10 @@ class AttentionOutputs(RecordSpec):
         def add(path: str, output: Any) -> None:
             if not recording.looks(self):
                 return
-            try:
-                labelled = run.labelling.outputs(path, output).get("image")
-            except (TypeError, ValueError):
+            streams, positions = run.labelling.outputs(path, output), run.positions
+            if "image" not in streams and "text" in streams:
                 return
-            positions = run.positions
-            if labelled is None or labelled[1].values.ndim != 2 + len(positions):
-                return
-            summed = labelled[1].values.detach().float().sum(dim=1, keepdim=True)
+            summed = self._summed(run, path, streams)
             mode = {2: "bilinear", 3: "trilinear"}[len(positions)]
             upsampled = F.interpolate(summed, size=positions, mode=mode, align_corners=False)[:, 0]
             call = run.current_call
@@ -58,10 +57,7 @@ class AttentionOutputs(RecordSpec):
 
         def keep() -> None:
             if recording.looks(self) and not maps:
-                raise ValueError(
-                    f"AttentionOutputs: no attention layer of {run.denoiser.name} puts out tokens that lie on the"
-                    " image, or where they lie is not known; tell it with `register_layout`."
-                )
+                raise ValueError(f"AttentionOutputs: no attention layer of {run.denoiser.name} sees the image.")
             for call, values in maps.items():
                 shown = values if recording.is_selected(self) else values.to("meta")
                 recording.keep(self, "attention_outputs", shown, run.labelling.position_dims, call=call)
@@ -71,3 +67,17 @@ class AttentionOutputs(RecordSpec):
         run.before_step(keep)
         for path, module in attention_outputs.items():
             stack.enter_context(tap_output(module, partial(add, path), read=lambda output: output))
+
+    def _summed(self, run: Run, path: str, streams: Mapping[str, tuple[torch.Tensor, Labelled]]) -> torch.Tensor:
+        """The sum over channels, and heads, of a layer's image: (row, 1, [frame,] height, width)."""
+        labelled = streams["image"][1] if "image" in streams else streams[""][1]
+        values = labelled.values.detach().float()
+        if labelled.dims == ("head", "channel", "token"):
+            grid = run.labelling.image_grid(values.shape[-1])
+            values = values.flatten(1, 2) if grid is None else values.flatten(1, 2).unflatten(2, grid)
+        if values.ndim != 2 + len(run.positions) or len(run.positions) == 1:
+            raise ValueError(
+                f"AttentionOutputs: expected layers whose tokens lie on the image; where those of {path} in"
+                f" {run.denoiser.name} lie is not known. Tell it with `register_layout`."
+            )
+        return values.sum(dim=1, keepdim=True)

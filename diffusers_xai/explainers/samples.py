@@ -99,7 +99,7 @@ def _x0(run: Run, step: SchedulerStep) -> torch.Tensor:
     if step.pred_original_sample is not None:
         return step.pred_original_sample
     model_input = scale_model_input(copy_scheduler(run.scheduler), step.sample, step.arguments["timestep"])
-    return x0_and_noise(run.scheduler, step.level, predicted_part(step, step.model_output), model_input)[0]
+    return x0_and_noise(run.scheduler, step.level, predicted_part(step.sample, step.model_output), model_input)[0]
 
 
 def _measure(name: str, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,8 @@ import torch
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import EditSpec, first_switched_step
+from diffusers_xai.recording.inputs import goes_into, tensors_in
+from diffusers_xai.recording.repeat import repeated
 from diffusers_xai.recording.shadow import shadow_arguments, shadow_of
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.call import PipelineCall
@@ -57,28 +59,63 @@ class PromptSwitch(EditSpec):
                 "PromptSwitch: expected edits of all images, got edits image by image; give `to` a prompt each."
             )
         calls: list[DenoiserCall] = []
+        controls: list[DenoiserCall] = []
+        differing: dict[int, list[str]] = {}  # by call of a step
+        differing_controls: list[list[str]] = []
 
         def switch(first: int, call: DenoiserCall) -> DenoiserCall | None:
+            index = min(len(run.calls) - 1, len(calls) - 1)
+            if run.step == 0:
+                differing[index] = _differing(call, calls[index])
             if run.step < first:
                 return None
-            return _conditioned(call, calls[min(len(run.calls) - 1, len(calls) - 1)])
+            own = {id(tensor) for _, output in run.controls for tensor in tensors_in(output)}
+            names = [name for name in differing[index] if not own & {id(t) for t in tensors_in(call.arguments[name])}]
+            call = _conditioned(call, calls[index], names)
+            if run.step > 0 or not controls:
+                return call
+            # The ControlNet of the first step has been called before the switch could be known.
+            return DenoiserCall(call.component, call.module, *repeated(call, call.rows, 1, replaced=controlled(run)))
+
+        def controlled(run: Run) -> dict[int, torch.Tensor]:
+            found: dict[int, torch.Tensor] = {}
+            for i, (own, output) in enumerate(run.controls):
+                edited = _conditioned(own, controls[i], differing_controls[i])
+                with run.replaying():
+                    other = edited.module(*edited.args, **edited.kwargs)
+                found |= {id(a): b for a, b in zip(tensors_in(output), tensors_in(other), strict=True)}
+            return found
+
+        def switch_control(first: int, call: DenoiserCall) -> DenoiserCall | None:
+            index = min(len(run.controls), len(controls) - 1)
+            return None if run.step < first else _conditioned(call, controls[index], differing_controls[index])
 
         def start() -> None:
             first = first_switched_step(self, run)
-            calls.extend(self._other_calls(run))
+            if not all(goes_into(output, run.calls) for _, output in run.controls):
+                raise ValueError(
+                    "PromptSwitch: expected the outputs of the ControlNet in the denoiser's arguments as they are,"
+                    f" but {type(run.pipeline).__name__} changes them in between."
+                )
+            seen = self._other_calls(run)
+            controls.extend(call for call in seen if call.component in run.control_networks)
+            calls.extend(call for call in seen if call.component in run.denoiser.components)
             run.on_call(lambda call: switch(first, call), order=first)  # the latest switch has the last word
+            if controls:
+                pairs = zip([call for call, _ in run.controls], controls, strict=True)
+                differing_controls.extend(_differing(own, other) for own, other in pairs)
+                run.on_control(lambda call: switch_control(first, call), order=first)
 
         run.on_start(start)
 
     def _other_calls(self, run: Run) -> list[DenoiserCall]:
-        """The denoiser calls of the first step for the other prompt."""
+        """The calls of the denoiser, and of ControlNets, in the first step for the other prompt."""
         arguments = run.call.arguments
         if "prompt" not in arguments or arguments["prompt"] is None:
             raise ValueError(
                 f"PromptSwitch: expected a pipeline that was called with a `prompt`, got {type(run.pipeline).__name__}"
                 f" with {', '.join(name for name, value in arguments.items() if value is not None) or 'no arguments'}."
             )
-        shadow = shadow_of(run.pipeline)
         seen: list[DenoiserCall] = []
 
         def stop(*_: Any, **__: Any) -> None:
@@ -89,11 +126,12 @@ class PromptSwitch(EditSpec):
             to = [to] * len(arguments["prompt"])
         given = shadow_arguments(_given(run.call))
         given["prompt"] = to  # further prompts (`prompt_2`, …) follow the first where they were left out
-        shadow.scheduler.step = stop
         with ExitStack() as stack:
+            shadow = stack.enter_context(shadow_of(run.pipeline))
+            shadow.scheduler.step = stop
             stack.enter_context(run.replaying())
             stack.enter_context(torch.random.fork_rng())
-            for name, module in run.denoiser.components.items():
+            for name, module in {**run.denoiser.components, **run.control_networks}.items():
                 read = lambda args, kwargs, name=name, module=module: seen.append(  # noqa: E731
                     DenoiserCall(name, module, args, kwargs)
                 )
@@ -127,13 +165,22 @@ def _given(call: PipelineCall) -> dict[str, Any]:
     }
 
 
-def _conditioned(call: DenoiserCall, other: DenoiserCall) -> DenoiserCall:
-    """`call` with everything but sample and timestep from `other`."""
-    kept = {call.sample_name, "timestep", "timesteps", "timestep_ratio", "t"}
-    names = list(other.arguments)
-    args = tuple(
-        mine if i == 0 or names[i] in kept else theirs
-        for i, (mine, theirs) in enumerate(zip(call.args, other.args, strict=True))
-    )
-    kwargs = {name: value if name in kept else other.kwargs[name] for name, value in call.kwargs.items()}
-    return DenoiserCall(call.component, call.module, args, kwargs)
+def _differing(call: DenoiserCall, other: DenoiserCall) -> list[str]:
+    """The arguments that the other prompt changes: of two calls at the same step all but the sample."""
+    names = [name for name in call.arguments if name != call.sample_name and name in other.arguments]
+    return [name for name in names if not _same(call.arguments[name], other.arguments[name])]
+
+
+def _same(one: Any, other: Any) -> bool:
+    tensors, others = list(tensors_in(one)), list(tensors_in(other))
+    if not tensors and not others:
+        return one is other or one == other
+    pairs = zip(tensors, others, strict=False)
+    return len(tensors) == len(others) and all(torch.equal(a, b) for a, b in pairs)
+
+
+def _conditioned(call: DenoiserCall, other: DenoiserCall, names: Sequence[str]) -> DenoiserCall:
+    """`call` with the named arguments of `other`."""
+    for name in names:
+        call = call.with_argument(name, other.arguments[name])
+    return call

@@ -56,18 +56,20 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     """
     layout, text = labelling.layout, labelling.call.text_tokens
     batch, queries, keys = call.shape
-    if labelling.frames and queries == labelling.frames and batch > labelling.rows * labelling.frames:
-        return {}  # attention over time
+    if is_of_text(path) or labelling.over_time(path, batch, queries) is not None:
+        return {}
     if layout is None or labelling.size is None:
         return {"": Relation(Side(slice(0, queries)), Side(slice(0, keys)))}
     if labelling.grid is None:
         return _of_levels(labelling, path, queries, keys)
-    image = prod(labelling.grid)
-    if is_of_text(path) or (queries == keys == text and text != image):
+    is_frame = len(labelling.grid) == 3 and batch == labelling.rows * (labelling.frames or 1) > labelling.rows
+    grid = labelling.grid[1:] if is_frame else labelling.grid
+    image = prod(grid)
+    if queries == keys == text and text != image:
         return {}
-    own = Side(slice(0, image), labelling.grid)
+    own = Side(slice(0, image), grid)
     if queries == image:
-        if keys == image and not _crosses(labelling, path):
+        if keys == image and not labelling.crosses(path, keys):
             return {"image_to_image": Relation(own, own)}
         return {"image_to_text": Relation(own, Side(slice(0, keys)))}
     if queries != keys or queries < image:
@@ -79,7 +81,7 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
 
 def _of_levels(labelling: Labelling, path: str, queries: int, keys: int) -> dict[str, Relation]:
     """Of a U-Net, whose levels have grids of their own."""
-    grid = labelling.image_grid(path, queries)
+    grid = labelling.image_grid(queries)
     if grid is None or labelling.layout is None:
         return {}
     image = Side(slice(0, queries), grid)
@@ -91,16 +93,9 @@ def _of_levels(labelling: Labelling, path: str, queries: int, keys: int) -> dict
             "image_to_text": Relation(image, Side(text)),
             "image_to_image": Relation(image, Side(own, grid)),
         }
-    if keys != queries or _crosses(labelling, path):
+    if keys != queries or labelling.crosses(path, keys):
         return {"image_to_text": Relation(image, Side(slice(0, keys)))}
     return {"image_to_image": Relation(image, image)}
-
-
-def _crosses(labelling: Labelling, path: str) -> bool:
-    """Whether an attention layer looks at the condition."""
-    module = labelling.denoiser.layers[path]
-    stated = getattr(module, "is_cross_attention", None)
-    return bool(stated) if stated is not None else path.rpartition(".")[2] in ("attn2", "cross_attn")
 
 
 def _adds_keys(labelling: Labelling, path: str) -> bool:

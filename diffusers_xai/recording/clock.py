@@ -3,17 +3,18 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from diffusers_xai.denoisers import Denoiser, DenoiserCall
+from diffusers_xai.denoisers import Denoiser, DenoiserCall, networks_of
 from diffusers_xai.denoisers.call import prediction_of
 from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, order_from
 from diffusers_xai.denoisers.labelling import Labelling
-from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step
+from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step, tap_whole_call
 from diffusers_xai.taps.call import PipelineCall, running_call
 
 
@@ -32,6 +33,9 @@ class Run:
         guidance (`Guidance`): Its guidance branches, as far as they are known.
         calls (`list[DenoiserCall]`): The denoiser calls of the current step.
         outputs (`list[torch.Tensor]`): What they returned.
+        controls (`list[tuple[DenoiserCall, Any]]`): The calls of ControlNets in the current step and what they
+            returned.
+        step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """
 
@@ -42,9 +46,11 @@ class Run:
         self.step = 0
         self.timesteps: list[float] = []
         self.call = PipelineCall()
-        self.guidance = Guidance(("cond",))
+        self.guidance = Guidance((("cond",),))
         self.calls: list[DenoiserCall] = []
         self.outputs: list[torch.Tensor] = []
+        self.controls: list[tuple[DenoiserCall, Any]] = []
+        self.step_arguments: dict[str, Any] = {}
         self._state: torch.Tensor | None = None
         self.is_replaying = False
         self.copies = 1  # of every image, in a replay
@@ -54,6 +60,7 @@ class Run:
         self._labelling: Labelling | None = None
         self._on_start: list[Callable[[], None]] = []
         self._on_call: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
+        self._on_control: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
         self._before_step: list[Callable[[], None]] = []
         self._on_step: list[Callable[[SchedulerStep], None]] = []
 
@@ -68,6 +75,11 @@ class Run:
         """
         self._on_call.append((order, callback))
         self._on_call.sort(key=lambda entry: entry[0])
+
+    def on_control(self, callback: Callable[[DenoiserCall], DenoiserCall | None], order: int = 0) -> None:
+        """Calls `callback(call)` before every call of a ControlNet; see `on_call`."""
+        self._on_control.append((order, callback))
+        self._on_control.sort(key=lambda entry: entry[0])
 
     def before_step(self, callback: Callable[[], None]) -> None:
         """Calls `callback` when the denoiser calls of a step are done, before `scheduler.step`."""
@@ -86,6 +98,15 @@ class Run:
     def is_complete(self) -> bool:
         """Whether every step of the schedule has been done."""
         return bool(self.timesteps) and self.step >= len(self.timesteps)
+
+    @property
+    def control_networks(self) -> dict[str, nn.Module]:
+        """The ControlNets beside the denoiser, by name."""
+        return {
+            name: module
+            for name, module in networks_of(self.pipeline).items()
+            if "ControlNet" in type(module).__name__ and name not in self.denoiser.components
+        }
 
     @property
     def num_train_timesteps(self) -> int:
@@ -136,7 +157,23 @@ class Run:
         """Number of images: that of the scheduler's state, once it has been seen, else that of the denoiser's rows."""
         if self._state is not None:
             return self._state.shape[0] // (len(self.guidance.branches) if self.guidance.doubles_sample else 1)
-        return self.calls[self.current_call].rows // self.guidance.in_batch
+        return self.calls[self.current_call].rows // len(self.guidance.of_call(self.current_call))
+
+    def _frames_in_rows(self, tensor: torch.Tensor) -> int | None:
+        """Number of frames, if a pipeline of videos gives its scheduler frames as rows."""
+        video = self.calls[0].sample.shape
+        is_folded = len(video) == 5 and tensor.ndim == 4 and tensor.shape[-2:] == video[-2:]
+        return self.labelling.frames if is_folded else None
+
+    def unfolded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A state of the scheduler, or what has its form, in the form of the denoiser's sample."""
+        frames = self._frames_in_rows(tensor)
+        return tensor if frames is None else tensor.unflatten(0, (-1, frames)).transpose(1, 2)
+
+    def folded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What has the form of the denoiser's sample as the scheduler takes it; the inverse of `unfolded`."""
+        frames = self._frames_in_rows(self.step_arguments["sample"])
+        return tensor if frames is None else tensor.transpose(1, 2).flatten(0, 1)
 
     def rows(self, batch: int | None = None) -> list[tuple[str, int]]:
         """Guidance branch and image of every row of the current call, or of a layer that takes frames as rows.
@@ -151,18 +188,13 @@ class Run:
                 " it with `register_layout`."
             )
         self.needs_rows = True
-        names, rows = self._branches_of_call(self.current_call), self.calls[self.current_call].rows * self.copies
+        names, rows = self.guidance.of_call(self.current_call), self.calls[self.current_call].rows * self.copies
         batch = rows if batch is None else batch
         if rows % (len(names) * self.copies) or batch % rows:
             raise ValueError(f"Expected a batch of {rows} rows in {len(names)} branches, got {batch} rows.")
         samples = range(rows // (len(names) * self.copies))
         origins = [(name, sample) for name in names for _ in range(self.copies) for sample in samples]
         return [origin for origin in origins for _ in range(batch // rows)]  # frames of one image follow each other
-
-    def _branches_of_call(self, index: int) -> tuple[str, ...]:
-        if not self.guidance.separate_calls:
-            return self.guidance.branches
-        return (self.guidance.branches[index],) if index < len(self.guidance.branches) else (f"branch_{index}",)
 
     def branches_of_calls(self, samples: int) -> list[tuple[str, ...]]:
         """The guidance branches in each denoiser call of a step that is done, of `samples` images."""
@@ -181,6 +213,9 @@ class Run:
             for name, module in self.denoiser.components.items():
                 stack.enter_context(tap_call(module, partial(self._before_call, name, module)))
                 stack.enter_context(tap_output(module, self._after_call, prediction_of))
+            for name, module in self.control_networks.items():
+                stack.enter_context(tap_call(module, partial(self._before_control, name, module)))
+                stack.enter_context(tap_whole_call(module, partial(self._after_control, name, module)))
             stack.enter_context(tap_step(self.scheduler, self._after_step, self._ahead_of_step))
             yield
 
@@ -224,6 +259,18 @@ class Run:
         if not self.is_replaying:
             self.outputs.append(output)
 
+    def _before_control(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if self.is_replaying:
+            return None
+        call = DenoiserCall(name, module, args, kwargs)
+        for _, edit in self._on_control:
+            call = edit(call) or call
+        return call.args, call.kwargs
+
+    def _after_control(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        if not self.is_replaying:
+            self.controls.append((DenoiserCall(name, module, args, kwargs), output))
+
     def _start(self) -> None:
         self.call = running_call(self.pipeline)
         self.guidance = guidance_of(self.pipeline, self.denoiser.layout, self.call.locals)
@@ -239,13 +286,21 @@ class Run:
                 f"`scheduler.step` was called without a call of the recorded network ({self.denoiser.name}): the"
                 " pipeline uses another one. Say which: `record(pipeline, …, denoiser='…')`."
             )
-        self._state = arguments["sample"]
+        self.step_arguments, self._state = arguments, self.unfolded(arguments["sample"])
         for callback in self._before_step:
             callback()
 
     def _after_step(self, step: SchedulerStep) -> None:
         if self.is_replaying:
             return
+        told = step.pred_original_sample
+        step = replace(
+            step,
+            sample=self.unfolded(step.sample),
+            model_output=self.unfolded(step.model_output),
+            result=self.unfolded(step.result),
+            pred_original_sample=None if told is None else self.unfolded(told),
+        )
         if self.step < len(self.timesteps):
             self.timesteps[self.step] = step.timestep
         else:
@@ -256,10 +311,11 @@ class Run:
             callback(step)
         self.calls.clear()
         self.outputs.clear()
+        self.controls.clear()
         self.step += 1
 
-    def branch_outputs(self, step: SchedulerStep) -> list[torch.Tensor] | None:
-        """What the denoiser predicted for each branch of a step, in the form of the scheduler's state.
+    def branch_outputs(self) -> list[torch.Tensor] | None:
+        """What the denoiser predicted for each branch of the step, in the order in which they are computed.
 
         `None` where the outputs do not come in whole branches.
         """
@@ -277,34 +333,32 @@ class Run:
         Raises:
             RuntimeError: if the number of images is not what an edit was applied for.
         """
-        samples, outputs = self.num_samples, self.branch_outputs(step)
-        count = sum(call.rows for call in self.calls) // samples
+        samples, outputs = self.num_samples, self.branch_outputs()
         names = self.guidance.branches
-        if outputs is not None and count == 2:
-            combined = predicted_part(step, step.model_output[:samples])
-            parts = [predicted_part(step, output) for output in outputs]
+        calls = self.branches_of_calls(samples)
+        if sum(len(part) for part in calls) == 2 and outputs is not None:
+            combined = predicted_part(step.sample, step.model_output[:samples])
+            parts = [predicted_part(step.sample, output) for output in outputs]
             same_form = all(part.shape == combined.shape for part in parts)
             weights = combination(parts, combined) if same_form else None
             found = order_from(weights) if weights is not None else None
-            names = found or (names if len(names) == count else tuple(f"branch_{i}" for i in range(count)))
-        elif count != len(names):
-            names = ("cond",) if count == 1 else tuple(f"branch_{i}" for i in range(count))
+            if found is not None:
+                calls = [found] if len(calls) == 1 else [(name,) for name in found]
+        self.guidance = Guidance(tuple(calls), self.guidance.doubles_sample)
         if self.needs_rows and names != self.guidance.branches:
             raise RuntimeError(
-                f"An edit changed rows of the guidance branches {self.guidance.branches}, but the pipeline combined"
-                f" them as {names}: tell the order with `register_layout`."
+                f"An edit changed rows of the guidance branches {names}, but the pipeline combined them as"
+                f" {self.guidance.branches}: tell the order with `register_layout`."
             )
-        separate = len(self.calls) > 1
-        self.guidance = Guidance(names, separate, self.guidance.doubles_sample)
 
 
-def predicted_part(step: SchedulerStep, output: torch.Tensor) -> torch.Tensor:
+def predicted_part(state: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     """A denoiser's output in the form of the scheduler's state.
 
     Without the learned variance that some put behind the prediction, without the tokens of reference images, and
     without dims of size one.
     """
-    shape = step.sample.shape
+    shape = state.shape
     if output.ndim == len(shape) == 3:
         return output[:, : shape[1]]
     if output.ndim == len(shape) and len(shape) > 3 and output.shape[1] == 2 * shape[1]:

@@ -81,16 +81,17 @@ class GradientSpec(RecordSpec):
     def on_replay(self, recording: Recording, explain: Callable[[StepReplay], None]) -> None:
         """Calls `explain` with the replay of every selected step, at its end."""
         run = recording.run
-        before: dict[int, Any] = {}
+        prepared: dict[int, StepReplay] = {}
 
-        def remember_scheduler() -> None:
-            if recording.is_selected(self):
-                before[run.step] = copy_scheduler(run.scheduler)
+        def prepare() -> None:
+            if recording.looks(self):  # at the first step too: the place to refuse
+                prepared[run.step] = StepReplay(run, copy_scheduler(run.scheduler), run.step_arguments, self.of)
 
         def at_end(step: SchedulerStep) -> None:
-            scheduler = before.pop(run.step, None)
-            if scheduler is not None:
-                explain(StepReplay(run, scheduler, step, self.of))
+            replay = prepared.pop(run.step, None)
+            if replay is not None and recording.is_selected(self):
+                replay.level = step.level
+                explain(replay)
 
         def check() -> None:
             self.check_positions(run.positions)
@@ -98,7 +99,7 @@ class GradientSpec(RecordSpec):
                 check_x0(run.scheduler, run.timesteps[0], stated=False)
 
         run.on_start(check)
-        run.before_step(remember_scheduler)
+        run.before_step(prepare)
         run.on_step(at_end)
 
     def to_dict(self) -> dict[str, Any]:

@@ -114,19 +114,19 @@ def plan(
     Raises:
         TypeError, KeyError, ValueError, RuntimeError: as a run with these arguments would.
     """
-    shadow = shadow_of(pipeline)
-    run, specs = _prepare(shadow, specs, denoiser)
-    edits_of_samples = edits_with_samples(edits)
-    recording = Recording(run, specs, edits, MemoryStore())
-    seconds = {"step": 0.0, "backward": 0.0}
-
-    def stop() -> None:
-        seconds["step"] = seconds_of_a_step(run)
-        if any(array.backward_passes for arrays in recording.planned.values() for array in arrays.values()):
-            seconds["backward"] = seconds_of_a_backward_pass(run)
-        raise _Planned
-
     with ExitStack() as stack:
+        shadow = stack.enter_context(shadow_of(pipeline))
+        run, specs = _prepare(shadow, specs, denoiser)
+        edits_of_samples = edits_with_samples(edits)
+        recording = Recording(run, specs, edits, MemoryStore())
+        seconds = {"step": 0.0, "backward": 0.0}
+
+        def stop() -> None:
+            seconds["step"] = seconds_of_a_step(run)
+            if any(array.backward_passes for arrays in recording.planned.values() for array in arrays.values()):
+                seconds["backward"] = seconds_of_a_backward_pass(run)
+            raise _Planned
+
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(run.attached())
         _attach(recording, specs, edits, stack)

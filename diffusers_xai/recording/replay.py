@@ -12,10 +12,11 @@ from torch import nn
 
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.denoisers.call import prediction_of
-from diffusers_xai.denoisers.guidance import combination, renormalised
+from diffusers_xai.denoisers.guidance import mixture
 from diffusers_xai.recording.clock import Run, predicted_part
+from diffusers_xai.recording.inputs import ControlInput, NoisyInput
 from diffusers_xai.recording.repeat import repeat_rows, repeated
-from diffusers_xai.taps import SchedulerStep, copy_scheduler, edit_output, scale_model_input, x0_and_noise
+from diffusers_xai.taps import NoiseLevel, copy_scheduler, edit_output, keep_graph, scale_model_input, x0_and_noise
 from diffusers_xai.taps.probe import shortest_time
 
 
@@ -45,24 +46,42 @@ class StepGraph:
 
 
 class StepReplay:
-    """Evaluates the step that has just been done once more, with a graph. The run itself does not notice.
+    """Evaluates a step once more, with a graph. The run itself does not notice.
+
+    It is made before `scheduler.step`, so that a step that cannot be repeated is refused there.
 
     Args:
-        run (`Run`): The run, at the end of a step.
-        scheduler: A copy of the scheduler as it was before the step (`copy_scheduler`).
-        step (`SchedulerStep`): The step.
+        run (`Run`): The run, when the denoiser calls of a step are done.
+        scheduler: A copy of the scheduler as it is then (`copy_scheduler`).
+        arguments (`dict`): Those of the coming `scheduler.step`.
         of (`str`): What is differentiated: `"step"`, the scheduler's mean μ_θ of the next state, or `"noise"`, the
             predicted noise ε_θ of every guidance branch.
+
+    Attributes:
+        level (`NoiseLevel`): Of the step, which is known at its end; needed by `of="noise"`.
+
+    Raises:
+        RuntimeError: if the step cannot be computed again from what is known of the pipeline.
     """
 
-    def __init__(self, run: Run, scheduler: Any, step: SchedulerStep, of: str):
+    level: NoiseLevel
+
+    def __init__(self, run: Run, scheduler: Any, arguments: Mapping[str, Any], of: str):
         self._run = run
         self._scheduler = scheduler
-        self._step = step
+        self._arguments = arguments
         self._of = of
         self.samples = run.num_samples
-        self.device = step.sample.device
-        self._inputs = [_Input(run, call, self._scaled(step.sample[: self.samples])) for call in run.calls]
+        self._state: torch.Tensor = run.unfolded(arguments["sample"])[: self.samples]
+        self.device = self._state.device
+        scaled = self._scaled(self._state)
+        self._inputs = [NoisyInput(run, call, scaled) for call in run.calls]
+        self._controls: list[ControlInput] = []
+        if of == "step":
+            for part in self._inputs:
+                part.check_is_state()
+            self._controls = [ControlInput(run, call, output, scaled) for call, output in run.controls]
+            self._combine = self._combination()
 
     @contextmanager
     def graph(
@@ -76,7 +95,7 @@ class StepReplay:
             labels (`bool`): Whether to cut the graph at the label conditioning and give its leaf.
 
         Raises:
-            RuntimeError: if the step cannot be computed again from what is known of the pipeline.
+            RuntimeError: if a denoiser call gives other rows than it did.
         """
         run, label_leaves = self._run, list[torch.Tensor]()
         outputs: dict[tuple[int, str, int], torch.Tensor] = {}
@@ -95,6 +114,7 @@ class StepReplay:
         with ExitStack() as stack:
             for component in run.denoiser.components.values():
                 stack.enter_context(_frozen(component))
+                stack.enter_context(keep_graph(component))
             stack.enter_context(run.replaying(copies))
             stack.enter_context(_random_state_kept(self.device))
             stack.enter_context(torch.inference_mode(False))
@@ -111,34 +131,36 @@ class StepReplay:
             )
 
     def _scaled(self, state: torch.Tensor) -> torch.Tensor:
-        return scale_model_input(copy_scheduler(self._scheduler), state, self._step.arguments["timestep"])
+        return scale_model_input(copy_scheduler(self._scheduler), state, self._arguments["timestep"])
 
     def _noise(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [self._repeat(part.noisy, part.call, copies) for part in self._inputs]
         leaf = _leaf(torch.cat(parts))
         outputs = torch.cat(self._denoise(leaf.split([part.shape[0] for part in parts]), copies))
         layout = self._run.denoiser.layout
-        prediction = predicted_part(self._step, outputs) * (layout.sign if layout is not None else 1)
-        return leaf, x0_and_noise(self._scheduler, self._step.level, prediction, leaf)[1]
+        prediction = predicted_part(self._state, outputs) * (layout.sign if layout is not None else 1)
+        return leaf, x0_and_noise(self._scheduler, self.level, prediction, leaf)[1]
 
     def _mean(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
-        state = self._step.sample[: self.samples]
+        run, state = self._run, self._state
         leaf = _leaf(state.repeat(copies, *[1] * (state.ndim - 1)))
         scaled = self._scaled(leaf)
-        calls = self._denoise(
-            [torch.cat([scaled] * (part.call.rows // self.samples)) for part in self._inputs], copies
-        )
+        replaced: dict[int, torch.Tensor] = {}
+        for control in self._controls:
+            replaced |= control.evaluated(scaled, self.samples, copies)
+        noisy = [torch.cat([scaled] * (part.call.rows // self.samples)) for part in self._inputs]
+        calls = self._denoise(noisy, copies, replaced)
         branches = [branch for output in calls for branch in output.split(self.samples * copies)]
-        output = self._combined(branches)
+        output = self._combine(branches)
         ignored = ("model_output", "sample", "generator", "return_dict", "variance_noise")
-        arguments = {k: v for k, v in self._step.arguments.items() if k not in ignored}
+        arguments = {k: v for k, v in self._arguments.items() if k not in ignored}
         # One scheduler per copy: a multi-step scheduler's history has the run's batch size. The noise that a
         # stochastic one adds does not depend on x_t and leaves no gradient.
         means = [
-            self._stepper().step(model_output=out, sample=x, **arguments, return_dict=False)[0]
+            self._stepper().step(model_output=run.folded(out), sample=run.folded(x), **arguments, return_dict=False)[0]
             for out, x in zip(output.chunk(copies), leaf.chunk(copies), strict=True)
         ]
-        return leaf, torch.cat(means)
+        return leaf, torch.cat([run.unfolded(mean) for mean in means])
 
     def _stepper(self) -> Any:
         """A scheduler in the state before the step, whose history is that of the images alone."""
@@ -147,64 +169,47 @@ class StepReplay:
             scheduler.model_outputs = [None if o is None else o[: self.samples] for o in scheduler.model_outputs]
         return scheduler
 
-    def _combined(self, branches: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The branches' outputs put together as the pipeline did at this step."""
-        done, target = self._run.branch_outputs(self._step), self._step.model_output[: self.samples]
-        if done is None or len(done) != len(branches):
-            raise self._unknown_combination()
-        before, now = ([predicted_part(self._step, output) for output in outputs] for outputs in (done, branches))
-        channels, wanted = before[0].shape[1], predicted_part(self._step, target)
-        combined = self._weighted(before, now, wanted)
-        if combined is None:
-            combined = self._renormalised(before, now, wanted)
+    def _combination(self) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+        """How the pipeline puts the branches' outputs together at this step, a learned variance behind them too."""
+        done, target = self._run.branch_outputs(), self._run.unfolded(self._arguments["model_output"])[: self.samples]
+        wanted = predicted_part(self._state, target)
+        channels = wanted.shape[1]
+
+        def predictions(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return [predicted_part(self._state, output) for output in outputs]
+
+        def variances(outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            return [output[:, channels:] for output in outputs]
+
+        def how(outputs: Sequence[torch.Tensor], combined: torch.Tensor) -> Callable[..., torch.Tensor]:
+            same_form = all(output.shape == combined.shape for output in outputs)
+            branches, variables = self._run.guidance.branches, self._run.call.locals
+            found = mixture(outputs, combined, branches, variables) if same_form else None
+            if found is None:
+                raise RuntimeError(
+                    "Gradients `of='step'` need a pipeline whose `scheduler.step` gets a weighted sum of the"
+                    f" denoiser's outputs; {type(self._run.pipeline).__name__} changes them otherwise. Use"
+                    " `of='noise'`."
+                )
+            return found
+
+        of_predictions = how(predictions(done or []), wanted)
         if target.shape == wanted.shape:
-            return combined
-        variance = self._weighted(
-            [o[:, channels:] for o in done], [o[:, channels:] for o in branches], target[:, channels:]
-        )
-        if variance is None:
-            raise self._unknown_combination()
-        return torch.cat([combined, variance], dim=1)
-
-    def _weighted(
-        self, before: Sequence[torch.Tensor], now: Sequence[torch.Tensor], wanted: torch.Tensor
-    ) -> torch.Tensor | None:
-        """`now` summed with the weights that give `wanted` from `before`, if there are such weights."""
-        weights = combination(before, wanted)
-        if weights is None:
-            return None
-        return torch.stack([w * output for w, output in zip(weights.tolist(), now, strict=True)]).sum(dim=0)
-
-    def _renormalised(
-        self, before: Sequence[torch.Tensor], now: Sequence[torch.Tensor], wanted: torch.Tensor
-    ) -> torch.Tensor:
-        branches, variables = self._run.guidance.branches, self._run.call.locals
-        for name in ("true_cfg_scale", "guidance_scale"):
-            scale = variables.get(name)
-            if set(branches) != {"cond", "uncond"} or not isinstance(scale, (int, float)):
-                continue
-            cond, uncond = branches.index("cond"), branches.index("uncond")
-            for sign in (1, -1):
-                if torch.allclose(
-                    sign * renormalised(before[cond], before[uncond], scale), wanted, rtol=1e-3, atol=1e-5
-                ):
-                    return sign * renormalised(now[cond], now[uncond], scale)
-        raise self._unknown_combination()
-
-    def _unknown_combination(self) -> RuntimeError:
-        return RuntimeError(
-            "Gradients `of='step'` need a pipeline whose `scheduler.step` gets a weighted sum of the denoiser's"
-            f" outputs; {type(self._run.pipeline).__name__} changes them otherwise (a rescaled guidance?). Use"
-            " `of='noise'`."
+            return lambda outputs: of_predictions(predictions(outputs))
+        of_variances = how(variances(done or []), target[:, channels:])
+        return lambda outputs: torch.cat(
+            [of_predictions(predictions(outputs)), of_variances(variances(outputs))], dim=1
         )
 
-    def _denoise(self, noisy: Sequence[torch.Tensor], copies: int) -> list[torch.Tensor]:
+    def _denoise(
+        self, noisy: Sequence[torch.Tensor], copies: int, replaced: Mapping[int, torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
         """The denoiser's calls of the step with their noisy part replaced, each (branch · copy · sample, …)."""
         outputs = []
         for index, (part, leaf) in enumerate(zip(self._inputs, noisy, strict=True)):
             self._run.current_call = index
             branches = part.call.rows // self.samples
-            args, kwargs = repeated(part.call, self.samples, copies, self._run.labelling.frames)
+            args, kwargs = repeated(part.call, self.samples, copies, self._run.labelling.frames, replaced)
             sample = part.with_noisy(leaf, self._repeat(part.call.sample, part.call, copies))
             call = DenoiserCall(part.call.component, part.call.module, args, kwargs)
             args, kwargs = call.with_sample(sample)
@@ -216,47 +221,6 @@ class StepReplay:
 
     def _repeat(self, batch: torch.Tensor, call: DenoiserCall, copies: int) -> torch.Tensor:
         return repeat_rows(batch, call.rows // self.samples, self.samples, copies)
-
-
-class _Input:
-    """A denoiser call's sample, and which part of it is the scheduler's state.
-
-    Raises:
-        RuntimeError: if that part cannot be found.
-    """
-
-    def __init__(self, run: Run, call: DenoiserCall, state: torch.Tensor):
-        self.call = call
-        self._start, self._axis, self._shape = 0, 1, state.shape
-        sample = call.sample
-        expected = torch.cat([state] * (call.rows // state.shape[0])).to(sample.dtype)
-        if sample.numel() == expected.numel():
-            self._size: int | None = None
-            self.noisy = sample.reshape(expected.shape)
-            return
-        differing = [
-            i for i in range(1, sample.ndim) if sample.ndim == state.ndim and sample.shape[i] != state.shape[i]
-        ]
-        if len(differing) == 1 and sample.shape[differing[0]] > state.shape[differing[0]]:
-            self._axis, self._size = differing[0], state.shape[differing[0]]
-            for start in (0, sample.shape[self._axis] - self._size):
-                part = sample.narrow(self._axis, start, self._size)
-                if torch.equal(part, expected):
-                    self._start, self.noisy = start, part
-                    return
-        raise RuntimeError(
-            f"Gradients need to know which part of the denoiser's input is the scheduler's state: expected it in"
-            f" {tuple(sample.shape)} as {tuple(state.shape)}, but {type(run.pipeline).__name__} changes it in between."
-        )
-
-    def with_noisy(self, noisy: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-        """`sample` with its noisy part replaced."""
-        if self._size is None:
-            return noisy.reshape(sample.shape).to(sample.dtype)
-        before = sample.narrow(self._axis, 0, self._start)
-        after_start = self._start + self._size
-        after = sample.narrow(self._axis, after_start, sample.shape[self._axis] - after_start)
-        return torch.cat([before, noisy.to(sample.dtype), after], dim=self._axis)
 
 
 def seconds_of_a_step(run: Run) -> float:

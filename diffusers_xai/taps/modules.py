@@ -94,3 +94,17 @@ def tap_call(module: nn.Module, before: Callable[[tuple, dict], tuple[tuple, dic
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def tap_whole_call(module: nn.Module, after: Callable[[tuple, dict, Any], None]) -> Iterator[None]:
+    """Calls `after(args, kwargs, output)` at the end of every call of `module`. The output is not changed."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        after(args, kwargs, output)
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -310,12 +310,6 @@ def test_step_gradients_of_a_guided_pipeline_of_others_have_its_guidance_in_them
     np.testing.assert_allclose(got, expected.sum(dim=1).numpy(), rtol=1e-3, atol=1e-5)
 
 
-def test_step_gradients_of_a_rescaled_guidance_are_refused():
-    pipe, sample = make_pipeline("stable_diffusion")
-    with pytest.raises(RuntimeError, match="Use `of='noise'`"), record(pipe, [GradientVolume(pixels=[(0, 0)])]):
-        sample(guidance_rescale=0.7)
-
-
 def test_embedded_conditions_have_a_sensitivity_by_their_embedding():
     pipe = make(unet_2d(num_class_embeds=4))
     profile = run(pipe, [GradientVolume(pixels=PIXELS, steps=0)], label=2).profile

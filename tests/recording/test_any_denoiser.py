@@ -1,6 +1,7 @@
 """What is asked of every pipeline: own networks, threads, chunks, other attention processors, cut schedules."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -72,6 +73,16 @@ def test_a_plain_module_in_a_loop_of_one_s_own():
         network.body[0].weight[1] = 0
         network.body[0].bias[1] = 0
     torch.testing.assert_close(ablated, sample())
+
+
+def test_gradients_of_a_step_that_changes_the_prediction_are_refused_before_it_is_made():
+    network, scheduler = OwnNetwork(), DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(2)
+    scheduler.step = lambda *args, **kwargs: pytest.fail("a step was made")
+    own = SimpleNamespace(network=network, scheduler=scheduler)
+    x, t = torch.randn(1, 3, 8, 8), scheduler.timesteps[0]
+    with pytest.raises(RuntimeError, match="Use `of='noise'`"), record(own, [GradientVolume(pixels=[(3, 4)])]):
+        scheduler.step(network(x, t).tanh(), t, x)
 
 
 def test_a_subclass_is_its_parent_s_family():
@@ -184,7 +195,7 @@ def test_a_prompt_switch_at_the_start_is_the_other_prompt_and_at_the_end_is_none
     pipe = entry.make()
     plain = run(pipe, entry)
     other = ["a dog", "a hat"] if isinstance(entry.call["prompt"], list) else "a dog"
-    expected = run(pipe, SimpleNamespace(call={**entry.call, "prompt": other}, steps=entry.steps))
+    expected = run(pipe, replace(entry, call={**entry.call, "prompt": other}))
     with record(pipe, edits=[PromptSwitch(to=other, from_step=0)]):
         assert np.array_equal(run(pipe, entry), expected)
     with record(pipe, edits=[PromptSwitch(to=other, from_step=entry.steps)]):
