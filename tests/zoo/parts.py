@@ -2,8 +2,9 @@
 
 import string
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -11,6 +12,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -51,6 +54,15 @@ def t5_encoder(width=16):
     return T5EncoderModel(config).eval()
 
 
+def vision_encoder(width=16):
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=width, intermediate_size=width, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+        patch_size=8, projection_dim=width,
+    )  # fmt: skip
+    return CLIPVisionModelWithProjection(config).eval()
+
+
 def vae(channels=4, shift=None):
     torch.manual_seed(0)
     return AutoencoderKL(
@@ -66,3 +78,29 @@ def vae(channels=4, shift=None):
 
 def embeddings(*shape, seed=1):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def conditional_unet(cls="UNet2DConditionModel", **config):
+    torch.manual_seed(0)
+    defaults = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+    }
+    return getattr(diffusers, cls)(**{**defaults, **config}).eval()
+
+
+def network(cls, **config):
+    torch.manual_seed(0)
+    return getattr(diffusers, cls)(**config).eval()
+
+
+def around(cls, transformer, scheduler=None, **more):
+    return getattr(diffusers, cls)(
+        transformer=transformer, scheduler=scheduler or FlowMatchEulerDiscreteScheduler(), **more
+    )
