@@ -225,7 +225,7 @@ def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:
         is_folder = checkpoint is not None and Path(checkpoint).is_dir()
         name = EMBEDDED if checkpoint is None else Path(checkpoint).resolve().name if is_folder else checkpoint
         if name in models:
-            raise ValueError(f"two checkpoints are called {name}: rename one of the folders")
+            raise ValueError(f"Expected checkpoints of different names, got two called {name}: rename a folder.")
         pipe = open_checkpoint(checkpoint)
         models[name] = Model(name, pipe.to("cuda") if torch.cuda.is_available() else pipe)
     return models

@@ -273,10 +273,12 @@ class _Scores:
         if self._file is not None and self._file.is_file():
             kept = json.loads(self._file.read_text(encoding="utf-8"))
             if kept["settings"] != self._settings:
-                raise FileExistsError(f"{out} holds an audit with other settings: choose another folder, or delete it")
+                raise FileExistsError(
+                    f"Expected an audit of these settings, got others in {out}: choose another folder."
+                )
             self.done = {(row["model"], row["explanation"]): row["tests"] for row in kept["rows"]}
         elif self._file is not None and any(not path.name.startswith(".") for path in self._file.parent.glob("*")):
-            raise FileExistsError(f"{out} exists and is no audit: choose another folder")
+            raise FileExistsError(f"Expected a new folder or an audit, got {out}: choose another.")
         elif self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._write()

@@ -25,7 +25,7 @@ def demo_checkpoint(name: str = "lfw-32") -> str:
     available = embedded_checkpoints()
     if name not in available:
         raise ValueError(
-            f"Expected the name of an embedded checkpoint, got {name!r}; available: {', '.join(available)}"
+            f"Expected the name of an embedded checkpoint, got {name!r}; available: {', '.join(available)}."
         )
     return str(_FOLDER / name)
 

@@ -104,12 +104,6 @@ class Labelling:
             return Labelled(values, ("channel", *_POSITIONS[3]))
         return Labelled(tensor, ("channel", *_POSITIONS.get(tensor.ndim - 2, ())))
 
-    def unlabelled(self, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """(row, channel, *positions) back in the form of `like`, the inverse of `sample`."""
-        if like.ndim == 3 and self.grid is not None:
-            return values.flatten(2).transpose(1, 2)
-        return values.transpose(1, 2) if like.ndim == 5 and self.frames_first else values
-
     def output(self, path: str, tensor: torch.Tensor) -> dict[str, Labelled]:
         """A layer's output by stream: `"image"`, `"text"`, or `""` where the family's streams are not known.
 
@@ -192,8 +186,8 @@ class Labelling:
         """
         if order is None or self.grid is None:
             raise ValueError(
-                f"the order of text and image in {type(self.call.module).__name__} is not known; tell it with"
-                " `register_layout`"
+                f"The order of text and image in {type(self.call.module).__name__} is not known; tell it with"
+                " `register_layout`."
             )
         image, text, found, start = prod(self.grid), self.call.text_tokens, {}, 0
         padded = "pad" in order
@@ -209,7 +203,7 @@ class Labelling:
             start += size
         found = {name: part for name, part in found.items() if part.start < part.stop <= tokens}
         if "image" not in found:
-            raise ValueError(f"expected a sequence with the {image} tokens of the image, got {tokens} tokens")
+            raise ValueError(f"Expected a sequence with the {image} tokens of the image, got {tokens} tokens.")
         return found
 
     def image_grid(self, tokens: int, frame: bool = False) -> tuple[int, ...] | None:
@@ -294,7 +288,7 @@ class Labelling:
     def _unreadable(self, path: str, tensor: torch.Tensor) -> ValueError:
         return ValueError(
             f"{path}: expected an output with the {self.rows} rows of the denoiser's batch, got shape"
-            f" {tuple(tensor.shape)}"
+            f" {tuple(tensor.shape)}."
         )
 
 

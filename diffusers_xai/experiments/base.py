@@ -80,7 +80,9 @@ class ExperimentResult:
         """
         facts, arrays = read_profile(Path(path), validate=storable_array)
         if facts.get("experiment") not in EXPERIMENTS:
-            raise ValueError(f"{path}: expected a result of {', '.join(EXPERIMENTS)}, got {facts.get('experiment')!r}")
+            raise ValueError(
+                f"{path}: expected a result of {', '.join(EXPERIMENTS)}, got {facts.get('experiment')!r}."
+            )
         data = xr.Dataset({name: stored.read().load() for name, stored in arrays.items()})
         return cls(facts["experiment"], data, facts["settings"])
 
@@ -148,14 +150,14 @@ class Experiment:
         """
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == SPANNED_LABELS and len(sampling.labels) < 2:
-            raise ValueError(f"{self.name}: expected at least two labels, got {list(sampling.labels)}")
+            raise ValueError(f"{self.name}: expected at least two labels, got {list(sampling.labels)}.")
         if self.labels == 2 and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
-            raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}")
+            raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}.")
         if len(sampling.seeds) < self.min_seeds:
-            raise ValueError(f"{self.name}: expected at least {self.min_seeds} seeds, got {len(sampling.seeds)}")
+            raise ValueError(f"{self.name}: expected at least {self.min_seeds} seeds, got {len(sampling.seeds)}.")
         null = options.setdefault("null", self.nulls[0])
         if isinstance(null, str) and null not in (*self.nulls, "none"):
-            raise ValueError(f"{self.name}: expected a null of {', '.join((*self.nulls, 'none'))}, got {null!r}")
+            raise ValueError(f"{self.name}: expected a null of {', '.join((*self.nulls, 'none'))}, got {null!r}.")
         data = self.measure(pipe, sampling, **options)
         return ExperimentResult(
             self.name, data, {**_provenance(pipe, sampling), "null": _null_name(null), **data.attrs}

@@ -45,7 +45,7 @@ class Claim:
         Where the claim is that a number is small, by how much nearer it is to the middle of the range.
         """
         if self.control is None:
-            raise ValueError(f"Expected a claim with a control, got {self.text!r}")
+            raise ValueError(f"Expected a claim with a control, got {self.text!r}.")
         if np.isinf(self.high):
             return self.values - self.control
         middle = (self.low + self.high) / 2
@@ -60,7 +60,7 @@ def claims(results: Mapping[str, ExperimentResult]) -> list[Claim]:
     """
     layers = results["emergence"].data["layer"].values.tolist()
     if MIDDLE not in layers:
-        raise ValueError(f"findings are about networks with a layer {MIDDLE}, got {layers}")
+        raise ValueError(f"Expected a network with a layer {MIDDLE}, got {layers}.")
     makers = (_trajectory, _divergence, _emergence, _localisation, _ablation, _predetermination)
     return [claim for make in makers for claim in make(results)]
 

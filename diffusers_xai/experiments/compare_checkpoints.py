@@ -71,7 +71,7 @@ def measure(
         ValueError: If there is no other checkpoint, or one has another architecture or other timesteps.
     """
     if not others:
-        raise ValueError("compare-checkpoints: expected at least two checkpoints, got one")
+        raise ValueError("compare-checkpoints: expected at least two checkpoints, got one.")
     names = _names([pipe, *others])
     for name, other in zip(names[1:], others, strict=True):
         _check_alike(pipe, other, name, sampling.steps)
@@ -138,7 +138,7 @@ def _check_alike(pipe: XAIPipeline, other: XAIPipeline, name: str, steps: int) -
         key = differing[0]
         raise ValueError(
             f"compare-checkpoints: expected checkpoints of one architecture, got {name} with {len(differing)} other"
-            f" tensors, for example {key}: {theirs.get(key)} instead of {ours.get(key)}"
+            f" tensors, for example {key}: {theirs.get(key)} instead of {ours.get(key)}."
         )
     timesteps = []
     for scheduler in (pipe.scheduler, other.scheduler):
@@ -146,7 +146,7 @@ def _check_alike(pipe: XAIPipeline, other: XAIPipeline, name: str, steps: int) -
         scheduler.set_timesteps(steps)
         timesteps.append(scheduler.timesteps.tolist())
     if timesteps[0] != timesteps[1]:
-        raise ValueError(f"compare-checkpoints: expected schedulers of the same timesteps, got others of {name}")
+        raise ValueError(f"compare-checkpoints: expected schedulers of the same timesteps, got others of {name}.")
 
 
 def _distance(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:

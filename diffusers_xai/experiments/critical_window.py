@@ -59,7 +59,7 @@ def measure(
         ValueError: If the scheduler has no ᾱ, or there are fewer than two steps.
     """
     if sampling.steps < 2:
-        raise ValueError(f"Expected at least two steps, got {sampling.steps}")
+        raise ValueError(f"Expected at least two steps, got {sampling.steps}.")
     run = ancestral(pipe)
     other = null_pipeline(null, pipe, sampling, num_samples=64 * len(set(sampling.labels)))
     control = None if other is None else ancestral(other)

@@ -78,7 +78,7 @@ def findings(results: Mapping[str, ExperimentResult]) -> list[Finding]:
     """
     missing = [name for name in NEEDED if name not in results]
     if missing:
-        raise KeyError(f"findings need the experiments {', '.join(NEEDED)}; missing: {', '.join(missing)}")
+        raise KeyError(f"Expected the experiments {', '.join(NEEDED)}, got all but {', '.join(missing)}.")
     made = claims(results)
     p_values = np.array([_p_values(claim) for claim in made])
     corrected = benjamini_hochberg(p_values.ravel()).reshape(p_values.shape)

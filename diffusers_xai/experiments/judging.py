@@ -20,7 +20,7 @@ def judged_attributes(pipe: XAIPipeline, labels: Sequence[int]) -> list[str]:
     """
     attributes = list(pipe.unet.config.get("class_attributes") or ())
     if not attributes:
-        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without")
+        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without.")
     seen = [set(attributes_of(label, attributes)) for label in labels]
     return [name for name in attributes if any(name in a for a in seen) and not all(name in a for a in seen)]
 
@@ -31,6 +31,6 @@ def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence
     told = torch.stack([torch.as_tensor(judge(images.float().clamp(-1, 1))) for images in final], dim=1)
     if told.shape[-1] != len(attributes):
         raise ValueError(
-            f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)}), got {told.shape[-1]}"
+            f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)}), got {told.shape[-1]}."
         )
     return told.float().cpu()[..., [attributes.index(name) for name in names]]

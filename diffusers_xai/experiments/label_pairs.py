@@ -35,7 +35,7 @@ def measure(
     """
     labels, seeds = sampling.labels, sampling.seeds
     if len(set(labels)) < 2:
-        raise ValueError(f"Expected at least two different labels, got {list(labels)}")
+        raise ValueError(f"Expected at least two different labels, got {list(labels)}.")
     other = null_pipeline(null, pipe, sampling, num_samples=64 * len(sampling.labels)) or "none"
     names = {"index": "index", "switched_ssim": "ssim", **({} if other == "none" else {"null_index": "null_index"})}
     numbers = {name: np.full((len(seeds), len(labels), len(labels)), np.nan) for name in names}

@@ -124,7 +124,7 @@ def on_states_of(
     """
     states = torch.from_numpy(profile["samples"].values)
     if len(states) < sampling.steps:
-        raise ValueError(f"Expected the samples of all {sampling.steps} steps, got {len(states)}")
+        raise ValueError(f"Expected the samples of all {sampling.steps} steps, got {len(states)}.")
 
     def follow(pipe: XAIPipeline, step: int, timestep: torch.Tensor, tensors: dict) -> dict:
         return {"sample": states[step + 1].to(tensors["sample"])} if step + 1 < len(states) else {}

@@ -80,7 +80,7 @@ def measure(
         KeyError: If a name matches no layer.
     """
     if between not in BETWEEN:
-        raise ValueError(f"Expected between in {BETWEEN}, got {between!r}")
+        raise ValueError(f"Expected between in {BETWEEN}, got {between!r}.")
     names = judged_attributes(pipe, sampling.labels) if judge is not None else []
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(default_layers(denoiser) if layers is None else layers))
@@ -88,7 +88,7 @@ def measure(
     pipe.scheduler.set_timesteps(sampling.steps)
     timesteps = [float(t) for t in pipe.scheduler.timesteps]
     if not 1 <= bands <= len(timesteps):
-        raise ValueError(f"Expected bands in 1..{len(timesteps)}, got {bands}")
+        raise ValueError(f"Expected bands in 1..{len(timesteps)}, got {bands}.")
     edges = [len(timesteps) * i // bands for i in range(bands + 1)]
     parts = [range(a, b) for a, b in zip(edges, edges[1:], strict=False)] + (
         [range(len(timesteps))] if bands > 1 else []

@@ -61,10 +61,10 @@ def measure(
     """
     switches = min(20, sampling.steps) if switches is None else switches
     if not 2 <= switches <= sampling.steps:
-        raise ValueError(f"Expected switches in 2..{sampling.steps}, got {switches}")
+        raise ValueError(f"Expected switches in 2..{sampling.steps}, got {switches}.")
     attributes = list(pipe.unet.config.get("class_attributes") or ())
     if judge is not None and not attributes:
-        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without")
+        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without.")
     other = null_pipeline(null, pipe, sampling)
     pipe.scheduler.set_timesteps(sampling.steps)
     calls = len(pipe.scheduler.timesteps)

@@ -56,9 +56,9 @@ class Sampling:
         for name in ("labels", "seeds"):
             object.__setattr__(self, name, tuple(int(value) for value in getattr(self, name)))
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"Expected at least one seed, each once, got {list(self.seeds)}")
+            raise ValueError(f"Expected at least one seed, each once, got {list(self.seeds)}.")
         if min(self.steps, self.batch_size) < 1:
-            raise ValueError(f"Expected steps and batch_size of at least 1, got {self.steps} and {self.batch_size}")
+            raise ValueError(f"Expected steps and batch_size of at least 1, got {self.steps} and {self.batch_size}.")
 
     def every(self, records: int) -> int:
         """The stride at which about `records` steps are recorded."""

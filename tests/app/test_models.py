@@ -34,7 +34,7 @@ def test_checkpoints_that_cannot_be_offered_are_told(tmp_path):
         models.load_models([str(tmp_path / "empty")])
     for parent in ("a", "b"):
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / parent / "cats")
-    with pytest.raises(ValueError, match="two checkpoints are called cats"):
+    with pytest.raises(ValueError, match="got two called cats"):
         models.load_models([str(tmp_path / parent / "cats") for parent in ("a", "b")])
 
 
