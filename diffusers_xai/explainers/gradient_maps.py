@@ -66,7 +66,7 @@ class GradientMaps(GradientSpec):
             for (call, path, _), gradient in zip(graph.layers, gradients, strict=True):
                 name = f"gradient_maps/{path}"
                 if gradient is None:
-                    raise RuntimeError(f"The output does not depend on layer {path!r}: it has no gradient map.")
+                    raise RuntimeError(f"GradientMaps: expected layers that the output depends on, got {path!r}.")
                 check_finite(name, gradient, gradient.dtype)
                 run.current_call = call
                 _, labelled = run.labelling.stream(path, gradient)

@@ -52,13 +52,13 @@ class LabelSwitch(EditSpec):
         config, denoiser = run.denoiser.config, run.denoiser.module
         classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
         if classes is None or "class_labels" not in inspect.signature(denoiser.forward).parameters:
-            raise ValueError(f"LabelSwitch: this {run.denoiser.name} takes no class labels.")
+            raise ValueError(f"LabelSwitch: expected a network with class labels, got {run.denoiser.name}.")
         null = config.get("null_class_label", classes if run.denoiser.name.startswith("DiT") else None)
         label = encode_label(self.to, classes, null, config.get("class_attributes"))
 
         def replaced(labels: Any) -> torch.Tensor:
             if labels is None:
-                raise ValueError("LabelSwitch: the pipeline gave the denoiser no `class_labels` to switch.")
+                raise ValueError("LabelSwitch: expected `class_labels` in the denoiser's call, got none.")
             rows = [
                 row
                 for row, (branch, sample) in enumerate(run.rows())

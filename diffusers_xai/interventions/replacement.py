@@ -77,15 +77,15 @@ class ProfileReplacement:
         missing = sorted(steps - set(recorded))
         if missing:
             raise ValueError(
-                f"The profile `replace` has no {self._path} at steps {_shorten(missing)}; recorded:"
+                f"Expected a profile `replace` with {self._path} at steps {_shorten(missing)}; available:"
                 f" {_shorten(recorded)}. Record these steps, or choose `steps` among the recorded ones."
             )
         for step in sorted(steps):
             timestep = float(self._record["timestep"].sel(step=step))
             if not np.isclose(timestep, run.timesteps[step]):
                 raise ValueError(
-                    f"The profile `replace` is of other timesteps: t={timestep:g} at step {step}, where this run has"
-                    f" t={run.timesteps[step]:g}."
+                    f"Expected a profile `replace` of this run's timesteps, got t={timestep:g} at step {step}, where"
+                    f" this run has t={run.timesteps[step]:g}."
                 )
         samples = self._record.sizes["sample"]
         if samples not in (1, run.num_samples):

@@ -445,7 +445,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         if self.class_embedding is None:
             if class_labels is not None:
                 raise ValueError(
-                    "This network is unconditional (`num_class_embeds=None`): `class_labels` must be None."
+                    "Expected no `class_labels`: this network is unconditional (`num_class_embeds=None`)."
                 )
             return
         count, null = self.class_embedding.num_classes, self.class_embedding.null_label
@@ -525,7 +525,9 @@ def _check_config(
             f" {null_class_label}."
         )
     if class_encoding == "bits" and num_class_embeds != 2 ** int(math.log2(num_class_embeds)):
-        raise ValueError(f"`class_encoding='bits'` needs `num_class_embeds` a power of 2, got {num_class_embeds}.")
+        raise ValueError(
+            f"Expected `num_class_embeds` as a power of 2 for `class_encoding='bits'`, got {num_class_embeds}."
+        )
     if class_attributes is not None and 2 ** len(class_attributes) != num_class_embeds:
         raise ValueError(
             f"Expected one name per bit of the label in `class_attributes`: {len(class_attributes)} names make"
@@ -537,8 +539,7 @@ def _infer_annotated_config(state_dict: dict[str, torch.Tensor]) -> dict:
     def shape(name: str) -> Sequence[int]:
         if name not in state_dict:
             raise ValueError(
-                f"`state_dict` does not hold an article-style network: {name!r} is missing, got"
-                f" {sorted(state_dict)[:5]} …"
+                f"Expected the `state_dict` of an article-style network, with {name!r}, got {sorted(state_dict)[:5]} …"
             )
         return state_dict[name].shape
 

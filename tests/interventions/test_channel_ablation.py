@@ -321,7 +321,7 @@ EMPTY, WRONG = np.zeros((16, 16), dtype=bool), np.ones((8, 8), dtype=bool)
             KeyError,
             "an array of this profile, got 'activations/down_blocks.0",
         ),
-        (lambda: ChannelAblation("mid_block", 5, profile_of()), ValueError, "at steps 2, 3; recorded: 0, 1. Record"),
+        (lambda: ChannelAblation("mid_block", 5, profile_of()), ValueError, "at steps 2, 3; available: 0, 1. Record"),
         (
             lambda: ChannelAblation("mid_block", 5, profile_of(num_inference_steps=8), steps=1),
             ValueError,
