@@ -47,7 +47,11 @@ class Server:
         environment = {**os.environ, "GRADIO_ANALYTICS_ENABLED": "False", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-W", "ignore", "-m", "tests.app.serve", str(port)]
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-        wait_for_page(self.url, self.process)
+        try:
+            wait_for_page(self.url, self.process)
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self):
         self.process.kill()
