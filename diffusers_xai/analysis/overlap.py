@@ -8,7 +8,7 @@ from scipy import stats
 
 @dataclass(frozen=True)
 class Overlap:
-    """Agreement of units with a concept; every array of shape `(unit,)`.
+    """Agreement of units with concepts; every array of shape `(concept, unit)`.
 
     Attributes:
         iou (`np.ndarray`): Intersection over union of the unit's highest values with the masks, in [0, 1].
@@ -24,7 +24,7 @@ class Overlap:
 
 
 def overlap(maps: np.ndarray, masks: np.ndarray, order: np.ndarray) -> Overlap:
-    """Intersection over union of each unit with a concept's masks over many images, and its test.
+    """Intersection over union of each unit with each concept's masks over many images, and its test.
 
     A unit is active where it is above its own quantile over all images and pixels, at which as many pixels are active
     as the masks have: a unit that knows nothing then gets f / (2 − f), where f is the masks' share of the pixels.
@@ -37,35 +37,49 @@ def overlap(maps: np.ndarray, masks: np.ndarray, order: np.ndarray) -> Overlap:
 
     Args:
         maps (`np.ndarray` of shape `(image, unit, height, width)`): The units' activations, at the masks' size.
-        masks (`np.ndarray` of shape `(image, height, width)`, bool): The concept.
+        masks (`np.ndarray` of shape `(concept, image, height, width)`, bool): Where the concepts are.
         order (`np.ndarray` of shape `(image,)`, int): The dealing of `null_iou`: image i gets the mask `order[i]`.
 
     Returns:
-        [`Overlap`]: Of every unit.
+        [`Overlap`]: Of every concept and unit.
 
     Raises:
-        ValueError: If the masks are empty or cover everything, or there are fewer than three images.
+        ValueError: If a concept's masks are empty or cover everything, or there are fewer than three images.
     """
     images, units = maps.shape[:2]
-    count = int(masks.sum())
-    if images < 3 or not 0 < count < masks.size:
+    counts = masks.sum((1, 2, 3))
+    pixels = masks[0].size
+    if images < 3 or not ((counts > 0) & (counts < pixels)).all():
         raise ValueError(
-            f"Expected masks of at least three images that are neither empty nor everywhere, got {count} of"
-            f" {masks.size} pixels in {images} images."
+            f"Expected masks of at least three images that are neither empty nor everywhere, got {counts.tolist()} of"
+            f" {pixels} pixels in {images} images."
         )
     values = np.ascontiguousarray(maps.swapaxes(0, 1)).reshape(units, images, -1)
-    flat = values.reshape(units, -1)
-    threshold = np.partition(flat, flat.shape[1] - count - 1, axis=1)[:, flat.shape[1] - count - 1]
-    active = values > threshold[:, None, None]
-    flat_masks = masks.reshape(images, -1)
-    ever = flat_masks.any(0)
+    places = pixels - counts - 1
+    thresholds = np.partition(values.reshape(units, -1), np.unique(places), axis=1)[:, places]
+    found = [
+        _of_one(values > threshold[:, None, None], mask.reshape(images, -1), order)
+        for threshold, mask in zip(thresholds.T, masks, strict=True)
+    ]
+    return Overlap(*(np.stack(arrays) for arrays in zip(*found, strict=True)))
+
+
+def _of_one(active: np.ndarray, masks: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The fields of [`Overlap`] of one concept.
+
+    Args:
+        active (`(unit, image, pixel)`, bool): Where the units are active.
+        masks (`(image, pixel)`, bool): The concept.
+        order (`(image,)`, int): A dealing.
+    """
+    images = len(masks)
+    ever = masks.any(0)
     # [unit, i, j]: pixels where the unit is active in image i, and image j has the concept.
-    shared = active[:, :, ever].astype(np.float32) @ flat_masks[:, ever].T.astype(np.float32)
-    shared = shared.astype(np.float64)
+    shared = (active[:, :, ever].astype(np.float32) @ masks[:, ever].T.astype(np.float32)).astype(np.float64)
     mean = shared.sum((1, 2)) / images
     centred = shared - shared.mean(1, keepdims=True) - shared.mean(2, keepdims=True) + mean[:, None, None] / images
     deviation = np.sqrt((centred**2).sum((1, 2)) / (images - 1))
-    total = active.sum((1, 2)) + count
+    total = active.sum((1, 2)) + masks.sum()
 
     def agreement(dealt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         inside = shared[:, np.arange(images), dealt].sum(1)
@@ -73,4 +87,4 @@ def overlap(maps: np.ndarray, masks: np.ndarray, order: np.ndarray) -> Overlap:
             score = np.where(deviation > 1e-9, (inside - mean) / deviation, np.nan)
         return inside / (total - inside), stats.norm.sf(score)
 
-    return Overlap(*agreement(np.arange(images)), *agreement(order))
+    return *agreement(np.arange(images)), *agreement(order)

@@ -57,6 +57,10 @@ def add_command(commands: Any) -> None:
         help="a function of your own that sees the attributes in images, for predetermination and patching; see"
         " docs/experiments.md",
     )  # fmt: skip
+    add(
+        "--concepts", type=nonempty, metavar="FILE:FUNCTION",
+        help="of concepts: a function of your own that tells where the parts of images are; see docs/experiments.md",
+    )  # fmt: skip
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
     add("--null", choices=_Nulls(), metavar="NAME", help="the control. Default: the first that the experiment knows")
     add_pipeline_options(parser)

@@ -70,8 +70,9 @@ class _Job:
             gaussian (`Callable`): Fits or reads the Gaussians of the two labels, which several experiments share.
         """
         options = {**self.options, **({"others": others} if others else {})}
-        if "judge" in options:
-            options["judge"] = named_function(options["judge"], "--judge")
+        for name in ("judge", "concepts"):
+            if name in options:
+                options[name] = named_function(options[name], f"--{name}")
         if options["null"] == "gaussian" and EXPERIMENTS[self.name].labels <= 2:
             options["null"] = gaussian()
         result = EXPERIMENTS[self.name].run(pipe, self.sampling, **options)
@@ -90,8 +91,9 @@ def run_experiments(args: argparse.Namespace) -> None:
     check_revision(args.checkpoint, args.revision)
     if args.mask is not None:
         region(args.mask)  # before anything is downloaded
-    if args.judge is not None:
-        named_function(args.judge, "--judge")
+    for name in ("judge", "concepts"):
+        if getattr(args, name) is not None:
+            named_function(getattr(args, name), f"--{name}")
     check_device(args.device)
     check_formats(args.format)
     with claimed(args.out, args.out / ".lock") if main else nullcontext():
@@ -225,6 +227,12 @@ def _job(
         options["mask"] = region(args.mask, box, sample_size(config))
     if experiment.judged and args.judge is not None:
         options["judge"] = args.judge
+    if experiment.needs == "concepts":
+        if args.concepts is None:
+            raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
+        options["concepts"] = args.concepts
+    elif args.concepts is not None:
+        raise CommandError(f"--concepts {args.concepts}: {name} takes no concepts")
     request = {
         **asdict(sampling),
         **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in options.items()},

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.nulls import Null
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.models import ClosedFormDenoiser
@@ -177,11 +178,12 @@ def _null_name(null: Null) -> str:
 
 
 def _provenance(pipe: XAIPipeline, sampling: Sampling) -> dict[str, Any]:
+    config = get_denoiser(pipe).config
     return {
         "checkpoint": str(pipe.config.get("_name_or_path") or ""),
         "scheduler": type(pipe.scheduler).__name__,
-        "attributes": list(pipe.unet.config.get("class_attributes") or ()),
-        "num_class_embeds": pipe.unet.config.get("num_class_embeds"),
+        "attributes": list(config.get("class_attributes") or ()),
+        "num_class_embeds": config.get("num_class_embeds"),
         "versions": {name: _version(name) for name in ("diffusers_xai", "diffusers", "torch")},
         **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(sampling).items()},
     }

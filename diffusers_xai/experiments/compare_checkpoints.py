@@ -16,7 +16,7 @@ from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, interval_text
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, of_first_seed
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -29,7 +29,6 @@ from diffusers_xai.taps.scheduler import copy_scheduler
 
 MOMENTS = 6  # at which pictures are kept
 _GROUP = "activations/"
-OTHER_NOISE = 10**6  # added to a seed: noise that no seed of an experiment has
 
 
 def measure(
@@ -43,9 +42,10 @@ def measure(
 ) -> xr.Dataset:
     """How far each layer of other checkpoints is from the first one's in equal states, and how far their runs part.
 
-    The distance is that of the two outputs in units of the first one's norm (Frobenius). All networks see the states
-    of the first one's runs: a layer can only differ if it, or one before it, has other weights. The runs themselves
-    start from the same noise and then go their own ways.
+    The distance is ‖b − a‖ / √(‖a‖² + ‖b‖²) of the two outputs a and b: 0 where they are equal, 1 where they have
+    nothing in common (are orthogonal), whatever their sizes. All networks see the states of the first one's runs: a
+    layer can only differ if it, or one before it, has other weights. The runs themselves start from the same noise and
+    then go their own ways.
 
     Source: thesis eq. 4.1.8, 4.1.10, here between checkpoints.
 
@@ -150,14 +150,15 @@ def _check_alike(pipe: XAIPipeline, other: XAIPipeline, name: str, steps: int) -
 
 
 def _distance(first: xr.DataArray, second: xr.DataArray) -> xr.DataArray:
-    """‖b − a‖ / ‖a‖ of a layer's outputs a and b, (seed, step)."""
+    """‖b − a‖ / √(‖a‖² + ‖b‖²) of a layer's outputs a and b, (seed, step); 0 of two that are zero."""
     first = pick_branch(first, "cond")
     a, b = (
         pick_branch(array, "cond").transpose("step", "sample", ...).values.astype(np.float64)
         for array in (first, second)
     )
     inner = tuple(range(2, a.ndim))
-    values = np.sqrt(((b - a) ** 2).sum(inner) / (a**2).sum(inner))
+    apart, size = ((b - a) ** 2).sum(inner), (a**2 + b**2).sum(inner)
+    values = np.sqrt(apart / np.where(size > 0, size, 1))
     return _over_seeds(values, first)
 
 
@@ -224,8 +225,9 @@ def plot(result: ExperimentResult) -> go.Figure:
         horizontal_spacing=0.02,
         vertical_spacing=0.14,
     )
+    most = max(float(shown.max()), 0.0 if null is None else float(null.max()))
     scale = {
-        "colorscale": COLOR_SCALE, "zmin": 0, "zmax": float(shown.max()) or 1, "y": layers,
+        "colorscale": COLOR_SCALE, "zmin": 0, "zmax": most or 1, "y": layers,
         "colorbar": {"title": {"text": "distance"}, "y": 1, "yanchor": "top", "len": 0.6},
     }  # fmt: skip
     x = data["timestep"].values if one else names
@@ -246,7 +248,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_xaxes(
         **({"title": "timestep t", "autorange": "reversed"} if one else {"title": "checkpoint"}), row=1, col=1
     )
-    figure.update_yaxes(autorange="reversed", automargin=True, row=1)
+    figure.update_yaxes(autorange="reversed", automargin=True, dtick=1, tickfont={"size": 11}, row=1)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
     figure.update_yaxes(title="SSIM of x<sub>t</sub>", row=2, col=1)
     figure.update_layout(template=TEMPLATE, height=360 + 16 * len(layers), legend={"y": -0.12, "yanchor": "top"})
@@ -272,12 +274,12 @@ EXPERIMENT = register(
     Experiment(
         "compare-checkpoints",
         "Where two checkpoints part, in depth and in time",
-        "Above: how far the output of each layer is from that of the first checkpoint, in units of its norm, when both"
-        " networks see the same states, those of the first one's runs; layers in the order in which they run, from top"
-        " to bottom. The first row that is not dark is where the weights begin to differ. With several checkpoints,"
-        " those of a training, there is a column for each, the mean over the process. Control: the same network with"
-        " random weights, in the same colours. Below: SSIM of the states of the runs, which start from the same noise"
-        " and go their own ways; grey, two runs of the first checkpoint from different noise. The images are the"
+        "Above: how far the output of each layer is from that of the first checkpoint (0: equal, 1: nothing in common)"
+        " when both networks see the same states, those of the first one's runs; layers in the order in which they"
+        " run, from top to bottom. The first row that is not dark is where the weights begin to differ. With several"
+        " checkpoints, those of a training, there is a column for each, the mean over the process. Control: the same"
+        " network with random weights, in the same colours. Below: SSIM of the runs' states, which start from one"
+        " noise and go their own ways; grey, two runs of the first checkpoint from different noise. The images are the"
         " predicted clean images of the first seed, a row for each checkpoint.",
         "thesis eq. 4.1.8, 4.1.10, here between checkpoints",
         measure,

@@ -25,6 +25,7 @@ NULLS = {
     "forward-noising": "the model's own images, noised as in training",
     "random-channel": "a random channel of the same layer",
     "same-label": "the same patches from a run of the same label and other noise",
+    "permuted-masks": "the masks of other pictures, and random units that are about as active",
     "none": "no control",
 }
 FIT_STEPS = 20

@@ -18,6 +18,7 @@ from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordSpec
 
 
+OTHER_NOISE = 10**6  # added to a seed: noise that no seed of an experiment has
 _BAR_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("bar_options", default=MappingProxyType({"disable": None}))
 
 

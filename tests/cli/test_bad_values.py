@@ -50,6 +50,7 @@ TOGETHER = [
     *(["profile", "--switch", f"500:{label}"] for label in ("16", "011", "Smilling", "1e1", "0b1")),
     ["experiment", "ablation", "--revision", "main"],
     ["experiment", "all", "tiny"],
+    ["experiment", "concepts"],
     ["experiment", "compare-checkpoints"],
     ["experiment", "compare-checkpoints", "tiny"],
     ["experiment", "compare-checkpoints", "tiny", "tiny"],

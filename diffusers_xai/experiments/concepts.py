@@ -1,0 +1,364 @@
+"""Which units know where a concept is, and what the image loses with them (GAN dissection)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from diffusers_xai.analysis import Overlap, benjamini_hochberg, overlap, summary
+from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.denoisers.blocks import block_layers, innermost
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import interval_text
+from diffusers_xai.experiments.maps import resized
+from diffusers_xai.experiments.noised_pictures import (
+    Concepts,
+    label_of_pictures,
+    layers_of_noised,
+    pictures_with_masks,
+)
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.explainers import Samples
+from diffusers_xai.interventions import ChannelAblation
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import COLOR_SCALE, LINE_COLORS, MUTED_COLOR, TEMPLATE
+from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile.pictures import to_rgb
+from diffusers_xai.recording.edits import EditSpec
+
+
+TIMES = (0.9, 0.7, 0.5, 0.3, 0.1)  # parts of the training's timesteps
+LEVEL = 0.05  # of the share of false discoveries
+_SHOWN = 4  # pictures of the images' figure
+
+
+def measure(
+    pipe: XAIPipeline,
+    sampling: Sampling,
+    *,
+    concepts: Concepts | None = None,
+    images: int = 64,
+    layers: Sequence[str] | None = None,
+    times: Sequence[float] = TIMES,
+    units: int = 4,
+    draws: int = 2,
+    null: str = "permuted-masks",
+) -> xr.Dataset:
+    """Agreement of every unit with every concept, and ablation of the best units of each.
+
+    Pictures whose masks are known are noised to several timesteps, and the network sees each of them once: x_t =
+    √ᾱ x_0 + √(1 − ᾱ) ε. A unit is a channel of a layer; its map, enlarged to the picture's size, is compared with the
+    masks (see `analysis.overlap`). Then the `units` best units of a concept, all of the layer and time of the best
+    one, are set to zero at every step of runs from the seeds, and so are as many random units of that layer that are
+    about as active.
+
+    Source: Bau et al. 2019, *GAN Dissection*.
+
+    Args:
+        pipe ([`XAIPipeline`]): The model.
+        sampling ([`Sampling`]): What is sampled.
+        concepts (`Callable`): Takes finished samples of the model, `(image, 3, height, width)` in [-1, 1], and returns
+            the masks of every concept by name, bool `(image, height, width)`; or pictures of its own, as many and as
+            large, and their masks. The network sees pictures of its own without a label, if it was trained for that.
+        images (`int`): How many pictures.
+        layers (`Sequence[str]`, *optional*): Globs of layers; those in the blocks if `None`.
+        times (`Sequence[float]`): Timesteps as parts of the training's, in [0, 1).
+        units (`int`): How many units are ablated together.
+        draws (`int`): How many groups of random units.
+        null (`str`): `"permuted-masks"`, each picture with the masks of another one, and random units; or `"none"`.
+
+    Returns:
+        `xarray.Dataset`: `iou` and `q_value` (corrected for all tests; NaN where nothing can be tested) of dims
+        (concept, unit, time), `null_iou` and `null_q_value` with permuted masks; coordinates `layer` and `channel` on
+        `unit`, `timestep` on `time`. `inside` and `outside` (seed, concept): how much the image changes by the
+        ablation, the mean of |difference| where the concept usually lies, and elsewhere; `null_inside` and
+        `null_outside` (seed, concept, draw) by that of random units. `ablated` (concept, member) are the best units,
+        as positions on `unit`, and `best_time` (concept) their time. Of some `pictures` (shown, rgb, height, width):
+        `mask` and `map`, that of the best unit (concept, shown, height, width). Of the first seed: `intact` (rgb,
+        height, width) and `without` (concept, rgb, height, width).
+
+    Raises:
+        ValueError: If there is no function, what it returns does not fit, the scheduler tells no ᾱ, or a layer has
+            fewer than twice `units` channels.
+    """
+    if concepts is None:
+        raise ValueError("concepts: expected a function `concepts` that tells where concepts are, got none")
+    if getattr(pipe.scheduler, "alphas_cumprod", None) is None:
+        raise ValueError(f"concepts: {type(pipe.scheduler).__name__} tells no ᾱ to noise pictures by")
+    pictures, masks, given = pictures_with_masks(pipe, sampling, concepts, images)
+    label = label_of_pictures(pipe, sampling, given)
+    denoiser = get_denoiser(pipe)
+    wanted = layers if layers is not None else block_layers(denoiser)
+    if not wanted:
+        raise ValueError(f"concepts: expected a network with layers, got {denoiser.name}")
+    paths = list(denoiser.resolve_layers(wanted))
+    paths = paths if layers is not None else innermost(denoiser, paths)
+    timesteps = [round(time * (len(pipe.scheduler.alphas_cumprod) - 1)) for time in times]
+    order = np.random.default_rng(0).permutation(images)
+    size = pictures.shape[-2:]
+    stacked = np.stack(list(masks.values()))
+    found, activity, shown = [], [], []
+    for timestep in timesteps:
+        maps = layers_of_noised(
+            {path: denoiser.layers[path] for path in paths}, pipe, pictures, timestep, label, sampling.batch_size
+        )
+        enlarged = {path: resized(values, size, "bilinear") for path, values in maps.items()}
+        found.append([overlap(values, stacked, order) for values in enlarged.values()])
+        activity.append(np.concatenate([np.abs(values).mean((0, 2, 3)) for values in maps.values()]))
+        shown.append(np.concatenate([values[:_SHOWN] for values in enlarged.values()], axis=1))
+    widths = {path: values.shape[1] for path, values in maps.items()}
+    narrow = [path for path, width in widths.items() if width < 2 * units]
+    if narrow:
+        raise ValueError(f"concepts: expected layers of at least {2 * units} channels, got {', '.join(narrow)}")
+    layer_of = np.repeat(list(widths), list(widths.values()))
+    channel_of = np.concatenate([np.arange(width) for width in widths.values()])
+    coords = {
+        "layer": ("unit", [denoiser.short_name(str(path)) for path in layer_of]),
+        "channel": ("unit", channel_of),
+    }
+    data = _tested(found, list(masks), timesteps, coords, permuted=null != "none")
+
+    chosen, when, edits = [], [], []
+    for iou in data["iou"].values:
+        unit, time = np.unravel_index(iou.argmax(), iou.shape)
+        here = np.flatnonzero(layer_of == layer_of[unit])
+        best = here[np.argsort(-iou[here, time])[:units]]
+        random = _of_like_activity(activity[time], layer_of, best, 0 if null == "none" else draws)
+        for group in (best, *random):
+            edits.append([ChannelAblation(str(layer_of[unit]), channels=channel_of[group])])
+        chosen.append(best)
+        when.append(time)
+    usual = np.stack([mask.mean(0) for mask in masks.values()])
+    effects = sampling.over_seeds(
+        lambda part: _effects(pipe, sampling, part, edits, usual), "ablations of units", seeds_at_once=1
+    )
+    effects = of_first_seed(effects, "intact", "without")
+    data = data.assign(
+        ablated=(("concept", "member"), np.array(chosen)),
+        best_time=("concept", when),
+        pictures=(("shown", "rgb", "height", "width"), pictures[:_SHOWN].numpy()),
+        mask=(("concept", "shown", "height", "width"), np.stack([mask[:_SHOWN] for mask in masks.values()])),
+        map=(
+            ("concept", "shown", "height", "width"),
+            np.stack([shown[time][:, best[0]] for best, time in zip(chosen, when, strict=True)]),
+        ),
+        **{name: effects[name].isel(group=0) for name in ("inside", "outside")},
+        **{name: effects[name] for name in ("intact", "without")},
+    )
+    if null != "none":
+        random = effects[["inside", "outside"]].isel(group=slice(1, None)).rename(group="draw")
+        data = data.assign({f"null_{name}": values for name, values in random.items()})
+    return data
+
+
+def _tested(
+    found: list[list[Overlap]],
+    concepts: Sequence[str],
+    timesteps: Sequence[int],
+    units: Mapping[str, Any],
+    permuted: bool,
+) -> xr.Dataset:
+    """Agreement (concept, unit, time) of what was found by time and layer, its p-values corrected for all tests."""
+    dims = ("concept", "unit", "time")
+    arrays = {
+        name: np.stack([np.concatenate([getattr(layer, name) for layer in row], axis=1) for row in found], axis=2)
+        for name in ("iou", "p_value", "null_iou", "null_p_value")
+    }
+    data = {}
+    for prefix in ("", "null_") if permuted else ("",):
+        p_values = arrays[f"{prefix}p_value"]
+        data[f"{prefix}iou"] = (dims, arrays[f"{prefix}iou"])
+        data[f"{prefix}q_value"] = (dims, benjamini_hochberg(p_values.ravel()).reshape(p_values.shape))
+    return xr.Dataset(data, {"concept": list(concepts), "timestep": ("time", list(timesteps)), **units})
+
+
+def _of_like_activity(
+    activity: np.ndarray, layers: np.ndarray, chosen: np.ndarray, draws: int, seed: int = 0
+) -> list[np.ndarray]:
+    """Groups of random units of the chosen ones' layer: for each of those, one of the nearest in activity."""
+    source = np.random.default_rng(seed)
+    groups = []
+    for _ in range(draws):
+        free = [unit for unit in np.flatnonzero(layers == layers[chosen[0]]) if unit not in chosen]
+        group = []
+        for unit in chosen:
+            nearest = sorted(free, key=lambda other: abs(activity[other] - activity[unit]))[: len(chosen)]
+            group.append(source.choice(nearest))
+            free.remove(group[-1])
+        groups.append(np.array(group))
+    return groups
+
+
+def _effects(
+    pipe: XAIPipeline, sampling: Sampling, part: list[int], edits: Sequence[Sequence[EditSpec]], usual: np.ndarray
+) -> xr.Dataset:
+    """How much each edit changes a seed's image, where the concept usually lies and elsewhere."""
+    what = [Samples(every=sampling.steps, x0=False, measures=())]
+    batches = [edits[start : start + sampling.batch_size] for start in range(0, len(edits), sampling.batch_size)]
+    intact = sampling.profile(pipe, part, what)["final_sample"].values[0]
+    changed = np.concatenate(
+        [sampling.profile(pipe, part, what, batch)["final_sample"].values for batch in batches]
+    ).reshape(len(usual), -1, *intact.shape)
+    change = np.abs(changed - intact).mean(2)  # (concept, group, height, width)
+    inside, outside = (
+        (change * weight[:, None]).sum((2, 3)) / weight.sum((1, 2))[:, None] for weight in (usual, 1 - usual)
+    )
+    dims = ("seed", "concept", "group")
+    return xr.Dataset(
+        {
+            "inside": (dims, inside[None]),
+            "outside": (dims, outside[None]),
+            "intact": (("seed", "rgb", "height", "width"), intact[None]),
+            "without": (("seed", "concept", "rgb", "height", "width"), changed[None, :, 0]),
+        }
+    )
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """For every concept: the best unit, how many agree, and what the image loses with the best ones."""
+    data = result.data
+    layers, channels = data["layer"].values, data["channel"].values
+    rows = []
+    for concept in data["concept"].values.tolist():
+        part = data.sel(concept=concept)
+        unit, time = int(part["ablated"][0]), int(part["best_time"])
+        row = {
+            "concept": concept,
+            "best unit": f"{layers[unit]}, channel {channels[unit]}, t = {int(data['timestep'][time])}",
+            "IoU": f"{float(part['iou'][unit, time]):.2f}",
+            "units that agree": f"{int(_agree(part['q_value']).sum())} of {part.sizes['unit']}",
+        }
+        if "null_iou" in data:
+            row["best IoU, permuted masks"] = f"{float(part['null_iou'].max()):.2f}"
+            row["units that agree, permuted masks"] = str(int(_agree(part["null_q_value"]).sum()))
+        row["change in its place, without the best units"] = interval_text(summary(part["inside"]))
+        if "null_inside" in data:
+            random = part["null_inside"].mean("draw")
+            row["without random units"] = interval_text(summary(random))
+            row["difference"] = interval_text(summary(part["inside"] - random))
+        row["change elsewhere"] = interval_text(summary(part["outside"]))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _agree(q_values: xr.DataArray) -> xr.DataArray:
+    """Units (…, unit, time) that agree at one time at least."""
+    return (q_values <= LEVEL).any("time")
+
+
+def plot(result: ExperimentResult) -> go.Figure:
+    """Draws the best IoU of each concept by layer and by time; below, the change without the best and random units."""
+    data = result.data
+    concepts = data["concept"].values.tolist()
+    iou = data["iou"]
+    by_layer = iou.max("time").groupby("layer").max()
+    by_layer = by_layer.sel(layer=pd.unique(data["layer"].values))
+    panels = [(by_layer.values, by_layer["layer"].values.tolist(), "layer")]
+    panels.append((iou.max("unit").values, [f"t = {t}" for t in data["timestep"].values], "time"))
+    if "null_iou" in data:
+        panels.append((data["null_iou"].max(["unit", "time"]).values[:, None], ["permuted"], "control"))
+    figure = make_subplots(
+        rows=2,
+        cols=len(panels),
+        specs=[[{}] * len(panels), [{"colspan": len(panels)}, *[None] * (len(panels) - 1)]],
+        column_widths=[0.72, 0.22, 0.06][: len(panels)],
+        horizontal_spacing=0.015,
+        vertical_spacing=0.2,
+        row_heights=[0.5, 0.5],
+    )
+    for column, (values, names, what) in enumerate(panels, 1):
+        figure.add_heatmap(
+            z=values,
+            x=names,
+            y=concepts,
+            zmin=0,
+            zmax=float(iou.max()),
+            colorscale=COLOR_SCALE,
+            showscale=column == 1,
+            colorbar={"title": {"text": "best IoU"}, "y": 1, "yanchor": "top", "len": 0.5},
+            hovertemplate=f"%{{y}}, {what} %{{x}}: %{{z:.2f}}<extra></extra>",
+            row=1,
+            col=column,
+        )
+        figure.update_yaxes(autorange="reversed", showticklabels=column == 1, automargin=True, row=1, col=column)
+    groups = [("without its best units, in its place", data["inside"], LINE_COLORS[1], "diamond", -0.2)]
+    groups.append(("without its best units, elsewhere", data["outside"], LINE_COLORS[0], "diamond-open", 0.0))
+    if "null_inside" in data:
+        random = data["null_inside"].mean("draw")
+        groups.append(("control: without random units, in its place", random, MUTED_COLOR, "circle-open", 0.2))
+    for name, values, color, symbol, offset in groups:
+        facts = summary(values)
+        mean = facts["mean"].values
+        figure.add_scatter(
+            x=mean,
+            y=np.arange(len(concepts)) + offset,
+            name=name,
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 9, "line": {"width": 2}},
+            error_x={
+                "array": facts["high"].values - mean, "arrayminus": mean - facts["low"].values, "color": color,
+                "thickness": 1.5,
+            },
+            hovertemplate="%{x:.3f}",
+            row=2,
+            col=1,
+        )  # fmt: skip
+    figure.update_xaxes(
+        title="mean |change| of the image, which reaches from -1 to 1", rangemode="tozero", row=2, col=1
+    )
+    ticks = {"tickvals": list(range(len(concepts))), "ticktext": concepts}
+    figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=2, col=1)
+    figure.update_layout(template=TEMPLATE, height=260 + 50 * len(concepts), legend={"y": -0.1, "yanchor": "top"})
+    return figure
+
+
+def plot_images(result: ExperimentResult) -> go.Figure:
+    """Draws each concept's best unit on pictures, masks outlined, and an image without the best ones."""
+    data = result.data
+    layers, channels = data["layer"].values, data["channel"].values
+    rows: list[list[Tile | None]] = []
+    names = []
+    for index, concept in enumerate(data["concept"].values.tolist()):
+        part = data.isel(concept=index)
+        unit = int(part["ablated"][0])
+        names.append(f"{concept}<br>{layers[unit]}:{channels[unit]}")
+        row: list[Tile | None] = []
+        for picture, mask, values in zip(
+            data["pictures"].values, part["mask"].values, part["map"].values, strict=True
+        ):
+            outline = mask if mask.any() else None
+            row += [Tile(to_rgb(picture), concept, outline=outline), Tile(values, concept, outline=outline)]
+        rows.append(
+            [*row, Tile(to_rgb(data["intact"].values), "intact"), Tile(to_rgb(part["without"].values), "ablated")]
+        )
+    columns = ["picture", "best unit"] * data.sizes["shown"] + ["intact", "without"]
+    return tile_grid(rows, columns, names, scale_title="each map in its own range")
+
+
+EXPERIMENT = register(
+    Experiment(
+        "concepts",
+        "Which units draw a part of the image",
+        "Pictures whose parts are known are noised, and each unit (a channel of a layer) is compared with each part:"
+        " the intersection over union (IoU) of its highest values with the part's masks. Above: the best unit's IoU,"
+        " by layer and by time; control, the same with the masks of other pictures, which keeps where a part usually"
+        " lies. A unit agrees where its IoU is beyond that of masks dealt at random, at most 5 % of such finds"
+        " being false (Benjamini and Hochberg). Below: how much the image changes if the best units are set to zero in"
+        " the whole run, in the part's usual place and elsewhere, beside random units of the same layer that are about"
+        " as active. A part's units draw it only where its place changes more than elsewhere, and more than without"
+        " random units. The images show the best unit of each part, and the first seed's image without the best ones.",
+        "Bau et al. 2019, GAN Dissection",
+        measure,
+        plot,
+        seeds=8,
+        steps=25,
+        nulls=("permuted-masks",),
+        plot_images=plot_images,
+        table=table,
+        needs="concepts",
+    )
+)

@@ -1,0 +1,91 @@
+"""Pictures whose parts are known, and what a network's layers make of them when they are noised."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, generators
+from diffusers_xai.explainers import Samples
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.taps import tap_output
+
+
+Masks = Mapping[str, np.ndarray]
+# Finished samples (image, 3, height, width) in [-1, 1] -> masks by name, or pictures of its own and their masks.
+Concepts = Callable[[torch.Tensor], Masks | tuple[torch.Tensor, Masks]]
+
+
+def pictures_with_masks(
+    pipe: XAIPipeline, sampling: Sampling, concepts: Concepts, count: int
+) -> tuple[torch.Tensor, Masks, bool]:
+    """Pictures (image, rgb, height, width), the masks of the concepts on them, and whether they came with the masks.
+
+    Otherwise they are the model's own.
+    """
+    seeds = [OTHER_NOISE + number for number in range(count)]
+    parts = [seeds[start : start + sampling.batch_size] for start in range(0, count, sampling.batch_size)]
+    what = [Samples(every=sampling.steps, x0=False, measures=())]
+    finals = [sampling.profile(pipe, part, what)["final_sample"].values for part in parts]
+    own = torch.from_numpy(np.concatenate(finals)).clamp(-1, 1)
+    answer = concepts(own)
+    if isinstance(answer, tuple):
+        pictures, masks = answer
+    else:
+        pictures, masks = own, answer
+    pictures = torch.as_tensor(pictures)
+    if pictures.shape != own.shape:
+        raise ValueError(f"concepts: expected pictures of shape {tuple(own.shape)}, got {tuple(pictures.shape)}")
+    shape = (count, *own.shape[-2:])
+    checked = {str(name): np.asarray(mask) for name, mask in masks.items()}
+    for name, mask in checked.items():
+        if mask.shape != shape or mask.dtype != bool or not mask.any() or mask.all():
+            raise ValueError(
+                f"concepts: expected bool masks of shape {shape} that are neither empty nor everywhere, got"
+                f" {mask.dtype} {mask.shape} with {int(mask.sum())} pixels of {name!r}"
+            )
+    if not checked:
+        raise ValueError("concepts: expected the masks of at least one concept, got none")
+    return pictures.to(own.dtype), checked, isinstance(answer, tuple)
+
+
+def label_of_pictures(pipe: XAIPipeline, sampling: Sampling, given: bool) -> int | None:
+    """What the network is told of the pictures: nothing of those that have labels of their own, where it can be."""
+    null = pipe.unet.config.get("null_class_label")
+    if given and null is not None and pipe.unet.config.get("num_class_embeds") is not None:
+        return null
+    return sampling.labels[0] if sampling.labels else None
+
+
+def layers_of_noised(
+    layers: Mapping[str, nn.Module],
+    pipe: XAIPipeline,
+    pictures: torch.Tensor,
+    timestep: int,
+    label: int | None,
+    batch_size: int,
+) -> dict[str, np.ndarray]:
+    """What layers put out for x_t = √ᾱ x_0 + √(1 − ᾱ) ε of every picture: (image, channel, height, width) by name.
+
+    Layers of vectors, as those of times and labels, are left out.
+    """
+    alpha = float(pipe.scheduler.alphas_cumprod[timestep])
+    sources = generators([2 * OTHER_NOISE + number for number in range(len(pictures))])
+    noise = torch.stack([torch.randn(pictures.shape[1:], generator=source) for source in sources])
+    noised = (alpha**0.5 * pictures + (1 - alpha) ** 0.5 * noise).to(pipe.unet.dtype)
+    kept: dict[str, list[np.ndarray]] = {}
+
+    def keep(path: str, output: torch.Tensor) -> None:
+        if output.ndim == 4:
+            kept.setdefault(path, []).append(output.float().cpu().numpy())
+
+    with torch.no_grad(), ExitStack() as stack:
+        for path, module in layers.items():
+            stack.enter_context(tap_output(module, partial(keep, path)))
+        for x in noised.split(batch_size):
+            labels = None if label is None else torch.full((len(x),), label, device=pipe.device)
+            pipe.unet(x.to(pipe.device), timestep, class_labels=labels)
+    return {path: np.concatenate(values) for path, values in kept.items()}

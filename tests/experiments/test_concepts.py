@@ -1,0 +1,168 @@
+"""Concept units, against a network with a planted one and against plain calls."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from diffusers_xai import ChannelAblation, GaussianDenoiser, XAIPipeline
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from tests.tiny import convnext_unet
+
+
+EXPERIMENT = EXPERIMENTS["concepts"]
+SAMPLING = Sampling(labels=[3], seeds=[4, 9], steps=4)
+PLANTED = 5  # a channel of the first layer
+
+
+def squares(samples):
+    """Dark pictures with a red square and a green one, each somewhere; the concept is the red one."""
+    source = np.random.default_rng(0)
+    images = torch.full(samples.shape, -0.8, dtype=samples.dtype)
+    red = np.zeros((len(samples), *samples.shape[-2:]), dtype=bool)
+    for image, mask in zip(images, red, strict=True):
+        (top, left), (other_top, other_left) = source.integers(0, 11, (2, 2))
+        image[1, other_top : other_top + 5, other_left : other_left + 5] = 1
+        image[0, top : top + 5, left : left + 5] = 1
+        mask[top : top + 5, left : left + 5] = True
+    return images, {"red": red}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """A network whose first layer has a channel that is the red of the input."""
+    unet = convnext_unet().double()
+    with torch.no_grad():
+        unet.conv_in.weight[PLANTED] = 0
+        unet.conv_in.bias[PLANTED] = 0
+        unet.conv_in.weight[PLANTED, 0, unet.conv_in.kernel_size[0] // 2, unet.conv_in.kernel_size[1] // 2] = 1
+    pipe = XAIPipeline(unet, DDPMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def result(pipe):
+    layers = ["conv_in", "mid_block.resnets.0"]
+    return EXPERIMENT.run(
+        pipe, SAMPLING, concepts=squares, images=24, layers=layers, times=[0.5, 0.02], units=2, draws=2
+    )
+
+
+def test_a_planted_unit_ranks_first(pipe, result):
+    data = result.data
+    first = int(data["ablated"].sel(concept="red")[0])
+    assert data["channel"][first] == PLANTED
+    assert pipe.unet.layer_aliases.get(str(data["layer"][first].values), str(data["layer"][first].values)) == "conv_in"
+    assert data["timestep"][int(data["best_time"][0])] == 20
+    iou = data["iou"].sel(concept="red").isel(time=1)
+    assert iou[first] > 0.95
+    assert iou[first] > 1.3 * np.delete(iou.values, first).max()
+    assert data["q_value"].sel(concept="red").isel(time=1)[first] < 1e-6
+    assert float((data["null_q_value"] <= 0.05).mean()) <= 0.05
+    table = EXPERIMENT.table(result)
+    assert table["best unit"][0].endswith(f"channel {PLANTED}, t = 20")
+    assert table["IoU"][0] == f"{float(iou[first]):.2f}"
+    assert result.plot().data
+    assert result.plot_images().data
+
+
+def test_a_units_map_is_that_of_a_plain_call(pipe, result):
+    pictures, masks = squares(torch.zeros(24, 3, 16, 16, dtype=torch.float64))
+    alpha = float(pipe.scheduler.alphas_cumprod[20])
+    seen = np.array([noised(picture, alpha, 2 * 10**6 + i)[0].numpy() for i, picture in enumerate(pictures)])
+    np.testing.assert_allclose(result.data["map"][0], seen[:4], atol=1e-5)
+    active = seen > np.sort(seen.ravel())[-masks["red"].sum() - 1]
+    expected = (active & masks["red"]).sum() / (active | masks["red"]).sum()
+    assert float(result.data["iou"].max()) == pytest.approx(expected, abs=1e-3)
+
+
+def noised(picture, alpha, seed):
+    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed))
+    return alpha**0.5 * picture + (1 - alpha) ** 0.5 * noise
+
+
+def test_effects_are_those_of_ablated_runs(pipe, result):
+    data = result.data
+    channels, layers = data["channel"].values, data["layer"].values
+    best = data["ablated"][0].values
+    usual = squares(torch.zeros(24, 3, 16, 16))[1]["red"].mean(0)
+    for seed in SAMPLING.seeds:
+        images = []
+        for edits in ([], [ChannelAblation(str(layers[best[0]]), channels=[int(c) for c in channels[best]])]):
+            kept = []
+            pipe(
+                3,
+                num_inference_steps=4,
+                generator=torch.Generator().manual_seed(seed),
+                edits=edits,
+                callback_on_step_end=lambda pipe, i, t, tensors, kept=kept: kept.append(tensors["sample"][0]) or {},
+            )
+            images.append(kept[-1].numpy())
+        change = np.abs(images[1] - images[0]).mean(0)
+        part = data.sel(seed=seed, concept="red")
+        assert float(part["inside"]) == pytest.approx((change * usual).sum() / usual.sum(), abs=1e-6)
+        assert float(part["outside"]) == pytest.approx((change * (1 - usual)).sum() / (1 - usual).sum(), abs=1e-6)
+    assert data["null_inside"].dims == ("seed", "concept", "draw")
+    assert data["null_inside"].sizes["draw"] == 2
+    assert (data["null_inside"] > 0).all()
+
+
+def test_masks_of_the_models_own_samples(pipe):
+    """Without pictures of its own, the function sees finished samples, and the network sees those."""
+    seen = []
+
+    def bright(samples):
+        seen.append(samples)
+        return {"bright": (samples.mean(1) > samples.mean()).numpy()}
+
+    data = EXPERIMENT.run(
+        pipe, SAMPLING, concepts=bright, images=5, layers=["conv_in"], times=[0.1], units=1, null="none"
+    ).data
+    assert seen[0].shape == (5, 3, 16, 16)
+    np.testing.assert_array_equal(data["pictures"], seen[0][:4])
+    assert not {"null_iou", "null_inside"} & set(data.data_vars)
+
+
+@pytest.mark.parametrize(
+    ("concepts", "message"),
+    [
+        (None, "expected a function"),
+        (lambda samples: {}, "at least one concept, got none"),
+        (lambda samples: {"a": np.zeros((8, 16, 16), dtype=bool)}, "neither empty nor everywhere, got bool"),
+        (lambda samples: {"a": np.ones((8, 16, 16))}, "expected bool masks of shape .8, 16, 16."),
+        (lambda samples: (samples[:, :1], {}), "expected pictures of shape"),
+    ],
+)
+def test_what_tells_no_masks_is_refused(pipe, concepts, message):
+    with pytest.raises(ValueError, match=message):
+        EXPERIMENT.run(pipe, SAMPLING, concepts=concepts, images=8)
+
+
+def test_narrow_layers_and_flow_matching_are_refused(pipe):
+    with pytest.raises(ValueError, match="at least 20 channels, got conv_in"):
+        EXPERIMENT.run(pipe, SAMPLING, concepts=squares, images=4, layers=["conv_in"], units=10)
+    closed = XAIPipeline(GaussianDenoiser.fit(torch.rand(8, 3, 16, 16), pipe.scheduler), pipe.scheduler)
+    closed.set_progress_bar_config(disable=True)
+    with pytest.raises(ValueError, match="expected a network with layers, got GaussianDenoiser"):
+        EXPERIMENT.run(closed, Sampling(seeds=[1], steps=2), concepts=squares, images=3)
+    flow = XAIPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="tells no ᾱ"):
+        EXPERIMENT.run(flow, SAMPLING, concepts=squares)
+
+
+def test_the_command_takes_a_function(tmp_path, capsys):
+    XAIPipeline(convnext_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    (tmp_path / "mine.py").write_text(
+        "def bright(samples):\n    return {'bright': (samples.mean(1) > samples.mean()).numpy()}\n"
+    )
+    command = ["experiment", "concepts", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out")]
+    command += ["--concepts", f"{tmp_path / 'mine.py'}:bright", "--seeds", "1", "--steps", "2"]
+    assert main(command) == 0
+    data = ExperimentResult.load(tmp_path / "out" / "concepts").data
+    assert data["concept"].values.tolist() == ["bright"]
+    assert main(command) == 0
+    assert "finished before" in capsys.readouterr().err
+    assert main(["experiment", "ablation", *command[2:]]) == 2
+    assert "takes no concepts" in capsys.readouterr().err
