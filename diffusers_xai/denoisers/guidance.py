@@ -50,6 +50,8 @@ def guidance_of(pipeline: Any, layout: Layout | None, variables: Mapping[str, An
     guided = _is_guided(pipeline, layout, variables)
     if variables.get("do_self_attention_guidance") is True:
         return Guidance((("uncond", "cond") if guided else ("cond",), ("degraded",)))
+    if guided and variables.get("skip_guidance_layers") is not None:
+        return Guidance((("uncond", "cond"), ("skipped",)))
     if not guided:
         return Guidance((("cond", "perturbed") if _is_perturbed(pipeline) else ("cond",),))
     if "InstructPix2Pix" in type(pipeline).__name__:

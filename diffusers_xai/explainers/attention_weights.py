@@ -104,7 +104,13 @@ class AttentionWeights(RecordSpec):
         def keep(path: str, calls: list[AttentionCall]) -> None:
             if not recording.looks(self) or not calls:
                 return
-            for call in merged(calls, run.labelling.rows, heads_of(layers[path])):
+            whole = merged(calls, run.labelling, path, heads_of(layers[path]))
+            if not whole and path in named:
+                raise ValueError(
+                    f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance"
+                    " leaves out some."
+                )
+            for call in whole:
                 known = relations(run.labelling, path, call)
                 name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
                 if name is None or (name not in known and "" not in known):

@@ -67,7 +67,7 @@ class WordMaps(RecordSpec):
         def add(path: str, calls: list[AttentionCall]) -> None:
             if not recording.looks(self) or not calls:
                 return
-            call = next(iter(merged(calls, run.labelling.rows, heads_of(layers[path]))), None)
+            call = next(iter(merged(calls, run.labelling, path, heads_of(layers[path]))), None)
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None
             if call is None or relation is None or relation.queries.grid is None:
                 return

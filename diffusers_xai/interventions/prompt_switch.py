@@ -1,6 +1,6 @@
 """Prompt switch: another prompt from some step on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -60,35 +60,36 @@ class PromptSwitch(EditSpec):
             )
         calls: list[DenoiserCall] = []
         controls: list[DenoiserCall] = []
-        differing: dict[int, list[str]] = {}  # by call of a step
-        differing_controls: list[list[str]] = []
 
         def switch(first: int, call: DenoiserCall) -> DenoiserCall | None:
-            index = min(len(run.calls) - 1, len(calls) - 1)
-            if run.step == 0:
-                differing[index] = _differing(call, calls[index])
             if run.step < first:
                 return None
+            index = len(run.calls) - 1
+            if index >= len(calls) or calls[index].rows != call.rows:
+                raise RuntimeError(
+                    f"PromptSwitch: expected denoiser calls as at the first step, got call {index + 1} of {call.rows}"
+                    f" rows at step {run.step}: the pipeline guides in another way there."
+                )
             own = {id(tensor) for _, output in run.controls for tensor in tensors_in(output)}
-            names = [name for name in differing[index] if not own & {id(t) for t in tensors_in(call.arguments[name])}]
-            call = _conditioned(call, calls[index], names)
+            call = _conditioned(call, calls[index], run, own)
             if run.step > 0 or not controls:
                 return call
             # The ControlNet of the first step has been called before the switch could be known.
-            return DenoiserCall(call.component, call.module, *repeated(call, call.rows, 1, replaced=controlled(run)))
+            return DenoiserCall(call.component, call.module, *repeated(call, call.rows, 1, replaced=controlled()))
 
-        def controlled(run: Run) -> dict[int, torch.Tensor]:
+        def controlled() -> dict[int, torch.Tensor]:
             found: dict[int, torch.Tensor] = {}
-            for i, (own, output) in enumerate(run.controls):
-                edited = _conditioned(own, controls[i], differing_controls[i])
+            for (own, output), other in zip(run.controls, controls, strict=True):
+                edited = _conditioned(own, other, run)
                 with run.replaying():
-                    other = edited.module(*edited.args, **edited.kwargs)
-                found |= {id(a): b for a, b in zip(tensors_in(output), tensors_in(other), strict=True)}
+                    switched = edited.module(*edited.args, **edited.kwargs)
+                found |= {id(a): b for a, b in zip(tensors_in(output), tensors_in(switched), strict=True)}
             return found
 
         def switch_control(first: int, call: DenoiserCall) -> DenoiserCall | None:
-            index = min(len(run.controls), len(controls) - 1)
-            return None if run.step < first else _conditioned(call, controls[index], differing_controls[index])
+            if run.step < first:
+                return None
+            return _conditioned(call, controls[min(len(run.controls), len(controls) - 1)], run)
 
         def start() -> None:
             first = first_switched_step(self, run)
@@ -97,19 +98,19 @@ class PromptSwitch(EditSpec):
                     "PromptSwitch: expected the outputs of the ControlNet in the denoiser's arguments as they are,"
                     f" but {type(run.pipeline).__name__} changes them in between."
                 )
-            seen = self._other_calls(run)
-            controls.extend(call for call in seen if call.component in run.control_networks)
-            calls.extend(call for call in seen if call.component in run.denoiser.components)
+            others = self._calls_beside(run, self.to)
+            # Beside the run too: there, what is drawn at random is the same for both prompts.
+            for own, other in zip(self._calls_beside(run, None), others, strict=True):
+                run.prompt_arguments.setdefault(own.component, set()).update(_differing(own, other))
+            controls.extend(call for call in others if call.component in run.control_networks)
+            calls.extend(call for call in others if call.component in run.denoiser.components)
             run.on_call(lambda call: switch(first, call), order=first)  # the latest switch has the last word
-            if controls:
-                pairs = zip([call for call, _ in run.controls], controls, strict=True)
-                differing_controls.extend(_differing(own, other) for own, other in pairs)
-                run.on_control(lambda call: switch_control(first, call), order=first)
+            run.on_control(lambda call: switch_control(first, call), order=first)
 
         run.on_start(start)
 
-    def _other_calls(self, run: Run) -> list[DenoiserCall]:
-        """The calls of the denoiser, and of ControlNets, in the first step for the other prompt."""
+    def _calls_beside(self, run: Run, prompt: str | Sequence[str] | None) -> list[DenoiserCall]:
+        """The calls of the denoiser, and of ControlNets, in the first step for a prompt; the run's own if `None`."""
         arguments = run.call.arguments
         if "prompt" not in arguments or arguments["prompt"] is None:
             raise ValueError(
@@ -121,11 +122,11 @@ class PromptSwitch(EditSpec):
         def stop(*_: Any, **__: Any) -> None:
             raise _Seen
 
-        to = self.to if isinstance(self.to, str) else list(self.to)
-        if isinstance(to, str) and isinstance(arguments["prompt"], list):
-            to = [to] * len(arguments["prompt"])
         given = shadow_arguments(_given(run.call))
-        given["prompt"] = to  # further prompts (`prompt_2`, …) follow the first where they were left out
+        if prompt is not None:
+            to: Any = prompt if isinstance(prompt, str) else list(prompt)
+            # Further prompts (`prompt_2`, …) follow the first where they were left out.
+            given["prompt"] = [to] * len(arguments["prompt"]) if _is_one_of_several(to, arguments["prompt"]) else to
         with ExitStack() as stack:
             shadow = stack.enter_context(shadow_of(run.pipeline))
             shadow.scheduler.step = stop
@@ -179,8 +180,15 @@ def _same(one: Any, other: Any) -> bool:
     return len(tensors) == len(others) and all(torch.equal(a, b) for a, b in pairs)
 
 
-def _conditioned(call: DenoiserCall, other: DenoiserCall, names: Sequence[str]) -> DenoiserCall:
-    """`call` with the named arguments of `other`."""
-    for name in names:
-        call = call.with_argument(name, other.arguments[name])
+def _is_one_of_several(prompt: Any, prompts: Any) -> bool:
+    return isinstance(prompt, str) and isinstance(prompts, list)
+
+
+def _conditioned(
+    call: DenoiserCall, other: DenoiserCall, run: Run, own: Collection[int] = frozenset()
+) -> DenoiserCall:
+    """`call` with the arguments of `other` that prompts change, without those that hold tensors of these ids."""
+    for name in run.prompt_arguments.get(call.component, ()):
+        if name in call.arguments and not any(id(tensor) in own for tensor in tensors_in(call.arguments[name])):
+            call = call.with_argument(name, other.arguments[name])
     return call

@@ -15,7 +15,7 @@ DIMS = (
     "step", "sample", "branch", "head", "pixel", "query", "channel", "frame", "height", "width", "token",
 )  # fmt: skip
 # Guidance branches; `branch_<i>` where a pipeline has more and nothing tells their names.
-BRANCHES = ("uncond", "cond", "image", "perturbed", "degraded", *(f"branch_{i}" for i in range(16)))
+BRANCHES = ("uncond", "cond", "image", "perturbed", "degraded", "skipped", *(f"branch_{i}" for i in range(16)))
 DTYPES = (
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64",
 )  # fmt: skip

@@ -117,23 +117,35 @@ def _joint(image: Side, text: Side) -> dict[str, Relation]:
     }
 
 
-def merged(calls: Sequence[AttentionCall], rows: int, heads: int) -> list[AttentionCall]:
+def merged(calls: Sequence[AttentionCall], labelling: Labelling, path: str, heads: int) -> list[AttentionCall]:
     """Attentions that a layer computes row by row, or in slices, put together into ones of all rows.
 
     Args:
         calls (sequence of [`AttentionCall`]): The attentions of one run of a layer.
-        rows (`int`): Rows of the denoiser's batch.
-        heads (`int`): Heads of the layer; some layers compute them as rows.
+        labelling ([`Labelling`]): Of the denoiser's call.
+        path (`str`): The layer.
+        heads (`int`): Its heads; some layers compute them as rows.
+
+    Returns:
+        `list[AttentionCall]`: Without those that leave out rows, as perturbed attention does.
     """
     found: list[AttentionCall] = []
     waiting: list[AttentionCall] = []
     for call in calls:
         waiting.append(call)
         heads_are_rows = call.probabilities is not None and call.probabilities.ndim == 3
-        if sum(part.shape[0] for part in waiting) % (rows * heads if heads_are_rows else rows) == 0:
+        batch = sum(part.shape[0] for part in waiting)
+        of_heads = heads if heads_are_rows else 1
+        if batch % of_heads == 0 and _is_whole(labelling, path, batch // of_heads, call.shape[1]):
             found.append(_joined(waiting))
             waiting = []
     return found
+
+
+def _is_whole(labelling: Labelling, path: str, batch: int, queries: int) -> bool:
+    """Whether an attention has all rows of the denoiser's batch, their frames, or their places over time."""
+    whole = (labelling.rows, labelling.rows * (labelling.frames or 1))
+    return batch in whole or labelling.over_time(path, batch, queries) is not None
 
 
 def heads_of(module: nn.Module) -> int:

@@ -35,6 +35,8 @@ class Run:
         outputs (`list[torch.Tensor]`): What they returned.
         controls (`list[tuple[DenoiserCall, Any]]`): The calls of ControlNets in the current step and what they
             returned.
+        prompt_arguments (`dict[str, set[str]]`): Arguments of networks that switches of the prompt change, by
+            component.
         step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """
@@ -50,6 +52,7 @@ class Run:
         self.calls: list[DenoiserCall] = []
         self.outputs: list[torch.Tensor] = []
         self.controls: list[tuple[DenoiserCall, Any]] = []
+        self.prompt_arguments: dict[str, set[str]] = {}
         self.step_arguments: dict[str, Any] = {}
         self._state: torch.Tensor | None = None
         self.is_replaying = False
@@ -189,6 +192,8 @@ class Run:
             )
         self.needs_rows = True
         names, rows = self.guidance.of_call(self.current_call), self.calls[self.current_call].rows * self.copies
+        if self._state is not None and self.step > 0:
+            names = self.branches_of_calls(self.num_samples)[self.current_call]
         batch = rows if batch is None else batch
         if rows % (len(names) * self.copies) or batch % rows:
             raise ValueError(f"Expected a batch of {rows} rows in {len(names)} branches, got {batch} rows.")
@@ -199,9 +204,14 @@ class Run:
     def branches_of_calls(self, samples: int) -> list[tuple[str, ...]]:
         """The guidance branches in each denoiser call of a step that is done, of `samples` images."""
         counts = [call.rows // samples for call in self.calls]
+        known = [self.guidance.of_call(i) for i in range(len(counts))]
+        if [len(names) for names in known] == counts:  # some pipelines guide at some steps only
+            return known
+        if sum(counts) == 1:
+            return [("cond",) * count for count in counts]
         names = self.guidance.branches
-        if sum(counts) != len(names):  # some pipelines guide at some steps only
-            names = ("cond",) if sum(counts) == 1 else tuple(f"branch_{i}" for i in range(sum(counts)))
+        if sum(counts) != len(names):
+            names = tuple(f"branch_{i}" for i in range(sum(counts)))
         starts = [sum(counts[:i]) for i in range(len(counts))]
         return [names[start : start + count] for start, count in zip(starts, counts, strict=True)]
 
@@ -344,6 +354,10 @@ class Run:
             found = order_from(weights) if weights is not None else None
             if found is not None:
                 calls = [found] if len(calls) == 1 else [(name,) for name in found]
+        known = self.guidance.calls
+        if {name for part in calls for name in part} < set(names):  # the first step leaves out some
+            same_form = [len(part) for part in calls] == [len(part) for part in known[: len(calls)]]
+            calls = [*(calls if same_form else known[: len(calls)]), *known[len(calls) :]]
         self.guidance = Guidance(tuple(calls), self.guidance.doubles_sample)
         if self.needs_rows and names != self.guidance.branches:
             raise RuntimeError(

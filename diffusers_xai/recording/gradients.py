@@ -28,9 +28,9 @@ class GradientSpec(RecordSpec):
         pixels (sequence of `(row, column)`, of videos `(frame, row, column)`, of sound `(position,)`, *optional*): The
             same one by one.
         of (`str`, defaults to `"step"`): What is differentiated: `"step"`, the mean μ_θ of the scheduler's next state
-            (as listing C.3 does; where a scheduler clips x̂_0, a clipped pixel passes no gradient, and guidance is
-            part of it), or `"noise"`, the noise ε_θ that the denoiser's output implies, of every guidance branch,
-            w.r.t. the denoiser's input. Equation 4.1.1 calls the two equal; they are not.
+            (as listing C.3 does; where a scheduler clips x̂_0, a clipped pixel passes no gradient; guidance and
+            ControlNets are part of it), or `"noise"`, the noise ε_θ that the denoiser's output implies, of every
+            guidance branch, w.r.t. the denoiser's input. Equation 4.1.1 calls the two equal; they are not.
         steps, timesteps, every: See [`RecordSpec`].
     """
 

@@ -228,6 +228,11 @@ class Recording:
                 raise RuntimeError(f"{name}: expected {samples} images in branches {own}, got {tensor.shape[0]} rows.")
             by_branch.update(zip(own, tensor.split(samples), strict=True))
         branches = self.run.guidance.branches
+        if not set(by_branch) <= set(branches):
+            raise RuntimeError(
+                f"{name}: expected branches from {branches}, as at the first step, got {tuple(by_branch)}: the"
+                " pipeline guides in another way at this step."
+            )
         if len(branches) == 1:
             return StepArray(by_branch[branches[0]].numpy(), ("sample", *self._dims[name]), self._coords[name])
         # A pipeline may leave out a branch at some steps, or a layer may run in one branch only: NaN there.

@@ -85,6 +85,33 @@ def test_gradients_of_a_step_that_changes_the_prediction_are_refused_before_it_i
         scheduler.step(network(x, t).tanh(), t, x)
 
 
+def test_a_branch_that_comes_after_the_first_step_is_not_lost():
+    entry = ZOO["sd3"]
+    skipped = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    pipe, entry, outputs = entry.make(), replace(entry, call={**entry.call, **skipped}), []
+    pipe.transformer.transformer_blocks[0].register_forward_hook(lambda m, a, output: outputs.append(output[1]))
+    with record(pipe, [Activations("transformer_blocks.0")]) as recording:
+        run(pipe, entry)
+    array = recording.profile["activations/transformer_blocks.0"]
+    assert array.branch.values.tolist() == ["uncond", "cond", "skipped"]
+    assert np.isnan(array.sel(step=0, branch="skipped")).all()
+    expected = torch.cat(outputs[1:]).transpose(1, 2).unflatten(2, (4, 4))
+    assert np.array_equal(array.sel(step=1, sample=0), expected)
+
+
+def test_attention_that_leaves_out_rows_is_refused_by_name_and_left_out_of_all():
+    entry = ZOO["stable-diffusion, perturbed attention"]
+    pipe, path = entry.make(), "mid_block.attentions.0.transformer_blocks.0.attn1"
+    pipe.scheduler.step = lambda *args, **kwargs: pytest.fail("a step was made")
+    with pytest.raises(ValueError, match="leaves out some"), record(pipe, [AttentionWeights(layers=path)]):
+        run(pipe, entry)
+    del pipe.scheduler.step
+    with record(pipe, [AttentionWeights(steps=0)]) as recording:
+        run(pipe, entry)
+    assert f"attention_weights/{path}" not in recording.profile
+    assert f"attention_weights/{path[:-1]}2" in recording.profile
+
+
 def test_a_subclass_is_its_parent_s_family():
     class Mine(UNet2DModel):
         pass

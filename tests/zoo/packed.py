@@ -1,5 +1,6 @@
 """Transformers that make images, whose latents are packed into tokens."""
 
+import diffusers
 import torch
 
 from tests.zoo.entry import COND, CU, GIVEN, HOLE, ONE, PICTURE, SIZE, T5_WORDS, T16, Entry
@@ -16,6 +17,14 @@ def _flux(cls="FluxPipeline", in_channels=16):
         cls, transformer, vae=vae(4, 0.1), text_encoder=clip_encoder(), tokenizer=clip_tokenizer(),
         text_encoder_2=t5_encoder(32), tokenizer_2=t5_tokenizer(),
     )  # fmt: skip
+
+
+def _flux_control():
+    controlnet = network(
+        "FluxControlNetModel", patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8],
+    )  # fmt: skip
+    return diffusers.FluxControlNetPipeline(**_flux().components, controlnet=controlnet)
 
 
 def _chroma():
@@ -135,6 +144,20 @@ PACKED: dict[str, Entry] = {
         1,
         attention="single_transformer_blocks.0.attn",
         queries=(16, 32),
+        keys=(0, 16),
+        crosses=("attn",),
+        words=T5_WORDS,
+        predicts="flow",
+    ),
+    "flux, ControlNet": Entry(
+        _flux_control,
+        {**ONE, "control_image": PICTURE, **SIZE, **T16},
+        "transformer_blocks.0",
+        (4, 4),
+        COND,
+        1,
+        attention="transformer_blocks.0.attn",
+        queries=(16, None),
         keys=(0, 16),
         crosses=("attn",),
         words=T5_WORDS,
