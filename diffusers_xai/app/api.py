@@ -234,7 +234,7 @@ class Api:
         to: Any = None,
     ) -> tuple[Model, Settings]:
         controls = self.controls
-        chosen = controls.model(model or next(iter(controls.models)))
+        chosen = controls.model(next(iter(controls.models)) if model in ("", None) else model)
         limits = controls.limits(chosen)
         steps = whole(steps, "steps", 1, limits.max_steps)
         changes: dict[str, Any] = {
@@ -244,7 +244,7 @@ class Api:
             "gradients": flag(gradients, "gradients"),
         }
         if layers is not None:
-            changes["layers"] = tuple(some_of(layers, "layers", chosen.layers, limits.max_blocks))
+            changes["layers"] = chosen.check_layers(some_of(layers, "layers", chosen.layers, limits.max_blocks))
         for key, value in (("label", label), ("switch_to", to)):
             if value is not None:
                 names = value if isinstance(value, list) else None

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,7 +20,10 @@ from diffusers_xai.app.workspace import trim
 
 GRACE = 4.0  # seconds between a job's request and the connection that listens for its news
 # Routes of Gradio that the page does not use.
-CLOSED = ("component_server", "process_recording", "deep_link", "reset", "monitoring", "vibe-code", "stream")
+CLOSED = (
+    "component_server", "process_recording", "deep_link", "reset", "monitoring", "vibe", "undo-vibe", "stream",
+    "profiling", "proxy=", "dev/",
+)  # fmt: skip
 TOO_MANY = "You have as many runs waiting as one visitor may have: wait for them, or cancel them."
 TOO_LARGE = "This request is larger than this server takes."
 
@@ -52,12 +56,16 @@ class Presence:
         """Whether the session is that of an open page."""
         return self._pages[session] > 0
 
+    def listens(self, session: str) -> bool:
+        """Whether a session has a connection that listens for its jobs."""
+        return self._listening[session] > 0
+
     def is_gone(self, session: str | None) -> bool:
         """Whether nobody listens for the jobs of a session that has asked for one."""
         with self._lock:
             asked = self._asked.get(session or "")
             late = asked is not None and time.monotonic() - asked > GRACE
-            return late and not self._listening[session or ""]
+            return late and not self.listens(session or "")
 
     @contextmanager
     def _counted(self, counts: Counter[str], session: str) -> Iterator[None]:
@@ -116,8 +124,7 @@ class Guard:
             await _answer(send, 413, TOO_LARGE)
             return
         if is_upload:
-            if self.uploads is not None:
-                trim(self.uploads, self.limits.disk - int(length))
+            self._make_room(int(length))
             await self.app(scope, receive, send)
             return
         body = b""
@@ -136,7 +143,13 @@ class Guard:
                 await _answer(send, 503, refused)
                 return
             self.presence.asked(session)
+            self._make_room(0)
         await self.app(scope, _replayed(body, receive), send)
+
+    def _make_room(self, needed: int) -> None:
+        """Deletes the oldest of what visitors have sent or could download."""
+        if self.uploads is not None:
+            trim(self.uploads, self.limits.disk - needed)
 
     def _refused(self, session: str, address: str) -> str | None:
         """Why a visitor cannot have another job now."""
@@ -174,10 +187,20 @@ def _with_session(body: bytes) -> tuple[str, bytes]:
 
 
 def _address(scope: Mapping[str, Any]) -> str:
-    """Where a request comes from: what the last proxy says, if there is one."""
-    forwarded = dict(scope["headers"]).get(b"x-forwarded-for", b"").decode("latin-1")
-    client = scope.get("client")
-    return forwarded.rpartition(",")[2].strip() or (client[0] if client else "")
+    """Where a request comes from: what the last proxy says, which has an address of the server's own network.
+
+    Others could say anything.
+    """
+    forwarded = dict(scope["headers"]).get(b"x-forwarded-for", b"").decode("latin-1").rpartition(",")[2].strip()
+    client = (scope.get("client") or ("",))[0]
+    return forwarded if forwarded and _is_near(client) else client
+
+
+def _is_near(address: str) -> bool:
+    try:
+        return ip_address(address).is_private
+    except ValueError:
+        return False
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -1,6 +1,7 @@
 """Settings as a link, and back."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -67,8 +68,7 @@ def from_query(query: Mapping[str, str], models: Mapping[str, Model], limits: Li
     labels = {settings.label or 0, settings.switch_to} - {model.null_label}
     if not named <= set(model.layers) or not labels <= set(range(max(model.classes, 1))):
         raise SettingsError("This link names a layer or a label that the model does not have.")
-    if any(len(set(paths) & set(settings.layers)) > 1 for paths in model.blocks.values()):
-        raise SettingsError("This link names several layers of one block; one can be recorded at a time.")
+    model.check_layers(settings.layers)
     model.check_channels(settings.ablations)
     if settings.guidance != 1 and model.null_label is None:
         raise SettingsError("This link asks for guidance, which needs a model with a null label.")
@@ -76,9 +76,9 @@ def from_query(query: Mapping[str, str], models: Mapping[str, Model], limits: Li
 
 
 def _read(query: Mapping[str, str], model: Model, default: Settings) -> Settings:
-    changes: dict[str, Any] = {name: int(query[name]) for name in ("seed", "steps", "every") if name in query}
+    changes: dict[str, Any] = {name: _whole(query[name]) for name in ("seed", "steps", "every") if name in query}
     if "label" in query and model.classes:
-        changes["label"] = int(query["label"])
+        changes["label"] = _whole(query["label"])
     if "layers" in query:
         changes["layers"] = tuple(layer for layer in query["layers"].split(",") if layer)
     for name in ("weights", "gradients"):
@@ -87,7 +87,7 @@ def _read(query: Mapping[str, str], model: Model, default: Settings) -> Settings
     if "scheduler" in query:
         changes["scheduler"] = query["scheduler"]
     if "guidance" in query:
-        changes["guidance"] = float(query["guidance"])
+        changes["guidance"] = _number(query["guidance"])
     if "mask" in query:
         runs = json.loads(query["mask"])
         if tuple(runs["size"]) != model.size or len(runs["runs"]) > 4096 or min(runs["runs"]) < 0:
@@ -96,8 +96,21 @@ def _read(query: Mapping[str, str], model: Model, default: Settings) -> Settings
             raise ValueError("mask")
         changes["mask"] = json.dumps(mask_to_runs(mask_from_runs(runs)))
     pairs = [pair.rsplit(":", 1) for pair in query.get("ablate", "").split(",") if pair]
-    changes["ablations"] = tuple((layer, int(channel)) for layer, channel in pairs)
+    changes["ablations"] = tuple((layer, _whole(channel)) for layer, channel in pairs)
     if "switch" in query:
         at, to = query["switch"].split(":")
-        changes |= {"switch_at": int(at), "switch_to": int(to)}
+        changes |= {"switch_at": _whole(at), "switch_to": _whole(to)}
     return replace(default, **changes)
+
+
+def _whole(text: str) -> int:
+    """A whole number as a link writes it: Python would also take digits of other scripts, and blanks."""
+    if re.fullmatch(r"-?[0-9]{1,20}", text) is None:
+        raise ValueError(text)
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) is None:
+        raise ValueError(text)
+    return float(text)

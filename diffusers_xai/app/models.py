@@ -1,8 +1,9 @@
 """The models that visitors choose from, and what can be chosen of each."""
 
+import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ class Model:
         has_attention (`bool`): Whether there is a layer that attention maps can be made of.
         has_weights (`bool`): Whether there is softmax attention, whose weights can be recorded.
         lock (`threading.Lock`): Held by the run on its way: a pipeline has one scheduler.
+        others (`list[Model]`): The other models on offer that have the same architecture.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Model:
     has_attention: bool = field(init=False)
     has_weights: bool = field(init=False)
     lock: threading.Lock = field(init=False, default_factory=threading.Lock)
+    others: list["Model"] = field(init=False, default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.pipe.set_progress_bar_config(disable=True)
@@ -71,6 +74,17 @@ class Model:
         shapes = [entry.arrays[0].shape for entry in entries]
         return {path: shape[-3] for path, shape in zip(self.layers, shapes, strict=True) if len(shape) >= 4}
 
+    def check_layers(self, layers: Sequence[str]) -> tuple[str, ...]:
+        """The layers themselves.
+
+        Raises:
+            SettingsError: If several of them lie in one block.
+        """
+        for block, paths in self.blocks.items():
+            if len(set(paths) & set(layers)) > 1:
+                raise SettingsError(f"One layer of a block can be recorded at a time; these are several of {block}.")
+        return tuple(layers)
+
     def check_channels(self, pairs: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
         """The pairs of layer and channel themselves.
 
@@ -82,6 +96,12 @@ class Model:
                 count = self.channels.get(path, 0)
                 raise SettingsError(f"{self.layers[path]} has the channels 0 to {count - 1}, not {channel}.")
         return pairs
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The network's config as JSON holds it."""
+        config = {key: value for key, value in self.pipe.unet.config.items() if not key.startswith("_")}
+        return json.loads(json.dumps(config, default=str))
 
     @property
     def classes(self) -> int:
@@ -209,6 +229,13 @@ class Model:
     def names_of(self, label: int | None) -> list[str]:
         """The attributes that a label has."""
         return [] if label is None else attributes_of(label, self.attributes)
+
+
+def relate(models: Mapping[str, Model]) -> None:
+    """Tells each model which others have its architecture."""
+    for model in models.values():
+        alike = [other for other in models.values() if other.architecture == model.architecture]
+        model.others = [other for other in alike if other is not model]
 
 
 def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:

@@ -1,7 +1,8 @@
 """What a visitor can ask by an experiment: which ones, at what cost, and as a task of `run_stream`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,26 @@ from diffusers_xai.recording.plan import RecordingPlan
 
 
 MAX_SEEDS = 8
+CHECKPOINTS = "checkpoints"  # `Experiment.needs` of those that compare several
 BATCH = 4  # images at a time: what a batch records is held at once
 _PACKAGE = Path(__file__).parents[1]
 
 
 def offered() -> dict[str, Experiment]:
-    """Those that a visitor can run: all of one model, but for those over every pair of labels, which take hours."""
-    alone = {name: entry for name, entry in EXPERIMENTS.items() if entry.needs is None}
-    return {name: entry for name, entry in alone.items() if entry.labels != ALL_LABELS}
+    """Those that a visitor can run: of the models on offer, and not over every pair of labels, which takes hours."""
+    known = {name: entry for name, entry in EXPERIMENTS.items() if entry.needs in (None, CHECKPOINTS)}
+    return {name: entry for name, entry in known.items() if entry.labels != ALL_LABELS}
 
 
 def choices(models: Mapping[str, Model]) -> list[tuple[str, str]]:
     """(title, name) of what at least one of the models can answer."""
     labelled = any(model.classes > 1 for model in models.values())
-    return [(entry.title, name) for name, entry in offered().items() if labelled or entry.labels < 2]
+    several = any(model.others for model in models.values())
+    return [
+        (entry.title, name)
+        for name, entry in offered().items()
+        if (labelled or entry.labels < 2) and (several or entry.needs != CHECKPOINTS)
+    ]
 
 
 def control_of(experiment: Experiment) -> str:
@@ -65,9 +72,12 @@ class Question:
         def told(unet: Any, inputs: tuple[Any, ...]) -> None:
             tell(round(min(time.monotonic() - start, 0.95 * self.seconds)), max(round(self.seconds), 1), inputs[0][0])
 
+        others = model.others if experiment.needs == CHECKPOINTS else []
         hook = model.pipe.unet.register_forward_pre_hook(told)
         try:
-            with model.scheduled(settings.scheduler):
+            with model.scheduled(settings.scheduler), _held(others):
+                if others:
+                    options["others"] = [other.pipe for other in others]
                 result = experiment.run(model.pipe, sampling, **options)
         except (ValueError, KeyError) as error:
             if not _is_ours(error):
@@ -89,6 +99,8 @@ class Question:
             raise SettingsError("This experiment compares two labels, and this model has none to compare.")
         if experiment.labels == 2 and settings.label == settings.switch_to:
             raise SettingsError("This experiment compares two labels: choose another one than that of the image.")
+        if experiment.needs == CHECKPOINTS and not model.others:
+            raise SettingsError("This experiment compares checkpoints of one architecture, and only one is offered.")
         if self.seeds < experiment.min_seeds:
             raise SettingsError(f"This experiment needs at least {experiment.min_seeds} seeds, not {self.seeds}.")
 
@@ -98,6 +110,17 @@ class Question:
         pixels = 0 if experiment.region is None or mask is None else int(mask.sum())
         call = plan.sampling_seconds / plan.steps
         return replace(self, seconds=self.seeds * call * (experiment.runs * plan.steps + experiment.calls * pixels))
+
+
+@contextmanager
+def _held(models: Sequence[Model]) -> Iterator[None]:
+    """No other run uses the models meanwhile; it does not wait for them, as two runs could for each other."""
+    with ExitStack() as stack:
+        for model in models:
+            if not model.lock.acquire(blocking=False):
+                raise SettingsError(f"{model.name} is busy with another run: ask again in a moment.")
+            stack.callback(model.lock.release)
+        yield
 
 
 def _is_ours(error: BaseException) -> bool:

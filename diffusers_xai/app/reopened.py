@@ -13,11 +13,16 @@ def settings_of(profile: DiffusionProfile, models: Mapping[str, Model], limits: 
     """How a profile was made, or `None` if no model that is offered has made it, or the controls cannot say how."""
     facts = profile.provenance
     try:
-        model = next(model for model in models.values() if _config(facts["model"]) == _unet_config(model))
+        model = next(model for model in models.values() if _config(facts["model"]) == model.architecture)
         settings = _read(facts, model)
         named = {*settings.layers, *(layer for layer, _ in settings.ablations)}
-        if not named <= set(model.layers):
+        labels = {0 if settings.label is None else settings.label, settings.switch_to} - {model.null_label}
+        if not named <= set(model.layers) or not labels <= set(range(max(model.classes, 1))):
             return None
+        edits = json.loads(json.dumps([edit.to_dict() for edit in settings.edits()], default=str))
+        if edits != facts["edits"] or facts.get("eta"):  # the controls cannot say how it was made
+            return None
+        model.check_layers(settings.layers)
         model.check_channels(settings.ablations)
         return settings.check(model.limits(limits))
     except (StopIteration, KeyError, TypeError, ValueError, IndexError, AttributeError, SettingsError):
@@ -27,8 +32,6 @@ def settings_of(profile: DiffusionProfile, models: Mapping[str, Model], limits: 
 def _read(facts: Mapping[str, Any], model: Model) -> Settings:
     specs = {spec["type"]: spec for spec in facts["record"]}
     edits = {kind: [edit for edit in facts["edits"] if edit["type"] == kind] for kind in _EDITS}
-    if sum(map(len, edits.values())) != len(facts["edits"]) or len(edits["LabelSwitch"]) > 1:
-        raise ValueError("edits that the controls do not have")
     gradients = specs.get("GradientVolume")
     switch = edits["LabelSwitch"][0] if edits["LabelSwitch"] else None
     mask = gradients["mask"] if gradients else None
@@ -63,9 +66,3 @@ def _scheduler(facts: Mapping[str, Any], model: Model) -> str:
 
 def _config(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in facts["config"].items() if not key.startswith("_")}
-
-
-def _unet_config(model: Model) -> dict[str, Any]:
-    # As JSON, in which the file holds it: tuples have become lists.
-    config = {key: value for key, value in model.pipe.unet.config.items() if not key.startswith("_")}
-    return json.loads(json.dumps(config, default=str))

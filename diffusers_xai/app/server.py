@@ -23,7 +23,8 @@ from diffusers_xai.app.example import example  # noqa: E402
 from diffusers_xai.app.experiments import ExperimentTab  # noqa: E402
 from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
-from diffusers_xai.app.models import EMBEDDED, Model, load_models  # noqa: E402
+from diffusers_xai.app.log import bounded_log  # noqa: E402
+from diffusers_xai.app.models import EMBEDDED, Model, load_models, relate  # noqa: E402
 from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream  # noqa: E402
 from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
 from diffusers_xai.app.settings import Limits, Settings, SettingsError  # noqa: E402
@@ -103,6 +104,7 @@ def build(
         stream, parallel = _stream_of_gpu(models, limits), 1
     else:
         stream, parallel = _stream(limits), len(models)
+    relate(models)
     settings = next(iter(models.values())).default(limits, **defaults)
     presence = Presence()
     with gr.Blocks(title="How a diffusion model makes a face", delete_cache=(600, 3600)) as demo:
@@ -161,7 +163,7 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     limits, models = Limits(), load_models(checkpoints)
     first = next(iter(models.values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # files are deleted then too
-    with workspace() as folder:
+    with bounded_log(), workspace() as folder:
         app = build(models, limits, folder, example(first, limits) if first.name == EMBEDDED else None)
         app.start(server_port=port, share=share)
         app.demo.block_thread()

@@ -5,9 +5,7 @@ import logging
 import shutil
 import tempfile
 import threading
-import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,25 +26,6 @@ _logger = logging.getLogger(__name__)
 SERVER_MESSAGE = "Something went wrong on the server. Please try again with other settings."
 MAX_KEPT = 4
 BUSY = "A run of yours is on its way: wait for it, or cancel it."
-
-
-class FewPerMinute(logging.Filter):
-    """Lets at most `count` records a minute through, so that nobody can fill the log."""
-
-    def __init__(self, count: int = 20):
-        super().__init__()
-        self.times: deque[float] = deque(maxlen=count)
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written."""
-        now = time.monotonic()
-        if len(self.times) == self.times.maxlen and now - self.times[0] < 60:
-            return False
-        self.times.append(now)
-        return True
-
-
-_logger.addFilter(FewPerMinute())
 
 
 @dataclass(eq=False)

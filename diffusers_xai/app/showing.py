@@ -155,6 +155,8 @@ class Showing:
         path = file.get("path") if isinstance(file, Mapping) else None
         if path is None:
             return {c.status: gr.skip()}
+        if not isinstance(path, str):
+            raise SettingsError("Expected a file.")
         profile = open_profile(path, session.new_folder(), controls.server_limits)
         settings = settings_of(profile, controls.models, controls.server_limits)
         model = None if settings is None else controls.model(settings.model)

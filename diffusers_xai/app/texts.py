@@ -58,7 +58,7 @@ NO_ATTENTION = "This model has no attention layers, so there is no attention to 
 NO_ATTENTION_LAYER = "No attention layer was recorded: choose one under **Blocks and layers to record**."
 NO_WEIGHTS = "No softmax attention weights were recorded: tick it under **Blocks and layers to record**, and sample."
 LINEAR = "The attention of this model is linear: it has no softmax weights."
-NO_GRADIENTS = "No gradients were computed: tick it under **Region for the gradients**, and sample again."
+NO_GRADIENTS = "No gradients were computed: tick it under **Region, and its gradients**, and sample again."
 NO_PROFILE_MAP = "This profile holds no attention map."
 
 

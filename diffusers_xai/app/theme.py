@@ -7,6 +7,10 @@ import plotly.graph_objects as go
 import plotly.io
 
 from diffusers_xai.plots.style import GRID_COLOR, MUTED_COLOR, TEXT_COLOR
+from diffusers_xai.plots.tiles import fit_width
+
+
+WIDTH = 820  # CSS pixels of a figure on most screens; a phone is swiped over 760 of them
 
 
 CSS = """
@@ -97,4 +101,4 @@ def themed(figure: go.Figure, dark: bool) -> go.Figure:
         if axis.minor.showgrid:  # else Plotly would mix their colour with the background, which is clear
             axis.minor.gridcolor = _DARK[GRID_COLOR] if dark else GRID_COLOR
     clear: Any = "rgba(0,0,0,0)"
-    return figure.update_layout(paper_bgcolor=clear, plot_bgcolor=clear)
+    return fit_width(figure, WIDTH).update_layout(paper_bgcolor=clear, plot_bgcolor=clear)

@@ -1,6 +1,5 @@
 """Values of controls and of API calls: taken as they are, or refused in words; never bent."""
 
-import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -13,10 +12,9 @@ def whole(value: Any, what: str, low: int, high: int) -> int:
     Raises:
         SettingsError: For anything else.
     """
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not ok or value != int(value) or not low <= value <= high:
-        got = value if ok else shortened(value)
-        raise SettingsError(f"{what}: expected a whole number from {low} to {high}, got {got}.")
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not ok or value != int(value):
+        raise SettingsError(f"{what}: expected a whole number from {low} to {high}, got {shortened(value)}.")
     return int(value)
 
 
@@ -60,5 +58,8 @@ def some_of(values: Any, what: str, offered: Collection[str], most: int) -> list
 
 def shortened(value: Any) -> str:
     """A value as it can be shown in a message."""
-    text = str(value) if isinstance(value, (str, int, float, bool, type(None))) else "something else"
-    return repr(text[:60]) if isinstance(value, str) else text[:60]
+    if isinstance(value, str):
+        return repr(value[:60])
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of many digits"
+    return str(value) if isinstance(value, (int, float, type(None))) else "something else"

@@ -112,8 +112,9 @@ def channel_map(
         Tile(record[index], f"{name}, channel {index}", f"channel {index}") for index in (channel, best)
     ]
     gradients = group == "gradient_maps"
+    row = f"{layer_label(profile, path, group=group)}<br>{time_label(array, step)}"
     return tile_grid(
-        [tiles], ["chosen", "max channel c*"], [layer_label(profile, path, group=group)], shared_scale=True,
+        [tiles], ["chosen", "max channel c*"], [row], shared_scale=True,
         scale="diverging" if gradients else "linear", scale_title="gradient" if gradients else "activation",
     )  # fmt: skip
 

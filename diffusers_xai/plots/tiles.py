@@ -149,6 +149,16 @@ def tile_grid(
     return figure
 
 
+def fit_width(figure: go.Figure, width: int) -> go.Figure:
+    """The figure with the height that leaves no gap at another width; figures without tiles stay as they are."""
+    if figure.layout.yaxis.scaleanchor is not None:
+        margin = figure.layout.margin
+        above, beside = margin.t + margin.b, margin.l + margin.r
+        tiles = (figure.layout.height - above) * (width - beside) / (_WIDTH - beside)
+        figure.update_layout(height=round(tiles) + above)
+    return figure
+
+
 def tile_rows(tiles: Sequence[Tile], columns: int) -> go.Figure:
     """Draws `tiles` from left to right and from top to bottom, `columns` in a row; captions tell them apart."""
     rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]

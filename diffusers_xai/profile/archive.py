@@ -12,7 +12,8 @@ from diffusers_xai.profile.diffusion_profile import DiffusionProfile
 from diffusers_xai.profile.repr import format_size
 
 
-MAX_BYTES, MAX_MEMBERS = 256 * 2**20, 2000
+MAX_BYTES, MAX_MEMBERS, MAX_DEPTH = 256 * 2**20, 2000, 8
+MAX_NAME = 255
 
 
 def write_archive(profile: DiffusionProfile, file: str | os.PathLike) -> Path:
@@ -79,9 +80,10 @@ def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     for member in members:
         path = PurePosixPath(member.filename)
         if path.suffix not in (".safetensors", ".json"):
-            raise ValueError(f"Expected safetensors and JSON files alone, got {member.filename!r}.")
-        if path.is_absolute() or ".." in path.parts or set("\\:\0") & set(member.filename):
-            raise ValueError(f"Expected files inside the profile's folder, got {member.filename!r}.")
+            raise ValueError(f"Expected safetensors and JSON files alone, got {member.filename[:80]!r}.")
+        outside = path.is_absolute() or ".." in path.parts or set("\\:\0") & set(member.filename)
+        if outside or len(path.parts) > MAX_DEPTH or len(member.filename) > MAX_NAME:
+            raise ValueError(f"Expected files inside the profile's folder, got {member.filename[:80]!r}.")
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ValueError(f"Expected files, got the link {member.filename!r}.")
     total = sum(member.file_size for member in members)

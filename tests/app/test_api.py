@@ -1,7 +1,6 @@
 """The endpoints for programs, called with Gradio's client: their values against direct computations."""
 
-import json
-import urllib.request
+import asyncio
 
 import pytest
 import torch
@@ -92,6 +91,9 @@ def test_a_sweep_and_a_figure_are_of_the_asked_size(client):
         ("plan", {"steps": 1.5}, "whole number from 1 to 1000, got 1.5"),
         ("plan", {"steps": 10**9}, "from 1 to 1000"),
         ("plan", {"steps": "x"}, "got 'x'"),
+        ("plan", {"seed": True}, "whole number from 0"),
+        ("plan", {"model": 0}, "not offered here"),
+        ("plan", {"layers": ["mid_block.resnets.0", "mid_block.resnets.1"]}, "several of mid"),
         ("plan", {"seed": -1}, "whole number from 0"),
         ("plan", {"label": ["Hat"]}, "'Hat' is not offered"),
         ("plan", {"label": {"Hat": 1}}, "something else"),
@@ -121,12 +123,27 @@ def test_handlers_of_the_page_are_no_endpoints(client):
 
 
 def test_the_endpoints_are_tools_where_mcp_is_installed(offered):
-    pytest.importorskip("mcp")
+    mcp = pytest.importorskip("mcp")
+    http = pytest.importorskip("mcp.client.streamable_http")
+
+    async def use(url):
+        async with http.streamablehttp_client(url) as (read, write, _), mcp.ClientSession(read, write) as session:
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            plan = await session.call_tool("plan", {"label": ["Male"], "steps": 4, "every": 2})
+            refused = await session.call_tool("plan", {"steps": 0})
+            return tools, plan, refused
+
     app = server.build({"faces": offered["faces"]}, settings.Limits(), steps=4, every=2, gradients=False)
-    url = app.start(quiet=True)
     try:
-        with urllib.request.urlopen(f"{url}gradio_api/mcp/schema", timeout=60) as answer:
-            tools = {tool["name"]: tool for tool in json.load(answer)}
-        assert {f"/{name}" for name in tools} == ENDPOINTS
+        tools, plan, refused = asyncio.run(use(f"{app.start(quiet=True)}gradio_api/mcp/"))
     finally:
         app.demo.close()
+    assert {f"/{tool.name}" for tool in tools} == ENDPOINTS
+    for tool in tools:
+        assert "seed" in tool.inputSchema["properties"]
+        assert "request" not in tool.inputSchema["properties"]
+    assert not plan.isError
+    assert "backward_passes" in plan.content[0].text
+    assert refused.isError
+    assert "expected a whole number from 1 to 1000, got 0" in refused.content[0].text

@@ -155,7 +155,19 @@ def test_a_link_restores_the_settings_and_a_bad_one_is_told(page, server):
 def test_a_phone_shows_all_without_scrolling_sideways(browser, server, theme):
     context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
     page = opened(context.new_page(), server.url + f"?__theme={theme}")
+    for name in ("Layers", "Experiments", "Switch"):
+        box = page.locator(f".tab-container button[role=tab]:has-text('{name}')").bounding_box()
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= 390, name
+    page.evaluate("window.scrollTo(0, 0)")
     sample(page)
+    page.wait_for_function(
+        """() => {
+            const box = document.querySelector('#live').getBoundingClientRect()
+            return box.top >= -5 && box.bottom <= window.innerHeight
+        }"""
+    )  # the picture, which is below the controls, has been scrolled to
+    assert page.evaluate("window.scrollY") > 300
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
 

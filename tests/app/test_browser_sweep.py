@@ -53,7 +53,7 @@ def test_a_switch_to_the_same_label_is_refused(page):
 def test_a_phone_shows_all_images_of_the_sweep(browser, server):
     context = browser.new_context(viewport={"width": 390, "height": 800}, has_touch=True)
     page = opened(context.new_page(), server.url)
-    tab(page, "Switch")  # all tabs are seen on a phone, none in a menu
+    tab(page, "Switch")
     page.click("#sweep")
     images = page.locator("#sweep-images .thumbnail-item")
     expect(images).to_have_count(11)

@@ -15,6 +15,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from diffusers_xai.cli import app, main
 from tests.app.browser import free_port, wait_for_page
+from tests.app.visitor import Visitor
 from tests.reference.local_hub import LocalHub
 from tests.tiny import unet_2d
 
@@ -32,33 +33,62 @@ def test_a_missing_checkpoint_is_told(tmp_path, capsys, name, message):
     assert message in capsys.readouterr().err
 
 
-def test_it_serves_the_page_with_every_checkpoint_and_ends_on_interruption(tmp_path):
-    for name in ("cats", "digits"):
-        DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
+def start(folder, *options):
+    """The command as a process whose files lie in `folder`, and its page."""
     port = free_port()
     # Where the parent ignores SIGINT, as nohup does, its children would too.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from diffusers_xai.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ["--port", str(port), "--checkpoint", str(tmp_path / "cats"), "--checkpoint", str(tmp_path / "digits")]
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "app", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code, "app", "--port", str(port), *options],
+        env={**os.environ, "TMPDIR": str(folder)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}/"
+    return process, url, wait_for_page(url, process)
+
+
+def uploaded(url, folder):
+    """The path of a visitor's upload, which is on the disk."""
+    _, path = Visitor(url).upload("profile.zip", b"x" * 1000)
+    assert path.startswith(str(folder))
+    assert os.path.exists(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_every_checkpoint_and_leaves_no_file_behind(tmp_path, ending):
+    """Stopped by Ctrl-C or by a service manager; after a kill, the next start clears what is left."""
+    files, options = tmp_path / "files", []
+    files.mkdir()
+    for name in ("cats", "digits") if ending == signal.SIGINT else ():
+        DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
+        options += ["--checkpoint", str(tmp_path / name)]
+    left = None
+    if ending == signal.SIGTERM:
+        process, url, _ = start(files)
+        left = uploaded(url, files)
+        process.kill()
+        process.wait()
+        assert os.path.exists(left)
+    process, url, page = start(files, *options)
     try:
-        page = wait_for_page(f"http://127.0.0.1:{port}/", process)
+        assert left is None or not os.path.exists(left)
         assert 'property="og:title" content="How a diffusion model makes a face"' in page
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/config", timeout=30) as answer:
-            components = json.load(answer)["components"]
+        components = Visitor(url).config()["components"]
         (choices,) = [c["props"]["choices"] for c in components if c["props"].get("elem_id") == "model"]
-        assert [name for name, _ in choices] == ["cats", "digits", "lfw-32 (in the package)"]
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        expected = ["cats", "digits", "lfw-32 (in the package)"]
+        assert [name for name, _ in choices] == (expected if options else expected[-1:])
+        uploaded(url, files)
+        process.send_signal(ending)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 0
     assert "Traceback" not in errors
+    assert [path for path in files.rglob("*") if path.is_file() and path.name != "starting"] == []
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+        urllib.request.urlopen(url, timeout=5)
 
 
 def test_push_makes_a_space_that_holds_the_package(tmp_path):

@@ -86,7 +86,9 @@ def test_a_cancelled_run_leaves_picture_and_figures_of_the_one_before(demo):
 BAD_VALUES = [
     ("seed", 1.5, "whole number from 0"), ("seed", None, "whole number"), ("seed", "x", "got 'x'"),
     ("seed", 2**63, "whole number"), ("seed", float("nan"), "whole number"), ("seed", float("inf"), "whole number"),
-    ("seed", True, "whole number"), ("steps", 0, "from 1 to 1000"), ("steps", 10**9, "from 1 to 1000"),
+    ("seed", True, "whole number"), ("seed", 10**400, "a number of many digits"),
+    ("label", ["\ud800\x00"], "'\\ud800\\x00' is not offered"), ("every", -0.5, "from 1"),
+    ("steps", 0, "from 1 to 1000"), ("steps", 10**9, "from 1 to 1000"),
     ("steps", [4], "something else"), ("every", 0, "from 1"), ("scheduler", "Heun", "not offered"),
     ("scheduler", None, "not offered"), ("guidance", 0.5, "from 1 to 20"), ("guidance", float("nan"), "from 1 to 20"),
     ("label", ["Hat"], "not offered"), ("label", "Smiling", "a list of at most 4"), ("label", [["Smiling"]], "not"),

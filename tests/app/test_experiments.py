@@ -16,8 +16,11 @@ from tests.tiny import convnext_unet, unet_2d
 
 @pytest.fixture(scope="module")
 def offered():
-    unets = {"faces": convnext_unet(), "no labels": unet_2d(), "plain": unet_2d(attention=False)}
-    return {name: models.Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in unets.items()}
+    unets = {"faces": convnext_unet(), "no labels": unet_2d(), "plain": unet_2d(attention=False, num_class_embeds=10)}
+    unets["trained longer"] = convnext_unet()
+    offered = {name: models.Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in unets.items()}
+    models.relate(offered)
+    return offered
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,10 @@ def test_no_place_of_the_server_is_in_the_file(demo, offered, tmp_path):
         ({"experiment": "label-divergence", "label": ["Male"], "experiment_to": ["Male"]}, "choose another one"),
         ({"experiment": "label-divergence", "experiment_to": ["Hat"]}, "not offered"),
         ({"experiment": "label-divergence", "model": "no labels", "blocks": []}, "compares two labels"),
-        ({"experiment": "layer-types", "model": "plain", "blocks": []}, "plain cannot answer this: Expected at least"),
+        (
+            {"experiment": "predetermination", "steps": 1, "experiment_to": ["Male"]},
+            "faces cannot answer this: Expected switches in 2..1, got 1",
+        ),
         ({"seed": 2**63 - 3}, "smaller noise seed"),
     ],
 )
@@ -101,6 +107,20 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
     text = questions.words(entry)
     assert "control" in text.lower()
     assert entry.source in text
+
+
+def test_checkpoints_of_one_architecture_are_compared_while_nobody_else_uses_them(offered):
+    faces, longer = offered["faces"], offered["trained longer"]
+    assert (faces.others, offered["plain"].others) == ([longer], [])
+    wanted = questions.plain_settings(settings.Settings("faces", 1, 3, steps=4))
+    question = questions.Question("compare-checkpoints", EXPERIMENTS["compare-checkpoints"].min_seeds)
+    with longer.lock, pytest.raises(settings.SettingsError, match="trained longer is busy"):
+        list(runs.run_stream(question, faces, wanted, settings.Limits()))
+    *_, result = runs.run_stream(question, faces, wanted, settings.Limits())
+    assert float(result.data["distance"].max()) == 0  # the same weights
+    assert not longer.lock.locked()
+    with pytest.raises(settings.SettingsError, match="only one is offered"):
+        list(runs.run_stream(question, offered["plain"], wanted, settings.Limits()))
 
 
 def test_the_estimate_is_of_runs_and_of_the_region(monkeypatch):

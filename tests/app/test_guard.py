@@ -111,7 +111,9 @@ def test_one_address_cannot_fill_the_queue(standing):
             assert join(standing, f"page {i}") == (200 if i < 4 else 503)
     forwarded = [(b"x-forwarded-for", b"6.6.6.6, 7.7.7.7")]
     with standing.presence.page("behind the proxy"):
-        assert join(standing, "behind the proxy", headers=forwarded) == 200
+        assert join(standing, "behind the proxy", address="10.0.0.1", headers=forwarded) == 200
+    with standing.presence.page("who says so himself"):
+        assert join(standing, "who says so himself", headers=forwarded) == 503
 
 
 def test_a_job_without_a_session_gets_its_own(standing, gradio):

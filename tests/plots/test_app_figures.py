@@ -30,6 +30,8 @@ def test_channel_map_shows_the_channel_and_the_max_channel():
     maps = [trace.z for trace in figure.data if trace.type == "heatmap"]
     assert np.array_equal(maps[0], record[3])
     assert np.array_equal(maps[1], record[best])
+    time = float(profile[f"activations/{ATTENTION}"]["timestep"].sel(step=4))
+    assert figure.layout.yaxis.ticktext[0].endswith(f"<br>t = {time:.4g}")
     with pytest.raises(ValueError, match=r"0\.\.5"):
         plots.channel_map(profile, "downs.0.2.fn", step=4, channel=6)
 

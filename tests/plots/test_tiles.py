@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from diffusers_xai.plots import attention_strip, max_channel_maps, process_strip
+from diffusers_xai.plots.tiles import Tile, fit_width, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
 from tests.plots.profiles import ATTENTION, CONV, make_profile, without
 
@@ -117,3 +118,14 @@ def test_maps_without_activations_are_an_error():
         max_channel_maps(without(make_profile(), f"activations/{ATTENTION}", f"activations/{CONV}"))
     with pytest.raises(KeyError):
         max_channel_maps(make_profile(), ["no.such.layer"])
+
+
+def test_at_another_width_the_tiles_leave_no_gap():
+    figure = tile_grid([[Tile(np.zeros((4, 4)), "a"), Tile(np.zeros((4, 4)), "b")]] * 2, ["x", "y"], ["1", "2"])
+    for width in (1080, 800):
+        layout = fit_width(go.Figure(figure), width).layout
+        margin = layout.margin
+        per_unit = (width - margin.l - margin.r) / (layout.xaxis.range[1] - layout.xaxis.range[0])
+        down = (layout.height - margin.t - margin.b) / (layout.yaxis.range[0] - layout.yaxis.range[1])
+        assert down == pytest.approx(per_unit, rel=0.01)  # heights are whole pixels
+    assert fit_width(go.Figure(layout={"height": 300}), 800).layout.height == 300
