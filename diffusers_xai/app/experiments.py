@@ -14,7 +14,15 @@ from diffusers_xai.app.captions import caption
 from diffusers_xai.app.controls import RAW
 from diffusers_xai.app.events import NO_PROGRESS, Events, Wanted
 from diffusers_xai.app.models import Model
-from diffusers_xai.app.questions import MAX_SEEDS, Question, choices, control_of, plain_settings, words
+from diffusers_xai.app.questions import (
+    MAX_SEEDS,
+    Question,
+    choices,
+    compares_labels,
+    control_of,
+    plain_settings,
+    words,
+)
 from diffusers_xai.app.session import Session, readable_errors
 from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError
 from diffusers_xai.app.theme import themed
@@ -37,7 +45,7 @@ def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[st
     gr.Markdown(texts.EXPERIMENTS)
     c.experiment = gr.Dropdown(found, value=found[0][1], label="Question", elem_id="experiment")
     c.experiment_words = gr.Markdown(words(entry), elem_id="experiment-words")
-    with gr.Group(visible=entry.labels == 2, elem_id="experiment-other") as c.experiment_other:
+    with gr.Group(visible=compares_labels(entry), elem_id="experiment-other") as c.experiment_other:
         label("Compared with", "experiment-to")
     c.experiment_seeds = gr.Slider(
         entry.min_seeds, MAX_SEEDS, value=max(2, entry.min_seeds), step=1, label="Seeds, from the noise seed on",
@@ -73,7 +81,11 @@ class ExperimentTab:
         """The words of a question, whether it compares labels, and its seeds."""
         experiment = self._experiment(name)
         few = experiment.min_seeds
-        return words(experiment), gr.update(visible=experiment.labels == 2), gr.update(minimum=few, value=max(2, few))
+        return (
+            words(experiment),
+            gr.update(visible=compares_labels(experiment)),
+            gr.update(minimum=few, value=max(2, few)),
+        )
 
     def _experiment(self, name: Any) -> Experiment:
         (chosen,) = some_of([name], "Question", [name for _, name in choices(self.controls.models)], 1)
@@ -85,7 +97,7 @@ class ExperimentTab:
         experiment = self._experiment(name)
         settings = plain_settings(self.controls.settings(session, *page))
         model = self.controls.model(settings.model)
-        other = self.controls.label(model, names, number) if experiment.labels == 2 else None
+        other = self.controls.label(model, names, number) if compares_labels(experiment) else None
         settings = replace(settings, switch_to=other or 0)
         if settings.seed + MAX_SEEDS >= MAX_SEED:
             raise SettingsError("Choose a smaller noise seed.")
@@ -149,7 +161,7 @@ class ExperimentTab:
         table = None if experiment.table is None else experiment.table(result)
         last = settings.seed + question.seeds - 1
         seeds = f"seeds {settings.seed} to {last}" if question.seeds > 1 else f"seed {settings.seed}"
-        other = f" against **{model.words_of(settings.switch_to)}**" if experiment.labels == 2 else ""
+        other = f" against **{model.words_of(settings.switch_to)}**" if compares_labels(experiment) else ""
         shown = caption(replace(settings, mask=settings.mask if experiment.region else None), model)
         text = f"{experiment.title}; {shown}{other}; {seeds}; control: {NULLS[control_of(experiment)]}."
         rows = "" if table is None else table.to_html(index=False, border=0, justify="left", float_format="%.3g")

@@ -11,8 +11,9 @@ from diffusers_xai.app import runs
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.settings import Limits, Settings, SettingsError
 from diffusers_xai.experiments import EXPERIMENTS, Experiment, ExperimentResult, Sampling
-from diffusers_xai.experiments.base import ALL_LABELS
+from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS
 from diffusers_xai.experiments.nulls import NULLS
+from diffusers_xai.labels import labels_between
 from diffusers_xai.recording.plan import RecordingPlan
 
 
@@ -39,6 +40,11 @@ def choices(models: Mapping[str, Model]) -> list[tuple[str, str]]:
     ]
 
 
+def compares_labels(experiment: Experiment) -> bool:
+    """Whether it takes another label beside that of the image."""
+    return experiment.labels in (2, SPANNED_LABELS)
+
+
 def control_of(experiment: Experiment) -> str:
     """The control that a visitor's run has: the first that needs no fit to many samples."""
     return next((null for null in experiment.nulls if null != "gaussian"), "none")
@@ -63,6 +69,8 @@ class Question:
         experiment, start = EXPERIMENTS[self.name], time.monotonic()
         self.check(model, settings)
         labels = [] if settings.label is None else [settings.label, settings.switch_to][: experiment.labels]
+        if experiment.labels == SPANNED_LABELS:
+            labels = labels_between(labels[0], labels[1], model.attributes)
         seeds = range(settings.seed, settings.seed + self.seeds)
         sampling = Sampling(labels, seeds, settings.steps, settings.guidance, BATCH)
         options: dict[str, Any] = {"null": control_of(experiment)}
@@ -95,9 +103,9 @@ class Question:
                 few seeds.
         """
         experiment = EXPERIMENTS[self.name]
-        if experiment.labels == 2 and model.classes < 2:
+        if compares_labels(experiment) and model.classes < 2:
             raise SettingsError("This experiment compares two labels, and this model has none to compare.")
-        if experiment.labels == 2 and settings.label == settings.switch_to:
+        if compares_labels(experiment) and settings.label == settings.switch_to:
             raise SettingsError("This experiment compares two labels: choose another one than that of the image.")
         if experiment.needs == CHECKPOINTS and not model.others:
             raise SettingsError("This experiment compares checkpoints of one architecture, and only one is offered.")

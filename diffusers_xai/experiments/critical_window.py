@@ -276,6 +276,7 @@ EXPERIMENT = register(
         labels=SPANNED_LABELS,
         seeds=32,
         steps=50,
+        runs=8.0,
         plot_images=plot_images,
         table=table,
     )

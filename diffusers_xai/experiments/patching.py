@@ -270,6 +270,7 @@ EXPERIMENT = register(
         labels=2,
         seeds=16,
         steps=25,
+        runs=30.0,
         plot_images=plot_images,
         table=table,
         judged=True,
