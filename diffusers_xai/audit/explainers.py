@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.ndimage import distance_transform_edt
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffusers_xai.analysis.structure import edge_strength
 from diffusers_xai.audit.case import Case
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.explainers import Activations, AttentionOutputs, GradientEnergy, GradientMaps
+from diffusers_xai.explainers import Activations, AttentionOutputs, AttentionWeights, GradientEnergy, GradientMaps
 from diffusers_xai.measures import max_channel
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.taps import edit_output, tap_output
@@ -30,8 +29,8 @@ class Explainer:
     Args:
         name (`str`): What the table calls it.
         explain (`Callable`): Takes a [`Case`], returns a map `(batch, height, width)` of how much each place of x_t
-            matters, not negative, or an attribution `(batch, channel, height, width)`, by how much each value
-            contributes to the answer.
+            matters, not negative, of its own size, up to the samples'; or an attribution `(batch, channel, height,
+            width)`, by how much each value contributes to the answer.
         of_label (`bool`): It returns instead how x̂_0 would change at each place, `(batch, height, width)`, signed, if
             the label went towards the other one.
         needs_layers (`bool`): It reads layers that a closed form has not.
@@ -127,7 +126,7 @@ def gradient_map(layer: str) -> Explain:
     def explain(case: Case) -> torch.Tensor:
         profile = case.record(GradientMaps(layer, mask=case.mask, of="noise", steps=[0]))
         values = torch.from_numpy(profile[f"gradient_maps/{layer}"].values[0])
-        return _enlarged(values.square().sum(1).sqrt(), case)
+        return values.square().sum(1).sqrt()
 
     return explain
 
@@ -138,7 +137,19 @@ def max_channel_map(layer: str) -> Explain:
     def explain(case: Case) -> torch.Tensor:
         values = torch.from_numpy(case.record(Activations(layer, steps=[0]))[f"activations/{layer}"].values[0])
         best = max_channel(values, mask=case.mask)
-        return _above_minimum(_enlarged(values[torch.arange(len(values)), best], case))
+        return _above_minimum(values[torch.arange(len(values)), best].float())
+
+    return explain
+
+
+def attention_weights(layer: str) -> Explain:
+    """The package's [`AttentionWeights`] of the region's pixels, mean over them and the heads."""
+
+    def explain(case: Case) -> torch.Tensor:
+        pixels = [(int(row), int(column)) for row, column in np.argwhere(case.mask)]
+        profile = case.record(AttentionWeights(layer, relation="image_to_image", pixels=pixels, steps=[0]))
+        values = profile[f"attention_weights_image_to_image/{layer}"].values[0]
+        return torch.from_numpy(values).float().mean((1, 2))
 
     return explain
 
@@ -181,6 +192,10 @@ def package_explainers(pipe: XAIPipeline) -> list[Explainer]:
                 Explainer(f"{kind} {denoiser.short_name(path)}", make(path), needs_layers=True) for path in chosen
             ]
         found.append(Explainer("attention outputs A_t", attention_outputs, needs_layers=True))
+    found += [
+        Explainer(f"attention weights {denoiser.short_name(path)}", attention_weights(path), needs_layers=True)
+        for path in list(denoiser.softmax_attention())[-1:]
+    ]
     if getattr(pipe.unet, "class_embedding", None) is not None:
         found.append(Explainer("label sensitivity", label_sensitivity, of_label=True, exact=exact_label_sensitivity))
     return found
@@ -202,10 +217,6 @@ def _jacobian_product(case: Case, directions: torch.Tensor) -> torch.Tensor:
 
 def _energy(rows: torch.Tensor) -> torch.Tensor:
     return rows.sum(2).square().sum(1).sqrt()
-
-
-def _enlarged(maps: torch.Tensor, case: Case) -> torch.Tensor:
-    return F.interpolate(maps[:, None].float(), size=case.mask.shape, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _above_minimum(maps: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
     """
     tests = [test for test in GRADES if (table["test"] == test).any()]
     rows = list(table.groupby(["model", "explanation"], sort=False).groups)
+    sizes = table.groupby(["model", "explanation"], sort=False)["size"].first()
     height = _ROW * len(rows)
     figure = make_subplots(
         rows=2,
@@ -39,13 +40,18 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
         grade = GRADES[cell["test"]]
         codes[place] = verdicts.index(cell["verdict"])
         against = (
-            "" if not grade.judged else f"{'above' if grade.higher_is_better else 'below'} {cell['reference']:.2f}?"
+            ""
+            if cell["verdict"] == TOLD
+            else f"{'above' if grade.higher_is_better else 'below'} {cell['reference']:.2f}?"
         )
         texts[place] = f"<b>{cell['value']:.2f}</b> ± {(cell['high'] - cell['low']) / 2:.2f}<br>{against}"
         hovers[place] = f"{cell['explanation']}<br>{cell['verdict']}, q = {cell['q']:.2g}<br>{grade.text}"
     figure.add_heatmap(
         x=[_heading(GRADES[test]) for test in tests],
-        y=[f"<b>{_name(*row)}</b>" if is_faithful(*row) else _name(*row) for row in rows],
+        y=[
+            f"<b>{row_name(*row, size)}</b>" if is_faithful(*row) else row_name(*row, size)
+            for row, size in sizes.items()
+        ],
         z=codes.astype(float),
         zmin=0,
         zmax=len(verdicts) - 1,
@@ -62,7 +68,7 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
         row=1,
         col=1,
     )
-    bold = "<b>bold</b>: passes other weights, infidelity and, where it is made, deletion"
+    bold = "<b>bold</b>: passes other weights, infidelity and, where they are made, permuted labels and deletion"
     for verdict, color in {**_COLORS, bold: "rgba(0, 0, 0, 0)"}.items():
         marker = {"symbol": "square", "size": 14, "color": color}
         figure.add_scatter(
@@ -72,7 +78,7 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
         figure.add_scatter(
             x=100 * curve["share"],
             y=curve["similarity"],
-            name=_name(str(model), str(explanation)),
+            name=row_name(str(model), str(explanation), sizes[model, explanation]),
             mode="lines+markers",
             line={
                 "color": LINE_COLORS[index % len(LINE_COLORS)],
@@ -106,5 +112,7 @@ def _heading(grade: Grade) -> str:
     )
 
 
-def _name(model: str, explanation: str) -> str:
-    return explanation if model == CHECKPOINT else f"{explanation}, on the {model} (control)"
+def row_name(model: str, explanation: str, size: str) -> str:
+    """What a row is called; a map tells its size, for it cannot show what is smaller than its pixels."""
+    name = f"{explanation}, {size}" if size else explanation
+    return name if model == CHECKPOINT else f"{name}, on the {model} (control)"

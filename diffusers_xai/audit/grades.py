@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
 
 from diffusers_xai.audit.case import Case
@@ -19,6 +20,18 @@ def as_maps(explanation: torch.Tensor) -> np.ndarray:
     """An explanation as maps `(batch, height, width)`, float64: of an attribution the absolute values, summed."""
     values = explanation.detach().cpu().double()
     return (values.abs().sum(1) if values.ndim == 4 else values).numpy()
+
+
+def full_size(explanation: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
+    """An explanation as large as the samples: a smaller map is enlarged bilinearly."""
+    if explanation.ndim == 4 or tuple(explanation.shape[1:]) == tuple(size):
+        return explanation
+    return F.interpolate(explanation[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def as_coarse(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Maps `(batch, height, width)` averaged to another map's size: what a map of that size could show of them."""
+    return F.adaptive_avg_pool2d(torch.from_numpy(maps), tuple(size)).numpy()
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:

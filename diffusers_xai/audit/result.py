@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from scipy import stats
 
 from diffusers_xai.analysis import benjamini_hochberg, mean_interval
-from diffusers_xai.audit.figure import audit_figure
+from diffusers_xai.audit.figure import audit_figure, row_name
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, GRADES, LEVEL, NEEDED, PASSES, TOLD
 
 
@@ -23,9 +23,10 @@ class AuditResult:
     """The outcome of an audit.
 
     Args:
-        table (`pd.DataFrame`): A row for each explanation and test: `model`, `explanation`, `test`, `value` (mean over
-            the seeds), `low` and `high` (95 %, Student's), `reference` (its mean), `p` (one-sided), `q` (corrected by
-            Benjamini and Hochberg over the table), `verdict` and `seeds`.
+        table (`pd.DataFrame`): A row for each explanation and test: `model`, `explanation`, `size` (of maps that are
+            smaller than the samples, such as "4×4"), `test`, `value` (mean over the seeds), `low` and `high` (95 %,
+            Student's), `reference` (its mean), `p` (one-sided), `q` (corrected by Benjamini and Hochberg over the
+            table), `verdict` and `seeds`.
         cascade (`pd.DataFrame`): `model`, `explanation`, `share` of the layers that have changed, `similarity`.
         settings (`dict[str, Any]`): How it was made, JSON-able.
         positive (`str`): The explanation that must pass, on the closed form, and
@@ -44,9 +45,9 @@ class AuditResult:
         return None if row.empty else str(row["verdict"].iloc[0])
 
     def is_faithful(self, model: str, explanation: str) -> bool:
-        """Whether an explanation passes what it must: other weights, infidelity and, where it is made, deletion."""
+        """Whether an explanation passes what it must: of `NEEDED`, all tests that are made and judged."""
         verdicts = [self.verdict(model, explanation, test) for test in NEEDED]
-        return all(verdict in (PASSES, None) for verdict in verdicts) and PASSES in verdicts
+        return FAILS not in verdicts and PASSES in verdicts
 
     @property
     def broken_controls(self) -> list[str]:
@@ -70,7 +71,7 @@ class AuditResult:
         lines = ["| explanation | faithful | " + " | ".join(titles) + " |", "|---" * (len(titles) + 2) + "|"]
         for (model, explanation), rows in self.table.groupby(["model", "explanation"], sort=False):
             cells = [_cell(rows[rows["test"] == test]) for test in present]
-            name = explanation if model == CHECKPOINT else f"{explanation}, on the {model} (control)"
+            name = row_name(str(model), str(explanation), rows["size"].iloc[0])
             faithful = "yes" if self.is_faithful(str(model), str(explanation)) else "no"
             lines.append(f"| {name} | {faithful} | " + " | ".join(cells) + " |")
         controls = "Both controls hold." if not self.broken_controls else "; ".join(self.broken_controls) + "."
@@ -101,10 +102,11 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
 
     Args:
         scores (`Mapping`): (model, explanation) -> test -> `values (case, seed)` and, where the test has one,
-            `reference` of the same shape.
+            `reference` of the same shape, and `told` where there is no verdict; and `size`: `values` of a map's size.
     """
     rows = []
     for (model, explanation), tests in scores.items():
+        size = "×".join(str(int(side)) for side in tests.get("size", {}).get("values", []))
         for test, numbers in tests.items():
             if test not in GRADES:
                 continue
@@ -112,16 +114,18 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
             values = np.asarray(numbers["values"]).mean(0)
             reference = grade.limit if "reference" not in numbers else np.asarray(numbers["reference"]).mean(0)
             low, high = mean_interval(values)
+            judged = grade.judged and not numbers.get("told", False)
             rows.append(
                 {
                     "model": model,
                     "explanation": explanation,
+                    "size": size,
                     "test": test,
                     "value": values.mean(),
                     "low": float(low),
                     "high": float(high),
                     "reference": np.nan if reference is None else float(np.mean(reference)),
-                    "p": _p_value(values - reference, grade.higher_is_better) if grade.judged else np.nan,
+                    "p": _p_value(values - reference, grade.higher_is_better) if judged else np.nan,
                     "seeds": len(values),
                 }
             )

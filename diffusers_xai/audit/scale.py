@@ -43,6 +43,14 @@ GRADES = {
         False,
         LIMIT,
     ),
+    "permuted": Grade(
+        "permuted<br>labels",
+        "rank correlation with the explanation of the same network after it has learned labels that have changed"
+        " places; of label sensitivity passes below 0.71, of the others told: where a region looks may be the same"
+        " whatever a label means",
+        False,
+        LIMIT,
+    ),
     "infidelity": Grade(
         "infidelity",
         "what the explanation fails to foretell of the change that noise in patches of x_t, or the other label, makes;"
@@ -62,8 +70,8 @@ GRADES = {
     ),
     "excess": Grade(
         "beyond the<br>covariance",
-        "deletion again; passes above the map of the covariance null, which is fitted to the model's samples and has"
-        " seen nothing of the network",
+        "deletion again; passes above the map of the covariance null, averaged to the map's own size, which is fitted"
+        " to the model's samples and has seen nothing of the network",
         True,
     ),
     "closed_form": Grade(
@@ -93,4 +101,4 @@ GRADES = {
         judged=False,
     ),
 }
-NEEDED = ("randomised", "infidelity", "deletion")
+NEEDED = ("randomised", "permuted", "infidelity", "deletion")

@@ -57,6 +57,34 @@ def covariance_null(
         ValueError: If there are too few samples for a covariance, or the scheduler's timesteps tell no noise level;
             before sampling.
     """
+    samples = draw_samples(
+        pipe,
+        labels=labels,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        seed=seed,
+        covariance_type=covariance_type,
+        **call,
+    )
+    of_samples = [int(labels[i % len(labels)]) for i in range(len(samples))] if labels else None
+    return fit_to_samples(pipe, samples, of_samples, covariance_type=covariance_type, rank=rank)
+
+
+def draw_samples(
+    pipe: Any,
+    *,
+    labels: Sequence[int] = (),
+    num_samples: int = 256,
+    batch_size: int = 32,
+    seed: int = 0,
+    covariance_type: str = "low_rank",
+    **call: Any,
+) -> torch.Tensor:
+    """Samples `(sample, channel, height, width)` of a model, the labels in turn; arguments as of [`covariance_null`].
+
+    Raises:
+        ValueError: If nothing could be fitted to them; before sampling.
+    """
     if num_samples < max(4, len(set(labels)) + 1):
         raise ValueError(f"Expected at least 4 samples, and more than labels, got {num_samples}.")
     schedule_of(pipe.scheduler, None)
@@ -77,18 +105,31 @@ def covariance_null(
         profile: Any = recording.profile
         drawn.append(torch.from_numpy(profile["final_sample"].values).float())
         count += len(drawn[-1])
-    samples = torch.cat(drawn)
-    rank = rank or min(max(1, count // 8), samples[0].numel())
-    kind = {"covariance_type": covariance_type, "rank": rank}
+    return torch.cat(drawn)
+
+
+def fit_to_samples(
+    pipe: Any,
+    samples: torch.Tensor,
+    labels: Sequence[int] | None,
+    *,
+    covariance_type: str = "low_rank",
+    rank: int | None = None,
+) -> XAIPipeline:
+    """The closed form of a model's samples: a mixture of their labels, a Gaussian without; see [`covariance_null`]."""
+    kind: dict[str, Any] = {
+        "covariance_type": covariance_type,
+        "rank": rank or min(max(1, len(samples) // 8), samples[0].numel()),
+    }
     scheduler = copy_scheduler(pipe.scheduler)
     if scheduler.config.get("use_dynamic_shifting"):  # by the number of tokens, which this pipeline has not
         scheduler = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=False)
-    if not labels:
+    if labels is None:
         return XAIPipeline(GaussianDenoiser.fit(samples, scheduler, **kind), scheduler)
     config = pipe.unet.config
     denoiser = MixtureDenoiser.fit(
         samples,
-        [int(labels[i % len(labels)]) for i in range(count)],
+        labels,
         scheduler,
         **kind,
         num_class_embeds=config.get("num_class_embeds"),

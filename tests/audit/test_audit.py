@@ -9,7 +9,7 @@ import torch
 from scipy.stats import ttest_1samp
 
 from diffusers_xai import cli
-from diffusers_xai.audit import AuditResult, Explainer, audit
+from diffusers_xai.audit import AuditResult, Explainer, audit, testing
 from diffusers_xai.audit import run as audit_run
 from diffusers_xai.audit.result import table_of
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, PASSES, TOLD
@@ -43,6 +43,8 @@ def test_the_exact_gradient_passes_and_edges_and_noise_fail(of_mixture):
     assert result.verdict(CHECKPOINT, "noise", "sensitivity") == TOLD
     assert result.verdict(CHECKPOINT, "label sensitivity", "closed_form") == PASSES
     assert result.verdict(CHECKPOINT, "label sensitivity", "infidelity") == PASSES
+    assert result.verdict(CHECKPOINT, "label sensitivity", "permuted") == PASSES
+    assert result.verdict(CHECKPOINT, GRADIENT, "permuted") == TOLD
     assert result.verdict(CHECKPOINT, "label sensitivity", "deletion") is None
     values = result.table.set_index(["model", "explanation", "test"])["value"]
     assert values[CHECKPOINT, GRADIENT, "closed_form"] < 1e-6
@@ -67,7 +69,7 @@ def test_the_table_says_how_sure_it_is(of_mixture):
 def test_what_is_finished_is_kept(of_mixture, tmp_path, monkeypatch):
     result, _ = of_mixture
     graded = []
-    original = audit_run._Tests.grade
+    original = testing.Tests.grade
 
     def grade(self, explainer, beyond):
         if len(graded) == 2:
@@ -75,10 +77,10 @@ def test_what_is_finished_is_kept(of_mixture, tmp_path, monkeypatch):
         graded.append(explainer.name)
         return original(self, explainer, beyond)
 
-    monkeypatch.setattr(audit_run._Tests, "grade", grade)
+    monkeypatch.setattr(testing.Tests, "grade", grade)
     with pytest.raises(KeyboardInterrupt):
         audit(mixture(), [noise], out=tmp_path / "out", **QUICK, **LABELS)
-    monkeypatch.setattr(audit_run._Tests, "grade", original)
+    monkeypatch.setattr(testing.Tests, "grade", original)
     again = audit(mixture(), [noise], out=tmp_path / "out", **QUICK, **LABELS)
     pd.testing.assert_frame_equal(again.table, result.table, rtol=1e-4, atol=1e-6)
     with pytest.raises(FileExistsError, match="other settings"):
@@ -145,12 +147,13 @@ def test_a_network_without_labels_or_layers():
         ({"other_label": 0}, "two different labels"),
         ({"mask": np.ones((8, 8), bool)}, r"got \(8, 8\)"),
         ({"explainers": [lambda case: torch.zeros(2)]}, r"<lambda>: expected a tensor of shape \(1, 16, 16\)"),
+        ({"explainers": [lambda case: torch.zeros(1, 20, 16)]}, r"fewer rows and columns.*got \(1, 20, 16\)"),
         ({"timesteps": [600, 1000]}, "timesteps in 0..999"),
         ({"explainers": [noise, Explainer("noise", noise)]}, "different names"),
     ],
 )
 def test_bad_requests_are_refused_before_the_work(options, message, monkeypatch):
-    monkeypatch.setattr(audit_run, "covariance_null", lambda *args, **kwargs: pytest.fail("the work began"))
+    monkeypatch.setattr(audit_run, "draw_samples", lambda *args, **kwargs: pytest.fail("the work began"))
     with pytest.raises(ValueError, match=message):
         audit(mixture(), **{**QUICK, **LABELS, **options})
 

@@ -1,24 +1,29 @@
 """The tests' numbers, against models whose reactions are known and against scipy."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from diffusers_xai import MixtureDenoiser
-from diffusers_xai.audit import explainers
+from diffusers_xai import MixtureDenoiser, XAIPipeline
+from diffusers_xai.audit import explainers, permuting
 from diffusers_xai.audit.grades import (
     FRACTIONS,
     Bench,
+    as_coarse,
     as_maps,
+    full_size,
     label_misfit,
     misfit,
     rank_correlation,
     relative_change,
     smooth_random,
 )
+from diffusers_xai.audit.permuting import permuted, trained_on_permuted_labels
 from diffusers_xai.audit.shuffling import from_the_output, shuffled
-from tests.audit.models import MASK, case, gaussian, images, mixture, network
+from tests.audit.models import MASK, SHAPE, case, gaussian, images, mixture, network
 
 
 RNG = np.random.default_rng(0)
@@ -137,3 +142,49 @@ def test_layers_are_ordered_from_the_output():
     assert order.index("up_blocks.0.upsamplers.0") < order.index("mid_block.resnets.0.depthwise_conv")
     assert order.index("mid_block.resnets.0.depthwise_conv") < order.index("conv_in")
     assert not any(module._forward_hooks for module in given.pipe.unet.modules())
+
+
+def test_maps_are_compared_at_their_own_size():
+    fine = as_maps(explainers.exact_clean_energy(case(gaussian())))
+    coarse = as_coarse(fine, (4, 4))
+    np.testing.assert_allclose(coarse, fine.reshape(3, 4, 4, 4, 4).mean((2, 4)))
+    large = full_size(torch.from_numpy(coarse), (16, 16))
+    assert large.shape == (3, 16, 16)
+    assert full_size(torch.from_numpy(fine), (16, 16)).equal(torch.from_numpy(fine))
+    # Enlarged bilinearly, centres of cells keep their values.
+    np.testing.assert_allclose(large[:, 1:3, 1:3].mean((1, 2)), coarse[:, 0, 0], rtol=0.3)
+
+
+def test_a_mixture_fitted_to_permuted_labels_knows_nothing_of_labels():
+    pipe, labels = mixture(), [i % 2 for i in range(80)]
+    other = trained_on_permuted_labels(pipe, images(), labels)
+    again = MixtureDenoiser.fit(images().double(), torch.tensor(permuted(labels)), pipe.scheduler, rank=10)
+    given = case(pipe, label=0, other_label=1)
+    torch.testing.assert_close(given.of(other).predict_x0(), given.of(XAIPipeline(again, pipe.scheduler)).predict_x0())
+    means = other.unet.means.unflatten(1, SHAPE)[:, :, 8:14, 2:7].mean((1, 2, 3))  # where the labels' bright patch is
+    assert abs(means[1] - means[0]) < 0.25  # 0.8 before; dealing 80 labels anew scatters by 0.09
+    assert sorted(permuted(labels)) == sorted(labels)
+
+
+def test_a_network_is_trained_further_on_permuted_labels(monkeypatch):
+    """One step from the model's own weights, by hand."""
+    monkeypatch.setattr(permuting, "BATCH", 4)
+    pipe, clean, labels = network(), images(), [i % 2 for i in range(80)]
+    found = trained_on_permuted_labels(pipe, clean, labels, steps=1, seed=3).unet
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    generator = torch.Generator().manual_seed(3)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(3))
+    rows, times = (torch.randint(n, (4,), generator=generator) for n in (80, 1000))
+    noise = torch.randn(4, 3, 16, 16, generator=generator)
+    noisy = pipe.scheduler.add_noise(clean[rows], noise, times)
+    hand = copy.deepcopy(pipe.unet).requires_grad_(True)
+    predicted = hand(noisy, times, class_labels=torch.tensor(labels)[order][rows]).sample
+    (predicted - noise).square().mean().backward()
+    torch.optim.AdamW(hand.parameters(), lr=permuting.LEARNING_RATE).step()
+    change = torch.cat([(value - before[name]).flatten() for name, value in hand.state_dict().items()])
+    got = torch.cat([(value - before[name]).flatten() for name, value in found.state_dict().items()])
+    assert (
+        torch.corrcoef(torch.stack([change, got]))[0, 1] > 0.99
+    )  # Adam's first step is a sign: round-off may turn it
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())

@@ -1,0 +1,67 @@
+"""What an audit has finished, kept in its folder."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+
+_SCORES, _SAMPLES = "scores.json", "samples.safetensors"
+
+
+class Kept:
+    """What is finished, in memory and, where there is a folder, on disk: the same audit goes on from there.
+
+    Args:
+        out (`str` or `os.PathLike`, *optional*): The folder.
+        settings (`Mapping[str, Any]`): What the scores were made with.
+    """
+
+    def __init__(self, out: str | os.PathLike | None, settings: Mapping[str, Any]):
+        self.done: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        self._settings = json.loads(json.dumps(settings))
+        self._file = None if out is None else Path(out) / _SCORES
+        if self._file is not None and self._file.is_file():
+            kept = json.loads(self._file.read_text(encoding="utf-8"))
+            if kept["settings"] != self._settings:
+                raise FileExistsError(
+                    f"Expected an audit of these settings, got others in {out}: choose another folder."
+                )
+            self.done = {(row["model"], row["explanation"]): row["tests"] for row in kept["rows"]}
+        elif self._file is not None and any(not path.name.startswith(".") for path in self._file.parent.glob("*")):
+            raise FileExistsError(f"Expected a new folder or an audit, got {out}: choose another.")
+
+    def add(self, key: tuple[str, str], tests: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keeps the scores of one explanation."""
+        self.done[key] = {
+            name: {part: np.asarray(values).tolist() for part, values in numbers.items()}
+            for name, numbers in tests.items()
+        }
+        self._write()
+
+    def samples(self, draw: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `draw` gives, or what it gave before the audit was stopped."""
+        file = None if self._file is None else self._file.with_name(_SAMPLES)
+        if file is not None and file.is_file():
+            return load_file(file)["samples"]
+        samples = draw()
+        if file is not None:
+            self._write()
+            new = file.with_name(f".{_SAMPLES}")
+            save_file({"samples": samples}, new)
+            new.replace(file)
+        return samples
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        rows = [{"model": model, "explanation": name, "tests": tests} for (model, name), tests in self.done.items()]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        new = self._file.with_name(f".{_SCORES}")
+        new.write_text(json.dumps({"settings": self._settings, "rows": rows}) + "\n", encoding="utf-8")
+        new.replace(self._file)
