@@ -107,6 +107,8 @@ def run(args: argparse.Namespace) -> None:
         for ending in args.format:
             written.append(args.out / f"audit.{ending}")
             result.plot().write_image(written[-1], width=1300, scale=1.5)
+    if args.out / "audit.parquet" not in written:
+        args.console.say("No audit.parquet: pyarrow is not installed (pip install 'diffusers-xai[hub]')")
     facts = {file.suffix[1:]: str(file) for file in written}
     args.console.result("\n".join(facts.values()), {**facts, "broken_controls": result.broken_controls})
     if result.broken_controls:

@@ -38,6 +38,17 @@ def test_the_interval_over_seeds_covers_the_true_crossing():
     assert 0.93 <= ((low <= 0.666) & (high >= 0.666)).mean() <= 0.97
 
 
+def test_the_interval_of_a_lock_in_covers_too():
+    """An attribute is as in the unswitched image from its crossing on: a step between two switches."""
+    rng = np.random.default_rng(0)
+    crossings = np.clip(rng.normal(0.666, 0.12, (1000, 25)), 0.1, 0.95)
+    shares = np.arange(20) / 20
+    seen = (shares >= crossings[..., None]).astype(float)
+    ssim = xr.DataArray(seen, dims=["repeat", "seed", "switch"], coords={"share": ("switch", shares)})
+    low, high = mean_interval(predetermination_index(ssim, 0.5).values, axis=1)
+    assert 0.93 <= ((low <= 0.666) & (high >= 0.666)).mean() <= 0.97
+
+
 @pytest.mark.parametrize("shares", [[0, 0.5, 0.5], [0.5, 0.2], [0, 1.0], [-0.1, 0.5]])
 def test_shares_that_cannot_be_are_refused(shares):
     ssim = xr.DataArray(np.ones(len(shares)), dims="switch", coords={"share": ("switch", shares)})

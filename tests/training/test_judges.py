@@ -56,6 +56,10 @@ def test_the_judge_learns_what_is_to_be_seen_and_survives_the_disk(tmp_path):
     unseen = coloured(labels, seed=2)
     parts = torch.arange(len(labels)) % 2
     scores = judge.scores(unseen.images / 127.5 - 1, parts)
+    with torch.no_grad():  # of the image and of its mirror image
+        shown = unseen.images[1:2] / 127.5 - 1
+        by_hand = (judge.members[1](shown) + judge.members[1](shown.flip(-1))) / 2
+    torch.testing.assert_close(scores[1:2], by_hand, atol=1e-4, rtol=1e-4)
     truth = label_bits(labels, 2)
     right = decided(scores, thresholds(scores, truth, parts), parts) == truth
     for i in range(2):
