@@ -147,7 +147,7 @@ def attention_weights(layer: str) -> Explain:
 
     def explain(case: Case) -> torch.Tensor:
         pixels = [(int(row), int(column)) for row, column in np.argwhere(case.mask)]
-        profile = case.record(AttentionWeights(layer, relation="image_to_image", pixels=pixels, steps=[0]))
+        profile = case.record(AttentionWeights(layers=layer, relation="image_to_image", pixels=pixels, steps=[0]))
         values = profile[f"attention_weights_image_to_image/{layer}"].values[0]
         return torch.from_numpy(values).float().mean((1, 2))
 

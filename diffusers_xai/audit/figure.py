@@ -26,6 +26,7 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
     tests = [test for test in GRADES if (table["test"] == test).any()]
     rows = list(table.groupby(["model", "explanation"], sort=False).groups)
     sizes = table.groupby(["model", "explanation"], sort=False)["size"].first()
+    names = [row_name(row[0], row[1], sizes[row]) for row in rows]
     height = _ROW * len(rows)
     figure = make_subplots(
         rows=2,
@@ -48,10 +49,7 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
         hovers[place] = f"{cell['explanation']}<br>{cell['verdict']}, q = {cell['q']:.2g}<br>{grade.text}"
     figure.add_heatmap(
         x=[_heading(GRADES[test]) for test in tests],
-        y=[
-            f"<b>{row_name(*row, size)}</b>" if is_faithful(*row) else row_name(*row, size)
-            for row, size in sizes.items()
-        ],
+        y=[f"<b>{name}</b>" if is_faithful(*row) else name for row, name in zip(rows, names, strict=True)],
         z=codes.astype(float),
         zmin=0,
         zmax=len(verdicts) - 1,

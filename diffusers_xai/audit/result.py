@@ -114,7 +114,7 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
             values = np.asarray(numbers["values"]).mean(0)
             reference = grade.limit if "reference" not in numbers else np.asarray(numbers["reference"]).mean(0)
             low, high = mean_interval(values)
-            judged = grade.judged and not numbers.get("told", False)
+            is_judged = grade.judged and not numbers.get("told", False)
             rows.append(
                 {
                     "model": model,
@@ -125,7 +125,7 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
                     "low": float(low),
                     "high": float(high),
                     "reference": np.nan if reference is None else float(np.mean(reference)),
-                    "p": _p_value(values - reference, grade.higher_is_better) if judged else np.nan,
+                    "p": _p_value(values - reference, grade.higher_is_better) if is_judged else np.nan,
                     "seeds": len(values),
                 }
             )

@@ -126,12 +126,12 @@ def audit(
         stages = 5 if permuted is None and label is not None else 4
         total = stages + len(left)
         with tqdm(total=total, **(bar or {"disable": None})) as progress:
-            progress.set_description("sampling")
+            progress.set_description_str("sampling")
             cases = draw(seeds=seeds, timesteps=timesteps, steps=steps)
             progress.update()
             others = draw(seeds=seeds, timesteps=timesteps, steps=steps, scheduler="DPM-Solver")
             progress.update()
-            progress.set_description("sampling for the closed form")
+            progress.set_description_str("sampling for the closed form")
             labels = () if label is None or other_label is None else (label, other_label)
             samples = kept.samples(partial(_own_samples, pipe, labels, null_samples, steps))
             progress.update()
@@ -143,12 +143,12 @@ def audit(
             if of_samples is not None:
                 meaningless[CLOSED_FORM] = trained_on_permuted_labels(known, samples.double(), of_samples)
                 if permuted is None:
-                    progress.set_description("learning permuted labels")
+                    progress.set_description_str("learning permuted labels")
                     meaningless[CHECKPOINT] = trained_on_permuted_labels(pipe, samples, of_samples)
                     progress.update()
             tests: dict[str, Tests] = {}
             for name, explainer in left:
-                progress.set_description(explainer.name)
+                progress.set_description_str(explainer.name)
                 if name not in tests:
                     model = pipe if name == CHECKPOINT else known
                     tests[name] = Tests(
@@ -169,12 +169,13 @@ def audit(
 
 def _rehearse(case: Case, explainers: Sequence[Explainer]) -> None:
     shape = case.sample.shape
+    largest = (shape[0], *shape[2:])
     for explainer in explainers:
         result = explainer.explain(case)
-        got = tuple(result.shape) if isinstance(result, torch.Tensor) else type(result).__name__
-        largest = (shape[0], *shape[2:])
-        is_map = len(got) == 3 and got[0] == shape[0] and 0 < got[1] <= shape[2] and 0 < got[2] <= shape[3]
-        if isinstance(got, str) or not (is_map or got == tuple(shape)):
+        shape_of = tuple(result.shape) if isinstance(result, torch.Tensor) else ()
+        is_map = len(shape_of) == 3 and all(0 < a <= b for a, b in zip(shape_of, largest, strict=True))
+        if shape_of != tuple(shape) and not (is_map and shape_of[0] == shape[0]):
+            got = shape_of or type(result).__name__
             raise ValueError(
                 f"{explainer.name}: expected a tensor of shape {largest}, with fewer rows and columns, or of"
                 f" {tuple(shape)}, got {got}."

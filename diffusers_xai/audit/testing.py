@@ -77,7 +77,8 @@ class Tests:
             "sensitivity": {"values": [self._sensitivity(explainer, *pair) for pair in self._pairs(explanations)]},
             "seeds": {"values": [_alike(own) for own in maps]},
         }
-        own_size, size = tuple(explanations[0].shape[-2:]), self._cases[0].mask.shape
+        height, width = explanations[0].shape[-2:]
+        own_size, size = (height, width), self._cases[0].mask.shape
         if own_size != size:
             scores["size"] = {"values": own_size}
         if self._permuted is not None:
@@ -154,7 +155,7 @@ def _error(explainer: Explainer, case: Case) -> np.ndarray:
     if given.ndim == 4 and exact.ndim == 3:
         given = torch.from_numpy(as_maps(given))
     elif given.shape != exact.shape:  # a smaller map
-        exact = torch.from_numpy(as_coarse(as_maps(exact), tuple(given.shape[1:])))
+        exact = torch.from_numpy(as_coarse(as_maps(exact), (given.shape[1], given.shape[2])))
     told, true = (values.detach().flatten(1).double().cpu().numpy() for values in (given, exact))
     # Where a label has no chance left, its derivative is nothing but round-off.
     nothing = _ROUND_OFF * case.predict_x0().detach().flatten(1).norm(dim=1).cpu().numpy()

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from diffusers_xai import GradientVolume
+from diffusers_xai import AttentionWeights, GradientVolume, XAIPipeline
 from diffusers_xai.audit import explainers
 from diffusers_xai.audit.explainers import package_explainers
 from tests.audit.models import MASK, case, gaussian, mixture, network
+from tests.tiny import unet_2d
 
 
 def test_the_gradient_is_that_of_the_masked_sum():
@@ -90,3 +92,16 @@ def test_edges_look_at_the_image_alone():
     near = explainers.nearness(given)
     assert (near[0][torch.from_numpy(MASK)] == 1).all()
     assert near[0, 0, 0] < near[0, 4, 0] < 1
+
+
+def test_softmax_attention_is_that_of_the_region_s_pixels():
+    given = case(XAIPipeline(unet_2d(), DDIMScheduler(clip_sample=False)))
+    (found,) = [e for e in package_explainers(given.pipe) if e.name.startswith("attention weights")]
+    layer = found.name.removeprefix("attention weights ")
+    profile = given.record(AttentionWeights(layers=layer, queries="all", steps=[0]))
+    weights = profile[f"attention_weights/{layer}"][0]  # (sample, head, query, height, width)
+    shown = found.explain(given)
+    height, width = shown.shape[1:]
+    cells = [(row * height // 16) * width + column * width // 16 for row, column in np.argwhere(MASK)]
+    expected = weights.values.reshape(3, -1, height * width, height, width)[:, :, cells].mean((1, 2))
+    np.testing.assert_allclose(shown, expected, rtol=1e-4, atol=1e-7)
