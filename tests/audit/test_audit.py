@@ -83,7 +83,7 @@ def test_what_is_finished_is_kept(of_mixture, tmp_path, monkeypatch):
     monkeypatch.setattr(testing.Tests, "grade", original)
     again = audit(mixture(), [noise], out=tmp_path / "out", **QUICK, **LABELS)
     pd.testing.assert_frame_equal(again.table, result.table, rtol=1e-4, atol=1e-6)
-    with pytest.raises(FileExistsError, match="other settings"):
+    with pytest.raises(FileExistsError, match="audit of these settings, got others"):
         audit(mixture(), [noise], out=tmp_path / "out", **{**QUICK, "steps": 6}, **LABELS)
 
 
@@ -160,7 +160,7 @@ def test_bad_requests_are_refused_before_the_work(options, message, monkeypatch)
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("Dear")
-    with pytest.raises(FileExistsError, match="no audit"):
+    with pytest.raises(FileExistsError, match="new folder or an audit"):
         audit(mixture(), out=tmp_path, **QUICK, **LABELS)
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
