@@ -1,14 +1,16 @@
 """The trained models inside the package."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline
 
 from diffusers_xai import XAIPipeline, demo_checkpoint
 from diffusers_xai.checkpoints import name_of_embedded
 from diffusers_xai.cli.options import checkpoint
+from training.card import write_captioned_card
 from training.drawn_judge import DrawnFaceJudge
 
 
@@ -45,3 +47,33 @@ def test_the_model_of_drawn_faces_draws_what_its_labels_say():
     for column, label in ((0, 0b1000), (1, 0b0100), (2, 0b0010)):
         asked = torch.tensor([choice == label for choice in labels])
         assert (seen[:, column] == asked).sum() >= 19  # of 24; by chance this happens in 0.3 % of all cases
+
+
+def test_the_model_of_captions_draws_what_they_say():
+    pipe = DiffusionPipeline.from_pretrained(demo_checkpoint("drawn-text-32"))
+    pipe.set_progress_bar_config(disable=True)
+    captions = [
+        f"a {smile}{who} with {bangs}{hair} hair, green background"
+        for smile in ("", "smiling ")
+        for who in ("man", "woman")
+        for bangs in ("", "bangs and ")
+        for hair in ("black", "blue")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    images = pipe(captions, num_inference_steps=10, guidance_scale=2.0, generator=generator, output_type="pt").images
+    judge = DrawnFaceJudge()
+    seen = judge.predict(images * 2 - 1)
+    for column, word in ((0, "bangs"), (1, " man"), (2, "smiling")):
+        asked = torch.tensor([word in caption for caption in captions])
+        assert (seen[:, column] == asked).sum() >= 15  # of 16
+    hair = judge.hair_colors(images * 2 - 1)
+    assert sum(color in caption for color, caption in zip(hair, captions, strict=True)) >= 15
+
+
+def test_the_card_of_the_model_of_captions_is_rendered_from_its_facts(tmp_path):
+    folder = Path(demo_checkpoint("drawn-text-32"))
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").unlink()
+    write_captioned_card(tmp_path / "copy")
+    assert (folder / "README.md").read_text() == (tmp_path / "copy" / "README.md").read_text()
+    assert "Not stated" not in (folder / "README.md").read_text()

@@ -15,7 +15,8 @@ def demo_checkpoint(name: str = "lfw-32") -> str:
     Args:
         name (`str`, *optional*, defaults to `"lfw-32"`): A folder beside this file. `"lfw-32"`: a small ConvNeXt U-Net
             of photographed faces. `"drawn-32"`: a smaller one of faces that a program drew, whose labels and parts are
-            known exactly. Both are for `XAIPipeline.from_pretrained`.
+            known exactly. Both are for `XAIPipeline.from_pretrained`. `"drawn-text-32"`: a text-to-image model of such
+            faces, for `DiffusionPipeline.from_pretrained`.
 
     Data, limits and licence are in the folder's `README.md`.
 

@@ -104,8 +104,8 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--checkpoint", type=checkpoint, metavar="DIR|HUB_ID",
-        help="pipeline to sample with, or a name inside the package: lfw-32 (photographed faces, the default) or"
-        " drawn-32 (drawn faces)",
+        help="pipeline to sample with, or a name inside the package: lfw-32 (photographed faces, the default),"
+        " drawn-32 (drawn faces) or drawn-text-32 (drawn faces by captions)",
     )  # fmt: skip
     add("--revision", type=revision, help="branch, tag or commit of a --checkpoint on the Hub")
     add("--scheduler", choices=SCHEDULERS, help="how to sample. Default: the checkpoint's own scheduler")
