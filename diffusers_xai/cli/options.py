@@ -16,6 +16,7 @@ SCHEDULERS = {
     "dpm-solver": "DPMSolverMultistepScheduler",
     "heun": "HeunDiscreteScheduler",
 }
+DTYPES = ("float32", "float16", "bfloat16")
 MAX_CHANNEL = "max"
 MAX_SEED = 2**63 - 1
 _MAX_COUNT = 1_000_000
@@ -95,7 +96,7 @@ def switch(text: str) -> tuple[int, str]:
     """`"500:0011"` -> `(500, "0011")`, for argparse."""
     step, colon, label = text.partition(":")
     if not colon or not re.fullmatch(r"[0-9]{1,6}", step) or not label.strip():
-        raise argparse.ArgumentTypeError(f"expected STEP:LABEL, such as 500:0011, got {_shown(text)}")
+        raise argparse.ArgumentTypeError(f"expected STEP:LABEL, such as 500:0011, or STEP:PROMPT, got {_shown(text)}")
     return int(step), label
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,7 @@ def read_network_config(choice: PipelineChoice) -> dict[str, Any]:
     Raises:
         CommandError, ValueError, OSError: if there is no such checkpoint.
     """
-    config = _read_json(choice, "unet/config.json")
+    config = read_json(choice, "unet/config.json")
     kind = str(config.get("_class_name"))
     network = getattr(models, kind, None) or getattr(diffusers, kind, None)
     defaults = inspect.signature(network.__init__).parameters.values() if inspect.isclass(network) else ()
@@ -87,7 +88,7 @@ def read_scheduler(choice: PipelineChoice) -> SchedulerMixin:
     Raises:
         CommandError, ValueError, OSError: if there is no such checkpoint.
     """
-    config = _read_json(choice, "scheduler/scheduler_config.json")
+    config = read_json(choice, "scheduler/scheduler_config.json")
     kind = SCHEDULERS[choice.scheduler] if choice.scheduler else str(config.get("_class_name"))
     scheduler = getattr(diffusers, kind, None)
     if scheduler is None:
@@ -123,20 +124,28 @@ def num_threads(choice: PipelineChoice) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries(unless: bool) -> Iterator[None]:
-    """Silences diffusers' messages, and its bar over the parts of a pipeline."""
-    logging = diffusers.utils.logging
-    level = logging.get_verbosity()
+    """Silences the messages of diffusers and transformers, and their bars over the parts of a pipeline."""
+    transformers = sys.modules.get("transformers")  # diffusers imports it where it is installed
+    loggers = [module.utils.logging for module in (diffusers, transformers) if module is not None]
+    levels = [logging.get_verbosity() for logging in loggers]
     if not unless:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        for logging in loggers:
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        for logging, level in zip(loggers, levels, strict=True):
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()
 
 
-def _read_json(choice: PipelineChoice, file: str) -> dict[str, Any]:
+def read_json(choice: PipelineChoice, file: str) -> dict[str, Any]:
+    """A file of the checkpoint's, which is not more than that downloaded.
+
+    Raises:
+        CommandError, ValueError, OSError: if there is no such checkpoint, or no such file in it.
+    """
     checkpoint = choice.checkpoint or demo_checkpoint()
     path = Path(checkpoint, file)
     if not Path(checkpoint).is_dir():

@@ -5,6 +5,7 @@ from typing import Any
 
 from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.options import (
+    DTYPES,
     ablation,
     add_pipeline_options,
     count,
@@ -38,16 +39,30 @@ def add_command(commands: Any) -> None:
         " (Smiling,Wearing_Lipstick), or an integer (3). Default: 0011 for the attributes of the model inside the"
         " package, else the first label",
     )
+    add(
+        "--prompt", type=nonempty, metavar="TEXT",
+        help="what to generate, for a --checkpoint whose pipeline takes prompts, such as Stable Diffusion or Flux",
+    )  # fmt: skip
+    add("--negative-prompt", type=nonempty, metavar="TEXT", help="what guidance leads away from; with --prompt")
+    for side in ("height", "width"):
+        help = f"{side} of the image; with --prompt. Default: the pipeline's own"
+        add(f"--{side}", type=integer(1, _MAX_PIXELS), metavar="PIXELS", help=help)
+    add(
+        "--words", nargs="+", type=nonempty, default=default.words, metavar="WORD",
+        help="words of the prompt to make maps of. Default: all but articles and the like, at most twelve",
+    )  # fmt: skip
+    add("--dtype", choices=DTYPES, help="precision of the pipeline; with --prompt. Default: float32")
     add("--seed", type=seed, default=default.seed, metavar="INT", help=f"seed of the noise. Default: {default.seed}")
     add("--out", type=path, default=default.out, metavar="DIR", help=f"folder to write. Default: {default.out}")
     add("--overwrite", action="store_true", help="replace the profile that is at --out, once the new one is complete")
     add(
         "--steps", type=count, metavar="N",
-        help="number of denoising steps. Default: for DDPM as many as in training (1000), else 50",
+        help="number of denoising steps. Default: for DDPM as many as in training (1000), else 50; with --prompt the"
+        " pipeline's own",
     )  # fmt: skip
     add(
         "--guidance-scale", type=guidance, default=default.guidance_scale, metavar="W",
-        help="classifier-free guidance. Default: 1.0, none",
+        help="classifier-free guidance. Default: 1.0, none; with --prompt the pipeline's own",
     )  # fmt: skip
     add(
         "--layers",
@@ -56,7 +71,7 @@ def add_command(commands: Any) -> None:
         default=default.layers,
         metavar="GLOB",
         help="layers to record, as module paths or article-style names (downs.*.2.fn). Default: all attention layers"
-        " and, where they have such names, the outputs of the blocks",
+        " and, where they have such names, the outputs of the blocks; with --prompt none",
     )
     add(
         "--every",
@@ -69,8 +84,8 @@ def add_command(commands: Any) -> None:
         "--mask",
         type=path,
         metavar="IMAGE",
-        help="region of interest: the bright part of this image, which is of the samples' size. Gradients are those of"
-        " its pixels, max channels are chosen within it",
+        help="region of interest: the bright part of this image, which is of the image's size. Gradients are those of"
+        " its pixels, max channels are chosen within it. With --prompt, gradients are recorded of a region alone",
     )
     area.add_argument(
         "--box",
@@ -98,9 +113,9 @@ def add_command(commands: Any) -> None:
         type=switch,
         action="append",
         default=[],
-        metavar="STEP:LABEL",
-        help="sample again with another label from this step on, counted from 0, and compare. Repeatable, and together"
-        " with --ablate",
+        metavar="STEP:LABEL|PROMPT",
+        help="sample again with another label, or with --prompt another prompt, from this step on, counted from 0, and"
+        " compare. Repeatable, and together with --ablate",
     )
     add_pipeline_options(parser)
 

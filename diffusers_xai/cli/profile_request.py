@@ -21,10 +21,17 @@ class ProfileRequest:
         scheduler (`str`, *optional*): A key of `SCHEDULERS`; the checkpoint's own if `None`.
         device (`str`): Where to compute.
         threads (`int`, *optional*): CPU threads; one for the model inside the package, else all, if `None`.
+        prompt (`str`, *optional*): For a pipeline that takes prompts, which needs one.
+        negative_prompt (`str`, *optional*): What its guidance leads away from.
+        height, width (`int`, *optional*): Of its image in pixels; the pipeline's own if `None`.
+        words (`tuple[str]`): Words of the prompt to make maps of; those that may stand for something if empty.
+        dtype (`str`, *optional*): Of a pipeline of prompts: `"float16"` or another; `"float32"` if `None`.
         label (`str`, *optional*): Bits, attributes or an integer; a default of the checkpoint if `None`.
         seed (`int`): Of the noise, in `0 .. 2**63 - 1`.
-        steps (`int`, *optional*): Denoising steps; as many as DDPM was trained with, else 50, if `None`.
-        guidance_scale (`float`): Classifier-free guidance; 1 is none.
+        steps (`int`, *optional*): Denoising steps; if `None`, as many as DDPM was trained with, else 50, or what a
+            pipeline of prompts takes itself.
+        guidance_scale (`float`, *optional*): Classifier-free guidance; 1, none, for labels, and what a pipeline of
+            prompts takes itself if `None`.
         layers (`tuple[str]`): Globs of layers to record; attention layers and blocks if empty.
         every (`int`, *optional*): Record every n-th step; so that the profile stays near 60 MB if `None`.
         mask (`Path`, *optional*): Image of the region of interest, or else
@@ -32,7 +39,7 @@ class ProfileRequest:
             inside the package, else the whole image.
         gradients (`bool`): Whether gradients are recorded.
         ablate (`tuple`): `(layer, channels)` to set to zero in a second run.
-        switch (`tuple`): `(step, label)` to switch to in a second run.
+        switch (`tuple`): `(step, label or prompt)` to switch to in a second run.
     """
 
     out: Path = Path("profile")
@@ -42,10 +49,16 @@ class ProfileRequest:
     scheduler: str | None = None
     device: str = "cpu"
     threads: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    words: tuple[str, ...] = ()
+    dtype: str | None = None
     label: str | None = None
     seed: int = 321
     steps: int | None = None
-    guidance_scale: float = 1.0
+    guidance_scale: float | None = None
     layers: tuple[str, ...] = ()
     every: int | None = None
     mask: Path | None = None
@@ -84,15 +97,18 @@ class ProfileRequest:
             return EYES
         return self.box
 
-    def command(self, label: str | None, steps: int, every: int) -> list[str]:
+    def command(self, label: str | None, steps: int, every: int, guidance: float | None) -> list[str]:
         """The command line with every default written out, so that it means the same in later versions."""
         values = {
-            "label": label, "seed": self.seed, "steps": steps, "guidance-scale": self.guidance_scale, "every": every,
+            "prompt": self.prompt, "negative-prompt": self.negative_prompt, "height": self.height, "width": self.width,
+            "label": label, "seed": self.seed, "steps": steps, "guidance-scale": guidance, "every": every,
             "scheduler": self.scheduler, "checkpoint": self.checkpoint, "revision": self.revision, "mask": self.mask,
+            "dtype": self.dtype,
         }  # fmt: skip
         command = [PROGRAM, "profile"]
         for name, value in values.items():
-            command += [] if value is None else [f"--{name}", str(value)]
+            text = str(value)  # a prompt may begin like an option
+            command += [] if value is None else [f"--{name}={text}"] if text[:1] == "-" else [f"--{name}", text]
         if self.region_box is not None:
             command += ["--box", *map(str, self.region_box)]
         if not self.gradients:
@@ -103,6 +119,8 @@ class ProfileRequest:
             command += ["--switch", f"{step}:{switched}"]
         if self.layers:
             command += ["--layers", *self.layers]
+        if self.words:
+            command += ["--words", *self.words]
         return [*command, "--out", self.out.name]
 
 

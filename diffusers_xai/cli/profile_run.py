@@ -4,15 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.cli.base import CommandError, Console
-from diffusers_xai.cli.output import check_disk, check_out, claimed, new_folder
+from diffusers_xai.cli.output import check_disk, check_out, claimed
 from diffusers_xai.cli.pipelines import (
     check_device,
     check_guidance,
@@ -22,7 +21,10 @@ from diffusers_xai.cli.pipelines import (
     read_network_config,
     read_scheduler,
 )
+from diffusers_xai.cli.profile_folder import save_profile
 from diffusers_xai.cli.profile_request import ProfileRequest
+from diffusers_xai.cli.prompt_run import PromptRun
+from diffusers_xai.cli.prompts import call_arguments, prompt_pipeline
 from diffusers_xai.cli.requests import (
     chosen_label,
     layers_of_max_channels,
@@ -44,10 +46,10 @@ from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.labels import label_bits
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.arguments import default_steps
+from diffusers_xai.pipelines.checkpoint import open_pipeline
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import EditSpec, RecordSpec
-from diffusers_xai.report import write_report
 
 
 # Attention layers and block outputs, by their article-style names.
@@ -60,7 +62,6 @@ _VOLUME_TIMES = (0.95, 0.6, 0.1)  # parts of the training's timesteps; thesis fi
 _RECORDED_STEPS, _PROFILE_BYTES = 100, 48e6
 _GRADIENT_STEPS, _GRADIENT_BYTES = 10, 8e6
 _VOLUME_BYTES = 16e6
-_EDITED = "edited"
 
 
 def make_profile(request: ProfileRequest, console: Console) -> dict[str, Any]:
@@ -77,6 +78,12 @@ def make_profile(request: ProfileRequest, console: Console) -> dict[str, Any]:
     out = request.out
     with claimed(out, out.with_name(f".{out.name}.lock")):
         check_out(out, request.overwrite)
+        if request.mask is not None:
+            region(request.mask)  # before anything is downloaded
+        check_device(request.device)
+        kind = prompt_pipeline(request)
+        if kind is not None:
+            return _make_of_prompt(request, kind, console)
         setting = _check(request)
         if request.label is None and setting.label is not None and request.checkpoint is not None:
             classes = setting.config["num_class_embeds"]
@@ -95,6 +102,7 @@ class _Setting:
     scheduler: Any
     steps: int
     calls: int  # some schedulers call the network twice in a step
+    guidance: float
     label: int | None
     mask: np.ndarray | None
     switches: list[LabelSwitch]
@@ -105,12 +113,21 @@ class _Setting:
         return "" if self.label is None else label_bits(self.label, self.config.get("class_attributes") or ())
 
 
+def _make_of_prompt(request: ProfileRequest, kind: type[DiffusionPipeline], console: Console) -> dict[str, Any]:
+    arguments = call_arguments(request, kind)
+    console.say(f"Loading {request.checkpoint}")
+    dtype = getattr(torch, request.dtype or "float32")
+    pipe = open_pipeline(kind, str(request.checkpoint), request.revision, dtype=dtype)
+    pipe.scheduler = read_scheduler(request)
+    run = PromptRun(request, pipe.to(request.device), arguments)
+    with num_threads(request):
+        return run.write(console)
+
+
 def _check(request: ProfileRequest) -> _Setting:
-    if request.mask is not None:
-        region(request.mask)  # before anything is downloaded
-    check_device(request.device)
     config, scheduler = read_network_config(request), read_scheduler(request)
-    check_guidance(request.guidance_scale, config)
+    guidance = 1.0 if request.guidance_scale is None else request.guidance_scale
+    check_guidance(guidance, config)
     steps = request.steps or default_steps(scheduler)
     check_steps(steps, scheduler)
     scheduler.set_timesteps(steps)
@@ -118,7 +135,7 @@ def _check(request: ProfileRequest) -> _Setting:
     label = chosen_label(request.label, config)
     mask = region(request.mask, request.region_box, sample_size(config))
     switches = resolve_switches(request.switch, label, config, calls)
-    return _Setting(config, scheduler, steps, calls, label, mask, switches)
+    return _Setting(config, scheduler, steps, calls, guidance, label, mask, switches)
 
 
 @dataclass(frozen=True)
@@ -202,7 +219,7 @@ class _Run:
             class_labels=None if self.setting.label is None else [self.setting.label],
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(self.request.seed)],
-            guidance_scale=self.request.guidance_scale,
+            guidance_scale=self.setting.guidance,
             record=record,
             edits=edits,
         )
@@ -241,8 +258,9 @@ class _Run:
         return [volume] if self.planned_bytes([volume]) <= _VOLUME_BYTES else []
 
     def planned_bytes(self, record: list[RecordSpec]) -> int:
-        guidance = self.request.guidance_scale
-        return self.pipe.plan(record, num_inference_steps=self.setting.steps, guidance_scale=guidance).nbytes
+        setting = self.setting
+        plan = self.pipe.plan(record, num_inference_steps=setting.steps, guidance_scale=setting.guidance)
+        return plan.nbytes
 
     def stride(self, count: int, budget: float) -> int:
         """Every which step to record, for about `count` of them within `budget` bytes."""
@@ -252,12 +270,5 @@ class _Run:
         """Writes the folder; returns its size in bytes."""
         request, setting = self.request, self.setting
         label = None if setting.label is None else request.label or setting.label_text
-        command = request.command(label, setting.steps, self.every)
-        with new_folder(request.out) as folder:
-            profile.save_pretrained(folder)
-            if edited is not None:
-                edited.save_pretrained(folder / _EDITED)
-            if setting.mask is not None:
-                Image.fromarray(setting.mask).save(folder / "mask.png")
-            write_report(profile, folder / "report.html", mask=setting.mask, edited=edited, command=command)
-            return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+        command = request.command(label, setting.steps, self.every, setting.guidance)
+        return save_profile(request.out, profile, edited, command, setting.mask, setting.mask)

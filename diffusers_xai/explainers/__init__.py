@@ -3,6 +3,7 @@
 from diffusers_xai.explainers.activations import Activations
 from diffusers_xai.explainers.attention_outputs import AttentionOutputs
 from diffusers_xai.explainers.attention_weights import AttentionWeights
+from diffusers_xai.explainers.decoded_images import DecodedImages
 from diffusers_xai.explainers.gradient_energy import GradientEnergy
 from diffusers_xai.explainers.gradient_maps import GradientMaps
 from diffusers_xai.explainers.gradient_volume import GradientVolume
@@ -14,6 +15,7 @@ __all__ = [
     "Activations",
     "AttentionOutputs",
     "AttentionWeights",
+    "DecodedImages",
     "GradientEnergy",
     "GradientMaps",
     "GradientVolume",

@@ -14,7 +14,7 @@ from diffusers_xai.taps import SchedulerStep, copy_scheduler, scale_model_input,
 from diffusers_xai.taps.noise import check_x0
 
 
-_SSIM_WINDOW = 7
+SSIM_WINDOW = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,9 @@ class Samples(RecordSpec):
             return self.measures if len(run.positions) > 1 else ()
 
         def start() -> None:
-            if any(name.startswith("ssim") for name in measures()) and min(run.sample_size) < _SSIM_WINDOW:
+            if any(name.startswith("ssim") for name in measures()) and min(run.sample_size) < SSIM_WINDOW:
                 raise ValueError(
-                    f"SSIM needs samples of at least {_SSIM_WINDOW}x{_SSIM_WINDOW} pixels, got {run.sample_size}."
+                    f"SSIM needs samples of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {run.sample_size}."
                     " Record `Samples(measures=())`."
                 )
             if self.x0:
@@ -83,7 +83,7 @@ class Samples(RecordSpec):
             if recording.is_selected(self):
                 recording.keep(self, "samples", before.values, before.dims, per_branch=False)
                 if self.x0:
-                    recording.keep(self, "x0", label(_x0(run, step)).values, before.dims, per_branch=False)
+                    recording.keep(self, "x0", label(predicted_x0(run, step)).values, before.dims, per_branch=False)
             for name in measures():
                 value = _measure(name, before.values, after.values)
                 recording.keep(self, f"measures/{name}", value, (), per_branch=False)
@@ -95,7 +95,8 @@ class Samples(RecordSpec):
         run.on_step(keep)
 
 
-def _x0(run: Run, step: SchedulerStep) -> torch.Tensor:
+def predicted_x0(run: Run, step: SchedulerStep) -> torch.Tensor:
+    """x̂_0 of a step that is done: the scheduler's own where it tells it, else what the prediction implies."""
     if step.pred_original_sample is not None:
         return step.pred_original_sample
     model_input = scale_model_input(copy_scheduler(run.scheduler), step.sample, step.arguments["timestep"])

@@ -8,6 +8,7 @@ from diffusers_xai.plots.label_sensitivity import label_sensitivity
 from diffusers_xai.plots.run_pair import run_pair
 from diffusers_xai.plots.strips import attention_strip, process_strip
 from diffusers_xai.plots.unet_schematic import unet_schematic
+from diffusers_xai.plots.word_maps import word_maps
 
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "run_similarity",
     "ssim_trajectory",
     "unet_schematic",
+    "word_maps",
 ]

@@ -6,7 +6,14 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.plots.style import evenly_spaced_steps, record_at, step_at, time_label
+from diffusers_xai.plots.style import (
+    evenly_spaced_steps,
+    predicted_images,
+    record_at,
+    result_image,
+    step_at,
+    time_label,
+)
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import to_rgb
@@ -47,16 +54,16 @@ def gradient_energy(
         for step, label in zip(steps, labels, strict=True)
     ]
     rows, row_labels = [energies], ["energy"]
-    if "x0" in profile:
+    predicted, result = predicted_images(profile), result_image(profile, sample)
+    if predicted is not None:
         images: list[Tile | None] = []
         for step in steps:
-            shown = step_at(profile["x0"], float(array["timestep"].sel(step=step)))
-            name = f"x̂<sub>0</sub> at {time_label(profile['x0'], shown)} (step {shown})"
-            images.append(Tile(to_rgb(record_at(profile["x0"], shown, sample)), name, outline=mask))
+            shown = step_at(profile[predicted], float(array["timestep"].sel(step=step)))
+            name = f"x̂<sub>0</sub> at {time_label(profile[predicted], shown)} (step {shown})"
+            images.append(Tile(to_rgb(record_at(profile[predicted], shown, sample)), name, outline=mask))
         rows, row_labels = [images, energies], ["x̂<sub>0</sub>", "energy"]
-    if "final_sample" in profile and len(rows) == 2:
-        result = to_rgb(profile["final_sample"].isel(sample=sample).values)
-        rows[0].append(Tile(result, "the result", outline=mask))
+    if result is not None and len(rows) == 2:
+        rows[0].append(Tile(to_rgb(result), "the result", outline=mask))
         rows[1].append(None)
         labels.append("result")
     return tile_grid(rows, labels, row_labels, shared_scale=True, scale="log", scale_title="energy")

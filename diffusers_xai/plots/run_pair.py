@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from diffusers_xai.measures import structural_similarity
-from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
+from diffusers_xai.plots.style import evenly_spaced_steps, record_at, result_image, time_label
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import to_rgb
@@ -23,7 +23,8 @@ def run_pair(
             result is to be drawn.
         edited (`DiffusionProfile`): The changed run, with the same arrays.
         count (`int`): Number of columns, the result included.
-        name (`str`): `"x0"` for the predicted images x̂_0, `"samples"` for the states x_t.
+        name (`str`): `"x0"` for the predicted images x̂_0, `"images"` for the same decoded, `"samples"` for the states
+            x_t.
         sample (`int`): Index of the sample.
 
     Raises:
@@ -38,9 +39,11 @@ def run_pair(
         for step in evenly_spaced_steps(intact[name].sel(step=steps), count - 1):
             pairs.append([record_at(profile[name], step, sample) for profile in (intact, edited)])
             labels.append(time_label(intact[name], step))
-    pairs.append(
-        [profile["final_sample"].isel(sample=sample).values.astype(np.float32) for profile in (intact, edited)]
-    )
+    found = (result_image(profile, sample) for profile in (intact, edited))
+    results = [result for result in found if result is not None]
+    if len(results) < 2:
+        raise KeyError("Expected two profiles with `final_sample` or `final_image`, got one without.")
+    pairs.append(results)
     labels.append("result")
     rows: list[list[Tile | None]] = [[], [], []]
     for (one, other), label in zip(pairs, labels, strict=True):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from diffusers_xai.plots.style import evenly_spaced_steps, record_at, time_label
+from diffusers_xai.plots.style import evenly_spaced_steps, record_at, result_image, time_label
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import to_rgb
@@ -17,7 +17,8 @@ def process_strip(profile: DiffusionProfile, name: str = "samples", count: int =
 
     Args:
         profile (`DiffusionProfile`): A profile that holds `name`.
-        name (`str`): `"samples"` for the states x_t, `"x0"` for the images x̂_0 that the network predicts from them.
+        name (`str`): `"samples"` for the states x_t, `"x0"` for the images x̂_0 that the network predicts from them,
+            `"images"` for the same decoded. Of videos, the middle frame is drawn; of latents, three channels.
         count (`int`): Number of images in a row, the result included.
 
     Raises:
@@ -25,7 +26,7 @@ def process_strip(profile: DiffusionProfile, name: str = "samples", count: int =
 
     Source: thesis fig. 5.3, 5.4.
     """
-    return _strip(profile, name, "x̂<sub>0</sub>" if name == "x0" else "x<sub>t</sub>", count, to_rgb)
+    return _strip(profile, name, "x<sub>t</sub>" if name == "samples" else "x̂<sub>0</sub>", count, to_rgb)
 
 
 def attention_strip(profile: DiffusionProfile, count: int = 11, *, shared_scale: bool = False) -> go.Figure:
@@ -65,8 +66,8 @@ def _strip(
         to_values (`Callable`): Turns one record into the `values` of a [`Tile`].
         **grid: Passed to [`tile_grid`].
     """
-    array, result = profile[name], profile.get("final_sample")
-    steps = evenly_spaced_steps(array, count if result is None else count - 1)
+    array, has_result = profile[name], result_image(profile, 0) is not None
+    steps = evenly_spaced_steps(array, count - 1 if has_result else count)
     labels = [time_label(array, step) for step in steps]
     rows = []
     for sample in range(array.sizes["sample"]):
@@ -74,8 +75,9 @@ def _strip(
             Tile(to_values(record_at(array, step, sample)), f"{symbol} at {label} (step {step})")
             for step, label in zip(steps, labels, strict=True)
         ]
+        result = result_image(profile, sample)
         if result is not None:
-            row.append(Tile(to_rgb(result.isel(sample=sample).values), "the result"))
+            row.append(Tile(to_rgb(result), "the result"))
         rows.append(row)
     row_labels = [symbol if len(rows) == 1 else f"{symbol}, sample {i}" for i in range(len(rows))]
-    return tile_grid(rows, labels if result is None else [*labels, "result"], row_labels, **grid)
+    return tile_grid(rows, [*labels, "result"] if has_result else labels, row_labels, **grid)

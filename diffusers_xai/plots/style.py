@@ -61,9 +61,42 @@ def time_label(array: xr.DataArray, step: int) -> str:
 
 
 def record_at(array: xr.DataArray, step: int, sample: int) -> np.ndarray:
-    """What `array` holds of one sample at a step; under guidance, of the branch with the label."""
-    record = pick_branch(array.sel(step=step).isel(sample=sample), "cond")
-    return record.values.astype(np.float32)  # plotly has no float16
+    """What `array` holds of one sample at a step.
+
+    Under guidance, of the branch with the condition; of a video, its middle frame. Pictures in bytes become colours
+    from -1 to 1, as samples are.
+    """
+    return _picture(pick_branch(array.sel(step=step).isel(sample=sample), "cond"))
+
+
+def has_positions(array: xr.DataArray) -> bool:
+    """Whether an array lies on an image."""
+    return {"height", "width"} <= set(array.dims)
+
+
+def predicted_images(profile: DiffusionProfile) -> str | None:
+    """The array of the images that the network predicts: decoded ones if they are recorded, else x̂_0."""
+    return next((name for name in ("images", "x0") if name in profile and has_positions(profile[name])), None)
+
+
+def result_image(profile: DiffusionProfile, sample: int) -> np.ndarray | None:
+    """The finished image of a sample, decoded if that is recorded, as [`record_at`] gives it; `None` without one."""
+    for name in ("final_image", "final_sample"):
+        if name in profile and has_positions(profile[name]):
+            return _picture(profile[name].isel(sample=sample))
+    return None
+
+
+def is_latent(array: xr.DataArray) -> bool:
+    """Whether an array's channels are no colours."""
+    return "channel" in array.dims and array.sizes["channel"] not in (1, 3)
+
+
+def _picture(record: xr.DataArray) -> np.ndarray:
+    if "frame" in record.dims:
+        record = record.isel(frame=record.sizes["frame"] // 2)
+    values = record.values.astype(np.float32)  # plotly has no float16
+    return values / 127.5 - 1 if record.dtype == np.uint8 else values
 
 
 def layer_path(profile: DiffusionProfile, layer: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from diffusers_xai.plots.style import COLOR_SCALE, DIVERGING_COLOR_SCALE, TEMPLATE
-from diffusers_xai.profile.pictures import png_data_uri
+from diffusers_xai.profile.pictures import png_data_uri, thumbnail
 
 
 _GAP = 0.06
@@ -17,6 +17,8 @@ _GAP = 0.06
 _WIDTH = 1080
 _CAPTION_HEIGHT, _CHARACTER_WIDTH = 18, 7
 _MAX_TILE = 200
+_PICTURE_SIZE = 256  # pixels of a picture's longer side: more than a tile has
+_OVERLAY_OPACITY = 0.65
 _MARGIN, _TOP, _COLOR_BAR = 12, 32, 56
 
 
@@ -28,13 +30,16 @@ class Tile:
         values (`np.ndarray`): `(H, W, 3)` uint8 colours, or an `(H, W)` float map that is drawn by a colour scale.
         name (`str`): What the pointer shows.
         caption (`str`): Text under the image.
-        outline (`np.ndarray`, *optional*): `(H, W)` boolean mask whose border is drawn over the image.
+        outline (`np.ndarray`, *optional*): `(H, W)` boolean mask whose border is drawn over the image, of the image's
+            size or coarser.
+        backdrop (`np.ndarray`, *optional*): `(H, W, 3)` uint8 picture under a map, which lets it shine through.
     """
 
     values: np.ndarray
     name: str
     caption: str = ""
     outline: np.ndarray | None = None
+    backdrop: np.ndarray | None = None
 
 
 def tile_grid(
@@ -72,14 +77,19 @@ def tile_grid(
     figure = go.Figure()
     bar_drawn = False
     for i, j, tile in cells:
-        height, width = tile.values.shape[:2]
-        dx, dy = aspect / width, 1 / height
-        place = {"x0": j * pitch_x + dx / 2, "dx": dx, "y0": i * pitch_y + dy / 2, "dy": dy}
-        if tile.values.ndim == 3:
+        left_edge, top_edge = j * pitch_x, i * pitch_y
+        picture = tile.values if tile.values.ndim == 3 else tile.backdrop
+        if picture is not None:
+            picture = thumbnail(picture, _PICTURE_SIZE)
             figure.add_trace(
-                go.Image(source=png_data_uri(tile.values), hovertemplate=f"{tile.name}<extra></extra>", **place)
+                go.Image(
+                    source=png_data_uri(picture),
+                    hovertemplate=f"{tile.name}<extra></extra>" if tile.values.ndim == 3 else None,
+                    hoverinfo=None if tile.values.ndim == 3 else "skip",
+                    **_place(picture, left_edge, top_edge, aspect),
+                )
             )
-        else:
+        if tile.values.ndim == 2:
             shown = _scaled(tile.values, scale)
             value = "customdata" if scale == "log" else "z"
             low, high = common or _color_range(shown, scale)
@@ -93,16 +103,19 @@ def tile_grid(
                     hovertemplate=f"{tile.name}<br>value %{{{value}:.4g}}<extra></extra>",
                     showscale=not bar_drawn,
                     colorbar=_color_bar(low, high, shared_scale, scale, scale_title),
-                    **place,
+                    opacity=1 if tile.backdrop is None else _OVERLAY_OPACITY,
+                    zsmooth=False if tile.backdrop is None else "best",
+                    **_place(tile.values, left_edge, top_edge, aspect),
                 )
             )
             bar_drawn = True
         if tile.outline is not None:
             xs, ys = _border(tile.outline)
+            rows_of_mask, columns_of_mask = tile.outline.shape
             for color, line_width in (("black", 3), ("white", 1.5)):  # one of them shows on any background
                 figure.add_scatter(
-                    x=[None if x is None else j * pitch_x + x * dx for x in xs],
-                    y=[None if y is None else i * pitch_y + y * dy for y in ys],
+                    x=[None if x is None else left_edge + x * aspect / columns_of_mask for x in xs],
+                    y=[None if y is None else top_edge + y / rows_of_mask for y in ys],
                     mode="lines",
                     line={"color": color, "width": line_width},
                     hoverinfo="skip",
@@ -163,6 +176,12 @@ def tile_rows(tiles: Sequence[Tile], columns: int) -> go.Figure:
     """Draws `tiles` from left to right and from top to bottom, `columns` in a row; captions tell them apart."""
     rows = [list(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
     return tile_grid(rows, [""] * columns, [""] * len(rows))
+
+
+def _place(values: np.ndarray, x: float, y: float, aspect: float) -> dict[str, float]:
+    """Where the pixels of a tile lie whose corner is at `x` and `y`."""
+    dx, dy = aspect / values.shape[1], 1 / values.shape[0]
+    return {"x0": x + dx / 2, "dx": dx, "y0": y + dy / 2, "dy": dy}
 
 
 def _scaled(values: np.ndarray, scale: str) -> np.ndarray:

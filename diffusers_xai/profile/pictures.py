@@ -23,6 +23,15 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return ((image.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0)
 
 
+def thumbnail(rgb: np.ndarray, size: int) -> np.ndarray:
+    """`(H, W, 3)` uint8 -> the same picture with at most `size` pixels on a side."""
+    if max(rgb.shape[:2]) <= size:
+        return rgb
+    picture = Image.fromarray(rgb)
+    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
 def png(rgb: np.ndarray) -> bytes:
     """`(H, W, 3)` uint8 -> the bytes of a PNG file."""
     buffer = io.BytesIO()

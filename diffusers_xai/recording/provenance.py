@@ -37,7 +37,7 @@ def describe_run(
             "versions": {name: _version(name) for name in _LIBRARIES},
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "complete": run.is_complete,
-            "pipeline": {"class": type(run.pipeline).__name__, "name_or_path": name},
+            "pipeline": {"class": type(run.pipeline).__name__, "name_or_path": name, **_precision(run.pipeline)},
             "model": {"class": run.denoiser.name, "config": dict(run.denoiser.config)},
             "scheduler": {"class": type(run.scheduler).__name__, "config": dict(run.scheduler.config)},
             "record": [spec.to_dict() for spec in specs],
@@ -66,11 +66,18 @@ def _call(run: Run) -> dict[str, Any]:
     generator = arguments.get("generator")
     generators = generator if isinstance(generator, list) else [generator] if generator is not None else []
     seeds = [item.initial_seed() for item in generators if isinstance(item, torch.Generator)]
+    given = [name for name in run.call.given or () if name not in _NOT_TOLD]
     return {
         "arguments": told,
+        **({} if run.call.given is None else {"given": given}),
         **{name: told[name] for name in ("prompt", "negative_prompt", "guidance_scale") if name in told},
         **({"seeds": seeds} if seeds else {}),
     }
+
+
+def _precision(pipeline: Any) -> dict[str, str]:
+    dtype = getattr(pipeline, "dtype", None)
+    return {"dtype": str(dtype)} if isinstance(dtype, torch.dtype) else {}
 
 
 def _is_plain(value: Any) -> bool:

@@ -8,6 +8,7 @@ import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.pictures import picture_bytes
 from diffusers_xai.recording.plan import PlannedArray, check_size, recorded_dtype
 from diffusers_xai.recording.provenance import describe_run
 from diffusers_xai.recording.steps import StepSpec
@@ -154,6 +155,7 @@ class Recording:
     def replace_final(self, tensor: torch.Tensor) -> None:
         """Tells that a callback has replaced the last state, so that `final_sample` is the finished image."""
         self._store.replace_final("final_sample", _to_cpu(tensor).numpy())
+        self._store.replace_final("final_image", _to_cpu(picture_bytes(tensor)).numpy())
 
     def _select(self) -> None:
         for spec in self.specs:

@@ -10,6 +10,7 @@ from diffusers_xai.checkpoints import demo_checkpoint, name_of_embedded
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.page import fill
+from diffusers_xai.report.words import prompts
 
 
 def origin(
@@ -31,31 +32,36 @@ def origin(
 
 
 def python_code(provenance: dict, mask: np.ndarray | None = None, edited: dict | None = None) -> str | None:
-    """The Python program that repeats an `XAIPipeline` run, and the `edited` one after it.
+    """The Python program that repeats the run of an `XAIPipeline` or with a prompt, and the `edited` one after it.
 
-    `None` for runs of another pipeline, and for edits that the provenance only describes.
+    `None` where the provenance only describes what was given: other pipelines, images, functions as edits.
     """
     runs = [("out", provenance), *([("edited", edited)] if edited is not None else [])]
-    if any(run.get("pipeline", {}).get("class") != "XAIPipeline" for _, run in runs):
+    ours = provenance.get("pipeline", {}).get("class") == "XAIPipeline"
+    if not ours and not all(_is_told(run) for _, run in runs):
         return None
     if any(isinstance(edit.get("replace"), dict) for _, run in runs for edit in _flat(run.get("edits", []))):
         return None
     masks = _Masks(mask)
-    calls = [line for name, run in runs for line in _pipeline_call(name, run, masks)]
+    calls = [line for name, run in runs for line in (_pipeline_call if ours else _recorded_call)(name, run, masks)]
     specs = [spec for _, run in runs for spec in _flat(run.get("record", []) + run.get("edits", []))]
     checkpoint = provenance["pipeline"].get("name_or_path")
     embedded = _call_of_embedded(checkpoint)
     source = embedded or repr(checkpoint)
-    names = {spec.get("type", "") for spec in specs} | {"XAIPipeline"}
+    kind = "XAIPipeline" if ours else "DiffusionPipeline"
+    names = {spec.get("type", "") for spec in specs} | {kind if ours else "record"}
     names |= {"demo_checkpoint"} if embedded else set()
     lines = ["import torch"]
     scheduler = provenance.get("scheduler", {}).get("class")
-    if scheduler:
-        lines.append(f"from diffusers import {scheduler}")
+    of_diffusers = [name for name in (scheduler, None if ours else kind) if name]
+    if of_diffusers:
+        lines.append(f"from diffusers import {', '.join(sorted(of_diffusers))}")
     lines += ["", f"from diffusers_xai import {', '.join(sorted(names))}"]
     lines += masks.imports()
     lines += ["from diffusers_xai.report import write_report", "", *masks.definitions()]
-    lines.append(f"pipe = XAIPipeline.from_pretrained({source})")
+    dtype = provenance["pipeline"].get("dtype")
+    precision = "" if ours or dtype is None else f", dtype={dtype}"
+    lines.append(f"pipe = {kind}.from_pretrained({source}{precision})")
     if scheduler:
         lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
     arguments = ["out.profile", '"profile/report.html"'] + ["mask=mask"] * (mask is not None)
@@ -87,9 +93,33 @@ def _pipeline_call(name: str, provenance: dict, masks: "_Masks") -> list[str]:
         lines.append(f"    eta={provenance['eta']!r},")
     for argument in ("record", "edits"):
         if provenance.get(argument):
-            entries = [_entry(entry, masks) for entry in provenance[argument]]
-            lines += [f"    {argument}=[", *(f"        {entry}," for entry in entries), "    ],"]
+            lines += [f"    {argument}=[", *_entries(provenance[argument], masks, 8), "    ],"]
     return [*lines, ")"]
+
+
+def _is_told(provenance: dict) -> bool:
+    """Whether everything that a pipeline was given for its prompt can be written down."""
+    given, told = provenance.get("given"), provenance.get("arguments", {})
+    return given is not None and "prompt" in told and set(given) - {"generator"} <= set(told)
+
+
+def _recorded_call(name: str, provenance: dict, masks: "_Masks") -> list[str]:
+    lines = ["what = [", *_entries(provenance["record"], masks, 4), "]"]
+    edits = _entries(provenance.get("edits") or [], masks, 4)
+    if edits:
+        lines += ["edits = [", *edits, "]"]
+    lines.append(f"with record(pipe, what{', edits=edits' if edits else ''}) as {name}:")
+    lines.append("    pipe(")
+    seeds = [f"torch.Generator().manual_seed({seed})" for seed in provenance.get("seeds") or []]
+    if seeds:
+        lines.append(f"        generator={seeds[0] if len(seeds) == 1 else '[' + ', '.join(seeds) + ']'},")
+    told = provenance["arguments"]
+    lines += [f"        {name}={told[name]!r}," for name in provenance["given"] if name in told]
+    return [*lines, "    )"]
+
+
+def _entries(specs: list, masks: "_Masks", indent: int) -> list[str]:
+    return [f"{' ' * indent}{_entry(spec, masks)}," for spec in specs]
 
 
 def _entry(entry: dict | list, masks: "_Masks") -> str:
@@ -155,6 +185,7 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
         ("Model", model.get("class", "")),
         ("Scheduler", scheduler.get("class", "") + (f", {prediction} prediction" if prediction else "")),
         ("Steps", str(provenance.get("num_inference_steps") or "")),
+        *prompts(provenance),
         ("Label", labels),
         ("Guidance scale", str(provenance.get("guidance_scale", ""))),
         ("Seed", seeds),

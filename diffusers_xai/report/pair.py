@@ -3,7 +3,7 @@
 import html
 
 from diffusers_xai import plots
-from diffusers_xai.plots.style import layer_name
+from diffusers_xai.plots.style import layer_name, predicted_images
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.section import Section, can_compare_samples
 from diffusers_xai.report.words import class_attributes, label_words
@@ -18,7 +18,7 @@ def pair_sections(profile: DiffusionProfile, edited: DiffusionProfile) -> list[S
             " runs differ, dark where they agree, all maps in one range. SSIM is 1 for equal images.",
             "Images of the intact run, of the changed run, and their difference, at equal distances in time.",
             "The images are the predicted x̂<sub>0</sub>, then the results. Thesis alg. 6, fig. 5.10 to 5.17.",
-            lambda: plots.run_pair(profile, edited),
+            lambda: plots.run_pair(profile, edited, name=predicted_images(profile) or "x0"),
             wide=True,
         )
     ]
@@ -51,4 +51,9 @@ def _in_words(edit: dict | list, profile: DiffusionProfile) -> str:
         at = edit.get("from_step")
         start = f"step {at}" if at is not None else f"t = {edit.get('from_timestep')}"
         return f"the label switched to {label_words(edit['to'], class_attributes(profile))} from {start} on"
+    if isinstance(edit, dict) and edit.get("type") == "PromptSwitch":
+        start = (
+            f"step {edit['from_step']}" if edit.get("from_step") is not None else f"t = {edit.get('from_timestep')}"
+        )
+        return f"the prompt switched to “{edit['to']}” from {start} on"
     return str(edit)

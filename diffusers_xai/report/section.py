@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
+from diffusers_xai.plots.style import has_positions
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.page import fill
 
@@ -40,7 +41,8 @@ def can_compare_samples(profile: DiffusionProfile) -> bool:
     if "samples" not in profile:
         return False
     sizes = profile["samples"].sizes
-    return sizes["step"] + ("final_sample" in profile) > 1 and min(sizes["height"], sizes["width"]) >= 7
+    is_image = has_positions(profile["samples"]) and "frame" not in sizes
+    return is_image and sizes["step"] + ("final_sample" in profile) > 1 and min(sizes["height"], sizes["width"]) >= 7
 
 
 def render(section: Section, more: str = "") -> str:

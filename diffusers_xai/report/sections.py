@@ -3,7 +3,7 @@
 import numpy as np
 
 from diffusers_xai import plots
-from diffusers_xai.plots.style import layers_over_time, layers_with_maps
+from diffusers_xai.plots.style import has_positions, is_latent, layers_over_time, layers_with_maps, predicted_images
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.gradients import gradient_sections
 from diffusers_xai.report.pair import pair_sections
@@ -12,6 +12,9 @@ from diffusers_xai.report.section import Section, can_compare_samples, render
 
 _LAYER_NAMES = (
     " Layers are named as in the thesis: downs contract the image, mid_attn is the bottleneck, ups expand it again."
+)
+_LATENT = (
+    " This model works on a compressed form of the image, the latent: three of its channels are shown as colours."
 )
 
 
@@ -23,19 +26,21 @@ def sections(profile: DiffusionProfile, mask: np.ndarray | None, edited: Diffusi
 
 def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Section]:
     found = []
-    if "samples" in profile:
+    if "samples" in profile and has_positions(profile["samples"]):
         found.append(
             Section(
                 "From noise to image",
                 "The process begins with pure noise and takes a little of it away at every step. Each picture is the"
-                " state x<sub>t</sub> that the network receives at time t, which runs from T down to 0.",
+                " state x<sub>t</sub> that the network receives at time t, which runs from T down to 0."
+                f"{_LATENT if is_latent(profile['samples']) else ''}",
                 "A row of images at equal distances in time, from noise on the left to the result on the right.",
                 "Thesis fig. 5.3.",
                 lambda: plots.process_strip(profile),
                 wide=True,
             )
         )
-    if "x0" in profile:
+    predicted = predicted_images(profile)
+    if predicted is not None:
         found.append(
             Section(
                 "What the network predicts on the way",
@@ -43,8 +48,24 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 " guesses are blurred averages of all that is still possible; large shapes and colours are decided"
                 " early, details late.",
                 "A row of predicted images at the same times, from a blur on the left to the result on the right.",
-                "x̂<sub>0</sub> is computed from x<sub>t</sub> and the network's output by the scheduler.",
-                lambda: plots.process_strip(profile, "x0"),
+                "x̂<sub>0</sub> is computed from x<sub>t</sub> and the network's output by the scheduler"
+                f"{', and decoded by the autoencoder' if predicted == 'images' else ''}.",
+                lambda: plots.process_strip(profile, predicted),
+                wide=True,
+            )
+        )
+    if "word_maps" in profile and has_positions(profile["word_maps"]):
+        found.append(
+            Section(
+                "Where the image looks at each word",
+                "While the network denoises, each place of the image divides its attention among the words of the"
+                " prompt. A map is bright where the share that goes to its word is greatest; it lies over the image"
+                " that is predicted then, the mean of all over the result. Each map has its own colour range, so that"
+                " even noise shows places: where a word has no clear one, its maps are patchy and differ from step to"
+                " step.",
+                "A grid of maps over predicted images: one row per word, one column per time, and their mean.",
+                "Softmax weights from image to text, the mean over heads and layers (Tang et al. 2023).",
+                lambda: plots.word_maps(profile),
                 wide=True,
             )
         )
@@ -75,7 +96,7 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 lambda: plots.layer_distances(profile),
             )
         )
-    if "attention_outputs" in profile:
+    if "attention_outputs" in profile and has_positions(profile["attention_outputs"]):
         found.append(
             Section(
                 "Where attention works",

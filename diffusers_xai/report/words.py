@@ -1,6 +1,7 @@
 """A run in plain words."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from diffusers_xai.labels import attributes_of
 from diffusers_xai.profile import DiffusionProfile
@@ -21,8 +22,16 @@ def label_words(label: int, attributes: Sequence[str]) -> str:
     return ", ".join(present + [f"not {name}" for name in attributes if name not in present])
 
 
+def prompts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The prompt and the negative prompt under their titles; empty texts where there are none."""
+    titles = {"Prompt": "prompt", "Negative prompt": "negative_prompt"}
+    values = ((title, provenance.get(name) or "") for title, name in titles.items())
+    return [(title, value if isinstance(value, str) else "; ".join(map(str, value))) for title, value in values]
+
+
 def headline(profile: DiffusionProfile) -> str:
     """The title of the page."""
     count = profile["final_sample"].sizes["sample"] if "final_sample" in profile else 1
-    noun = "face" if class_attributes(profile) else "image"
+    frames = any("frame" in profile[name].dims for name in ("final_image", "final_sample") if name in profile)
+    noun = "face" if class_attributes(profile) else "video" if frames else "image"
     return f"How the model formed this {noun}" if count == 1 else f"How the model formed these {count} {noun}s"

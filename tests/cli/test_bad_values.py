@@ -1,5 +1,6 @@
 """Values that no option can take: one line, exit code 2, nothing left, nothing loaded."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_xai import XAIPipeline, cli
@@ -60,6 +62,21 @@ TOGETHER = [
     ["experiment", "compare-checkpoints", "--checkpoint", "tiny"],
     ["push", "user/name", "--checkpoint", "tiny", "--sample-grid", "white.png", "--no-sample-grid"],
     ["push", "user/name"],
+    ["profile", "--prompt", "a red fox"],
+    ["profile", "--negative-prompt", "rain"],
+    ["profile", "--words", "fox"],
+    ["profile", "--height", "64"],
+    ["profile", "--width", "64"],
+    ["profile", "--dtype", "float16"],
+    ["profile", "--checkpoint", "text"],
+    ["profile", "--checkpoint", "text", "--prompt", "a fox", "--label", "3"],
+    ["profile", "--checkpoint", "text", "--prompt", "a fox", "--prompt", "a cat"],
+    ["profile", "--checkpoint", "text", "--label", "3"],
+    ["profile", "--checkpoint", "text", "--prompt", "a fox", "--steps", "1001"],
+    ["profile", "--checkpoint", "text", "--prompt", "a fox", "--steps", "5", "--switch", "5:a cat"],
+    ["profile", "--checkpoint", "flow", "--prompt", "a fox", "--scheduler", "ddim"],
+    ["profile", "--checkpoint", "image", "--prompt", "a fox"],
+    ["profile", "--checkpoint", "short", "--prompt", "a fox", "--height", "64"],
     ["profile", "extra"],
     ["nonsense"],
     ["--nonsense"],
@@ -87,6 +104,13 @@ def place(tmp_path_factory):
     (place / "tiny" / "model_index.json").write_text("{}")
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         (place / "broken" / part).write_text('{"cut')
+    prompts = {"text": "StableDiffusion", "flow": "StableDiffusion3", "image": "StableDiffusionImg2Img"}
+    for name, kind in {**prompts, "short": "StableDiffusionLatentUpscale"}.items():
+        (place / name / "scheduler").mkdir(parents=True)
+        (place / name / "model_index.json").write_text(json.dumps({"_class_name": f"{kind}Pipeline"}))
+        scheduler = "FlowMatchEulerDiscreteScheduler" if name == "flow" else "DDIMScheduler"
+        config = {"_class_name": scheduler, "num_train_timesteps": 1000}
+        (place / name / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     picture = Image.fromarray(np.full((32, 32), 255, np.uint8))
     picture.save(place / "white.png")
     (place / "cut.png").write_bytes((place / "white.png").read_bytes()[:40])
@@ -100,7 +124,8 @@ def nothing_loaded(monkeypatch):
     def load(*args, **kwargs):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(XAIPipeline, "from_pretrained", load)
+    for kind in (XAIPipeline, DiffusionPipeline):
+        monkeypatch.setattr(kind, "from_pretrained", load)
 
 
 def test_there_are_many():

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from diffusers_xai import ConvNextUNet2DModel, DiffusionProfile, XAIPipeline, cli
-from diffusers_xai.cli import profile_run
+from diffusers_xai.cli import profile_folder, profile_run
 from diffusers_xai.measures import channel_sums, structural_similarity
 
 
@@ -182,7 +182,7 @@ def test_debug_shows_the_traceback(profile, place):
 def test_overwrite_replaces_a_profile_when_the_new_one_is_complete(profile, place, monkeypatch):
     assert profile("--seed", 1)[0] == 0
     (place / "profile" / "left.txt").write_text("old")
-    monkeypatch.setattr(profile_run, "write_report", raise_full_disk)
+    monkeypatch.setattr(profile_folder, "write_report", raise_full_disk)
     assert profile("--seed", 2, "--overwrite")[0] == 2
     assert DiffusionProfile.from_pretrained("profile").provenance["seeds"] == [1]
     monkeypatch.undo()
@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_nothing(profile, place, monkeypatch, where):
     if where == "save":
         monkeypatch.setattr(DiffusionProfile, "save_pretrained", raise_full_disk)
     else:
-        monkeypatch.setattr(profile_run, "write_report", raise_full_disk)
+        monkeypatch.setattr(profile_folder, "write_report", raise_full_disk)
     code, _, err = profile("--out", "a/b")
     assert code == 2
     assert "No space left on device" in err[-1]
@@ -226,7 +226,7 @@ def test_an_interruption_leaves_nothing(profile, place, monkeypatch, where):
     if where == "sampling":
         monkeypatch.setattr(DDPMScheduler, "step", interrupt)
     else:
-        monkeypatch.setattr(profile_run, "write_report", interrupt)
+        monkeypatch.setattr(profile_folder, "write_report", interrupt)
     code, _, err = profile()
     assert code == 130
     assert "interrupted" in err[-1]
