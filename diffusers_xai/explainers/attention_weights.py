@@ -47,7 +47,7 @@ class AttentionWeights(RecordSpec):
         relation (`str`, *optional*): `"image_to_text"`, `"image_to_image"` or `"text_to_image"`.
         queries (`str`, defaults to `"mean"`): `"mean"` over all queries, or `"all"`.
         pixels (sequence of `(row, column)`, *optional*): Query pixels at the sample's resolution; each means the
-            query of the layer's grid that covers it.
+            query of the layer's grid that covers it; of a video, in its first frame.
         heads (`int` or sequence of `int`, *optional*): 0-based indices of heads; all if `None`.
         steps, timesteps, every: See [`RecordSpec`].
 

@@ -25,8 +25,9 @@ class WordMaps(RecordSpec):
     (step, sample, [frame,] height, width, token), with the words as coordinate `token`; in [0, 1].
 
     Args:
-        words (`str` or list of `str`): Words of the prompt, as they are written there; several in one string are a
-            phrase.
+        words (`str` or list of `str`): Whole words of the prompt; several in one string are a phrase. Of one that
+            stands there more than once, or in the sequences of several text encoders that a layer looks at in one
+            (SD3), its first place is meant.
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers that look from image to text if
             `None`.
         tokens (sequence of `str`, *optional*): The strings of the condition's tokens, for pipelines without a

@@ -341,7 +341,7 @@ class Run:
         """Reads off the first step in which order the pipeline combines its branches.
 
         Raises:
-            RuntimeError: if the number of images is not what an edit was applied for.
+            RuntimeError: if the branches are not what an edit, or a record of one of them, took them for.
         """
         samples, outputs = self.num_samples, self.branch_outputs()
         names = self.guidance.branches
@@ -361,8 +361,8 @@ class Run:
         self.guidance = Guidance(tuple(calls), self.guidance.doubles_sample)
         if self.needs_rows and names != self.guidance.branches:
             raise RuntimeError(
-                f"An edit changed rows of the guidance branches {names}, but the pipeline combined them as"
-                f" {self.guidance.branches}: tell the order with `register_layout`."
+                f"What is edited or recorded of single guidance branches took them for {names}, but the pipeline"
+                f" combined them as {self.guidance.branches}: tell the order with `register_layout`."
             )
 
 
