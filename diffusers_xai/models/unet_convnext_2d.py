@@ -3,6 +3,7 @@
 The file stands alone: it imports nothing of this package, so that a Hub repository can carry it as it is.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -364,22 +365,8 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     @property
     def layer_aliases(self) -> dict[str, str]:
         """Article-style layer names (`downs.1.3`, `mid_attn.fn`) -> module paths of this network."""
-        aliases = {}
-        for path, module in self.named_modules():
-            if isinstance(module, nn.ModuleList):
-                continue
-            name = path
-            for pattern, replacement in _ANNOTATED_NAMES:
-                name = re.sub(pattern, replacement, name)
-            if name != path:
-                aliases[name] = path
-        for name, path in list(aliases.items()):
-            if name.endswith(".fn"):
-                aliases[name + ".fn"] = path
-            elif name.endswith(".mlp.1"):
-                aliases[name.removesuffix(".1")] = path
-        aliases["final_conv"] = "conv_out"
-        return aliases
+        modules = self.named_modules()
+        return dict(_annotated_names(tuple(path for path, module in modules if not isinstance(module, nn.ModuleList))))
 
     def forward(
         self,
@@ -565,3 +552,22 @@ def _infer_annotated_config(state_dict: dict[str, torch.Tensor]) -> dict:
     if num_classes != 16:
         config["class_attributes"] = None
     return config
+
+
+@functools.lru_cache(maxsize=16)  # every recording asks for it, and it takes as long as a step of a small network
+def _annotated_names(paths: tuple[str, ...]) -> dict[str, str]:
+    """Article-style name -> module path, of the modules that have one."""
+    aliases = {}
+    for path in paths:
+        name = path
+        for pattern, replacement in _ANNOTATED_NAMES:
+            name = re.sub(pattern, replacement, name)
+        if name != path:
+            aliases[name] = path
+    for name, path in list(aliases.items()):
+        if name.endswith(".fn"):
+            aliases[name + ".fn"] = path
+        elif name.endswith(".mlp.1"):
+            aliases[name.removesuffix(".1")] = path
+    aliases["final_conv"] = "conv_out"
+    return aliases

@@ -70,7 +70,7 @@ def storable_array(name: str, array: xr.DataArray) -> xr.DataArray:
     array = array.copy(deep=False)
     array.name = name
     array.attrs = to_json(array.attrs, f"attrs of {name}")
-    for key, coord in list(array.coords.items()):
+    for key, coord in list(array.coords.variables.items()):
         attrs = to_json(coord.attrs, f"attrs of {name}'s coordinate {key}")
         if str(coord.dtype) in DTYPES:
             coord.attrs = attrs
@@ -88,7 +88,7 @@ def _check_name_and_type(name: str, array: xr.DataArray) -> None:
         raise TypeError(f"{name}: expected an xarray.DataArray, got {type(array).__name__}.")
 
 
-def _fixed_width_text(name: str, coord: xr.DataArray) -> np.ndarray:
+def _fixed_width_text(name: str, coord: xr.Variable) -> np.ndarray:
     texts = coord.values.astype(object)
     if not all(isinstance(text, str) for text in texts.ravel()):
         raise ValueError(f"{name}: expected text or numbers of the dtypes {', '.join(DTYPES)}, got {coord.dtype}.")
@@ -98,13 +98,14 @@ def _fixed_width_text(name: str, coord: xr.DataArray) -> np.ndarray:
 def _validate_steps(name: str, array: xr.DataArray) -> None:
     if "step" not in array.dims:
         return
-    steps = array.coords["step"].values if "step" in array.coords else None
+    coords = array.coords.variables  # as coordinates, each would become an array of its own
+    steps = coords["step"].values if "step" in coords else None
     if steps is None or steps.dtype.kind not in "iu" or steps[0] < 0 or (np.diff(steps.astype(np.int64)) <= 0).any():
         got = "none" if steps is None else f"{steps.dtype} {describe(steps.tolist())}"
         raise ValueError(f"{name}: expected increasing integer coordinates 'step' from 0 on, got {got}.")
     for clock in ("timestep", "sigma"):
-        if clock in array.coords:
-            coord = array.coords[clock]
+        if clock in coords:
+            coord = coords[clock]
             if coord.dims != ("step",) or coord.dtype.kind != "f":
                 raise ValueError(
                     f"{name}: expected {clock!r} to be a float coordinate on ('step',), "
@@ -115,7 +116,7 @@ def _validate_steps(name: str, array: xr.DataArray) -> None:
 def _validate_branches(name: str, array: xr.DataArray) -> None:
     if "branch" not in array.dims:
         return
-    branches = array.coords["branch"].values.tolist() if "branch" in array.coords else []
+    branches = array.coords.variables["branch"].values.tolist() if "branch" in array.coords else []
     if not branches or len(set(branches)) < len(branches) or not set(branches) <= set(BRANCHES):
         raise ValueError(f"{name}: expected coordinates 'branch' from {BRANCHES}, got {branches or 'none'}.")
 

@@ -178,14 +178,14 @@ class Recording:
         """Moves what the current step yielded into the record, with guidance branches told apart."""
         index, samples = self.run.step, self.run.num_samples
         called = {call.component for call in self.run.calls}
-        for spec in self.specs:
+        for spec in filter(self.is_selected, self.specs):
             missing = [
                 name
                 for name in sorted(self._expected[id(spec)])
                 if (name, id(spec)) not in self._pending
                 and self.run.denoiser.component_of(name.partition("/")[2]) in called
             ]
-            if missing and self.is_selected(spec):
+            if missing:
                 raise RuntimeError(
                     f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
                     " run in this network's forward pass, or not in the way that is recorded."

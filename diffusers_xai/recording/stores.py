@@ -78,20 +78,21 @@ class MemoryStore:
 
     def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
         """The profile of all steps added."""
-        arrays = {name: self._stack(self._steps.pop(name)) for name in list(self._steps)}
+        clocks: dict[tuple[int, ...], xr.Coordinates] = {}
+        arrays = {name: self._stack(self._steps.pop(name), clocks) for name in list(self._steps)}
         return DiffusionProfile({**arrays, **self._final}, provenance)
 
-    def _stack(self, steps: Mapping[int, StepArray]) -> xr.DataArray:
-        timesteps, sigmas = zip(*(self._clock[step] for step in steps), strict=True)
+    def _stack(self, steps: Mapping[int, StepArray], clocks: dict[tuple[int, ...], xr.Coordinates]) -> xr.DataArray:
+        """The array of all steps; those of the same steps share coordinates, which are slow to make, in `clocks`."""
+        key = tuple(steps)
+        if key not in clocks:
+            timesteps, sigmas = zip(*(self._clock[step] for step in steps), strict=True)
+            of_steps = {"timestep": ("step", np.array(timesteps)), "sigma": ("step", np.array(sigmas))}
+            clocks[key] = xr.Coordinates({"step": np.array(key), **of_steps})
         first = next(iter(steps.values()))
-        coords = {
-            **first.coords,
-            "step": np.array(list(steps)),
-            "timestep": ("step", np.array(timesteps)),
-            "sigma": ("step", np.array(sigmas)),
-        }
         values = np.stack([array.values for array in steps.values()])
-        return xr.DataArray(values, dims=("step", *first.dims), coords=coords)
+        array = xr.DataArray(values, dims=("step", *first.dims), coords=clocks[key])
+        return array.assign_coords(first.coords) if first.coords else array
 
 
 class DiskStore(MemoryStore):

@@ -1,5 +1,6 @@
 """What a scheduler says of the noise in its state, and what a denoiser's output means: ε, v and x̂_0."""
 
+import functools
 import math
 import typing
 from dataclasses import dataclass, fields, is_dataclass
@@ -157,6 +158,7 @@ def _predicts_x0(scheduler: Any) -> bool:
     return algorithm.endswith("dpmsolver++") or hasattr(scheduler, "precondition_outputs")
 
 
+@functools.cache
 def _x0_position(scheduler_class: Any) -> int | None:
     """Where x̂_0 stands in the tuple that `step` returns: where it stands in the output class that it declares."""
     try:

@@ -22,7 +22,6 @@ from tests.benchmarks.harness import interleaved, print_table, ratios
 from tests.zoo.pipelines import ZOO
 
 
-SPECS = [AttentionWeights(relation="image_to_text", queries="all")]
 PREFIX = "attention_weights_image_to_text/"
 SIZE, TEXT = 32, 16
 
@@ -34,7 +33,7 @@ class Loop:
         setattr(self, component, network)
         self.network, self.component = network, component
         self.scheduler, self.inputs, self.sample = scheduler, inputs, sample
-        self.layers = [path for path, _ in network.named_modules() if path.endswith(self.attentions)]
+        self.layers = [path for path, _ in network.named_modules() if re.fullmatch(self.attentions, path)]
 
     @torch.no_grad()
     def __call__(self, steps, predict=None):
@@ -47,7 +46,7 @@ class Loop:
 
 
 class StableDiffusion(Loop):
-    attentions = "attn2"
+    attentions = r".*\.attn2"
 
     def __init__(self):
         unet = ZOO["stable-diffusion"].make().unet
@@ -69,7 +68,7 @@ class StableDiffusion(Loop):
 
 
 class Flux(Loop):
-    attentions = ".attn"
+    attentions = r"transformer_blocks\.\d+\.attn"  # attention-map-diffusers leaves out blocks of one stream
 
     def __init__(self):
         transformer = ZOO["flux"].make().transformer
@@ -87,9 +86,7 @@ class Flux(Loop):
         super().__init__("transformer", transformer, FlowMatchEulerDiscreteScheduler(), inputs, sample)
         self.tapped = ["pos_embed"]
         for path in self.layers:
-            joint = getattr(transformer.get_submodule(path), "added_kv_proj_dim", None) is not None
-            names = ("norm_q", "norm_k", "norm_added_q", "norm_added_k") if joint else ("norm_q", "norm_k")
-            self.tapped += [f"{path}.{name}" for name in names]
+            self.tapped += [f"{path}.{name}" for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")]
 
     def inputs_at(self, x, t):
         return {"hidden_states": x, "timestep": t.expand(1) / 1000, **self.inputs}
@@ -99,8 +96,7 @@ class Flux(Loop):
         for path in self.layers:
             parts = []
             for name in ("q", "k"):
-                own, added = outputs[f"{path}.norm_{name}"], outputs.get(f"{path}.norm_added_{name}")
-                joined = own if added is None else torch.cat([added, own], dim=1)
+                joined = torch.cat([outputs[f"{path}.norm_added_{name}"], outputs[f"{path}.norm_{name}"]], dim=1)
                 parts.append(apply_rotary_emb(joined, outputs["pos_embed"], sequence_dim=1).transpose(1, 2))
             q, k = parts[0][:, :, TEXT:], parts[1]
             found[path] = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)[..., :TEXT].contiguous()
@@ -112,7 +108,8 @@ def stacked(steps):
 
 
 def with_ours(loop, steps):
-    with record(loop, SPECS) as recording:
+    weights = AttentionWeights(layers=loop.layers, relation="image_to_text", queries="all")
+    with record(loop, [weights]) as recording:
         loop(steps)
     return {name.removeprefix(PREFIX): array.values for name, array in recording.profile.items() if PREFIX in name}
 

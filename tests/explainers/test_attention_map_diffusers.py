@@ -32,13 +32,13 @@ def test_weights_are_the_same(name):
         run(pipe, entry)
     prefix = "attention_weights_image_to_text/"
     profile = recording.profile
-    assert {name.removeprefix(prefix) for name in profile if name.startswith(prefix)} == set(theirs)
+    # Blocks of one stream, which it does not look into, are here in addition.
+    ours = {name.removeprefix(prefix) for name in profile if name.startswith(prefix)}
+    assert {layer for layer in ours if not layer.startswith("single_")} == set(theirs)
     for layer, steps in theirs.items():
         array = profile[f"{prefix}{layer}"]
         rows = ("branch", "sample") if "branch" in array.dims else ("sample",)
-        ours = array.transpose("step", *rows, "head", "height", "width", "token").values
+        values = array.transpose("step", *rows, "head", "height", "width", "token").values
         expected = torch.stack(steps).numpy()  # (step, branch and sample, head, query, token)
-        ours = ours.reshape(expected.shape)
         assert len(expected) == entry.steps
-        print(f"{name} {layer}: {np.abs(ours - expected).max():.2e}")
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(values.reshape(expected.shape), expected, rtol=0, atol=1e-6)
