@@ -127,7 +127,7 @@ def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
         (["--device", "cuda:99"], ["--device cuda:99"]),
         (["--device", "nonsense"], ["--device nonsense"]),
         (["--checkpoint", "no/such/folder"], ["no checkpoint at no/such/folder"]),
-        (["--checkpoint", "."], ["cannot load the checkpoint .", "unet/config.json"]),
+        (["--checkpoint", "."], ["cannot load the checkpoint .", "model_index.json"]),
         (["--mask", "nowhere.png"], ["--mask nowhere.png"]),
         (["--mask", "notes.txt"], ["--mask notes.txt", "image"]),
         (["--mask", "black.png"], ["--mask black.png", "empty"]),
