@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,26 +81,31 @@ AttentionCallback = Callable[[str, list[AttentionCall]], None]
 
 
 class _AttentionMode(TorchFunctionMode):
-    """Sees every function of torch; remembers those that compute attention inside the innermost active layer."""
+    """Sees every function of torch while a layer runs; remembers those that compute attention.
 
-    def __init__(self, active: list[tuple[str, list[AttentionCall]]]):
+    Of the modes in `active`, the last one alone looks: that of the innermost layer.
+    """
+
+    def __init__(self, path: str, active: list["_AttentionMode"]):
         super().__init__()
+        self.path = path
         self._active = active
+        self.calls: list[AttentionCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self._active:
+        if self._active[-1:] != [self]:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
             query, key = arguments.pop("query"), arguments.pop("key")
             arguments.pop("value", None)
-            self._active[-1][1].append(AttentionCall(query, key, arguments))
+            self.calls.append(AttentionCall(query, key, arguments))
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         if func in _SOFTMAX and result.ndim in (3, 4):
-            self._active[-1][1].append(AttentionCall(None, None, {}, result))
+            self.calls.append(AttentionCall(None, None, {}, result))
         return result
 
 
@@ -107,25 +113,37 @@ class _AttentionMode(TorchFunctionMode):
 def tap_attention(layers: Mapping[str, nn.Module], callback: AttentionCallback) -> Iterator[None]:
     """Calls `callback` for every run of one of `layers` with the softmax attentions in it. They run as they are.
 
-    Attention is seen where it goes through `F.scaled_dot_product_attention` or a softmax of torch.
+    Attention is seen where it goes through `F.scaled_dot_product_attention` or a softmax of torch; of a layer inside
+    another one, by the inner one.
 
     Args:
         layers (mapping from path to module): Attention modules.
         callback (`Callable`): Receives the layer's path and its attentions, in order.
     """
-    active: list[tuple[str, list[AttentionCall]]] = []
+    active: list[_AttentionMode] = []  # only while a layer runs: each function of torch takes longer under a mode
 
-    def leave(*_: Any) -> None:
-        with torch._C.DisableTorchFunction():  # what the callback computes is no attention of the layer
-            callback(*active.pop())
+    def enter(path: str, *_: Any) -> None:
+        active.append(_AttentionMode(path, active))
+        active[-1].__enter__()
+
+    def leave(path: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if not active or active[-1].path != path:
+            return  # failed before it was entered
+        mode = active.pop()
+        mode.__exit__(None, None, None)
+        if output is not None:  # else the layer has failed
+            with torch._C.DisableTorchFunction():  # what the callback computes is no attention of a layer around it
+                callback(mode.path, mode.calls)
+
+    def clear() -> None:
+        while active:  # an interruption, of which no hook is told
+            active.pop().__exit__(None, None, None)
 
     with ExitStack() as stack:
-        stack.callback(active.clear)
+        stack.callback(clear)
         for path, module in layers.items():
-            enter = module.register_forward_pre_hook(lambda module, args, path=path: active.append((path, [])))
-            stack.callback(enter.remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        stack.enter_context(_AttentionMode(active))
+            stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
+            stack.callback(module.register_forward_hook(partial(leave, path), always_call=True).remove)
         yield
 
 
