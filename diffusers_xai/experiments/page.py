@@ -7,8 +7,7 @@ from typing import Any
 
 from diffusers_xai.experiments.base import EXPERIMENTS, ExperimentResult
 from diffusers_xai.report import write_page
-from diffusers_xai.report.page import page
-from diffusers_xai.report.section import Section, render, render_figure
+from diffusers_xai.report.page import Section, page, render, render_figure
 
 
 def write_experiments(results: Sequence[ExperimentResult], path: Path, command: str) -> None:

@@ -58,5 +58,5 @@ def label_sensitivity(profile: DiffusionProfile, *, sample: int = 0) -> go.Figur
 
 def channel_names(profile: DiffusionProfile, count: int) -> list[str]:
     """Names of the label's channels: the attributes where each has its own."""
-    attributes = profile.provenance.get("model", {}).get("config", {}).get("class_attributes") or ()
+    attributes = profile.class_attributes
     return list(attributes) if len(attributes) == count else [f"label channel {i}" for i in range(count)]

@@ -56,6 +56,11 @@ class ProfileArrays(Mapping[str, xr.DataArray]):
         return self.provenance.get("layer_aliases") or {}
 
     @property
+    def class_attributes(self) -> tuple[str, ...]:
+        """Names of the label's bits, most significant first; empty where a label is not made of attributes."""
+        return tuple(self.provenance.get("model", {}).get("config", {}).get("class_attributes") or ())
+
+    @property
     def headers(self) -> dict[str, xr.DataArray]:
         """Dims, shape, dtype and coordinates of every array, none of them read for it."""
         return {

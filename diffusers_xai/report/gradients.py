@@ -6,7 +6,7 @@ from diffusers_xai import plots
 from diffusers_xai.plots.label_sensitivity import channel_names
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
-from diffusers_xai.report.section import Section
+from diffusers_xai.report.page import Section
 
 
 _OUTPUTS = {"noise": "the noise that the network predicts", "step": "the mean of the next state"}

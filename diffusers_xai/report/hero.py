@@ -17,7 +17,7 @@ from diffusers_xai.plots.style import (
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.pictures import png_data_uri, thumbnail, to_rgb
 from diffusers_xai.report.page import fill
-from diffusers_xai.report.words import class_attributes, headline, label_words, prompts
+from diffusers_xai.report.words import headline, label_words, prompts
 
 
 _FILM_FRAMES = 120
@@ -67,7 +67,7 @@ def hero(profile: DiffusionProfile, mask: np.ndarray | None) -> str:
 
 
 def _label(profile: DiffusionProfile, label: int) -> str:
-    attributes = class_attributes(profile)
+    attributes = profile.class_attributes
     words = label_words(label, attributes)
     return f"{label_bits(label, attributes)} = {words}" if attributes and label >= 0 else words
 
@@ -76,7 +76,7 @@ def _of_label(profile: DiffusionProfile, sample: int) -> str:
     labels = profile.provenance.get("class_labels") or []
     if sample >= len(labels) or labels[sample] is None:
         return ""
-    return f" ({label_words(labels[sample], class_attributes(profile))})"
+    return f" ({label_words(labels[sample], profile.class_attributes)})"
 
 
 def _films(profile: DiffusionProfile) -> dict[str, Any]:

@@ -1,13 +1,15 @@
 """The figures of the page, each with the sentences that teach how to read it."""
 
+import html
+
 import numpy as np
 
 from diffusers_xai import plots
 from diffusers_xai.plots.style import has_positions, is_latent, layers_over_time, layers_with_maps, predicted_images
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.gradients import gradient_sections
-from diffusers_xai.report.pair import pair_sections
-from diffusers_xai.report.section import Section, can_compare_samples, render
+from diffusers_xai.report.page import Section, render
+from diffusers_xai.report.words import changes
 
 
 _LAYER_NAMES = (
@@ -21,7 +23,7 @@ _LATENT = (
 def sections(profile: DiffusionProfile, mask: np.ndarray | None, edited: DiffusionProfile | None) -> list[str]:
     """HTML of a section for everything that the profile holds, and that another run of it shows."""
     found = _of_process(profile, mask) + gradient_sections(profile, mask)
-    return [render(section) for section in found + (pair_sections(profile, edited) if edited is not None else [])]
+    return [render(section) for section in found + (_of_pair(profile, edited) if edited is not None else [])]
 
 
 def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Section]:
@@ -69,7 +71,7 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 wide=True,
             )
         )
-    if "measures/ssim" in profile or can_compare_samples(profile):
+    if "measures/ssim" in profile or _can_compare_samples(profile):
         found.append(
             Section(
                 "How much the image changes",
@@ -133,3 +135,39 @@ def _stride(profile: DiffusionProfile, layer: str) -> str:
         return "not equally spaced"
     distance = distances.pop()
     return "one step apart" if distance == 1 else f"{distance} steps apart"
+
+
+def _of_pair(profile: DiffusionProfile, edited: DiffusionProfile) -> list[Section]:
+    """The images of both runs, and how alike they are over time."""
+    found = [
+        Section(
+            "What the change does",
+            f"The same noise, sampled again: {html.escape(changes(profile, edited))}. The last row shows where the two"
+            " runs differ, dark where they agree, all maps in one range. SSIM is 1 for equal images.",
+            "Images of the intact run, of the changed run, and their difference, at equal distances in time.",
+            "The images are the predicted x̂<sub>0</sub>, then the results. Thesis alg. 6, fig. 5.10 to 5.17.",
+            lambda: plots.run_pair(profile, edited, name=predicted_images(profile) or "x0"),
+            wide=True,
+        )
+    ]
+    if all(_can_compare_samples(run) for run in (profile, edited)):
+        found.append(
+            Section(
+                "When the two runs part",
+                "SSIM between the states x<sub>t</sub> of both runs at equal times. It stays at 1 as long as the noise"
+                " that they share hides all differences, and falls where these become visible.",
+                "A line of the structural similarity between the two runs over time.",
+                "Thesis eq. 4.1.8, fig. 5.14.",
+                lambda: plots.run_similarity(profile, edited),
+            )
+        )
+    return found
+
+
+def _can_compare_samples(profile: DiffusionProfile) -> bool:
+    """Whether there are two states of at least the size of SSIM's window."""
+    if "samples" not in profile:
+        return False
+    sizes = profile["samples"].sizes
+    is_image = has_positions(profile["samples"]) and "frame" not in sizes
+    return is_image and sizes["step"] + ("final_sample" in profile) > 1 and min(sizes["height"], sizes["width"]) >= 7

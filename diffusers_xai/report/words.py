@@ -4,12 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers_xai.labels import attributes_of
+from diffusers_xai.plots.style import layer_name
 from diffusers_xai.profile import DiffusionProfile
-
-
-def class_attributes(profile: DiffusionProfile) -> tuple[str, ...]:
-    """Names of the label's bits, most significant first; empty where a label is not made of attributes."""
-    return tuple(profile.provenance.get("model", {}).get("config", {}).get("class_attributes") or ())
 
 
 def label_words(label: int, attributes: Sequence[str]) -> str:
@@ -33,5 +29,28 @@ def headline(profile: DiffusionProfile) -> str:
     """The title of the page."""
     count = profile["final_sample"].sizes["sample"] if "final_sample" in profile else 1
     frames = any("frame" in profile[name].dims for name in ("final_image", "final_sample") if name in profile)
-    noun = "face" if class_attributes(profile) else "video" if frames else "image"
+    noun = "face" if profile.class_attributes else "video" if frames else "image"
     return f"How the model formed this {noun}" if count == 1 else f"How the model formed these {count} {noun}s"
+
+
+def changes(profile: DiffusionProfile, edited: DiffusionProfile) -> str:
+    """The edits of a run in words, layers by their names in `profile`."""
+    return "; ".join(_in_words(edit, profile) for edit in edited.provenance.get("edits", [])) or "without a change"
+
+
+def _in_words(edit: dict | list, profile: DiffusionProfile) -> str:
+    if isinstance(edit, dict) and edit.get("type") == "ChannelAblation" and edit.get("replace") == "zero":
+        layers = ", ".join(layer_name(profile, layer) for layer in edit["layers"])
+        channels = ", ".join(map(str, edit["channels"]))
+        verb = "set to zero" if edit.get("amount", 1) == 1 else f"weakened by {edit['amount']:.0%}"
+        return f"channel{'s' * (len(edit['channels']) > 1)} {channels} of {layers} {verb}"
+    if isinstance(edit, dict) and edit.get("type") == "LabelSwitch" and isinstance(edit.get("to"), int):
+        at = edit.get("from_step")
+        start = f"step {at}" if at is not None else f"t = {edit.get('from_timestep')}"
+        return f"the label switched to {label_words(edit['to'], profile.class_attributes)} from {start} on"
+    if isinstance(edit, dict) and edit.get("type") == "PromptSwitch":
+        start = (
+            f"step {edit['from_step']}" if edit.get("from_step") is not None else f"t = {edit.get('from_timestep')}"
+        )
+        return f"the prompt switched to “{edit['to']}” from {start} on"
+    return str(edit)
