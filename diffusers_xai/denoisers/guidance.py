@@ -129,8 +129,8 @@ def mixture(
     weights = _weights(outputs, combined)
     if weights is not None:
         return lambda now: torch.stack([w.to(o) * o for w, o in zip(weights, now, strict=True)]).sum(dim=0)
-    rescale = variables.get("guidance_rescale")
-    for normalise in (_renormalised, _rescaled(rescale if isinstance(rescale, (int, float)) else 0.0)):
+    rescale, limit = (_number(variables.get(name)) or 0.0 for name in ("guidance_rescale", "cfg_normalization"))
+    for normalise in (_renormalised, _rescaled(rescale), _limited(limit)):
         for put_together in known(normalise):
             if _is_near(put_together(outputs), combined, max(_RESIDUAL, eps)):
                 return put_together
@@ -147,7 +147,8 @@ def _known(
         if set(branches) != {"cond", "uncond"} or len(outputs) != 2:
             return
         cond, uncond = branches.index("cond"), branches.index("uncond")
-        for scale in [float(scale) for scale in scales if isinstance(scale, (int, float))]:
+        numbers = [number for number in map(_number, scales) if number is not None]
+        for scale in [*numbers, *(number + 1 for number in numbers)]:  # some count from the conditional branch
             for sign in (1.0, -1.0):
                 yield (
                     lambda now, scale=scale, sign=sign: (
@@ -156,6 +157,10 @@ def _known(
                 )
 
     return every
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _is_near(one: torch.Tensor, other: torch.Tensor, bound: float) -> bool:
@@ -198,6 +203,17 @@ def _rescaled(share: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tens
         return share * factor * combined + (1 - share) * combined
 
     return rescaled
+
+
+def _limited(limit: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Guidance that is no longer than a multiple of the conditional branch, image by image (Z-Image)."""
+
+    def limited(cond: torch.Tensor, combined: torch.Tensor) -> torch.Tensor:
+        dims = list(range(1, cond.ndim))
+        lengths = [torch.linalg.vector_norm(part, dim=dims, keepdim=True) for part in (cond, combined)]
+        return combined * (limit * lengths[0] / lengths[1]).clamp(max=1)
+
+    return limited
 
 
 def order_from(weights: torch.Tensor) -> tuple[str, ...] | None:

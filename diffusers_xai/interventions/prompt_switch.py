@@ -11,7 +11,7 @@ from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import EditSpec, first_switched_step
 from diffusers_xai.recording.inputs import goes_into, tensors_in
-from diffusers_xai.recording.repeat import repeated
+from diffusers_xai.recording.repeat import repeated, selected
 from diffusers_xai.recording.shadow import shadow_arguments, shadow_of
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.call import PipelineCall
@@ -64,14 +64,8 @@ class PromptSwitch(EditSpec):
         def switch(first: int, call: DenoiserCall) -> DenoiserCall | None:
             if run.step < first:
                 return None
-            index = len(run.calls) - 1
-            if index >= len(calls) or calls[index].rows != call.rows:
-                raise RuntimeError(
-                    f"PromptSwitch: expected denoiser calls as at the first step, got call {index + 1} of {call.rows}"
-                    f" rows at step {run.step}: the pipeline guides in another way there."
-                )
             own = {id(tensor) for _, output in run.controls for tensor in tensors_in(output)}
-            call = _conditioned(call, calls[index], run, own)
+            call = _conditioned(call, _counterpart(run, call, calls), run, own)
             if run.step > 0 or not controls:
                 return call
             # The ControlNet of the first step has been called before the switch could be known.
@@ -101,7 +95,7 @@ class PromptSwitch(EditSpec):
             others = self._calls_beside(run, self.to)
             # Beside the run too: there, what is drawn at random is the same for both prompts.
             for own, other in zip(self._calls_beside(run, None), others, strict=True):
-                run.prompt_arguments.setdefault(own.component, set()).update(_differing(own, other))
+                run.prompt_arguments.setdefault(_role(run, own), set()).update(_differing(own, other))
             controls.extend(call for call in others if call.component in run.control_networks)
             calls.extend(call for call in others if call.component in run.denoiser.components)
             run.on_call(lambda call: switch(first, call), order=first)  # the latest switch has the last word
@@ -184,11 +178,34 @@ def _is_one_of_several(prompt: Any, prompts: Any) -> bool:
     return isinstance(prompt, str) and isinstance(prompts, list)
 
 
+def _counterpart(run: Run, call: DenoiserCall, calls: Sequence[DenoiserCall]) -> DenoiserCall:
+    """The call of the first step, or its rows, that belongs to one of any step; some steps guide in another way."""
+    index = len(run.calls) - 1
+    if index < len(calls) and calls[index].rows == call.rows:
+        return calls[index]
+    names, samples = run.branches_of_calls(run.num_samples)[index], run.num_samples
+    wanted = "cond" if names == ("skipped",) else names[0]
+    for other, branches in zip(calls, run.guidance.calls, strict=False):
+        if len(names) == 1 and wanted in branches:
+            first = branches.index(wanted) * samples
+            args, kwargs = selected(other, range(first, first + samples), run.labelling.frames)
+            return DenoiserCall(other.component, other.module, args, kwargs)
+    raise RuntimeError(
+        f"PromptSwitch: expected denoiser calls as at the first step, got call {index + 1} of {call.rows} rows at step"
+        f" {run.step}: the pipeline guides in another way there."
+    )
+
+
+def _role(run: Run, call: DenoiserCall) -> str:
+    """A ControlNet's name; of all networks that denoise the same, the later ones take over from the first."""
+    return call.component if call.component in run.control_networks else "denoiser"
+
+
 def _conditioned(
     call: DenoiserCall, other: DenoiserCall, run: Run, own: Collection[int] = frozenset()
 ) -> DenoiserCall:
     """`call` with the arguments of `other` that prompts change, without those that hold tensors of these ids."""
-    for name in run.prompt_arguments.get(call.component, ()):
+    for name in run.prompt_arguments.get(_role(run, call), ()):
         if name in call.arguments and not any(id(tensor) in own for tensor in tensors_in(call.arguments[name])):
             call = call.with_argument(name, other.arguments[name])
     return call

@@ -35,8 +35,8 @@ class Run:
         outputs (`list[torch.Tensor]`): What they returned.
         controls (`list[tuple[DenoiserCall, Any]]`): The calls of ControlNets in the current step and what they
             returned.
-        prompt_arguments (`dict[str, set[str]]`): Arguments of networks that switches of the prompt change, by
-            component.
+        prompt_arguments (`dict[str, set[str]]`): Arguments of the denoiser, and of each ControlNet by name, that
+            switches of the prompt change.
         step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """

@@ -1,6 +1,7 @@
 """The arguments of a denoiser call with every row repeated, nested ones too."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,32 +39,62 @@ def repeated(
         frames (`int`, *optional*): Frames of an image; some arguments hold a row for each.
         replaced (mapping, *optional*): Repeated tensors that take the place of arguments, by the id of those.
     """
-    rows, branches = call.rows, call.rows // samples
+    branches = call.rows // samples
+    order = repeat_rows(torch.arange(call.rows), branches, samples, copies).tolist()
+    every = _Rows(call.rows, frames, lambda batch: repeat_rows(batch, branches, samples, copies), order, replaced)
+    return every.of(call)
 
-    def batch(value: Any) -> Any:
-        if replaced is not None and id(value) in replaced:
-            return replaced[id(value)]
+
+def selected(call: DenoiserCall, rows: Sequence[int], frames: int | None = None) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of `call` for some of its rows, see `repeated`."""
+    index = torch.as_tensor(rows)
+    every = _Rows(call.rows, frames, lambda batch: batch.unflatten(0, (call.rows, -1))[index].flatten(0, 1), rows)
+    return every.of(call)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How arguments of a call are made of its own for other rows.
+
+    Attributes:
+        count (`int`): Rows of the call.
+        frames (`int`, *optional*): Frames of an image; some arguments hold a row for each.
+        change (`Callable`): Makes the other rows of a tensor.
+        order (sequence of `int`): Which rows they are.
+        replaced (mapping, *optional*): Tensors that take the place of arguments, by the id of those.
+    """
+
+    count: int
+    frames: int | None
+    change: Callable[[torch.Tensor], torch.Tensor]
+    order: Sequence[int]
+    replaced: Mapping[int, torch.Tensor] | None = None
+
+    def of(self, call: DenoiserCall) -> tuple[tuple, dict[str, Any]]:
+        """The arguments of the call."""
+        names = list(call.arguments)
+        args = tuple(self._named(names[i] if i < len(names) else "", value) for i, value in enumerate(call.args))
+        return args, self._changed(call.kwargs)
+
+    def _named(self, name: str, value: Any) -> Any:
+        if name in _ROWS_SECOND:
+            return self.change(value.transpose(0, 1)).transpose(0, 1)
+        return value if name in _SHARED else self._changed(value)
+
+    def _changed(self, value: Any) -> Any:
+        if self.replaced is not None and id(value) in self.replaced:
+            return self.replaced[id(value)]
         if isinstance(value, torch.Tensor):
             count = value.shape[0] if value.ndim else 0
-            is_batched = count == rows or (frames is not None and count == rows * frames)
-            return repeat_rows(value, branches, samples, copies) if is_batched else value.clone()
+            is_batched = count == self.count or (self.frames is not None and count == self.count * self.frames)
+            return self.change(value) if is_batched else value.clone()
         if isinstance(value, dict):
-            return {name: named(name, item) for name, item in value.items()}
+            return {name: self._named(name, item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            if isinstance(value, list) and len(value) == rows and not _hold_batches(value, rows):  # a row each
-                return [value[i] for i in order]
-            return type(value)(batch(item) for item in value)
+            if isinstance(value, list) and len(value) == self.count and not _hold_batches(value, self.count):
+                return [value[i] for i in self.order]  # a row each
+            return type(value)(self._changed(item) for item in value)
         return value
-
-    def named(name: str, value: Any) -> Any:
-        if name in _ROWS_SECOND:
-            return repeat_rows(value.transpose(0, 1), branches, samples, copies).transpose(0, 1)
-        return value if name in _SHARED else batch(value)
-
-    order = repeat_rows(torch.arange(rows), branches, samples, copies).tolist()
-    names = list(call.arguments)
-    args = tuple(named(names[i] if i < len(names) else "", value) for i, value in enumerate(call.args))
-    return args, batch(call.kwargs)
 
 
 def _hold_batches(values: Any, rows: int) -> bool:

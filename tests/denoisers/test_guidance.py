@@ -48,6 +48,18 @@ def test_rescaled_guidance_is_repeated_with_its_factor(share):
     torch.testing.assert_close(repeat([uncond + 1, cond * 2]), rescaled(cond * 2, uncond + 1))
 
 
+def test_limited_guidance_is_repeated_with_its_limit():
+    uncond, cond = branches()
+
+    def limited(cond, uncond):  # of one image, counted from the conditional branch
+        guided = cond + 3 * (cond - uncond)
+        return -guided * min(1.0, 0.9 * float(cond.norm() / guided.norm()))
+
+    variables = {"guidance_scale": 3.0, "cfg_normalization": 0.9}
+    repeat = mixture([cond, uncond], limited(cond, uncond), ("cond", "uncond"), variables)
+    torch.testing.assert_close(repeat([uncond + 1, cond * 2]), limited(uncond + 1, cond * 2))
+
+
 def test_every_frame_or_channel_may_have_a_guidance_of_its_own():
     uncond, cond = branches((1, 3, 4, 8, 8))
     scales = torch.tensor([1.0, 2.0, 3.0]).reshape(1, 3, 1, 1, 1)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import SDCFGCutoffCallback
 
 from diffusers_xai import PromptSwitch, record
 from tests.zoo.pipelines import ZOO
@@ -45,6 +46,25 @@ def test_a_later_switch_is_a_callback_that_replaces_the_embeddings(name):
     expected = run(pipe, replace(entry, call={**entry.call, **callback}))
     assert not np.array_equal(expected, run(pipe, entry))
     with record(pipe, edits=[PromptSwitch(to="b dog", from_step=1)]):
+        assert np.array_equal(run(pipe, entry), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("stable-diffusion", {"callback_on_step_end": SDCFGCutoffCallback(None, cutoff_step_index=0)}),
+        (
+            "sd3",
+            {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0},
+        ),
+    ],
+)
+def test_steps_that_guide_in_another_way_are_switched_too(name, arguments):
+    entry, pipe = replace(ZOO[name], steps=3), pipeline(name)
+    entry = replace(entry, call={**entry.call, **arguments, "prompt": "a red fox"})
+    expected = run(pipe, prompted(entry, "b dog"))
+    assert not np.array_equal(expected, run(pipe, entry))
+    with record(pipe, edits=[PromptSwitch(to="b dog", from_step=0)]):
         assert np.array_equal(run(pipe, entry), expected)
 
 

@@ -95,8 +95,8 @@ def conditional_unet(cls="UNet2DConditionModel", **config):
     return getattr(diffusers, cls)(**{**defaults, **config}).eval()
 
 
-def network(cls, **config):
-    torch.manual_seed(0)
+def network(cls, seed=0, **config):
+    torch.manual_seed(seed)
     return getattr(diffusers, cls)(**config).eval()
 
 

@@ -17,6 +17,8 @@ from tests.zoo.entry import (
     ONES,
     PICTURE,
     SIZE,
+    T5_WORDS,
+    T16,
     Entry,
 )
 from tests.zoo.parts import (
@@ -26,6 +28,8 @@ from tests.zoo.parts import (
     conditional_unet,
     embeddings,
     network,
+    t5_encoder,
+    t5_tokenizer,
     vae,
     vision_encoder,
 )
@@ -58,10 +62,10 @@ def _wan(two=False):
         "out_channels": 4, "text_dim": 16, "freq_dim": 16, "ffn_dim": 16, "num_layers": 2,
         "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 32,
     }  # fmt: skip
-    second = {"transformer_2": network("WanTransformer3DModel", **config), "boundary_ratio": 0.5} if two else {}
+    second = {"transformer_2": network("WanTransformer3DModel", seed=1, **config), "boundary_ratio": 0.5}
     return around(
-        "WanPipeline", network("WanTransformer3DModel", **config), vae=None, text_encoder=None, tokenizer=None,
-        **second,
+        "WanPipeline", network("WanTransformer3DModel", **config), vae=None, text_encoder=t5_encoder(16),
+        tokenizer=t5_tokenizer(), **(second if two else {}),
     )  # fmt: skip
 
 
@@ -199,12 +203,12 @@ VIDEO: dict[str, Entry] = {
     ),
     "wan-2.2": Entry(
         lambda: _wan(True),
-        {**EMBEDS16, "height": 64, "width": 64, "num_frames": 9},
+        {**ONE, "negative_prompt": "b", **T16, "height": 64, "width": 64, "num_frames": 9},
         "transformer_2.blocks.0",
         (3, 4, 4),
         CU,
         attention="transformer_2.blocks.0.attn2",
-        words=GIVEN,
+        words=T5_WORDS,
         predicts="flow",
     ),
     "ltx-video": Entry(
