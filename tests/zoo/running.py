@@ -103,6 +103,13 @@ def spied(pipe, entry, edit=None, seed=0, after_step=None):
             seen.attentions[-1].setdefault(inside[-1], []).append((query, key, attn_mask, scale))
         return original_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **kwargs)
 
+    def enter(path, module, args):
+        inside.append(path)
+        if hasattr(module, "query"):  # computes the softmax itself (UNet1DModel)
+            hidden = module.group_norm(args[0]).transpose(1, 2)
+            query, key = (module.transpose_for_scores(part(hidden)) for part in (module.query, module.key))
+            seen.attentions[-1].setdefault(path, []).append((query, key, None, None))
+
     def keep_output(module, args, output):
         if inside == [None]:
             return None
@@ -129,8 +136,7 @@ def spied(pipe, entry, edit=None, seed=0, after_step=None):
         stack.callback(layers[entry.layer].register_forward_hook(keep_output).remove)
         for path, module in layers.items():
             if is_watched(path, entry):
-                enter = lambda m, args, path=path: inside.append(path)  # noqa: E731
-                stack.callback(module.register_forward_pre_hook(enter).remove)
+                stack.callback(module.register_forward_pre_hook(functools.partial(enter, path)).remove)
                 stack.callback(module.register_forward_hook(lambda m, args, output: inside.pop() and None).remove)
             if any(hasattr(module, name) for name in _PROJECTIONS):
                 source = module.to_out[1] if getattr(module, "residual_connection", False) else module

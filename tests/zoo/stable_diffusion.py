@@ -101,12 +101,17 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         words=CLIP_WORDS,
     ),
     "stable-diffusion, rescaled guidance": Entry(
-        _sd, {**PROMPT, "guidance_scale": 3.0, "guidance_rescale": 0.7}, MID, words=CLIP_WORDS
+        _sd,
+        {**PROMPT, "guidance_scale": 3.0, "guidance_rescale": 0.7},
+        MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
+        words=CLIP_WORDS,
     ),
     "stable-diffusion, Euler": Entry(
         lambda: _sd(scheduler=EulerDiscreteScheduler(steps_offset=1)),
         {**PROMPT, "guidance_scale": 3.0},
         MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
     ),
     "stable-diffusion, image to image": Entry(
@@ -114,12 +119,14 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         {**ONE, "image": PICTURE, "strength": 0.7, "guidance_scale": 3.0},
         MID,
         steps=3,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
     ),
     "stable-diffusion, inpainting": Entry(
         lambda: _sd("StableDiffusionInpaintPipeline", conditional_unet(in_channels=9)),
         {**ONE, "image": PICTURE, "mask_image": (PICTURE[:, :1] > 0.5).float(), **SIZE},
         MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
     ),
     "stable-diffusion, InstructPix2Pix": Entry(
@@ -127,10 +134,16 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         {**ONE, "image": PICTURE, "guidance_scale": 3.0, "image_guidance_scale": 1.5},
         MID,
         branches=("cond", "image", "uncond"),
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
     ),
     "stable-diffusion, upscaler": Entry(
-        _upscale, {**ONE, "image": PICTURE[..., :8, :8], "guidance_scale": 3.0}, MID, words=CLIP_WORDS, predicts="v"
+        _upscale,
+        {**ONE, "image": PICTURE[..., :8, :8], "guidance_scale": 3.0},
+        MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
+        words=CLIP_WORDS,
+        predicts="v",
     ),
     "stable-diffusion, ControlNet": Entry(
         _control,
@@ -144,6 +157,7 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         {**ONE, "guidance_scale": 3.0, "pag_scale": 2.0},
         MID,
         branches=("uncond", "cond", "perturbed"),
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
     ),
     "latent consistency": Entry(
@@ -166,6 +180,7 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         {**ONE, "image": PICTURE, "strength": 0.7, "guidance_scale": 3.0},
         MID,
         steps=3,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
     ),
     "stable-diffusion, Heun": Entry(
@@ -179,6 +194,7 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         lambda: _sd("StableDiffusionInpaintPipeline"),
         {**ONE, "image": PICTURE, "mask_image": HOLE, "strength": 0.99, **SIZE},
         MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
         steps=3,
     ),
@@ -186,6 +202,7 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         lambda: _control("StableDiffusionControlNetImg2ImgPipeline"),
         {**ONE, "image": PICTURE, "control_image": PICTURE, "strength": 0.7, "guidance_scale": 3.0},
         MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
         steps=3,
     ),
@@ -208,6 +225,7 @@ STABLE_DIFFUSION: dict[str, Entry] = {
         lambda: _sdxl("StableDiffusionXLInpaintPipeline"),
         {**ONE, "image": PICTURE, "mask_image": HOLE, "strength": 0.99, "guidance_scale": 3.0, **SIZE},
         MID,
+        attention=f"{MID}.transformer_blocks.0.attn2",
         words=CLIP_WORDS,
         steps=3,
     ),

@@ -316,11 +316,9 @@ TABLES: dict[str, dict[str, Column]] = {
     },
     "Changed": {
         "ChannelAblation": Column(
-            channel_ablation, "The result is that of a plain hook that sets the channel to zero, and another one."
+            channel_ablation, "The result changes, to that of a plain hook that sets the channel to zero."
         ),
-        "LayerEdit": Column(
-            layer_edit, "The result is that of a plain hook that turns a channel's sign, and another one."
-        ),
+        "LayerEdit": Column(layer_edit, "The result changes, to that of a plain hook that turns a channel's sign."),
         "Patch": Column(
             patch,
             "The result is that of a plain hook that puts in what was seen of the layer in a run from another seed.",

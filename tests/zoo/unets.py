@@ -202,7 +202,14 @@ UNETS: dict[str, Entry] = {
         crosses=("attention",),
         words=GIVEN,
     ),
-    "dance-diffusion": Entry(_stable_audio_like, {"audio_length_in_s": 4}, "mid_block", branches=COND, predicts=None),
+    "dance-diffusion": Entry(
+        _stable_audio_like,
+        {"audio_length_in_s": 4},
+        "mid_block",
+        branches=COND,
+        attention="down_blocks.2.attentions.0",
+        predicts=None,
+    ),
     "xai": Entry(_xai, {"class_labels": [3, 12]}, "mid_block", branches=COND, output="np"),
     "xai, guided": Entry(_xai, {"class_labels": [3, 12], "guidance_scale": 2.0}, "mid_block", output="np"),
     "consistency model": Entry(

@@ -176,6 +176,7 @@ VIDEO: dict[str, Entry] = {
         {**ONE, "num_frames": 3, **SIZE, "guidance_scale": 3.0},
         "mid_block",
         (3, 2, 2),
+        attention="mid_block.attentions.0.transformer_blocks.0.attn2",
         crosses=FRAMES,
         words=CLIP_WORDS,
     ),
