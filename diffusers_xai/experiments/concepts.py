@@ -86,15 +86,17 @@ def measure(
             fewer than twice `units` channels.
     """
     if concepts is None:
-        raise ValueError("concepts: expected a function `concepts` that tells where concepts are, got none")
+        raise ValueError("concepts: expected a function `concepts` that tells where concepts are, got none.")
     if getattr(pipe.scheduler, "alphas_cumprod", None) is None:
-        raise ValueError(f"concepts: {type(pipe.scheduler).__name__} tells no ᾱ to noise pictures by")
+        raise ValueError(
+            f"concepts: expected a scheduler with ᾱ, to noise pictures by, got {type(pipe.scheduler).__name__}."
+        )
     pictures, masks, given = pictures_with_masks(pipe, sampling, concepts, images)
     label = label_of_pictures(pipe, sampling, given)
     denoiser = get_denoiser(pipe)
     wanted = layers if layers is not None else block_layers(denoiser)
     if not wanted:
-        raise ValueError(f"concepts: expected a network with layers, got {denoiser.name}")
+        raise ValueError(f"concepts: expected a network with layers, got {denoiser.name}.")
     paths = list(denoiser.resolve_layers(wanted))
     paths = paths if layers is not None else innermost(denoiser, paths)
     timesteps = [round(time * (len(pipe.scheduler.alphas_cumprod) - 1)) for time in times]
@@ -113,7 +115,7 @@ def measure(
     widths = {path: values.shape[1] for path, values in maps.items()}
     narrow = [path for path, width in widths.items() if width < 2 * units]
     if narrow:
-        raise ValueError(f"concepts: expected layers of at least {2 * units} channels, got {', '.join(narrow)}")
+        raise ValueError(f"concepts: expected layers of at least {2 * units} channels, got {', '.join(narrow)}.")
     layer_of = np.repeat(list(widths), list(widths.values()))
     channel_of = np.concatenate([np.arange(width) for width in widths.values()])
     coords = {

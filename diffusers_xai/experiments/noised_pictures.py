@@ -38,17 +38,17 @@ def pictures_with_masks(
         pictures, masks = own, answer
     pictures = torch.as_tensor(pictures)
     if pictures.shape != own.shape:
-        raise ValueError(f"concepts: expected pictures of shape {tuple(own.shape)}, got {tuple(pictures.shape)}")
+        raise ValueError(f"concepts: expected pictures of shape {tuple(own.shape)}, got {tuple(pictures.shape)}.")
     shape = (count, *own.shape[-2:])
     checked = {str(name): np.asarray(mask) for name, mask in masks.items()}
     for name, mask in checked.items():
         if mask.shape != shape or mask.dtype != bool or not mask.any() or mask.all():
             raise ValueError(
                 f"concepts: expected bool masks of shape {shape} that are neither empty nor everywhere, got"
-                f" {mask.dtype} {mask.shape} with {int(mask.sum())} pixels of {name!r}"
+                f" {mask.dtype} {mask.shape} with {int(mask.sum())} pixels of {name!r}."
             )
     if not checked:
-        raise ValueError("concepts: expected the masks of at least one concept, got none")
+        raise ValueError("concepts: expected the masks of at least one concept, got none.")
     return pictures.to(own.dtype), checked, isinstance(answer, tuple)
 
 

@@ -148,7 +148,7 @@ def test_narrow_layers_and_flow_matching_are_refused(pipe):
     with pytest.raises(ValueError, match="expected a network with layers, got GaussianDenoiser"):
         EXPERIMENT.run(closed, Sampling(seeds=[1], steps=2), concepts=squares, images=3)
     flow = XAIPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(ValueError, match="tells no ᾱ"):
+    with pytest.raises(ValueError, match="a scheduler with ᾱ"):
         EXPERIMENT.run(flow, SAMPLING, concepts=squares)
 
 
