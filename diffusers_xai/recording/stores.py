@@ -162,5 +162,6 @@ class DiskStore(MemoryStore):
         self._steps, self._clock = {}, {}
 
     def _waiting(self) -> Iterator[tuple[str, xr.DataArray]]:
+        clocks: dict[tuple[int, ...], xr.Coordinates] = {}
         for name, steps in self._steps.items():
-            yield name, self._stack(steps)
+            yield name, self._stack(steps, clocks)

@@ -3,6 +3,7 @@
 import functools
 import math
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ def x0_and_noise(
 def stated_x0(scheduler: Any, output: Any) -> torch.Tensor | None:
     """The clean image that a call of `scheduler.step` returned or that the solver went on with, if it tells."""
     if isinstance(output, tuple):
-        position = _x0_position(type(scheduler))
+        position = _x0_position(type(scheduler).step)
         stated = output[position] if position is not None and position < len(output) else None
     else:
         stated = next((getattr(output, name) for name in _X0_FIELDS if hasattr(output, name)), None)
@@ -146,7 +147,7 @@ def check_x0(scheduler: Any, timestep: float, stated: bool = True) -> None:
     Raises:
         ValueError: if x̂_0 cannot be known.
     """
-    if not stated or _x0_position(type(scheduler)) is None:
+    if not stated or _x0_position(type(scheduler).step) is None:
         level = noise_level(scheduler, timestep, 0, getattr(scheduler, "sigmas", None))
         x0_and_noise(scheduler, level, torch.zeros(1), torch.zeros(1))
 
@@ -159,10 +160,10 @@ def _predicts_x0(scheduler: Any) -> bool:
 
 
 @functools.cache
-def _x0_position(scheduler_class: Any) -> int | None:
-    """Where x̂_0 stands in the tuple that `step` returns: where it stands in the output class that it declares."""
+def _x0_position(step: Callable[..., Any]) -> int | None:
+    """Where x̂_0 stands in the tuple that a class's `step` returns: as in the output class that it declares."""
     try:
-        declared = typing.get_type_hints(scheduler_class.step)["return"]
+        declared = typing.get_type_hints(step)["return"]
     except (KeyError, NameError, TypeError):
         return None
     for output in typing.get_args(declared) or (declared,):
