@@ -41,8 +41,8 @@ def add_command(commands: Any) -> None:
     add("--seeds", type=count, metavar="N", help="number of seeds, from 0 on. Default: as below")
     add("--steps", type=count, metavar="N", help="denoising steps. Default: as below")
     add(
-        "--guidance-scale", type=guidance, default=1.0, metavar="W",
-        help="classifier-free guidance. Default: 1.0, none",
+        "--guidance-scale", type=guidance, metavar="W",
+        help="classifier-free guidance. Default: 1.0, none; with a prompt the pipeline's own",
     )  # fmt: skip
     add("--batch-size", type=count, default=32, metavar="N", help="images at a time. Default: 32")
     add(
@@ -60,6 +60,11 @@ def add_command(commands: Any) -> None:
     add(
         "--concepts", type=nonempty, metavar="FILE:FUNCTION",
         help="of concepts: a function of your own that tells where the parts of images are; see docs/experiments.md",
+    )  # fmt: skip
+    add("--prompt", type=nonempty, metavar="TEXT", help="of words: the prompt of a pipeline that takes one")
+    add(
+        "--words", type=nonempty, nargs="+", metavar="WORD",
+        help="of words: words or phrases of the prompt. Default: those that may stand for something",
     )  # fmt: skip
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
     add("--null", choices=_Nulls(), metavar="NAME", help="the control. Default: the first that the experiment knows")

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import inspect
 import json
 import shlex
 import sys
@@ -24,11 +25,14 @@ from diffusers_xai.cli.pipelines import (
     check_guidance,
     check_steps,
     load_pipeline,
+    load_prompt_pipeline,
     num_threads,
     read_network_config,
+    read_prompt_pipeline,
     read_scheduler,
 )
 from diffusers_xai.cli.profile_request import check_revision
+from diffusers_xai.cli.prompts import words_of
 from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS
@@ -38,6 +42,7 @@ from diffusers_xai.experiments.findings_page import to_markdown
 from diffusers_xai.experiments.nulls import gaussian_null
 from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.sampling import process_state, show_progress
+from diffusers_xai.experiments.words import without
 from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.labels import label_from_bits, labels_between
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
@@ -98,7 +103,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     check_formats(args.format)
     with claimed(args.out, args.out / ".lock") if main else nullcontext():
         _check_out(args.out)
-        config, scheduler = read_network_config(args), read_scheduler(args)
+        config = {} if _takes_prompt(args) else read_network_config(args)
+        scheduler = read_scheduler(args)
         jobs = _jobs(args, config, scheduler, [_identity(other) for other in others])
         schedulers = [read_scheduler(other) for other in others]
         left = [job for job in jobs if job.finished is None]
@@ -138,6 +144,20 @@ def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
     return [argparse.Namespace(**{**vars(args), "checkpoint": name}) for name in args.checkpoints]
 
 
+def _takes_prompt(args: argparse.Namespace) -> bool:
+    return args.name in EXPERIMENTS and EXPERIMENTS[args.name].needs == "prompt"
+
+
+def _guidance_scale(args: argparse.Namespace) -> float:
+    """The guidance that was asked for; by default none, of a pipeline with a prompt its own."""
+    if args.guidance_scale is not None:
+        return args.guidance_scale
+    if not _takes_prompt(args):
+        return 1.0
+    parameter = inspect.signature(read_prompt_pipeline(args).__call__).parameters.get("guidance_scale")
+    return float(parameter.default) if parameter is not None and isinstance(parameter.default, (int, float)) else 1.0
+
+
 def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipeline, console: Console) -> XAIPipeline:
     """The Gaussians fitted to the model's samples of both labels, kept in the folder for all experiments."""
     folder, labels = args.out / ".gaussian-null", labels_to_compare(args, config)
@@ -153,9 +173,9 @@ def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipelin
     return null
 
 
-def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> XAIPipeline:
+def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> Any:
     console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
-    return load_pipeline(args, scheduler)
+    return (load_prompt_pipeline if _takes_prompt(args) else load_pipeline)(args, scheduler)
 
 
 @contextmanager
@@ -187,7 +207,10 @@ def _check_out(out: Path) -> None:
 
 def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any, others: list[list[Any]]) -> list[_Job]:
     labels = labels_to_compare(args, config)
-    check_guidance(args.guidance_scale, config)
+    if _takes_prompt(args):
+        read_prompt_pipeline(args)
+    else:
+        check_guidance(_guidance_scale(args), config)
     if args.steps is not None:
         check_steps(args.steps, scheduler)
     if args.judge is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].judged:
@@ -217,7 +240,7 @@ def _job(
     labels = labels[: experiment.labels]
     seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
     steps = args.steps or min(experiment.steps, scheduler.config.get("num_train_timesteps", 1000))
-    sampling = Sampling(labels, range(seeds), steps, args.guidance_scale, args.batch_size)
+    sampling = Sampling(labels, range(seeds), steps, _guidance_scale(args), args.batch_size)
     options: dict[str, Any] = {"null": args.null or experiment.nulls[0]}
     if options["null"] not in (*experiment.nulls, "none"):
         known = ", ".join((*experiment.nulls, "none"))
@@ -227,6 +250,14 @@ def _job(
         options["mask"] = region(args.mask, box, sample_size(config))
     if experiment.judged and args.judge is not None:
         options["judge"] = args.judge
+    if experiment.needs == "prompt":
+        if args.prompt is None:
+            raise CommandError(f"{name}: expected a --prompt")
+        options |= {"prompt": args.prompt, "words": args.words or words_of(args.prompt)}
+        for word in options["words"]:
+            without(args.prompt, word)  # before anything is loaded
+    elif args.prompt is not None or args.words is not None:
+        raise CommandError(f"--prompt and --words: {name} takes none")
     if experiment.needs == "concepts":
         if args.concepts is None:
             raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
@@ -281,7 +312,9 @@ def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[in
 def _identity(args: argparse.Namespace) -> list[Any]:
     """What tells one checkpoint's results from another's: its name, and a digest of its weights if they lie here."""
     checkpoint = args.checkpoint or demo_checkpoint()
-    weights = sorted(Path(checkpoint).glob("unet/*.safetensors")) if Path(checkpoint).is_dir() else []
+    networks = ("unet", "transformer", "transformer_2", "prior")
+    found = (path for name in networks for path in sorted(Path(checkpoint, name).glob("*.safetensors")))
+    weights = list(found) if Path(checkpoint).is_dir() else []
     digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in weights]
     return [Path(checkpoint).name if weights else checkpoint, args.revision, digests]
 

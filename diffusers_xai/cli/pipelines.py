@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from diffusers_xai import models
 from diffusers_xai.checkpoints import demo_checkpoint
@@ -103,6 +103,33 @@ def load_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin) -> XAIPipel
         ValueError: if it cannot be loaded.
     """
     pipe = open_checkpoint(choice.checkpoint, choice.revision)
+    pipe.scheduler = scheduler
+    return pipe.to(choice.device)
+
+
+def read_prompt_pipeline(choice: PipelineChoice) -> type:
+    """The class of a pipeline that takes a prompt, without its weights.
+
+    Raises:
+        CommandError, ValueError, OSError: if there is no such checkpoint, or its pipeline takes no prompt.
+    """
+    name = read_json(choice, "model_index.json").get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if kind is None or "prompt" not in inspect.signature(kind.__call__).parameters:
+        raise CommandError(f"expected a --checkpoint of diffusers whose pipeline takes a prompt, got {name}")
+    return kind
+
+
+def load_prompt_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin) -> DiffusionPipeline:
+    """A pipeline of diffusers with its weights, on its device, with `scheduler`.
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    try:
+        pipe = DiffusionPipeline.from_pretrained(choice.checkpoint, revision=choice.revision)
+    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
+        raise ValueError(f"cannot load the checkpoint {choice.checkpoint}: {error}") from error
     pipe.scheduler = scheduler
     return pipe.to(choice.device)
 

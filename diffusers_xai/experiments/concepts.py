@@ -148,12 +148,14 @@ def measure(
             ("concept", "shown", "height", "width"),
             np.stack([shown[time][:, best[0]] for best, time in zip(chosen, when, strict=True)]),
         ),
-        **{name: effects[name].isel(group=0) for name in ("inside", "outside")},
-        **{name: effects[name] for name in ("intact", "without")},
+        inside=effects["inside"].isel(group=0),
+        outside=effects["outside"].isel(group=0),
+        intact=effects["intact"],
+        without=effects["without"],
     )
     if null != "none":
-        random = effects[["inside", "outside"]].isel(group=slice(1, None)).rename(group="draw")
-        data = data.assign({f"null_{name}": values for name, values in random.items()})
+        of_random = effects[["inside", "outside"]].isel(group=slice(1, None)).rename(group="draw")
+        data = data.assign({f"null_{name}": values for name, values in of_random.items()})
     return data
 
 
@@ -272,9 +274,9 @@ def plot(result: ExperimentResult) -> go.Figure:
         vertical_spacing=0.2,
         row_heights=[0.5, 0.5],
     )
-    for column, (values, names, what) in enumerate(panels, 1):
+    for column, (best, names, what) in enumerate(panels, 1):
         figure.add_heatmap(
-            z=values,
+            z=best,
             x=names,
             y=concepts,
             zmin=0,

@@ -1,0 +1,119 @@
+"""Words graded by what they change, against plain runs of a pipeline."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_xai import WordMaps, record
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments.words import random_weights_inside, without
+from tests.tiny import stable_diffusion
+from tests.zoo.pipelines import ZOO
+
+
+EXPERIMENT = EXPERIMENTS["words"]
+PROMPT = "a red fox, on grass"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def final_latents(pipe, prompt, seed, steps=4):
+    return pipe(
+        prompt, num_inference_steps=steps, guidance_scale=3.0, output_type="latent",
+        generator=torch.Generator().manual_seed(seed),
+    ).images[0]  # fmt: skip
+
+
+def covered(maps, changed):
+    """By sorting: the share of what changes in the fifth of the places where the map is highest."""
+    pairs = sorted(zip(maps.ravel(), range(maps.size), changed.ravel(), strict=True), key=lambda p: (-p[0], p[1]))
+    return sum(change for _, _, change in pairs[: round(maps.size / 5)]) / changed.sum()
+
+
+def test_the_share_is_that_of_plain_runs(pipe):
+    sampling = Sampling(seeds=[4, 9], steps=4, guidance_scale=3.0)
+    result = EXPERIMENT.run(pipe, sampling, prompt=PROMPT, words=["fox", "red fox"])
+    data = result.data
+    assert data["covered"].dims == ("seed", "word", "step")
+    rows, columns = np.mgrid[:8, :8] + 0.5
+    middle = -((rows / 8 - 0.5) ** 2 + (columns / 8 - 0.5) ** 2)
+    for seed in sampling.seeds:
+        for word, shortened in (("fox", "a red, on grass"), ("red fox", "a, on grass")):
+            changed = (final_latents(pipe, PROMPT, seed) - final_latents(pipe, shortened, seed)).abs().mean(0).numpy()
+            with record(pipe, [WordMaps(word)]) as recording:
+                final_latents(pipe, PROMPT, seed)
+            maps = recording.profile["word_maps"].values[:, 0, ..., 0]
+            part = data.sel(seed=seed, word=word)
+            np.testing.assert_allclose(part["covered"], [covered(m, changed) for m in maps], atol=0.02)
+            assert float(part["covered_mean"]) == pytest.approx(covered(maps.mean(0), changed), abs=0.02)
+            assert float(part["centre"]) == pytest.approx(covered(middle, changed), abs=1e-4)
+            assert float(part["change"]) == pytest.approx(changed.mean(), rel=1e-3)
+            if seed == 4:
+                np.testing.assert_allclose(data["map"].sel(word=word), maps, atol=1e-4)
+    table = EXPERIMENT.table(result).set_index("word")
+    assert table.loc["fox", "the word's map"].startswith(f"{float(data['covered_mean'].sel(word='fox').mean()):.3f} (")
+    assert result.plot().data
+    assert result.plot_images().data
+    assert data["without"].sizes["image_height"] == 16
+
+
+def test_the_trained_weights_come_back(pipe):
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    with random_weights_inside(pipe):
+        inside = pipe.unet.state_dict()
+        assert not torch.equal(inside["conv_in.weight"], before["conv_in.weight"])
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
+    with pytest.raises(KeyboardInterrupt), random_weights_inside(pipe):
+        raise KeyboardInterrupt
+    assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "left"),
+    [
+        ("a red fox", "red", "a fox"),
+        ("a fox, red, small", "red", "a fox, small"),
+        ("Red fox and red hair", "red", "fox and hair"),
+        ("a fox in the snow", "the snow", "a fox in"),
+        ("redder than red", "red", "redder than"),
+    ],
+)
+def test_a_prompt_without_a_word(prompt, word, left):
+    assert without(prompt, word) == left
+
+
+@pytest.mark.parametrize("word", ["cat", "re", " ", "a red fox"])
+def test_a_word_that_is_not_in_the_prompt_or_all_of_it_is_refused(word):
+    with pytest.raises(ValueError, match="words: expected"):
+        without("a red fox", word)
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "stable-diffusion, image to image"])
+def test_other_pipelines_too(name):
+    entry = ZOO[name]
+    pipe = entry.make()
+    pipe.set_progress_bar_config(disable=True)
+    arguments = {key: value for key, value in entry.call.items() if key != "prompt"}
+    sampling = Sampling(seeds=[1, 2], steps=entry.steps, guidance_scale=2.0)
+    data = EXPERIMENT.run(pipe, sampling, prompt="a red fox", words=["fox"], arguments=arguments, null="none").data
+    assert ((data["covered"] >= 0) & (data["covered"] <= 1)).all()
+    assert (data["change"] > 0).all()
+
+
+def test_the_command_takes_a_prompt(pipe, tmp_path, capsys):
+    pipe.save_pretrained(tmp_path / "pipe")
+    command = ["experiment", "words", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out")]
+    command += ["--prompt", PROMPT, "--words", "fox", "--seeds", "1", "--steps", "2"]
+    assert main(command) == 0
+    result = ExperimentResult.load(tmp_path / "out" / "words")
+    assert result.data["word"].values.tolist() == ["fox"]
+    assert result.settings["prompt"] == PROMPT
+    assert result.settings["guidance_scale"] == 7.5  # the pipeline's own
+    assert main(command) == 0
+    assert "finished before" in capsys.readouterr().err
