@@ -25,7 +25,8 @@ CSS = """
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
   #sample, #cancel {min-height: 48px}
-  .tab-container button {padding: 0 5px; font-size: 13px}
+  .gradio-container > .main.fillable {padding: 16px 10px !important}
+  .tab-container button {padding: 0 3px; font-size: 12px}
   #sweep-images .grid-container {grid-template-columns: repeat(3, 1fr) !important}
   .figure::before {content: "Swipe sideways to see all of it."; color: var(--body-text-color-subdued); font-size: 12px}
 }

@@ -46,7 +46,7 @@ def _traffic(url, row):
     for run in range(RUNS + 1):
         if run in (20, RUNS // 2, RUNS):
             yield row(f"{run} runs")
-        visitor.run("sample", model=MODEL, blocks=["mid"], seed=run, steps=3, every=1)
+        visitor.run("sample", model=MODEL, blocks=["mid"], seed=run, steps=3, every=1, gradients=False)
         if run % 10 == 0:
             visitor.call("show")
     good = (ROOT / "diffusers_xai" / "app" / "example.zip").read_bytes()
@@ -69,7 +69,7 @@ def _traffic(url, row):
         if count % 50 == 0:
             yield row(f"and {count} hostile files")
     yield row(f"and {count} hostile files")
-    visitor.run("sample", model=MODEL, blocks=["mid"], seed=0, steps=3, every=1)
+    visitor.run("sample", model=MODEL, blocks=["mid"], seed=0, steps=3, every=1, gradients=False)
     yield row("and one run more")
 
 
