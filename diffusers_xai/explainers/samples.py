@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from diffusers_xai.measures import MEASURES
-from diffusers_xai.recording.clock import Run, predicted_part
+from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
+from diffusers_xai.recording.states import predicted_part
 from diffusers_xai.taps import SchedulerStep, copy_scheduler, scale_model_input, x0_and_noise
 from diffusers_xai.taps.noise import check_x0
 

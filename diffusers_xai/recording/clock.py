@@ -1,7 +1,7 @@
 """One sampling run as it happens: the clock that all explainers and interventions read."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ from diffusers_xai.denoisers import Denoiser, DenoiserCall, networks_of
 from diffusers_xai.denoisers.call import prediction_of
 from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, order_from
 from diffusers_xai.denoisers.labelling import Labelling
+from diffusers_xai.recording.states import folded, frames_in_rows, planned_timesteps, predicted_part, unfolded
 from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step, tap_whole_call
 from diffusers_xai.taps.call import PipelineCall, running_call
 
@@ -162,21 +163,15 @@ class Run:
             return self._state.shape[0] // (len(self.guidance.branches) if self.guidance.doubles_sample else 1)
         return self.calls[self.current_call].rows // len(self.guidance.of_call(self.current_call))
 
-    def _frames_in_rows(self, tensor: torch.Tensor) -> int | None:
-        """Number of frames, if a pipeline of videos gives its scheduler frames as rows."""
-        video = self.calls[0].sample.shape
-        is_folded = len(video) == 5 and tensor.ndim == 4 and tensor.shape[-2:] == video[-2:]
-        return self.labelling.frames if is_folded else None
-
     def unfolded(self, tensor: torch.Tensor) -> torch.Tensor:
         """A state of the scheduler, or what has its form, in the form of the denoiser's sample."""
-        frames = self._frames_in_rows(tensor)
-        return tensor if frames is None else tensor.unflatten(0, (-1, frames)).transpose(1, 2)
+        frames = frames_in_rows(tensor, self.calls[0].sample)
+        return tensor if frames is None else unfolded(tensor, frames)
 
     def folded(self, tensor: torch.Tensor) -> torch.Tensor:
         """What has the form of the denoiser's sample as the scheduler takes it; the inverse of `unfolded`."""
-        frames = self._frames_in_rows(self.step_arguments["sample"])
-        return tensor if frames is None else tensor.transpose(1, 2).flatten(0, 1)
+        frames = frames_in_rows(self.step_arguments["sample"], self.calls[0].sample)
+        return tensor if frames is None else folded(tensor)
 
     def rows(self, batch: int | None = None) -> list[tuple[str, int]]:
         """Guidance branch and image of every row of the current call, or of a layer that takes frames as rows.
@@ -284,7 +279,7 @@ class Run:
     def _start(self) -> None:
         self.call = running_call(self.pipeline)
         self.guidance = guidance_of(self.pipeline, self.denoiser.layout, self.call.locals)
-        self.timesteps = _planned_timesteps(self.pipeline, self.scheduler, self.call)
+        self.timesteps = planned_timesteps(self.pipeline, self.scheduler, self.call)
         for callback in self._on_start:
             callback()
 
@@ -364,33 +359,3 @@ class Run:
                 f"What is edited or recorded of single guidance branches took them for {names}, but the pipeline"
                 f" combined them as {self.guidance.branches}: tell the order with `register_layout`."
             )
-
-
-def predicted_part(state: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """A denoiser's output in the form of the scheduler's state.
-
-    Without the learned variance that some put behind the prediction, without the tokens of reference images, and
-    without dims of size one.
-    """
-    shape = state.shape
-    if output.ndim == len(shape) == 3:
-        return output[:, : shape[1]]
-    if output.ndim == len(shape) and len(shape) > 3 and output.shape[1] == 2 * shape[1]:
-        return output[:, : shape[1]]
-    if output.ndim == len(shape) + 1 and output.shape[2] == 1:
-        return output.squeeze(2)
-    return output
-
-
-def _planned_timesteps(pipeline: Any, scheduler: Any, call: PipelineCall) -> list[float]:
-    """The timesteps of the run: what the pipeline's loop goes over, else the scheduler's from its `begin_index` on."""
-    own = call.locals.get("timesteps")
-    is_schedule = isinstance(own, torch.Tensor) and own.ndim == 1 and own.numel() > 0 and own.stride(0) != 0
-    if is_schedule and isinstance(own, torch.Tensor):
-        timesteps: Sequence[Any] = own.tolist()
-    else:
-        timesteps = scheduler.timesteps[getattr(scheduler, "begin_index", None) or 0 :]
-    count = getattr(pipeline, "_num_timesteps", None)
-    if isinstance(count, int) and 0 < count < len(timesteps):
-        timesteps = timesteps[:count]
-    return [float(t) for t in timesteps]
