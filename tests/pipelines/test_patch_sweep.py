@@ -103,7 +103,7 @@ def test_between_seeds_the_source_has_noise_of_its_own():
         (PatchSite("conv_in", range(3, 9)), {}, ValueError, r"range within 0\.\.8"),
         (PatchSite("conv_in", range(3, 3)), {}, ValueError, r"range within 0\.\.8"),
         (PatchSite("conv_in", range(3), "uncond"), {}, ValueError, r"Expected `branch` in \('cond',\) or None"),
-        (PatchSite("nowhere", range(3)), {}, KeyError, "No layer of ConvNextUNet2DModel matches 'nowhere'"),
+        (PatchSite("nowhere", range(3)), {}, KeyError, "Expected layers of ConvNextUNet2DModel, got 'nowhere'"),
         (PatchSite("conv_in", range(3)), {"source_seeds": [1]}, ValueError, "Expected 3 `source_seeds`"),
         (PatchSite("time_embedding.linear_1", range(3)), {"mask": np.ones((16, 16), bool)}, ValueError, "a `mask`"),
     ],

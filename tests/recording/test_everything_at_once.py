@@ -52,7 +52,6 @@ def test_every_spec_at_once_changes_nothing(name):
     plain = run(pipe, entry)
     before = state_of(pipe)
 
-    words = {"words": list(entry.words)} if entry.words else {"words": ["b"], "tokens": ["a", "b", "c", "d", "e"]}
     mask = np.zeros(sample_size(pipe, entry), dtype=bool)
     mask[1, 1:3] = True
     few = {"every": 7}
@@ -62,7 +61,7 @@ def test_every_spec_at_once_changes_nothing(name):
         Activations(layers=entry.layer),
         AttentionOutputs(),
         AttentionWeights(layers=entry.attention),
-        WordMaps(**words),
+        WordMaps(**entry.asked),
         GradientVolume(mask=mask, of="noise", steps=[0, 10]),
         GradientEnergy(mask=mask, of="noise", probes=2, **few),
         GradientMaps(layers=entry.layer, mask=mask, of="noise", **few),

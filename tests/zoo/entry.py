@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from tests.zoo.parts import embeddings
@@ -57,6 +58,13 @@ class Entry:
     text_only: tuple[str, ...] = ()
     output: str = "latent"
     steps: int = 2
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Arguments of `WordMaps`: the words that are in every prompt, or in given tokens."""
+        prompts = np.atleast_1d(self.call.get("prompt", "w1"))
+        words = [word for word in self.words if all(word in prompt for prompt in prompts)]
+        return {"words": words, "tokens": None if "prompt" in self.call else [f"w{i}" for i in range(5)]}
 
 
 PROMPT = {"prompt": ["a red fox", "a cat"]}

@@ -156,13 +156,11 @@ def attention_weights(case):
 
 
 def word_maps(case):
-    entry, prompts = case.entry, np.atleast_1d(case.entry.call.get("prompt", "w1"))
-    words = [word for word in entry.words if all(word in prompt for prompt in prompts)]
-    tokens = None if "prompt" in entry.call else [f"w{i}" for i in range(5)]
-    profile = case.record(WordMaps(words, tokens=tokens, steps=case.last))
+    entry = case.entry
+    profile = case.record(WordMaps(**entry.asked, steps=case.last))
     maps = profile["word_maps"].isel(step=0)
-    expect(maps.token.values.tolist() == words, "words")
-    for word in words:
+    expect(maps.token.values.tolist() == entry.asked["words"], "words")
+    for word in entry.asked["words"]:
         expected = oracles.word_map(case.seen, entry, case.last, entry.words[word])
         expect_close(maps.sel(token=word).values, expected, f"map of {word}")
 
