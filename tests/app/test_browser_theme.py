@@ -3,17 +3,22 @@
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from tests.app.browser import opened, sample, tab, watch
 
 
 pytestmark = [pytest.mark.browser]
 CONTRAST = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
+# Until what moves has come to rest, but for what always turns.
+FADED = """() => Promise.all(document.getAnimations()
+    .filter(animation => animation.effect.getComputedTiming().endTime < Infinity)
+    .map(animation => animation.finished.catch(() => null))).then(() => null)"""
 PANELS = ("process-panel", "blocks-panel", "mask-panel", "ablation-panel", "switch-panel", "share-panel")
 
 
 def unreadable(page):
-    """Texts that are hard to read, by their colours at two moments: one that is fading in has others by then."""
+    """Texts that are hard to read, also once what fades in has done so."""
     found = []
     for _ in range(2):
         result = page.evaluate(CONTRAST)
@@ -21,7 +26,7 @@ def unreadable(page):
         found.append(result["failures"])
         if not result["failures"]:
             return []
-        page.wait_for_timeout(500)
+        page.evaluate(FADED)
     lasting = {tuple(colors) for _, _, *colors in found[0]}
     return [failure for failure in found[1] if tuple(failure[2:]) in lasting]
 
@@ -67,8 +72,7 @@ def test_every_text_has_contrast(themed_page):
     page.click("#sweep")
     page.wait_for_function("told.some(text => /step \\d+ of 50/.test(text))")
     assert unreadable(page) == []
-    page.wait_for_selector("#sweep-images img")
-    page.wait_for_timeout(1000)
+    expect(page.locator("#sweep-images .thumbnail-item")).to_have_count(11)
     assert unreadable(page) == []
 
 
