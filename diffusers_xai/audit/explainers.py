@@ -12,7 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffusers_xai.analysis.structure import edge_strength
 from diffusers_xai.audit.case import Case
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.explainers import Activations, AttentionOutputs, AttentionWeights, GradientEnergy, GradientMaps
+from diffusers_xai.explainers import (
+    Activations,
+    AttentionOutputs,
+    AttentionWeights,
+    GradientAttention,
+    GradientEnergy,
+    GradientMaps,
+)
 from diffusers_xai.measures import max_channel
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.taps import edit_output, tap_output
@@ -131,6 +138,16 @@ def gradient_map(layer: str) -> Explain:
     return explain
 
 
+def gradient_attention(layer: str) -> Explain:
+    """The package's [`GradientAttention`] of a layer, the score being the answer."""
+
+    def explain(case: Case) -> torch.Tensor:
+        profile = case.record(GradientAttention(layer, mask=case.mask, steps=[0]))
+        return torch.from_numpy(profile[f"gradient_attention/{layer}"].values[0])
+
+    return explain
+
+
 def max_channel_map(layer: str) -> Explain:
     """The package's map of the channel c* of a layer that is most active within the mask, above its minimum."""
 
@@ -187,7 +204,11 @@ def package_explainers(pipe: XAIPipeline) -> list[Explainer]:
     layers = list(denoiser.attention_outputs())
     if layers:
         chosen = list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
-        for kind, make in (("gradient map", gradient_map), ("c* map", max_channel_map)):
+        for kind, make in (
+            ("gradient map", gradient_map),
+            ("gradient attention", gradient_attention),
+            ("c* map", max_channel_map),
+        ):
             found += [
                 Explainer(f"{kind} {denoiser.short_name(path)}", make(path), needs_layers=True) for path in chosen
             ]

@@ -4,6 +4,7 @@ from diffusers_xai.explainers.activations import Activations
 from diffusers_xai.explainers.attention_outputs import AttentionOutputs
 from diffusers_xai.explainers.attention_weights import AttentionWeights
 from diffusers_xai.explainers.decoded_images import DecodedImages
+from diffusers_xai.explainers.gradient_attention import GradientAttention
 from diffusers_xai.explainers.gradient_energy import GradientEnergy
 from diffusers_xai.explainers.gradient_maps import GradientMaps
 from diffusers_xai.explainers.gradient_volume import GradientVolume
@@ -16,6 +17,7 @@ __all__ = [
     "AttentionOutputs",
     "AttentionWeights",
     "DecodedImages",
+    "GradientAttention",
     "GradientEnergy",
     "GradientMaps",
     "GradientVolume",

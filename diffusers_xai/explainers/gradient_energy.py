@@ -17,7 +17,7 @@ class GradientEnergy(PullBackSpec):
 
     Estimated from random projections, by `probes` backward passes whatever the number of pixels. Arrays (step,
     sample, height, width): `gradient_energy`, and `gradient_energy_error`, its standard error. The expected relative
-    error is about √(1 / (2 · probes)). `of="noise"` adds the dim `branch` after `sample` under guidance.
+    error is about √(1 / (2 · probes)). `of="noise"` and `of="x0"` add the dim `branch` after `sample` under guidance.
 
     Args:
         probes (`int`, defaults to 32): Number of random projections, at least 2.
@@ -48,7 +48,7 @@ class GradientEnergy(PullBackSpec):
         def declare() -> None:
             for name, passes in (("gradient_energy", self.probes), ("gradient_energy_error", 0)):
                 recording.declare(
-                    self, name, run.positions, self.torch_dtype, per_branch=self.of == "noise", backward_passes=passes
+                    self, name, run.positions, self.torch_dtype, per_branch=self.per_branch, backward_passes=passes
                 )
 
         run.on_start(declare)
@@ -80,4 +80,4 @@ class GradientEnergy(PullBackSpec):
         for name, values in (("gradient_energy", energy), ("gradient_energy_error", error)):
             rows = values.flatten(0, 1).to(self.torch_dtype)
             dims = recording.run.labelling.position_dims
-            recording.keep(self, name, rows, dims, per_branch=self.of == "noise", call=None)
+            recording.keep(self, name, rows, dims, per_branch=self.per_branch, call=None)

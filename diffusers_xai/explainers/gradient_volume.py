@@ -28,7 +28,7 @@ class GradientVolume(PullBackSpec):
       channels); its sum over height and width is the derivative by the label itself. Under guidance, of the label and
       not of the null label. Where the condition is an embedding: (step, sample, pixel, channel).
 
-    `of="noise"` adds the dim `branch` after `sample` under guidance.
+    `of="noise"` and `of="x0"` add the dim `branch` after `sample` under guidance.
 
     Args:
         mask (array of shape `(height, width)`, bool, or a PNG file's path, *optional*): The selected output pixels;
@@ -66,7 +66,7 @@ class GradientVolume(PullBackSpec):
             for name, size in arrays.items():
                 passes = pixels if name == "gradient_volume" else 0
                 recording.declare(
-                    self, name, size, self.torch_dtype, per_branch=self.of == "noise", backward_passes=passes
+                    self, name, size, self.torch_dtype, per_branch=self.per_branch, backward_passes=passes
                 )
 
         if embedding is not None:
@@ -76,7 +76,7 @@ class GradientVolume(PullBackSpec):
 
     def _keep(self, recording: Recording, replay: StepReplay, labels: bool) -> None:
         run = recording.run
-        pixels, per_branch = self.selected_pixels(run.positions), self.of == "noise"
+        pixels, per_branch = self.selected_pixels(run.positions), self.per_branch
         volume: list[torch.Tensor] = []
         sensitivity: list[torch.Tensor] = []
 

@@ -1,17 +1,22 @@
 """What gradient volumes and gradient maps have in common: the differentiated output and its mask."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
+from diffusers_xai.denoisers.labelling import Labelled
 from diffusers_xai.measures import Mask, as_mask, mask_to_runs
+from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
-from diffusers_xai.recording.replay import OUTPUTS, StepReplay
+from diffusers_xai.recording.replay import OUTPUTS, StepGraph, StepReplay
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.taps import SchedulerStep, copy_scheduler
+from diffusers_xai.taps import SchedulerStep, copy_scheduler, tap_output
 from diffusers_xai.taps.noise import check_x0
 
 
@@ -29,8 +34,9 @@ class GradientSpec(RecordSpec):
             same one by one.
         of (`str`, defaults to `"step"`): What is differentiated: `"step"`, the mean μ_θ of the scheduler's next state
             (as listing C.3 does; where a scheduler clips x̂_0, a clipped pixel passes no gradient; guidance and
-            ControlNets are part of it), or `"noise"`, the noise ε_θ that the denoiser's output implies, of every
-            guidance branch, w.r.t. the denoiser's input. Equation 4.1.1 calls the two equal; they are not.
+            ControlNets are part of it), or `"noise"` or `"x0"`, the noise ε_θ or the clean image x̂_0 that the
+            denoiser's output implies, of every guidance branch, w.r.t. the denoiser's input; x̂_0 is not clipped.
+            Equation 4.1.1 calls the first two equal; they are not.
         steps, timesteps, every: See [`RecordSpec`].
     """
 
@@ -56,6 +62,11 @@ class GradientSpec(RecordSpec):
                     f" (position,), got {self.pixels!r}."
                 )
             object.__setattr__(self, "pixels", tuple(tuple(int(index) for index in pixel) for pixel in pixels))
+
+    @property
+    def per_branch(self) -> bool:
+        """Whether each guidance branch has gradients of its own."""
+        return self.of != "step"
 
     def check_positions(self, positions: tuple[int, ...]) -> None:
         """Refuses a mask or pixels that do not fit a sample of `positions`, such as (height, width)."""
@@ -95,7 +106,7 @@ class GradientSpec(RecordSpec):
 
         def check() -> None:
             self.check_positions(run.positions)
-            if self.of == "noise":
+            if self.per_branch:
                 check_x0(run.scheduler, run.timesteps[0], stated=False)
 
         run.on_start(check)
@@ -132,6 +143,67 @@ class PullBackSpec(GradientSpec):
     def torch_dtype(self) -> torch.dtype:
         """The dtype in which gradients are stored."""
         return _DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerGradientSpec(GradientSpec):
+    """The base of what takes one backward pass to the outputs of layers. Arrays: `<group>/<layer>`.
+
+    Args:
+        layers (`str` or list of `str`): See [`Activations`].
+        mask, pixels, of: See [`GradientSpec`].
+        steps, timesteps, every: See [`RecordSpec`].
+    """
+
+    layers: str | Iterable[str] = field(kw_only=False)
+    group: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", layer_names(self.layers))
+
+    def answer(self, graph: StepGraph, run: Run) -> torch.Tensor:
+        """The number that is differentiated: the output's sum over the pixels, the rows being independent."""
+        pixels = torch.as_tensor(self.selected_pixels(run.positions))
+        return graph.target[(slice(None), *pixels.T)].sum()
+
+    def map_of(self, path: str, output: Labelled, gradient: torch.Tensor) -> Labelled:
+        """What is kept of a layer's output and of the gradient by it, which has the same dims."""
+        raise NotImplementedError
+
+    def attach(self, recording: Recording, stack: ExitStack) -> None:
+        """Replays every selected step with a graph."""
+        run = recording.run
+        layers = run.denoiser.resolve_layers(self.layers)
+        recording.expect(self, [f"{self.group}/{path}" for path in layers], exclusive=True)
+
+        def declare(path: str, output: Any) -> None:
+            name = f"{self.group}/{path}"
+            if run.step == 0 and not run.is_replaying and name not in recording.planned[id(self)]:
+                _, labelled = run.labelling.stream(path, output)
+                kept = self.map_of(path, labelled, labelled.values).values
+                passes = 0 if recording.planned[id(self)] else 1
+                recording.declare(self, name, kept.shape[1:], kept.dtype, backward_passes=passes)
+
+        def explain(replay: StepReplay) -> None:
+            with replay.graph(layers=layers) as graph:
+                answer = self.answer(graph, run)
+                gradients = torch.autograd.grad(answer, list(graph.layers.values()), allow_unused=True)
+            for ((call, path, _), output), gradient in zip(graph.layers.items(), gradients, strict=True):
+                name = f"{self.group}/{path}"
+                if gradient is None:
+                    raise RuntimeError(
+                        f"{type(self).__name__}: expected layers that the output depends on, got {path!r}."
+                    )
+                check_finite(name, gradient, gradient.dtype)
+                run.current_call = call
+                _, labelled = run.labelling.stream(path, output.detach())
+                kept = self.map_of(path, labelled, run.labelling.stream(path, gradient)[1].values)
+                recording.keep(self, name, kept.values, kept.dims, call=call)
+
+        for path, module in layers.items():
+            stack.enter_context(tap_output(module, partial(declare, path), read=lambda output: output))
+        self.on_replay(recording, explain)
 
 
 def batch_first(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -21,7 +21,7 @@ from diffusers_xai.taps import NoiseLevel, copy_scheduler, edit_output, keep_gra
 from diffusers_xai.taps.probe import shortest_time
 
 
-OUTPUTS = ("step", "noise")
+OUTPUTS = ("step", "noise", "x0")
 
 
 @dataclass
@@ -29,8 +29,8 @@ class StepGraph:
     """The graph of one step, ready to be differentiated.
 
     Attributes:
-        target (`torch.Tensor` of shape `(branch · copy · sample, *positions)`): The differentiated output, its
-            channels summed.
+        output (`torch.Tensor` of shape `(branch · copy · sample, channel, *positions)`): The differentiated output.
+        target (`torch.Tensor` of shape `(branch · copy · sample, *positions)`): The same, its channels summed.
         leaf (`torch.Tensor`): The input x_t, in the form of the scheduler's state, (branch · copy · sample, …).
         labels (`list[torch.Tensor]`): The leaves that the network's label conditioning puts out, one per denoiser
             call; empty where they are not wanted.
@@ -39,6 +39,7 @@ class StepGraph:
         image (`Callable`): Turns gradients of the leaf into (row, channel, *positions).
     """
 
+    output: torch.Tensor
     target: torch.Tensor
     leaf: torch.Tensor
     labels: list[torch.Tensor]
@@ -55,11 +56,11 @@ class StepReplay:
         run (`Run`): The run, when the denoiser calls of a step are done.
         scheduler: A copy of the scheduler as it is then (`copy_scheduler`).
         arguments (`dict`): Those of the coming `scheduler.step`.
-        of (`str`): What is differentiated: `"step"`, the scheduler's mean μ_θ of the next state, or `"noise"`, the
-            predicted noise ε_θ of every guidance branch.
+        of (`str`): What is differentiated: `"step"`, the scheduler's mean μ_θ of the next state, or `"noise"` or
+            `"x0"`, the predicted noise ε_θ or the clean image x̂_0 of every guidance branch.
 
     Attributes:
-        level (`NoiseLevel`): Of the step, which is known at its end; needed by `of="noise"`.
+        level (`NoiseLevel`): Of the step, which is known at its end; needed by all but `of="step"`.
 
     Raises:
         RuntimeError: if the step cannot be computed again from what is known of the pipeline.
@@ -114,7 +115,7 @@ class StepReplay:
 
         with ExitStack() as stack:
             for component in run.denoiser.components.values():
-                stack.enter_context(_frozen(component))
+                stack.enter_context(frozen(component))
                 stack.enter_context(keep_graph(component))
             stack.enter_context(run.replaying(copies))
             stack.enter_context(_random_state_kept(self.device))
@@ -125,22 +126,24 @@ class StepReplay:
                 stack.enter_context(edit_output(module, partial(keep, path), select=select))
             if labels:
                 stack.enter_context(edit_output(run.denoiser.module.class_embedding, cut))
-            leaf, target = self._noise(copies) if self._of == "noise" else self._mean(copies)
+            leaf, target = self._mean(copies) if self._of == "step" else self._predicted(copies)
             image = run.labelling.sample
+            output = image(target).values
             yield StepGraph(
-                image(target).values.sum(dim=1), leaf, label_leaves, outputs, lambda gradient: image(gradient).values
+                output, output.sum(dim=1), leaf, label_leaves, outputs, lambda gradient: image(gradient).values
             )
 
     def _scaled(self, state: torch.Tensor) -> torch.Tensor:
         return scale_model_input(copy_scheduler(self._scheduler), state, self._arguments["timestep"])
 
-    def _noise(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _predicted(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [self._repeat(part.noisy, part.call, copies) for part in self._inputs]
         leaf = _leaf(torch.cat(parts))
         outputs = torch.cat(self._denoise(leaf.split([part.shape[0] for part in parts]), copies))
         layout = self._run.denoiser.layout
         prediction = predicted_part(self._state, outputs) * (layout.sign if layout is not None else 1)
-        return leaf, x0_and_noise(self._scheduler, self.level, prediction, leaf)[1]
+        x0, noise = x0_and_noise(self._scheduler, self.level, prediction, leaf)
+        return leaf, x0 if self._of == "x0" else noise
 
     def _mean(self, copies: int) -> tuple[torch.Tensor, torch.Tensor]:
         run, state = self._run, self._state
@@ -239,7 +242,7 @@ def seconds_of_a_step(run: Run) -> float:
 def seconds_of_a_backward_pass(run: Run) -> float:
     """How long a backward pass of all rows of the current step takes."""
     call = run.calls[0]
-    with _frozen(call.module), run.replaying(), torch.inference_mode(False), torch.enable_grad():
+    with frozen(call.module), run.replaying(), torch.inference_mode(False), torch.enable_grad():
         leaf = _leaf(call.sample)
         args, kwargs = repeated(call, call.rows, 1, run.labelling.frames)
         args, kwargs = DenoiserCall(call.component, call.module, args, kwargs).with_sample(leaf)
@@ -255,7 +258,7 @@ def _leaf(batch: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """Parameters take no part in the graph: gradients of activations alone are 2.6 times faster."""
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trainable:

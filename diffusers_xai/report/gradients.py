@@ -9,7 +9,11 @@ from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.page import Section
 
 
-_OUTPUTS = {"noise": "the noise that the network predicts", "step": "the mean of the next state"}
+_OUTPUTS = {
+    "noise": "the noise that the network predicts",
+    "step": "the mean of the next state",
+    "x0": "the predicted image x̂<sub>0</sub>",
+}
 
 
 def gradient_sections(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Section]:
@@ -72,6 +76,21 @@ def gradient_sections(profile: DiffusionProfile, mask: np.ndarray | None) -> lis
                 "A grid of gradient maps: one row per layer, one column per time.",
                 "Thesis section 4.3, fig. 5.9.",
                 lambda: plots.gradient_maps(profile),
+                wide=True,
+            )
+        )
+    if layers_with_maps(profile, "gradient_attention"):
+        spec = _spec(profile, "GradientAttention") or {}
+        score = "a judge's score" if spec.get("judge") else f"the sum over the {region}"
+        found.append(
+            Section(
+                "By which places the layers raise it",
+                f"Each channel of a layer is weighted by how much it raises {score} of"
+                f" {_OUTPUTS.get(spec.get('of', ''), 'the output')}, on average over its places, and the channels are"
+                " added up. Bright places raise the score; what lowers it is not shown. Each map has its own range.",
+                "A grid of maps: one row per layer, one column per time.",
+                "Liu et al. 2020, gradient attention: ReLU Σ<sub>k</sub> α<sub>k</sub> A<sub>k</sub>.",
+                lambda: plots.gradient_attention(profile),
                 wide=True,
             )
         )
