@@ -27,7 +27,8 @@ def add_command(commands: Any) -> None:
     add("name", choices=_Names(), metavar="NAME", help="one of the experiments below")
     add(
         "checkpoints", nargs="*", type=checkpoint, metavar="CHECKPOINT",
-        help="of compare-checkpoints: two or more, folders or Hub ids. The first is what the others are compared with",
+        help="of compare-checkpoints: two or more, folders or Hub ids. The first is what the others are compared with."
+        " Of few-steps: students of four steps, distilled from the model",
     )  # fmt: skip
     add("--out", type=path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")
     add(

@@ -120,6 +120,9 @@ def run_experiments(args: argparse.Namespace) -> None:
             elif pipe is not None:
                 console.say(f"{at}: {len(job.sampling.seeds)} seeds, {job.sampling.steps} steps")
                 with num_threads(args), _bars([pipe, *pipes], console):
+                    plan = EXPERIMENTS[job.name].plan
+                    if plan is not None:
+                        console.say(f"{at}: {plan(pipe, job.sampling, **job.options)}")
                     results.append(job.run(pipe, pipes, lambda: _gaussian(args, config, pipe, console)))
                 if main:
                     results[-1].save(args.out / job.name, overwrite=True)
@@ -133,6 +136,11 @@ def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
     Raises:
         CommandError: If there are fewer or more checkpoints than the experiment takes.
     """
+    if args.name in EXPERIMENTS and EXPERIMENTS[args.name].may_take == "students":
+        return [
+            args,
+            *(argparse.Namespace(**{**vars(args), "checkpoint": name, "revision": None}) for name in args.checkpoints),
+        ]
     if args.name not in EXPERIMENTS or EXPERIMENTS[args.name].needs != "checkpoints":
         if args.checkpoints:
             raise CommandError(f"{args.name} takes one checkpoint, by --checkpoint, got {', '.join(args.checkpoints)}")
@@ -246,7 +254,7 @@ def _job(
         known = ", ".join((*experiment.nulls, "none"))
         raise CommandError(f"--null {args.null}: {name} knows {known}")
     if experiment.region is not None:
-        box = _REGIONS[experiment.region] if args.checkpoint is None and args.mask is None else None
+        box = _REGIONS.get(experiment.region) if args.checkpoint is None and args.mask is None else None
         options["mask"] = region(args.mask, box, sample_size(config))
     if experiment.judged and args.judge is not None:
         options["judge"] = args.judge

@@ -24,6 +24,9 @@ from diffusers_xai.experiments import critical_window  # noqa: F401
 from diffusers_xai.experiments import patching  # noqa: F401
 from diffusers_xai.experiments import concepts  # noqa: F401
 from diffusers_xai.experiments import words  # noqa: F401
+from diffusers_xai.experiments import directions  # noqa: F401
+from diffusers_xai.experiments import label_directions  # noqa: F401
+from diffusers_xai.experiments import few_steps  # noqa: F401
 # isort: on
 
 

@@ -110,11 +110,14 @@ class Experiment:
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
         judged (`bool`): Whether `measure` takes a `judge`, see `Judge`.
+        plan (`Callable`, *optional*): `(pipe, sampling, **options) -> str`, what it will cost, where that is not plain
+            from seeds and steps.
         nulls (`tuple[str, ...]`): The controls that it knows, see `NULLS`; the first one is taken by default.
         region (`str`, *optional*): Where `measure` takes a `mask`, what the command passes for the faces of the model
-            inside the package: `"eyes"` or `"face"`.
+            inside the package: `"eyes"`, `"face"`, or `"image"` for all of it.
         needs (`str`, *optional*): What it takes besides one model, such as other `"checkpoints"`; it is then none of
             the command's `all`.
+        may_take (`str`, *optional*): What it can do without, such as `"students"`: checkpoints distilled from the one.
     """
 
     name: str
@@ -135,6 +138,8 @@ class Experiment:
     table: Callable[[ExperimentResult], pd.DataFrame] | None = None
     needs: str | None = None
     judged: bool = False
+    may_take: str | None = None
+    plan: Callable[..., str] | None = None
 
     def run(self, pipe: XAIPipeline, sampling: Sampling | None = None, **options: Any) -> ExperimentResult:
         """Measures.

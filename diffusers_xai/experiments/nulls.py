@@ -26,6 +26,7 @@ NULLS = {
     "random-channel": "a random channel of the same layer",
     "same-label": "the same patches from a run of the same label and other noise",
     "permuted-masks": "the masks of other pictures, and random units that are about as active",
+    "random-direction": "a random direction of the same norm in the same layer",
     "none": "no control",
 }
 FIT_STEPS = 20

@@ -1,0 +1,391 @@
+"""Along which directions the prediction and an inner layer answer the state, how many there are, and what they do."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+from plotly.subplots import make_subplots
+
+from diffusers_xai.analysis.singular import Jacobian, most_products
+from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
+from diffusers_xai.experiments.figures import band, excess_columns, null_name
+from diffusers_xai.experiments.jacobians import (
+    CLEAN,
+    ITERATIONS,
+    LAYER,
+    PROBES,
+    Spectra,
+    Spectrum,
+    clean_image,
+    middle_layer,
+    moments,
+)
+from diffusers_xai.experiments.judging import Judge
+from diffusers_xai.experiments.nulls import Null, null_pipeline
+from diffusers_xai.experiments.pushes import Push, pushed_images
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.explainers import Samples
+from diffusers_xai.measures import Mask, as_mask
+from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import LINE_COLORS, TEMPLATE
+from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile.pictures import to_rgb
+from diffusers_xai.recording.replay import frozen
+from diffusers_xai.taps.probe import shortest_time
+
+
+INSIDE = "h itself"
+WALKS = {
+    CLEAN: "x<sub>t</sub>, along the directions of x̂<sub>0</sub>",
+    LAYER: "x<sub>t</sub>, along the directions of h",
+    "random": "x<sub>t</sub>, random directions",
+    "null": "x<sub>t</sub>, along those of the control",
+    INSIDE: "h, along the directions of h",
+    "random h": "h, random directions",
+}
+IN_LAYER = (INSIDE, "random h")
+SIGNS = (-1, 1)
+RIGHT = ("seed", "object", "step", "direction", "rgb", "height", "width")
+
+
+def measure(
+    pipe: XAIPipeline,
+    sampling: Sampling,
+    *,
+    mask: Mask | None = None,
+    input_mask: Mask | None = None,
+    layer: str | None = None,
+    count: int = 8,
+    walked: int = 3,
+    strength: float = 0.1,
+    judge: Judge | None = None,
+    null: Null = "gaussian",
+) -> xr.Dataset:
+    """The leading singular triplets of ∂x̂_0/∂x_t and ∂h/∂x_t at four moments, and where steps along them lead.
+
+    x_t is pushed once along a right singular vector v, or the layer's output h along a left one u, and the run goes on
+    to its image with the same noise. A push of x_t has the norm `strength · |x_t|`; one of h is what that push does to
+    h to first order, σ times as much. Controls are pushes of the same norm along random orthonormal directions, and
+    along the leading directions of the control's own x̂_0: of Gaussians fitted to the model's samples, these are what
+    pixels that covary give without any network.
+
+    The local dimension is (Σσ²)² / Σσ⁴ over all singular values, see `local_dimension`.
+
+    Source: METHOD, section 11; Voynov and Babenko 2020; Haas et al. 2023, *Discovering Interpretable Directions in the
+    Semantic Latent Space of Diffusion Models*.
+
+    Args:
+        pipe ([`XAIPipeline`]): The model.
+        sampling ([`Sampling`]): What is sampled, by two steps at least.
+        mask (`(height, width)` bool, *optional*): The pixels of x̂_0 that are asked about; all if `None`.
+        input_mask (`(height, width)` bool, *optional*): The pixels of x_t that may be moved; all if `None`.
+        layer (`str`, *optional*): Name of the layer h, one that puts out maps; the middle block if `None`.
+            A network without such a block has no h then.
+        count (`int`): How many triplets, at most as many as the image has values.
+        walked (`int`): Along how many of them to go.
+        strength (`float`): Norm of a push as a share of the norm of x_t, above 0.
+        judge (`Callable`, *optional*): Tells the probability of each of the model's attributes in images `(image,
+            channel, height, width)` in [-1, 1], as a tensor `(image, attribute)`.
+        null (`str` or [`XAIPipeline`]): `"gaussian"`, `"random-weights"`, a pipeline, or `"none"`.
+
+    Returns:
+        `xarray.Dataset`: `values` and `residual` (seed, object, step, rank), `dimension` (seed, object, step),
+        the objects being x̂_0 (`"x0"`) and `"h"`, and the control's as `null_values` and `null_dimension`. `change`
+        (seed, walk, step, direction): root mean square change of the final image, of both signs together, and
+        `inside`, its square's share within the mask, with one. With a judge `judged` (seed, walk, step, direction,
+        sign, attribute) and `judged_intact`. Of the first seed `right` (object, step, direction, rgb, height, width),
+        the directions in x_t, `images` (walk, step, direction, sign, rgb, height, width) and `intact`. `products`
+        (seed): how many products with a Jacobian it took.
+
+    Raises:
+        ValueError: For numbers that do not fit, or a layer without maps.
+        KeyError: If there is no such layer.
+    """
+    if sampling.steps < 2:
+        raise ValueError(f"Expected at least two steps, the state being pushed after the first, got {sampling.steps}")
+    if strength <= 0 or not 1 <= walked <= count:
+        raise ValueError(
+            f"Expected strength above 0 and walked in 1..count, got {strength}, {walked} and count {count}"
+        )
+    attributes = list(pipe.unet.config.get("class_attributes") or ())
+    if judge is not None and not attributes:
+        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without")
+    path = middle_layer(pipe, layer)
+    seen, moved = (None if part is None else as_mask(part, pipe.sample_shape[-2:]) for part in (mask, input_mask))
+    weights = [None if part is None else torch.from_numpy(part) for part in (moved, seen)]
+    other = null_pipeline(null, pipe, sampling)
+    steps = moments(pipe, sampling)
+    objects = {CLEAN: None} if path is None else {CLEAN: None, LAYER: path}
+    spectra = Spectra(sampling, steps, objects, count, inputs=weights[0], outputs=weights[1])
+
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        profile = sampling.profile(pipe, part, [Samples(steps=steps, measures=())])
+        states = torch.from_numpy(profile["samples"].values).to(pipe.device)
+        sizes = strength * states.flatten(2).double().norm(dim=2)
+        before, own = spectra.products, spectra.of(pipe, states)
+        theirs = {} if other is None else spectra.of(other, states)
+        data = _numbers(own, list(objects))
+        if theirs:
+            data = data.assign({f"null_{name}": array for name, array in _numbers(theirs, list(objects)).items()})
+        right = [torch.stack([x.triplets.right[:, :walked] for x in own[name]], 1) for name in objects]
+        data["right"] = RIGHT, torch.stack(right, 1).unflatten(-1, states.shape[2:]).cpu().numpy()
+        data["products"] = "seed", [spectra.products - before] * len(part)
+        walks = []
+        for index, seed in enumerate(part):
+            pushes: list[Push | None] = [None]
+            ways = _ways(own, theirs, index, walked, seed, weights[0])
+            for name, by_moment in ways.items():
+                where = path if name in IN_LAYER else None
+                for step, size, directions in zip(steps, sizes[:, index], by_moment, strict=True):
+                    pushes += [Push(step, sign * size * v, where) for v in directions for sign in SIGNS]
+            images = pushed_images(pipe, sampling, seed, pushes)
+            walks.append(_effects(images, (len(ways), len(steps), walked), seen, judge))
+        coords: dict[str, Any] = {"step": steps, "object": list(objects), "walk": list(ways)}
+        coords["timestep"] = "step", profile["samples"]["timestep"].values
+        if judge is not None:
+            coords["attribute"] = attributes
+        return data.assign(xr.concat(walks, "seed").data_vars).assign_coords(coords)
+
+    data = sampling.over_seeds(measure_batch, "directions", seeds_at_once=max(1, sampling.batch_size // count))
+    data = of_first_seed(data, "right", "images", "intact")
+    if seen is not None:
+        data["mask"] = ("height", "width"), seen
+    name = "" if path is None else get_denoiser(pipe).short_name(path)
+    return data.assign_attrs(layer=name, strength=strength)
+
+
+def _numbers(spectra: Mapping[str, Sequence[Spectrum]], objects: Sequence[str]) -> xr.Dataset:
+    """Singular values, residuals and dimension; NaN of an object that a control has not."""
+    parts: dict[str, list[torch.Tensor]] = {"values": [], "residual": [], "dimension": []}
+    for name in objects:
+        found = spectra.get(name, spectra[CLEAN])
+        factor = 1.0 if name in spectra else math.nan
+        parts["values"].append(factor * torch.stack([x.triplets.values for x in found], 1))
+        parts["residual"].append(factor * torch.stack([x.triplets.residuals for x in found], 1))
+        parts["dimension"].append(factor * torch.stack([x.dimension for x in found], 1))
+    dims = ("seed", "object", "step", "rank")
+    return xr.Dataset({name: (dims[: p[0].ndim + 1], torch.stack(p, 1).numpy()) for name, p in parts.items()})
+
+
+def _ways(
+    own: Mapping[str, Sequence[Spectrum]],
+    theirs: Mapping[str, Sequence[Spectrum]],
+    index: int,
+    walked: int,
+    seed: int,
+    moved: torch.Tensor | None,
+) -> dict[str, list[torch.Tensor]]:
+    """Of one seed, each walk's directions at each moment, `(walked, …)`: of norm 1, in h as long as they make it."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for moment, clean in enumerate(own[CLEAN]):
+        generator = torch.Generator().manual_seed(10**6 * (seed + 1) + moment)
+        ways = {
+            name: spectra[moment].triplets.right[index, :walked].unflatten(1, clean.shape)
+            for name, spectra in ((CLEAN, own[CLEAN]), (LAYER, own.get(LAYER)), ("null", theirs.get(CLEAN)))
+            if spectra is not None
+        }
+        weights = torch.ones(()) if moved is None else moved
+        ways["random"] = _orthonormal(walked, weights.expand(clean.shape), generator)
+        if LAYER in own:
+            inner = own[LAYER][moment]
+            sizes = inner.triplets.values[index, :walked].view(-1, *[1] * len(inner.output_shape))
+            ways[INSIDE] = sizes * inner.triplets.left[index, :walked].unflatten(1, inner.output_shape)
+            ways["random h"] = sizes * _orthonormal(walked, torch.ones(inner.output_shape), generator)
+        for name, directions in ways.items():
+            found.setdefault(name, []).append(directions.cpu())
+    return found
+
+
+def _orthonormal(count: int, weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random orthonormal directions of the weights' shape, float64; zero where the weights are."""
+    rows = torch.randn(count, weights.numel(), generator=generator, dtype=torch.float64) * weights.flatten()
+    return torch.linalg.qr(rows.mT).Q.mT.unflatten(1, weights.shape)
+
+
+def _effects(
+    images: torch.Tensor,
+    counts: tuple[int, int, int],
+    seen: np.ndarray | None,
+    judge: Judge | None,
+) -> xr.Dataset:
+    """What the pushes did to the image, which comes first; the others are those of (walk, step, direction, sign)."""
+    intact, pushed = images[0], images[1:].unflatten(0, (*counts, len(SIGNS)))
+    dims = ("walk", "step", "direction")
+    squares = (pushed - intact).double().square()
+    data = xr.Dataset(
+        {
+            "change": (dims, squares.mean((3, 4, 5, 6)).sqrt().numpy()),
+            "images": ((*dims, "sign", "rgb", "height", "width"), pushed.numpy()),
+            "intact": (("rgb", "height", "width"), intact.numpy()),
+        }
+    )
+    if seen is not None:
+        within = (squares * torch.from_numpy(seen)).sum((3, 4, 5, 6))
+        data["inside"] = dims, (within / squares.sum((3, 4, 5, 6))).numpy()
+    if judge is not None:
+        judged = torch.as_tensor(judge(images)).float().cpu().numpy()
+        data["judged"] = (*dims, "sign", "attribute"), judged[1:].reshape(*counts, len(SIGNS), -1)
+        data["judged_intact"] = "attribute", judged[0]
+    return data
+
+
+def plan(
+    pipe: XAIPipeline,
+    sampling: Sampling,
+    *,
+    layer: str | None = None,
+    count: int = 8,
+    walked: int = 3,
+    null: Null = "gaussian",
+    **options: Any,
+) -> str:
+    """What `measure` will cost, in words; a product and a run of the network are timed. Arguments as there."""
+    path, steps = middle_layer(pipe, layer), moments(pipe, sampling)
+    objects, controls = 1 + (path is not None), int(null != "none")
+    products = (objects + controls) * len(steps) * most_products(count, ITERATIONS, PROBES)
+    ways = 2 + controls + (3 if path is not None else 0)
+    calls = sampling.steps * (2 + 2 * ways * walked * len(steps))
+    state = torch.zeros(1, *pipe.sample_shape, device=pipe.device, dtype=pipe.unet.dtype)
+    with frozen(pipe.unet):
+        function = clean_image(pipe, sampling, steps[0])
+        jacobian = Jacobian(function, state, max_rows=sampling.batch_size)
+        directions = torch.ones(1, count, state.numel())
+        product = shortest_time(lambda: jacobian.push(directions), pipe.device) / count
+        rows = state.repeat(count, 1, 1, 1)
+        with torch.no_grad():
+            call = shortest_time(lambda: function(rows), pipe.device) / count
+    seconds = len(sampling.seeds) * (products * product + calls * call)
+    return (
+        f"at most {products} products with the Jacobian and {calls} calls of the network for each seed, about"
+        f" {max(1, math.ceil(seconds / 60))} min in all, beside the control's fit"
+    )
+
+
+def plot(result: ExperimentResult) -> go.Figure:
+    """Draws how the singular values fall, the local dimension, and what pushes change, each with its control."""
+    data = result.data
+    titles = ["singular values of ∂x̂<sub>0</sub>/∂x<sub>t</sub>", "local dimension", "change of the final image"]
+    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.09, subplot_titles=titles)
+    control = null_name(result.settings)
+    ranks, times = 1 + np.arange(data.sizes["rank"]), data["timestep"].values
+    for index, time in enumerate(times):
+        for name, dash in (("values", "solid"), ("null_values", "dot")):
+            if name in data:
+                mean = data[name].sel(object=CLEAN).isel(step=index).mean("seed")
+                text = f"t = {time:.0f}" + ("" if name == "values" else f", {control}")
+                figure.add_scatter(
+                    x=ranks, y=mean.values, name=text, legend="legend", mode="lines+markers", row=1, col=1,
+                    line={"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": dash}, marker={"size": 4},
+                )  # fmt: skip
+    parts = [go.Figure(), go.Figure()]
+    for index, (name, text) in enumerate(((CLEAN, "x̂<sub>0</sub>"), (LAYER, f"h: {result.settings['layer']}"))):
+        if name in data["object"].values:
+            band(parts[0], times, data["dimension"].sel(object=name), text, index)
+    if "null_dimension" in data:
+        band(parts[0], times, data["null_dimension"].sel(object=CLEAN), f"x̂<sub>0</sub>, {control}", muted=True)
+    for index, walk in enumerate(data["walk"].values.tolist()):
+        band(parts[1], times, data["change"].sel(walk=walk).mean("direction"), WALKS[walk], index)
+    for column, part in enumerate(parts, start=2):
+        for trace in part.data:
+            figure.add_trace(trace.update(legend=f"legend{column}"), 1, column)
+    figure.update_xaxes(title="number of the direction", col=1)
+    figure.update_yaxes(type="log", col=1)
+    for column in (2, 3):
+        figure.update_xaxes(title="timestep t", autorange="reversed", col=column)
+    figure.update_yaxes(type="log", col=2)
+    figure.update_yaxes(rangemode="tozero", col=3)
+    legends = {
+        f"legend{column if column > 1 else ''}": {"y": -0.28, "x": x, "xanchor": "left", "font": {"size": 10}}
+        for column, x in ((1, 0.0), (2, 0.36), (3, 0.73))
+    }
+    return figure.update_layout(template=TEMPLATE, height=620, margin={"b": 260}, showlegend=True, **legends)
+
+
+def plot_images(result: ExperimentResult) -> go.Figure:
+    """Draws, of the first seed, the directions in x_t and the images after pushes to either side."""
+    data, last = result.data, result.data.sizes["step"] - 1
+    walked = data["images"].sizes["direction"]
+    rows: list[list[Tile | None]] = []
+    names = []
+    shown = [(CLEAN, moment) for moment in range(last + 1)]
+    shown += [(walk, moment) for walk in ("random", "null", INSIDE) for moment in (0,) if walk in data["walk"].values]
+    intact = to_rgb(data["intact"].values)
+    for walk, moment in shown:
+        row: list[Tile | None] = []
+        part = data["images"].sel(walk=walk).isel(step=moment)
+        for index in range(walked):
+            right = data["right"].sel(object=CLEAN).isel(step=moment, direction=index).mean("rgb").values
+            row.append(Tile(right, f"direction {index + 1}") if walk == CLEAN else None)
+            row += [
+                Tile(to_rgb(part.isel(direction=index, sign=k).values), f"push {text}") for k, text in enumerate("−+")
+            ]
+        rows.append([*row, Tile(intact, "not pushed")])
+        title = {CLEAN: "x̂<sub>0</sub>", "random": "random", "null": "control", INSIDE: "in h"}[walk]
+        names.append(f"{title},<br>t = {data['timestep'].values[moment]:.0f}")
+    columns = [text for k in range(walked) for text in (f"direction {k + 1}", "−", "+")]
+    return tile_grid(rows, [*columns, "not pushed"], names, scale="diverging", scale_title="weight of each pixel")
+
+
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """Largest singular value and local dimension beside the control, the change beside that of random directions."""
+    data = result.data
+    rows: list[dict[str, Any]] = []
+    for moment, time in enumerate(data["timestep"].values):
+        part = data.isel(step=moment)
+        first = part.sel(object=CLEAN).isel(rank=0)
+        for name in ("values", "dimension"):
+            text = {"values": "largest singular value of x̂_0", "dimension": "local dimension of x̂_0"}[name]
+            rows.append({"t": f"{time:.0f}", "": text, **excess_columns(first, name)})
+        change = part["change"].mean("direction")
+        for walk, against in ((CLEAN, "random"), (CLEAN, "null"), (LAYER, "random"), (INSIDE, "random h")):
+            if walk in data["walk"].values and against in data["walk"].values:
+                pair = xr.Dataset(
+                    {"change": change.sel(walk=walk, drop=True), "null_change": change.sel(walk=against, drop=True)}
+                )
+                text = f"change, {_plain(WALKS[walk])}; control: {_plain(WALKS[against])}"
+                rows.append({"t": f"{time:.0f}", "": text, **excess_columns(pair, "change")})
+        if "judged" in part:
+            told = abs(part["judged"] - part["judged_intact"]).mean(["direction", "sign"])
+            for attribute in told["attribute"].values.tolist():
+                own, random = (told.sel(walk=walk, attribute=attribute, drop=True) for walk in (CLEAN, "random"))
+                pair = xr.Dataset({"change": own, "null_change": random})
+                text = f"change of {attribute}, along the directions of x̂_0; control: random"
+                rows.append({"t": f"{time:.0f}", "": text, **excess_columns(pair, "change")})
+    return pd.DataFrame(rows).fillna("")
+
+
+def _plain(text: str) -> str:
+    return text.replace("<sub>", "_").replace("</sub>", "")
+
+
+EXPERIMENT = register(
+    Experiment(
+        "directions",
+        "Along which directions the image can be pushed",
+        "The leading singular triplets of ∂x̂_0/∂x_t, and of ∂h/∂x_t for a layer h in the middle, at four moments."
+        " Left: how the singular values fall. Middle: the local dimension, how many directions count, (Σσ²)²/Σσ⁴."
+        " Right: by how much the final image changes (root mean square, the image's range being 2) when the state is"
+        " pushed once along a direction by a tenth of its norm, on average over three directions and both signs; of a"
+        " push in the layer, by what the push of the state would do to it. Grey or dotted: Gaussians fitted to the"
+        " model's own samples, whose directions any network would find in pixels that covary; random directions of the"
+        " same norm are drawn beside. Below, of one seed, the directions and the images that they lead to.",
+        "METHOD, section 11; Voynov and Babenko 2020; Haas et al. 2023; beyond the thesis",
+        measure,
+        plot,
+        nulls=("gaussian", "random-weights"),
+        seeds=4,
+        steps=50,
+        runs=190,
+        region="image",
+        judged=True,
+        plot_images=plot_images,
+        table=table,
+        plan=plan,
+    )
+)
