@@ -12,7 +12,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 
-_SOFTMAX = (torch.softmax, F.softmax, torch.Tensor.softmax)
+_SOFTMAX = frozenset([torch.softmax, F.softmax, torch.Tensor.softmax])
+_SEEN = _SOFTMAX | {F.scaled_dot_product_attention}
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class AttentionCall:
             raise ValueError("Expected queries and keys, or weights.")
         return self.query.shape[0], self.query.shape[-2], self.key.shape[-2]
 
-    def weights(self, queries: torch.Tensor, heads: int, device: str | None = None) -> torch.Tensor:
+    def weights(self, queries: torch.Tensor | slice, heads: int, device: str | None = None) -> torch.Tensor:
         """The weights (batch, head, query, key) of some queries, float32; rows sum to 1.
 
         Args:
-            queries (`torch.Tensor` of shape `(query,)`): Their indices.
+            queries (`torch.Tensor` of shape `(query,)` or `slice`): Their indices.
             heads (`int`): Number of heads, where the batch holds them.
             device (`str`, *optional*): Where to compute; "meta" for the shape alone.
         """
@@ -53,25 +54,27 @@ class AttentionCall:
         def at(tensor: torch.Tensor) -> torch.Tensor:
             return tensor if device is None else tensor.to(device)
 
+        rows = queries if isinstance(queries, slice) else at(queries)
         if self.probabilities is not None:
             given = at(self.probabilities)
             batched = given if given.ndim == 4 else given.unflatten(0, (-1, heads))
-            return batched[..., at(queries), :].float()
+            return batched[..., rows, :].float()
         if self.query is None or self.key is None:
             raise ValueError("Expected queries and keys, or weights.")
         query, key = at(self.query), at(self.key)
         if key.shape[1] != query.shape[1]:  # heads share keys
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         scale = self.arguments.get("scale") or query.shape[-1] ** -0.5
-        scores = query[..., at(queries), :].float() @ key.float().transpose(-1, -2) * scale
+        scores = (query[..., rows, :].float() * scale) @ key.float().transpose(-1, -2)
         mask = self.arguments.get("attn_mask")
         if mask is not None:
-            rows = at(mask)[..., at(queries), :] if mask.shape[-2] > 1 else at(mask)
-            if rows.dtype == torch.bool:
-                rows = torch.zeros_like(rows, dtype=torch.float32).masked_fill(~rows, -torch.inf)
-            scores = scores + rows.float()
+            added = at(mask)[..., rows, :] if mask.shape[-2] > 1 else at(mask)
+            if added.dtype == torch.bool:
+                added = torch.zeros_like(added, dtype=torch.float32).masked_fill(~added, -torch.inf)
+            scores = scores + added.float()
         if self.arguments.get("is_causal"):
-            future = torch.arange(key.shape[-2], device=scores.device) > at(queries)[:, None]
+            present = torch.arange(query.shape[-2], device=scores.device)[rows]
+            future = torch.arange(key.shape[-2], device=scores.device) > present[:, None]
             scores = scores.masked_fill(future, -torch.inf)
         return scores.softmax(dim=-1)
 
@@ -94,7 +97,7 @@ class _AttentionMode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if self._active[-1:] != [self]:
+        if func not in _SEEN or self._active[-1] is not self:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -104,7 +107,7 @@ class _AttentionMode(TorchFunctionMode):
             self.calls.append(AttentionCall(query, key, arguments))
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func in _SOFTMAX and result.ndim in (3, 4):
+        if result.ndim in (3, 4):
             self.calls.append(AttentionCall(None, None, {}, result))
         return result
 
