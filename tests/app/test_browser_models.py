@@ -127,6 +127,7 @@ def test_a_link_restores_every_setting(page, server):
     opened(page, f"{server.url}?{urlencode(settings)}")
     page.wait_for_function("document.querySelector('#status').innerText.includes('from the link')")
     expect(page.locator("#seed input")).to_have_value("5")
+    open_panel(page, "switch-panel")
     expect(page.locator("#switch input")).to_be_checked()
     open_panel(page, "share-panel")
     page.click("#make-link")
