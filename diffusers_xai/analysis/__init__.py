@@ -3,6 +3,7 @@
 from diffusers_xai.analysis.crossing import falling_crossing
 from diffusers_xai.analysis.overlap import Overlap, overlap
 from diffusers_xai.analysis.predetermination import predetermination_index
+from diffusers_xai.analysis.shapley import shapley_values, variance_share_intervals, variance_shares
 from diffusers_xai.analysis.statistics import (
     benjamini_hochberg,
     equivalence_test,
@@ -20,6 +21,9 @@ __all__ = [
     "mean_interval",
     "overlap",
     "predetermination_index",
+    "shapley_values",
     "share_interval",
     "summary",
+    "variance_share_intervals",
+    "variance_shares",
 ]

@@ -21,12 +21,14 @@ from diffusers_xai.experiments import ablation  # noqa: F401
 # What the thesis does not ask.
 from diffusers_xai.experiments import compare_checkpoints  # noqa: F401
 from diffusers_xai.experiments import critical_window  # noqa: F401
+from diffusers_xai.experiments import noise_and_back  # noqa: F401
 from diffusers_xai.experiments import patching  # noqa: F401
 from diffusers_xai.experiments import concepts  # noqa: F401
 from diffusers_xai.experiments import words  # noqa: F401
 from diffusers_xai.experiments import directions  # noqa: F401
 from diffusers_xai.experiments import label_directions  # noqa: F401
 from diffusers_xai.experiments import few_steps  # noqa: F401
+from diffusers_xai.experiments import shapley  # noqa: F401
 # isort: on
 
 

@@ -139,13 +139,14 @@ def measure(
 
 
 def default_layers(denoiser: Any) -> list[str]:
-    """The first and the last convolution, and of each block what it hands on to the next and over the skip."""
+    """The first and the last convolution, and of each block what it hands on to the next and over its last skip."""
     ends = [layer for layer in ("conv_in", "conv_out") if layer in denoiser.layers]
     blocks = []
     for block, group in layers_by_block(denoiser.module).items():
-        # Before a block changes the size, in which case the skip has the former one.
-        kept = [path for path in group if "sampl" not in path]
-        blocks += [block] if block == "mid_block" else kept[-1:]
+        # Before the size changes. An attention layer here has its residual; `.attn` is what it adds.
+        kept = [path for path in group if "sampl" not in path and not path.endswith(".attn")]
+        attention = [path for path in kept if ".attentions." in path]  # comes after its residual block
+        blocks += [block] if block == "mid_block" else (attention or kept)[-1:]
     return [*ends, *blocks] or list(denoiser.attention_outputs())
 
 
@@ -176,11 +177,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     measures = data["of"].values.tolist()
     kinds = ["effect", *(["null_effect"] if "null_effect" in data else [])]
     titles = [
-        f"{_words(of, result)} ({data['effect'].sel(of=of).dropna('seed').sizes['seed']} seeds)" for of in measures
+        f"{_words(of, result)} (n = {data['effect'].sel(of=of).dropna('seed').sizes['seed']})" for of in measures
     ]
     figure = make_subplots(
         rows=len(kinds), cols=len(measures), shared_yaxes=True, horizontal_spacing=0.03,
-        vertical_spacing=0.16 / len(kinds),
+        vertical_spacing=0.24 / len(kinds),
         subplot_titles=titles + [f"control: {_words(of, result)}" for of in measures] * (len(kinds) - 1),
     )  # fmt: skip
     for row, kind in enumerate(kinds, start=1):
@@ -192,13 +193,15 @@ def plot(result: ExperimentResult) -> go.Figure:
             half = (facts["high"] - facts["mean"]).transpose("layer", "band").values
             figure.add_heatmap(
                 z=mean, x=_band_names(data), y=data["layer"].values, zmin=-1, zmax=1, text=text, customdata=half,
-                texttemplate="%{text}", colorscale=DIVERGING_COLOR_SCALE, showscale=False, hoverongaps=False,
+                texttemplate="%{text}", textfont={"size": 10}, colorscale=DIVERGING_COLOR_SCALE, showscale=False,
+                hoverongaps=False,
                 hovertemplate="%{y}, %{x}: %{z:.3f} ± %{customdata:.3f}<extra></extra>", row=row, col=column,
             )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
-    figure.update_xaxes(showgrid=False, tickangle=0)
-    figure.update_xaxes(title="patched from t = … to …", row=len(kinds), col=1)
-    height = 110 + len(kinds) * (70 + 24 * data.sizes["layer"])
+    figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
+    figure.update_xaxes(title={"text": "patched from t on", "font": {"size": 12}}, row=len(kinds))
+    figure.update_annotations(font={"size": 13})
+    height = 150 + len(kinds) * (70 + 24 * data.sizes["layer"])
     return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50})
 
 
@@ -207,14 +210,10 @@ def _words(of: str, result: ExperimentResult) -> str:
 
 
 def _band_names(data: xr.Dataset) -> list[str]:
-    starts = data["timestep"].values
-    whole = data["stop"].values == data["stop"].values.max()
-    names = []
-    for i, start in enumerate(starts):
-        is_all = bool(data["start"].values[i] == 0 and whole[i] and len(starts) > 1)
-        end = 0 if whole[i] else starts[i + 1]
-        names.append("always" if is_all else f"{start:.0f}–<br>{end:.0f}")
-    return names
+    """The timestep at which each band begins."""
+    whole = (data["stop"].values == data["stop"].values.max()) & (data["start"].values == 0)
+    many = data.sizes["band"] > 1
+    return ["all" if every and many else f"{t:.0f}" for every, t in zip(whole, data["timestep"].values, strict=True)]
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
@@ -232,17 +231,17 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     for layer in data["layer"].values:
         images = data["images"].sel(layer=layer).values
         rows.append([Tile(to_rgb(x), f"{layer}, {band}") for x, band in zip(images, bands, strict=True)])
-    return tile_grid(rows, [band.replace("<br>", "") for band in bands], ["", *data["layer"].values.tolist()])
+    columns = ["patched always" if band == "all" else f"from t = {band} on" for band in bands]
+    return tile_grid(rows, columns, ["no patch", *data["layer"].values.tolist()])
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
     """The effect of every patch with its interval, of each measure."""
     data = result.data
-    bands = [band.replace("<br>", "") for band in _band_names(data)]
-    rows = []
+    bands, rows = _band_names(data), []
     for layer in data["layer"].values:
         for i, band in enumerate(bands):
-            row = {"layer": layer, "t": band}
+            row = {"layer": layer, "from t": band}
             for of in data["of"].values.tolist():
                 for kind, who in (("effect", ""), ("null_effect", "control: ")):
                     if kind in data:

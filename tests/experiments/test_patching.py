@@ -53,8 +53,8 @@ def test_only_the_block_that_hears_the_label_lights_up():
     assert (data["null_effect"].sel(of="Lit", layer="blocks.0").dropna("seed") == 0).all()
     for figure in (result.plot(), result.plot_images()):
         assert figure.data
-    table = EXPERIMENTS[NAME].table(result).set_index(["layer", "t"])
-    assert table["image"]["blocks.1", "always"] == "1.000 (1.000 to 1.000)"
+    table = EXPERIMENTS[NAME].table(result).set_index(["layer", "from t"])
+    assert table["image"]["blocks.1", "all"] == "1.000 (1.000 to 1.000)"
 
 
 def test_the_effect_by_hand_within_a_mask_and_the_default_layers():
@@ -64,10 +64,10 @@ def test_the_effect_by_hand_within_a_mask_and_the_default_layers():
     data = EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], SEEDS, STEPS), bands=1, mask=mask, null="none").data
     assert set(data["layer"].values) == {
         "init_conv",
-        "downs.0.2.fn",
-        "downs.1.2.fn",
+        "downs.0.2",
+        "downs.1.2",
         "mid_block",
-        "ups.0.2.fn",
+        "ups.0.2",
         "final_conv",
     }
     site = PatchSite("mid_block", range(STEPS))

@@ -1,0 +1,74 @@
+"""Which attribute in which half: against runs with a label switch of their own."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_xai import LabelSwitch, Samples, XAIPipeline
+from diffusers_xai.experiments import EXPERIMENTS, Sampling
+from diffusers_xai.labels import labels_between
+from tests.planted import OneBlockHearsTheLabel
+from tests.tiny import convnext_unet
+
+
+NAME, SEEDS, STEPS = "shapley", [4, 9], 5
+
+
+def make(unet):
+    pipe = XAIPipeline(unet, DDPMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_values_sum_to_the_gain_and_the_runs_are_those_of_switches():
+    pipe = make(convnext_unet())
+    labels = labels_between(0b0011, 0b0110, pipe.unet.config.class_attributes)
+
+    def judge(images):
+        return images.mean((2, 3)).sigmoid()[:, [0, 1, 2, 0]]
+
+    result = EXPERIMENTS[NAME].run(pipe, Sampling(labels, SEEDS, STEPS), judge=judge, null="none")
+    data = result.data
+    assert data["of"].values.tolist() == ["image", "Male", "Wearing_Lipstick"]
+    assert data["attribute"].values.tolist() == ["Male", "Wearing_Lipstick"]
+    np.testing.assert_allclose(data["share"].sum(["attribute", "half"]), data["gain"], atol=1e-6)
+    np.testing.assert_allclose(data["gain"].sel(of="image"), 1, atol=1e-12)
+    # Male in the first half alone: 0111, then 0011 again.
+    out = pipe(
+        0b0111, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(SEEDS[0]),
+        edits=[LabelSwitch(from_step=2, to=0b0011)], record=[Samples(every=STEPS)],
+    )  # fmt: skip
+    final = out.profile["final_sample"].values[0]
+    np.testing.assert_allclose(data["images"].sel(first=0b0111, second=0b0011), final, atol=1e-3)
+    seen = judge(torch.from_numpy(final)[None].clamp(-1, 1))[0, 1]
+    worth = data["worth"].sel(seed=SEEDS[0], of="Male", first=0b0111, second=0b0011)
+    assert float(worth) == pytest.approx(float(seen), abs=1e-4)
+    for figure in (result.plot(), result.plot_images()):
+        assert figure.data
+    assert len(EXPERIMENTS[NAME].table(result)) == 3 * (2 * 2 + 1 + 3)
+
+
+def test_the_label_that_shifts_a_channel_takes_all_of_what_it_did():
+    """Where a label's push is linear, its halves share the gain by what each of them pushes."""
+    pipe = make(OneBlockHearsTheLabel(class_attributes=("Lit",)).double())
+
+    def judge(images):
+        return images[:, 1].mean((1, 2))[:, None] / 100
+
+    pipe.scheduler.register_to_config(prediction_type="epsilon")
+    data = EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], SEEDS, STEPS), judge=judge, null="none").data
+    worth = data["worth"].sel(of="Lit")
+    alone = [worth.sel(first=1, second=0), worth.sel(first=0, second=1)]
+    none, both = worth.sel(first=0, second=0), worth.sel(first=1, second=1)
+    for half, mine, other in ((0, *alone), (1, *alone[::-1])):
+        expected = ((mine - none) + (both - other)) / 2
+        np.testing.assert_allclose(data["share"].sel(of="Lit", attribute="Lit").isel(half=half), expected, atol=1e-9)
+    # The network's pixels differ by the seed's noise and the label's shift, and by nothing else.
+    assert float(data["variance"].sel(of="image", source="both together", limit="estimate")) < 0.5
+
+
+def test_labels_that_are_not_all_between_two_are_refused():
+    pipe = make(convnext_unet())
+    with pytest.raises(ValueError, match="two labels and all between them"):
+        EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], SEEDS, STEPS), null="none")
