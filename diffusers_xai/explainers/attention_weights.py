@@ -153,7 +153,7 @@ class AttentionWeights(RecordSpec):
             queries = queries[rows * grid[-2] // height * grid[-1] + columns * grid[-1] // width]
             coords = {"row": ("pixel", np.array(rows)), "column": ("pixel", np.array(columns))}
 
-        def part(indices: torch.Tensor | slice) -> torch.Tensor:
+        def part(indices: torch.Tensor) -> torch.Tensor:
             weights = call.weights(indices, heads, device)
             return self._of_heads(weights)[..., keys.index]
 
@@ -162,7 +162,8 @@ class AttentionWeights(RecordSpec):
             weights = sum(part(chunk).sum(dim=-2) for chunk in queries.split(_QUERIES_AT_ONCE)) / len(queries)
             dims: tuple[str, ...] = ("head",)
         else:
-            weights = part(relation.queries.index if self.pixels is None else queries)
+            # In parts too: what is kept is often small beside the weights over all keys.
+            weights = torch.cat([part(chunk) for chunk in queries.split(_QUERIES_AT_ONCE)], dim=-2)
             dims = ("head", "pixel" if self.pixels is not None else "query")
         if not isinstance(weights, torch.Tensor):
             raise ValueError("Expected at least one query.")

@@ -246,12 +246,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="for a busy machine, with --threads 1: CPU seconds")
+    parser.add_argument("--only", choices=["sd", "flux"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    for title, kind in (("Stable Diffusion, tiny", StableDiffusion), ("Flux, tiny", Flux)):
-        compare(title, kind(), args.steps, args.rounds, clock)
+    for name, title, kind in (("sd", "Stable Diffusion, tiny", StableDiffusion), ("flux", "Flux, tiny", Flux)):
+        if args.only in (None, name):
+            compare(title, kind(), args.steps, args.rounds, clock)
 
 
 if __name__ == "__main__":
