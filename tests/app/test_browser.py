@@ -102,15 +102,15 @@ def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):
     assert len(before) == 3
     page.click("#mask-panel > button")
     canvas = page.locator("#mask canvas").first
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
+    canvas.hover()  # which waits until it no longer moves
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 15, y)
     page.mouse.down()
     page.mouse.move(x + 15, y, steps=6)
     page.mouse.up()
-    page.wait_for_timeout(800)
+    expect(page.locator("#mask").get_by_role("button", name="Undo")).to_be_enabled()
+    page.wait_for_timeout(800)  # the editor hands its layers over in its own time, and shows nothing of it
     sample(page)
     assert volume_titles(page) != before
 
