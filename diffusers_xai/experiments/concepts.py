@@ -103,6 +103,7 @@ def measure(
     order = np.random.default_rng(0).permutation(images)
     size = pictures.shape[-2:]
     stacked = np.stack(list(masks.values()))
+    telling = _telling(stacked)
     found, activity, shown = [], [], []
     for timestep in timesteps:
         maps = layers_of_noised(
@@ -111,7 +112,7 @@ def measure(
         enlarged = {path: resized(values, size, "bilinear") for path, values in maps.items()}
         found.append([overlap(values, stacked, order) for values in enlarged.values()])
         activity.append(np.concatenate([np.abs(values).mean((0, 2, 3)) for values in maps.values()]))
-        shown.append(np.concatenate([values[:_SHOWN] for values in enlarged.values()], axis=1))
+        shown.append(np.concatenate([values[telling] for values in enlarged.values()], axis=1))
     widths = {path: values.shape[1] for path, values in maps.items()}
     narrow = [path for path, width in widths.items() if width < 2 * units]
     if narrow:
@@ -142,8 +143,8 @@ def measure(
     data = data.assign(
         ablated=(("concept", "member"), np.array(chosen)),
         best_time=("concept", when),
-        pictures=(("shown", "rgb", "height", "width"), pictures[:_SHOWN].numpy()),
-        mask=(("concept", "shown", "height", "width"), np.stack([mask[:_SHOWN] for mask in masks.values()])),
+        pictures=(("shown", "rgb", "height", "width"), pictures[telling].numpy()),
+        mask=(("concept", "shown", "height", "width"), stacked[:, telling]),
         map=(
             ("concept", "shown", "height", "width"),
             np.stack([shown[time][:, best[0]] for best, time in zip(chosen, when, strict=True)]),
@@ -157,6 +158,19 @@ def measure(
         of_random = effects[["inside", "outside"]].isel(group=slice(1, None)).rename(group="draw")
         data = data.assign({f"null_{name}": values for name, values in of_random.items()})
     return data
+
+
+def _telling(masks: np.ndarray) -> list[int]:
+    """The pictures to show, which have as many of the concepts as can be; masks (concept, image, height, width)."""
+    has = masks.any((2, 3))
+    missing = np.ones(len(masks), dtype=bool)
+    chosen: list[int] = []
+    for _ in range(min(_SHOWN, masks.shape[1])):
+        gain = (has & missing[:, None]).sum(0)
+        gain[chosen] = -1
+        chosen.append(int(gain.argmax()))
+        missing &= ~has[:, chosen[-1]]
+    return chosen
 
 
 def _tested(
@@ -316,7 +330,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     )
     ticks = {"tickvals": list(range(len(concepts))), "ticktext": concepts}
     figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=2, col=1)
-    figure.update_layout(template=TEMPLATE, height=260 + 50 * len(concepts), legend={"y": -0.1, "yanchor": "top"})
+    figure.update_layout(template=TEMPLATE, height=260 + 50 * len(concepts), legend={"y": -0.14, "yanchor": "top"})
     return figure
 
 

@@ -62,6 +62,16 @@ def test_permuted_masks_give_few_discoveries():
     assert np.array(found)[:, 0].all()
 
 
+def test_parts_that_few_images_have():
+    """Their intersections are skewed: the tail of p-values is that of dealing the masks, not the normal one."""
+    rng = np.random.default_rng(4)
+    masks, maps = places(rng, images=20)
+    masks[3:] = False
+    maps = maps[:, 2:] + 3 * (rng.random((20, 5, 1, 1)) < 0.15)  # units that are active in few images
+    p_values = np.concatenate([one(maps, masks, rng.permutation(20)).null_p_value for _ in range(800)])
+    assert np.mean(p_values < 0.01) < 0.016
+
+
 def test_constant_units_and_empty_masks():
     rng = np.random.default_rng(3)
     masks, maps = places(rng)

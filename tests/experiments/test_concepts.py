@@ -166,3 +166,17 @@ def test_the_command_takes_a_function(tmp_path, capsys):
     assert "finished before" in capsys.readouterr().err
     assert main(["experiment", "ablation", *command[2:]]) == 2
     assert "takes no concepts" in capsys.readouterr().err
+
+
+def test_the_pictures_that_are_shown_have_every_concept(pipe):
+    def two(samples):
+        images, masks = squares(samples)
+        rare = np.zeros_like(masks["red"])
+        rare[9] = masks["red"][9]
+        return images, {**masks, "rare": rare}
+
+    data = EXPERIMENT.run(
+        pipe, SAMPLING, concepts=two, images=12, layers=["conv_in"], times=[0.02], units=1, null="none"
+    ).data
+    assert data.sizes["shown"] == 4
+    assert data["mask"].any(["shown", "height", "width"]).all()
