@@ -262,7 +262,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=1, col=1)
     figure.update_xaxes(title="timestep t", range=[float(data["timestep"].max()), 0], row=2, col=1)
     figure.update_yaxes(title="covered share", row=2, col=1)
-    figure.update_layout(template=TEMPLATE, height=480 + 36 * len(words), legend={"y": -0.1, "yanchor": "top"})
+    figure.update_layout(template=TEMPLATE, height=480 + 36 * len(words), legend={"y": -0.13, "yanchor": "top"})
     return figure
 
 
