@@ -62,7 +62,7 @@ def add_command(commands: Any) -> None:
         "--concepts", type=nonempty, metavar="FILE:FUNCTION",
         help="of concepts: a function of your own that tells where the parts of images are; see docs/experiments.md",
     )  # fmt: skip
-    add("--prompt", type=nonempty, metavar="TEXT", help="of words: the prompt of a pipeline that takes one")
+    add("--prompt", type=nonempty, metavar="TEXT", help="of words: the prompt. Without --checkpoint, of drawn-text-32")
     add(
         "--words", type=nonempty, nargs="+", metavar="WORD",
         help="of words: words or phrases of the prompt. Default: those that may stand for something",

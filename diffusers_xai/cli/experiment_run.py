@@ -144,6 +144,8 @@ def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
     if args.name not in EXPERIMENTS or EXPERIMENTS[args.name].needs != "checkpoints":
         if args.checkpoints:
             raise CommandError(f"{args.name} takes one checkpoint, by --checkpoint, got {', '.join(args.checkpoints)}")
+        if _takes_prompt(args) and args.checkpoint is None:
+            return [argparse.Namespace(**{**vars(args), "checkpoint": demo_checkpoint("drawn-text-32")})]
         return [args]
     if args.checkpoint is not None or args.revision is not None:
         raise CommandError(f"{args.name} takes its checkpoints without --checkpoint and --revision")

@@ -55,7 +55,7 @@ TOGETHER = [
     ["experiment", "concepts"],
     ["experiment", "words", "--checkpoint", "tiny"],
     ["experiment", "words", "--checkpoint", "tiny", "--prompt", "a fox", "--words", "cat"],
-    ["experiment", "words", "--prompt", "a fox"],
+    ["experiment", "words", "--checkpoint", "lfw-32", "--prompt", "a fox"],
     ["experiment", "ablation", "--prompt", "a fox"],
     ["experiment", "compare-checkpoints"],
     ["experiment", "compare-checkpoints", "tiny"],
