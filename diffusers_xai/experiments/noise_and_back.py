@@ -10,7 +10,7 @@ import xarray as xr
 
 from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, label_text, null_name
+from diffusers_xai.experiments.figures import band, label_text, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, generators, of_first_seed
 from diffusers_xai.pipelines import XAIPipeline
@@ -133,7 +133,7 @@ def plot(result: ExperimentResult) -> go.Figure:
         height=440,
         showlegend=True,
         xaxis={"title": "noised to the timestep t"},
-        yaxis={"title": "come back (0: no nearer than a fresh image)", "range": [-0.25, 1.05]},
+        yaxis={"title": "come back (0: as a fresh image)", "range": [-0.25, 1.05]},
     )
 
 
@@ -145,7 +145,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     for before, after in zip(data["before"].values, data["after"].values, strict=True):
         row = [Tile(to_rgb(image), f"back from {t}") for image, t in zip(after, times, strict=True)]
         rows.append([Tile(to_rgb(before), "before"), *row])
-    names = [f"{name}<br>{label}" for name, label in zip(SETS, settings["labels"], strict=True)]
+    names = [f"{name}<br>{short_label(settings, label)}" for name, label in zip(SETS, settings["labels"], strict=True)]
     return tile_grid(rows, ["before", *times], names)
 
 
