@@ -156,7 +156,9 @@ def read_profile(
         raise FileNotFoundError(f"Expected a folder with {INDEX_NAME}, got {path}{_interrupted_saves(folder)}.")
     try:
         index = load(index_file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise ValueError(f"{index_file} is damaged: its lists lie too deep in each other.") from error
+    except ValueError as error:
         raise ValueError(f"{index_file} is damaged: {error}") from error
     if not isinstance(index, dict) or "format_version" not in index:
         raise ValueError(f"{index_file}: expected the index of a profile, got one without format_version.")
@@ -165,6 +167,8 @@ def read_profile(
             f"{index_file}: expected format_version {FORMAT_VERSION}, got {index['format_version']!r}: "
             "another version of diffusers_xai wrote it."
         )
+    if not all(isinstance(index.get(key, {}), dict) for key in ("arrays", "provenance")):
+        raise ValueError(f"{index_file} is damaged: expected arrays and provenance by name.")
     try:
         arrays = {
             name: _parse_entry(locate or folder.joinpath, name, entry, index["id"], validate)
@@ -173,7 +177,9 @@ def read_profile(
         return dict(index["provenance"]), arrays
     except KeyError as error:
         raise ValueError(f"{index_file} is damaged: it lacks {error}") from error
-    except (TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{index_file} is damaged: an entry is of another kind than a profile's.") from error
+    except ValueError as error:
         raise ValueError(f"{index_file} is damaged: {error}") from error
 
 
