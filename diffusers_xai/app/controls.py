@@ -4,6 +4,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import sub
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,6 +108,8 @@ class Controls:
     def _mask(self, session: Session, model: Model, editor: Any) -> str:
         drawn = painted(editor, self.server_limits)
         if drawn is not None:
+            if min(map(sub, drawn.shape, model.size)) < 0:
+                raise SettingsError("The drawing is smaller than the image: paint it anew.")
             session.region = (model.name, json.dumps(mask_to_runs(mask_from_drawing(drawn, model.size))))
         return self.region(session, model)
 
