@@ -186,11 +186,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     data = result.data
     few = data.isel(way=slice(1, None))
     titles = ["SSIM to the image of many steps", "predetermination index", "SSIM of x̂<sub>0</sub> with the own image"]
-    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.1, subplot_titles=titles)
-    chance = float(few["chance"].mean())
-    figure.add_vline(chance, line={"color": MUTED_COLOR, "dash": "dot"}, row=1, col=1,
-                     annotation={"text": f"chance {chance:.2f}", "font": {"color": MUTED_COLOR}})  # fmt: skip
-    for column, (name, part) in enumerate((("ssim", few), ("index", data)), start=1):
+    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles)
+    for column, (name, part) in enumerate((("ssim", data), ("index", data)), start=1):
         for key, text, color in ((f"null_{name}", null_name(result.settings), MUTED_COLOR), (name, "the model", None)):
             if key not in part:
                 continue
@@ -201,6 +198,11 @@ def plot(result: ExperimentResult) -> go.Figure:
                 mode="markers", marker={"size": 9, "color": color or LINE_COLORS[0]}, name=text, legendgroup=text,
                 showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
+    chance = float(few["chance"].mean())
+    figure.add_vline(
+        chance, line={"color": MUTED_COLOR, "dash": "dot"}, row=1, col=1, annotation_position="top right",
+        annotation={"text": f"chance {chance:.2f}", "font": {"color": MUTED_COLOR}},
+    )  # fmt: skip
     least = int(few["steps"].min())
     for index, way in enumerate(data["way"].values.tolist()):
         part = data.sel(way=way)
@@ -211,11 +213,11 @@ def plot(result: ExperimentResult) -> go.Figure:
             line=line_style(index), row=1, col=3,
         )  # fmt: skip
     figure.update_xaxes(title="timestep t", autorange="reversed", col=3)
-    figure.update_yaxes(autorange="reversed", col=1)
-    figure.update_yaxes(autorange="reversed", showticklabels=False, col=2, matches=None)
+    figure.update_yaxes(autorange="reversed", automargin=True, col=1)
+    figure.update_yaxes(matches=None, showticklabels=True, col=3)
     figure.update_xaxes(range=[0, 1.05], col=1)
     figure.update_xaxes(range=[0, 1.05], col=2)
-    return figure.update_layout(template=TEMPLATE, height=480, legend={"y": -0.18}, margin={"l": 150, "b": 130})
+    return figure.update_layout(template=TEMPLATE, height=480, legend={"y": -0.34}, margin={"b": 150})
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
@@ -234,7 +236,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
             )
         rows.append([*row, Tile(to_rgb(part["final"].values), "the image")])
     columns = [f"x̂<sub>0</sub>, {k + 1}" for k in range(longest)]
-    names = [way.replace(", ", ",<br>") for way in data["way"].values.tolist()]
+    names = [way.replace(", ", ",<br>").replace("DPM-", "DPM-<br>") for way in data["way"].values.tolist()]
     return tile_grid(rows, [*columns, "image"], names)
 
 

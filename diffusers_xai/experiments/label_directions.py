@@ -203,10 +203,13 @@ def plot(result: ExperimentResult) -> go.Figure:
             line={"color": color, "dash": "solid" if kind == "layer" else "dot"},
             error_y={"array": (facts["high"] - facts["mean"]).values, "thickness": 1.5},
         )  # fmt: skip
-    figure.add_hline(1, line={"color": MUTED_COLOR, "dash": "dot"}, annotation={"text": "the label itself"})
+    figure.add_hline(
+        1, line={"color": MUTED_COLOR, "dash": "dot"}, annotation={"text": "the label itself"},
+        annotation_position="top left",
+    )  # fmt: skip
     figure.update_xaxes(title="times the difference was added", rangemode="tozero")
     figure.update_yaxes(title=f"share of the change from {first}<br>to {second}")
-    return figure.update_layout(template=TEMPLATE, height=440, showlegend=True, margin={"l": 96})
+    return figure.update_layout(template=TEMPLATE, height=440, showlegend=True, margin={"l": 120})
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
