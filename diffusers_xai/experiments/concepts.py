@@ -162,7 +162,7 @@ def measure(
 
 def _telling(masks: np.ndarray) -> list[int]:
     """The pictures to show, which have as many of the concepts as can be; masks (concept, image, height, width)."""
-    has: np.ndarray = masks.any(axis=(2, 3))
+    has = masks.reshape(*masks.shape[:2], -1).max(axis=-1)
     missing = np.ones(len(masks), dtype=bool)
     chosen: list[int] = []
     for _ in range(min(_SHOWN, masks.shape[1])):
