@@ -95,7 +95,7 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
         legend2={"orientation": "h", "x": 0, "y": 0, "yanchor": "bottom", "yref": "container", "font": {"size": 11}},
     )
     figure.update_layout(legend={"y": 0.995, "yanchor": "top"})
-    figure.update_xaxes(side="top", showgrid=False, ticks="", row=1, col=1)
+    figure.update_xaxes(side="top", showgrid=False, ticks="", tickangle=0, tickfont={"size": 10}, row=1, col=1)
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", row=1, col=1)
     figure.update_xaxes(
         title="layers whose weights have changed places, from the output on (%; at 0 the last alone)", row=2
