@@ -271,7 +271,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws how the singular values fall, the local dimension, and what pushes change, each with its control."""
     data = result.data
     titles = ["singular values of ∂x̂<sub>0</sub>/∂x<sub>t</sub>", "local dimension", "change of the final image"]
-    figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.09, subplot_titles=titles)
+    figure = make_subplots(rows=3, cols=1, vertical_spacing=0.13, subplot_titles=titles)
     control = null_name(result.settings)
     ranks, times = 1 + np.arange(data.sizes["rank"]), data["timestep"].values
     for index, time in enumerate(times):
@@ -291,20 +291,18 @@ def plot(result: ExperimentResult) -> go.Figure:
         band(parts[0], times, data["null_dimension"].sel(object=CLEAN), f"x̂<sub>0</sub>, {control}", muted=True)
     for index, walk in enumerate(data["walk"].values.tolist()):
         band(parts[1], times, data["change"].sel(walk=walk).mean("direction"), WALKS[walk], index)
-    for column, part in enumerate(parts, start=2):
+    for row, part in enumerate(parts, start=2):
         for trace in part.data:
-            figure.add_trace(trace.update(legend=f"legend{column}"), 1, column)
-    figure.update_xaxes(title="number of the direction", col=1)
-    figure.update_yaxes(type="log", col=1)
-    for column in (2, 3):
-        figure.update_xaxes(title="timestep t", autorange="reversed", col=column)
-    figure.update_yaxes(type="log", col=2)
-    figure.update_yaxes(rangemode="tozero", col=3)
-    legends = {
-        f"legend{column if column > 1 else ''}": {"y": -0.28, "x": x, "xanchor": "left", "font": {"size": 10}}
-        for column, x in ((1, 0.0), (2, 0.36), (3, 0.73))
-    }
-    return figure.update_layout(template=TEMPLATE, height=620, margin={"b": 260}, showlegend=True, **legends)
+            figure.add_trace(trace.update(legend=f"legend{row}"), row, 1)
+    figure.update_xaxes(title="number of the direction", row=1)
+    for row in (2, 3):
+        figure.update_xaxes(title="timestep t", autorange="reversed", row=row)
+    figure.update_yaxes(type="log", dtick=1, row=1)
+    figure.update_yaxes(type="log", dtick=1, row=2)
+    figure.update_yaxes(rangemode="tozero", row=3)
+    place = {"x": 1.02, "xanchor": "left", "yanchor": "top", "orientation": "v", "font": {"size": 11}}
+    legends = {f"legend{name}": {**place, "y": y} for name, y in (("", 1.0), (2, 0.63), (3, 0.25))}
+    return figure.update_layout(template=TEMPLATE, height=960, margin={"r": 380}, showlegend=True, **legends)
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
@@ -369,12 +367,12 @@ EXPERIMENT = register(
         "directions",
         "Along which directions the image can be pushed",
         "The leading singular triplets of ∂x̂_0/∂x_t, and of ∂h/∂x_t for a layer h in the middle, at four moments."
-        " Left: how the singular values fall. Middle: the local dimension, how many directions count, (Σσ²)²/Σσ⁴."
-        " Right: by how much the final image changes (root mean square, the image's range being 2) when the state is"
+        " Above: how the singular values fall. Middle: the local dimension, how many directions count, (Σσ²)²/Σσ⁴."
+        " Below: by how much the final image changes (root mean square, the image's range being 2) when the state is"
         " pushed once along a direction by a tenth of its norm, on average over three directions and both signs; of a"
         " push in the layer, by what the push of the state would do to it. Grey or dotted: Gaussians fitted to the"
         " model's own samples, whose directions any network would find in pixels that covary; random directions of the"
-        " same norm are drawn beside. Below, of one seed, the directions and the images that they lead to.",
+        " same norm are drawn beside. Then, of one seed, the directions and the images that they lead to.",
         "METHOD, section 11; Voynov and Babenko 2020; Haas et al. 2023; beyond the thesis",
         measure,
         plot,
