@@ -25,7 +25,6 @@ CSS = """
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
   #sample, #cancel {min-height: 48px}
-  .gradio-container > .main.fillable {padding: 16px 10px !important}
   .tab-container button {padding: 0 3px; font-size: 12px}
   #sweep-images .grid-container {grid-template-columns: repeat(3, 1fr) !important}
   .figure::before {content: "Swipe sideways to see all of it."; color: var(--body-text-color-subdued); font-size: 12px}
@@ -34,7 +33,11 @@ CSS = """
 
 # What the browser tells about the theme, for the handler of the page's start.
 # Gradio shows a picture inside a button without a name: it gets that of the picture.
-HEAD = """<script>
+# The page's margin on a phone is set here, since Gradio puts what is in CSS inside that margin.
+HEAD = """<style>
+@media (max-width: 700px) {.gradio-container > .main.fillable {padding: 16px 10px !important}}
+</style>
+<script>
 new MutationObserver(() => {
   for (const button of document.querySelectorAll("button:has(> .image-frame):not([aria-label])")) {
     button.setAttribute("aria-label", button.closest(".block")?.querySelector("label")?.innerText.trim() || "Picture");

@@ -27,7 +27,7 @@ HALF = 0.5
 
 
 def measure(
-    pipe: XAIPipeline, sampling: Sampling, *, levels: int = 8, null: Null = "gaussian", max_rows: int = 64
+    pipe: XAIPipeline, sampling: Sampling, *, levels: int | None = None, null: Null = "gaussian", max_rows: int = 64
 ) -> xr.Dataset:
     """Noises images of both labels to several times, denoises them all under the first label, and compares.
 
@@ -40,7 +40,7 @@ def measure(
     Args:
         pipe ([`XAIPipeline`]): A conditional model; whatever its scheduler, it is sampled by DDPM.
         sampling ([`Sampling`]): What is sampled: the label that denoises, and that of the other set.
-        levels (`int`, defaults to 8): How many times are tried, evenly spread.
+        levels (`int`, *optional*): How many times are tried, evenly spread; 8, or one for each step of fewer, if `None`.
         null (`str` or [`XAIPipeline`]): `"gaussian"`, a pipeline, or `"none"`: what denoises the same images in the
             model's place.
         max_rows (`int`, defaults to 64): Images in one call of the network.
@@ -54,6 +54,7 @@ def measure(
     Raises:
         ValueError: If there are fewer steps than levels, or the scheduler has no ᾱ.
     """
+    levels = min(8, sampling.steps) if levels is None else levels
     if not 2 <= levels <= sampling.steps:
         raise ValueError(f"Expected levels in 2..{sampling.steps}, got {levels}")
     run = ancestral(pipe)

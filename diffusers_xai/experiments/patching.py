@@ -13,7 +13,7 @@ from scipy import stats
 
 from diffusers_xai.analysis import benjamini_hochberg, summary
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.denoisers.blocks import layers_by_block
+from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import interval_text, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
@@ -147,7 +147,7 @@ def default_layers(denoiser: Any) -> list[str]:
         kept = [path for path in group if "sampl" not in path and not path.endswith(".attn")]
         attention = [path for path in kept if ".attentions." in path]  # comes after its residual block
         blocks += [block] if block == "mid_block" else (attention or kept)[-1:]
-    return [*ends, *blocks] or list(denoiser.attention_outputs())
+    return [*ends, *blocks] or telling_layers(denoiser)
 
 
 def _squared_error(images: torch.Tensor, goal: torch.Tensor, mask: Any) -> torch.Tensor:

@@ -38,7 +38,7 @@ def test_every_panel_follows_its_explanation(components):
             text = None  # an explanation counts within its tab only
         elif isinstance(component, gr.Markdown) and "](#def-" in component.value:
             text = component.value
-        elif isinstance(component, PANELS):
+        elif isinstance(component, PANELS) and not str(component.elem_id).startswith("experiment-"):
             assert text is not None, component.label
             shared += text in explained
             explained.setdefault(text, []).append(component.label)
@@ -50,6 +50,13 @@ def test_every_panel_follows_its_explanation(components):
         ["A_t of the kept run", "A_t of this run"],
         ["PGV of the kept run", "PGV of this run"],
     ]
+
+
+def test_an_experiment_is_told_in_its_own_words_before_its_figures(components):
+    order = [str(component.elem_id) for component in components if str(component.elem_id).startswith("experiment-")]
+    assert order.index("experiment-words") < order.index("experiment-plot") < order.index("experiment-images")
+    words = next(component for component in components if component.elem_id == "experiment-words")
+    assert len(words.value) > 100
 
 
 def test_every_link_leads_to_a_definition_and_every_definition_is_used(components):

@@ -61,4 +61,4 @@ def test_hardly_noised_images_come_back_and_starts_are_checked(pipe):
         with pytest.raises(ValueError, match=r"`starts` in 0\.\.99, each once"):
             noise_and_back(run, images, 0, [1, 2], starts, num_inference_steps=100)
     with pytest.raises(ValueError, match=r"levels in 2\.\.5, got 8"):
-        EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], [1], 5), null="none")
+        EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], [1], 5), levels=8, null="none")

@@ -270,7 +270,7 @@ GOOD = np.zeros((3, 2, 3, 12, 10), dtype="float32")
         (write_tensor(GOOD.astype("float64")), ValueError, "expected dtype float32, as profile.json says, got F64"),
         (write_tensor(GOOD.view("int32")), ValueError, "expected dtype float32, as profile.json says, got I32"),
         (write_tensor(GOOD[:2]), ValueError, r"expected shape \(3, 2, 3, 12, 10\), .* got \(2, 2, 3, 12, 10\)"),
-        (write_tensor(GOOD.swapaxes(3, 4).copy()), ValueError, r"its files hold \(3, 2, 3, 10, 12\)"),
+        (write_tensor(GOOD.swapaxes(3, 4).copy()), ValueError, r"got \(3, 2, 3, 10, 12\) in its files"),
         (write_tensor(GOOD, key="x0"), ValueError, r"to hold this tensor alone, got \['x0'\]"),
         (write_tensor(GOOD, own_id=False), ValueError, "of another one"),
     ],
