@@ -40,7 +40,7 @@ def measure(
     Args:
         pipe ([`XAIPipeline`]): A conditional model; whatever its scheduler, it is sampled by DDPM.
         sampling ([`Sampling`]): What is sampled: the label that denoises, and that of the other set.
-        levels (`int`, *optional*): How many times are tried, evenly spread; 8, or one for each step of fewer, if `None`.
+        levels (`int`, *optional*): How many times are tried, evenly spread; if `None` 8, or all steps of fewer.
         null (`str` or [`XAIPipeline`]): `"gaussian"`, a pipeline, or `"none"`: what denoises the same images in the
             model's place.
         max_rows (`int`, defaults to 64): Images in one call of the network.
