@@ -64,7 +64,7 @@ def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path
     assert re.search(rf"masked \S+:{channel}; label switched to Male and Smiling and .* at step 12", status(page))
 
     page.click("#share-panel > button")
-    page.wait_for_function("document.querySelector('#link textarea, #link input').value.includes('switch=12')")
+    page.wait_for_function("document.querySelector('#link textarea, #link input')?.value.includes('switch=12')")
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "edited.zip")
@@ -82,7 +82,7 @@ def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path
     page.wait_for_function("document.querySelector('#shown').innerText.includes('from your file')")
     assert page.input_value("#seed input") == "321"
     assert page.is_checked("#switch input")
-    page.wait_for_function("document.querySelector('#link textarea, #link input').value.includes('switch=12')")
+    page.wait_for_function("document.querySelector('#link textarea, #link input')?.value.includes('switch=12')")
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "again.zip")
@@ -199,7 +199,7 @@ def test_two_sessions_do_not_see_each_other(browser, server):
     tab(pages[1], "Compare")
     pages[0].click("#keep")
     tab(pages[0], "Compare")
-    expect(pages[0].locator("#pair-status")).to_contain_text("Kept run")
+    expect(pages[0].locator("#pair-status")).to_contain_text("This run is kept")
     assert "No run is kept yet" in pages[1].inner_text("body")
 
 
