@@ -33,32 +33,31 @@ def expect_slots(page, *blocks):
 def test_a_model_without_labels_hides_what_needs_them_and_samples(page):
     assert page.is_visible("#label")
     choose(page, NO_LABELS)
-    assert "16 × 16 pixels, no labels" in page.inner_text("#model")
+    expect(page.locator("#model")).to_contain_text("16 × 16 pixels, no labels")
     for hidden in ("#label", "#label-class", "#switch-panel", "#sweep-to", "#sweep-to-class"):
-        assert not page.is_visible(hidden), hidden
+        expect(page.locator(hidden)).to_be_hidden()
     open_panel(page, "blocks-panel")
-    assert page.locator("#blocks label").all_inner_texts() == [
-        "down_blocks.0", "down_blocks.1", "mid", "up_blocks.0", "up_blocks.1",
-    ]  # fmt: skip
+    blocks = ["down_blocks.0", "down_blocks.1", "mid", "up_blocks.0", "up_blocks.1"]
+    expect(page.locator("#blocks label")).to_have_text(blocks)
     sample(page)
     wait_for_plots(page, 6)
     tab(page, "Gradients")
     wait_for_plots(page, 3)
-    assert page.locator(".js-plotly-plot:visible").count() == 3  # no label sensitivity
+    expect(page.locator(".js-plotly-plot:visible")).to_have_count(3)  # no label sensitivity
     tab(page, "Switch")
-    assert "no labels" in page.inner_text("#sweep-status")
-    assert page.is_disabled("#sweep")
+    expect(page.locator("#sweep-status")).to_contain_text("no labels")
+    expect(page.locator("#sweep")).to_be_disabled()
 
 
 def test_a_model_without_attention_says_so_and_its_class_is_a_number(page):
     choose(page, CLASSES)
-    assert page.is_visible("#label-class")
-    assert not page.is_visible("#label")
+    expect(page.locator("#label-class")).to_be_visible()
+    expect(page.locator("#label")).to_be_hidden()
     sample(page)
     first = pixels(page)
     tab(page, "Attention")
-    assert "has no attention layers" in page.inner_text("#attention-note")
-    assert page.locator(".js-plotly-plot:visible").count() == 0
+    expect(page.locator("#attention-note")).to_contain_text("has no attention layers")
+    expect(page.locator(".js-plotly-plot:visible")).to_have_count(0)
     page.click("#label-class input")
     page.click("[role=option]:text-is('7')")
     sample(page)
