@@ -1,5 +1,7 @@
 """Transformers that make images, whose latents are images too."""
 
+from functools import partial
+
 import diffusers
 from diffusers import DDIMScheduler
 
@@ -155,6 +157,40 @@ def _lumina_next():
     return around("LuminaPipeline", transformer, vae=None, text_encoder=None, tokenizer=None)
 
 
+# What the entries of a family have in common.
+_of_pixart = partial(
+    Entry,
+    layer="transformer_blocks.0",
+    grid=(4, 4),
+    attention="transformer_blocks.0.attn2",
+    words=T5_WORDS,
+)
+_of_sd3 = partial(
+    Entry,
+    layer="transformer_blocks.0",
+    grid=(4, 4),
+    position=1,
+    attention="transformer_blocks.0.attn",
+    queries=(0, 16),
+    keys=(16, None),
+    crosses=("attn",),
+    words=CLIP_WORDS,
+    predicts="flow",
+)
+_of_z_image = partial(
+    Entry,
+    layer="layers.0",
+    grid=(4, 4),
+    branches=CU,
+    attention="layers.0.attention",
+    queries=(0, 16),
+    keys=(32, 39),
+    crosses=("layers.0.attention", "layers.1.attention"),
+    text_only=("context_refiner",),
+    words=GIVEN,
+    predicts="-flow",
+)
+
 IMAGE_TRANSFORMERS: dict[str, Entry] = {
     "dit": Entry(
         _dit,
@@ -175,21 +211,12 @@ IMAGE_TRANSFORMERS: dict[str, Entry] = {
         attention="transformer_blocks.0.attn1",
         output="np",
     ),
-    "pixart-alpha": Entry(
-        _pixart,
-        {**ONE, **SIZE, **T16, "use_resolution_binning": False, "clean_caption": False},
-        "transformer_blocks.0",
-        (4, 4),
-        attention="transformer_blocks.0.attn2",
-        words=T5_WORDS,
+    "pixart-alpha": _of_pixart(
+        _pixart, {**ONE, **SIZE, **T16, "use_resolution_binning": False, "clean_caption": False}
     ),
-    "pixart-sigma": Entry(
+    "pixart-sigma": _of_pixart(
         lambda: _pixart("PixArtSigmaPipeline"),
         {**ONE, **SIZE, **T16, "use_resolution_binning": False, "clean_caption": False},
-        "transformer_blocks.0",
-        (4, 4),
-        attention="transformer_blocks.0.attn2",
-        words=T5_WORDS,
     ),
     "hunyuan-dit": Entry(
         _hunyuan_dit,
@@ -210,45 +237,12 @@ IMAGE_TRANSFORMERS: dict[str, Entry] = {
         attention="blocks.0.attn2",
         words=GIVEN,
     ),
-    "sd3": Entry(
-        _sd3,
-        {**ONE, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        position=1,
-        attention="transformer_blocks.0.attn",
-        queries=(0, 16),
-        keys=(16, None),
-        crosses=("attn",),
-        words=CLIP_WORDS,
-        predicts="flow",
-    ),
-    "sd3.5": Entry(
-        lambda: _sd3(dual=True),
-        {**ONE, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        position=1,
-        attention="transformer_blocks.0.attn",
-        queries=(0, 16),
-        keys=(16, None),
-        crosses=("attn",),
-        words=CLIP_WORDS,
-        predicts="flow",
-    ),
-    "sd3, image to image": Entry(
+    "sd3": _of_sd3(_sd3, {**ONE, **SIZE, **T16}),
+    "sd3.5": _of_sd3(lambda: _sd3(dual=True), {**ONE, **SIZE, **T16}),
+    "sd3, image to image": _of_sd3(
         lambda: _sd3(cls="StableDiffusion3Img2ImgPipeline"),
         {**ONE, "image": PICTURE, "strength": 0.7, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        position=1,
         steps=3,
-        attention="transformer_blocks.0.attn",
-        queries=(0, 16),
-        keys=(16, None),
-        crosses=("attn",),
-        words=CLIP_WORDS,
-        predicts="flow",
     ),
     "auraflow": Entry(
         _aura,
@@ -287,7 +281,7 @@ IMAGE_TRANSFORMERS: dict[str, Entry] = {
         words=GIVEN,
         predicts="-flow",
     ),
-    "z-image": Entry(
+    "z-image": _of_z_image(
         _z_image,
         {
             "prompt_embeds": [embeddings(7, 16)],
@@ -295,18 +289,8 @@ IMAGE_TRANSFORMERS: dict[str, Entry] = {
             "height": 64,
             "width": 64,
         },
-        "layers.0",
-        (4, 4),
-        CU,
-        attention="layers.0.attention",
-        queries=(0, 16),
-        keys=(32, 39),
-        crosses=("layers.0.attention", "layers.1.attention"),
-        text_only=("context_refiner",),
-        words=GIVEN,
-        predicts="-flow",
     ),
-    "z-image, limited guidance": Entry(
+    "z-image, limited guidance": _of_z_image(
         _z_image,
         {
             "prompt_embeds": [embeddings(7, 16)],
@@ -315,16 +299,6 @@ IMAGE_TRANSFORMERS: dict[str, Entry] = {
             "height": 64,
             "width": 64,
         },
-        "layers.0",
-        (4, 4),
-        CU,
-        attention="layers.0.attention",
-        queries=(0, 16),
-        keys=(32, 39),
-        crosses=("layers.0.attention", "layers.1.attention"),
-        text_only=("context_refiner",),
-        words=GIVEN,
-        predicts="-flow",
     ),
     "cogview4": Entry(
         _cogview4,
@@ -339,28 +313,15 @@ IMAGE_TRANSFORMERS: dict[str, Entry] = {
         words=GIVEN,
         predicts="flow",
     ),
-    "pixart-sigma, perturbed attention": Entry(
+    "pixart-sigma, perturbed attention": _of_pixart(
         lambda: _pixart("PixArtSigmaPAGPipeline", pag_applied_layers=["blocks.1"]),
         {**ONE, **SIZE, **T16, "use_resolution_binning": False, "clean_caption": False, "pag_scale": 2.0},
-        "transformer_blocks.0",
-        (4, 4),
-        ("uncond", "cond", "perturbed"),
-        attention="transformer_blocks.0.attn2",
-        words=T5_WORDS,
+        branches=("uncond", "cond", "perturbed"),
     ),
-    "sd3, perturbed attention": Entry(
+    "sd3, perturbed attention": _of_sd3(
         lambda: _sd3(cls="StableDiffusion3PAGPipeline", pag_applied_layers=["blocks.1"]),
         {**ONE, **SIZE, **T16, "pag_scale": 2.0},
-        "transformer_blocks.0",
-        (4, 4),
-        ("uncond", "cond", "perturbed"),
-        position=1,
-        attention="transformer_blocks.0.attn",
-        queries=(0, 16),
-        keys=(16, None),
-        crosses=("attn",),
-        words=CLIP_WORDS,
-        predicts="flow",
+        branches=("uncond", "cond", "perturbed"),
     ),
     "hidream": Entry(
         _hidream,

@@ -1,5 +1,7 @@
 """Transformers that make images, whose latents are packed into tokens."""
 
+from functools import partial
+
 import diffusers
 import torch
 
@@ -55,65 +57,36 @@ def _flux2():
     return around("Flux2Pipeline", transformer, vae=None, text_encoder=None, tokenizer=None)
 
 
+# What the entries of a family have in common.
+_of_flux = partial(
+    Entry,
+    layer="transformer_blocks.0",
+    grid=(4, 4),
+    branches=COND,
+    position=1,
+    attention="transformer_blocks.0.attn",
+    queries=(16, None),
+    keys=(0, 16),
+    crosses=("attn",),
+    words=T5_WORDS,
+    predicts="flow",
+)
+
 PACKED: dict[str, Entry] = {
-    "flux": Entry(
-        _flux,
-        {**ONE, "height": 16, "width": 32, **T16},
-        "transformer_blocks.0",
-        (4, 8),
-        COND,
-        1,
-        attention="single_transformer_blocks.0.attn",
-        queries=(16, None),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
+    "flux": _of_flux(
+        _flux, {**ONE, "height": 16, "width": 32, **T16}, grid=(4, 8), attention="single_transformer_blocks.0.attn"
     ),
-    "flux, image to image": Entry(
-        lambda: _flux("FluxImg2ImgPipeline"),
-        {**ONE, "image": PICTURE, "strength": 0.7, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        COND,
-        1,
-        attention="transformer_blocks.0.attn",
-        steps=3,
-        queries=(16, None),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
+    "flux, image to image": _of_flux(
+        lambda: _flux("FluxImg2ImgPipeline"), {**ONE, "image": PICTURE, "strength": 0.7, **SIZE, **T16}, steps=3
     ),
-    "flux, true guidance": Entry(
+    "flux, true guidance": _of_flux(
         _flux,
         {**ONE, "negative_prompt": "b", "true_cfg_scale": 2.0, "height": 16, "width": 32, **T16},
-        "transformer_blocks.0",
-        (4, 8),
-        CU,
-        1,
-        attention="transformer_blocks.0.attn",
-        queries=(16, None),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
+        grid=(4, 8),
+        branches=CU,
     ),
-    "chroma": Entry(
-        _chroma,
-        {**ONE, "negative_prompt": "b", **SIZE, **T16, "guidance_scale": 3.0},
-        "transformer_blocks.0",
-        (4, 4),
-        CU,
-        1,
-        attention="transformer_blocks.0.attn",
-        queries=(16, None),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
-    ),
-    "qwen-image": Entry(
+    "chroma": _of_flux(_chroma, {**ONE, "negative_prompt": "b", **SIZE, **T16, "guidance_scale": 3.0}, branches=CU),
+    "qwen-image": _of_flux(
         _qwen,
         {
             "prompt_embeds": embeddings(1, 7, 16),
@@ -124,72 +97,29 @@ PACKED: dict[str, Entry] = {
             "height": 64,
             "width": 64,
         },
-        "transformer_blocks.0",
-        (4, 4),
-        CU,
-        1,
-        attention="transformer_blocks.0.attn",
+        branches=CU,
         queries=(7, None),
         keys=(0, 7),
-        crosses=("attn",),
         words=GIVEN,
-        predicts="flow",
     ),
-    "flux, Kontext": Entry(
+    "flux, Kontext": _of_flux(
         lambda: _flux("FluxKontextPipeline"),
         {**ONE, "image": PICTURE, "max_area": 256, "_auto_resize": False, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        COND,
-        1,
         attention="single_transformer_blocks.0.attn",
         queries=(16, 32),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
     ),
-    "flux, ControlNet": Entry(
-        _flux_control,
-        {**ONE, "control_image": PICTURE, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        COND,
-        1,
-        attention="transformer_blocks.0.attn",
-        queries=(16, None),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
-    ),
-    "flux, fill": Entry(
+    "flux, ControlNet": _of_flux(_flux_control, {**ONE, "control_image": PICTURE, **SIZE, **T16}),
+    "flux, fill": _of_flux(
         lambda: _flux("FluxFillPipeline", in_channels=48),
         {**ONE, "image": PICTURE, "mask_image": HOLE, **SIZE, **T16},
-        "transformer_blocks.0",
-        (4, 4),
-        COND,
-        1,
-        attention="transformer_blocks.0.attn",
-        queries=(16, None),
-        keys=(0, 16),
-        crosses=("attn",),
-        words=T5_WORDS,
-        predicts="flow",
         noisy=(2, 0),
     ),
-    "flux2": Entry(
+    "flux2": _of_flux(
         _flux2,
         {"prompt_embeds": embeddings(1, 7, 32), "height": 64, "width": 64},
-        "transformer_blocks.0",
-        (4, 4),
-        COND,
-        1,
         attention="single_transformer_blocks.0.attn",
         queries=(7, None),
         keys=(0, 7),
-        crosses=("attn",),
         words=GIVEN,
-        predicts="flow",
     ),
 }

@@ -1,5 +1,7 @@
 """Stable Diffusion and Stable Diffusion XL, with what is put around them."""
 
+from functools import partial
+
 import diffusers
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler
@@ -88,153 +90,82 @@ def _adapted():
     return pipe
 
 
+# What the entries of a family have in common.
+_of_unet = partial(
+    Entry,
+    layer=MID,
+    attention=f"{MID}.transformer_blocks.0.attn2",
+    words=CLIP_WORDS,
+)
+
 STABLE_DIFFUSION: dict[str, Entry] = {
-    "stable-diffusion": Entry(
-        _sd, {**PROMPT, "guidance_scale": 3.0}, MID, attention=f"{MID}.transformer_blocks.0.attn2", words=CLIP_WORDS
+    "stable-diffusion": _of_unet(_sd, {**PROMPT, "guidance_scale": 3.0}),
+    "stable-diffusion, unguided": _of_unet(_sd, {**PROMPT, "guidance_scale": 1.0}, branches=COND),
+    "stable-diffusion, rescaled guidance": _of_unet(_sd, {**PROMPT, "guidance_scale": 3.0, "guidance_rescale": 0.7}),
+    "stable-diffusion, Euler": _of_unet(
+        lambda: _sd(scheduler=EulerDiscreteScheduler(steps_offset=1)), {**PROMPT, "guidance_scale": 3.0}
     ),
-    "stable-diffusion, unguided": Entry(
-        _sd,
-        {**PROMPT, "guidance_scale": 1.0},
-        MID,
-        branches=COND,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
-    ),
-    "stable-diffusion, rescaled guidance": Entry(
-        _sd,
-        {**PROMPT, "guidance_scale": 3.0, "guidance_rescale": 0.7},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
-    ),
-    "stable-diffusion, Euler": Entry(
-        lambda: _sd(scheduler=EulerDiscreteScheduler(steps_offset=1)),
-        {**PROMPT, "guidance_scale": 3.0},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
-    ),
-    "stable-diffusion, image to image": Entry(
+    "stable-diffusion, image to image": _of_unet(
         lambda: _sd("StableDiffusionImg2ImgPipeline"),
         {**ONE, "image": PICTURE, "strength": 0.7, "guidance_scale": 3.0},
-        MID,
         steps=3,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
-    "stable-diffusion, inpainting": Entry(
+    "stable-diffusion, inpainting": _of_unet(
         lambda: _sd("StableDiffusionInpaintPipeline", conditional_unet(in_channels=9)),
         {**ONE, "image": PICTURE, "mask_image": (PICTURE[:, :1] > 0.5).float(), **SIZE},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
-    "stable-diffusion, InstructPix2Pix": Entry(
+    "stable-diffusion, InstructPix2Pix": _of_unet(
         lambda: _sd("StableDiffusionInstructPix2PixPipeline", conditional_unet(in_channels=8)),
         {**ONE, "image": PICTURE, "guidance_scale": 3.0, "image_guidance_scale": 1.5},
-        MID,
         branches=("cond", "image", "uncond"),
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
-    "stable-diffusion, upscaler": Entry(
-        _upscale,
-        {**ONE, "image": PICTURE[..., :8, :8], "guidance_scale": 3.0},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
-        predicts="v",
+    "stable-diffusion, upscaler": _of_unet(
+        _upscale, {**ONE, "image": PICTURE[..., :8, :8], "guidance_scale": 3.0}, predicts="v"
     ),
-    "stable-diffusion, ControlNet": Entry(
-        _control,
-        {**ONE, "image": PICTURE, "guidance_scale": 3.0},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
-    ),
-    "stable-diffusion, perturbed attention": Entry(
+    "stable-diffusion, ControlNet": _of_unet(_control, {**ONE, "image": PICTURE, "guidance_scale": 3.0}),
+    "stable-diffusion, perturbed attention": _of_unet(
         lambda: _sd("StableDiffusionPAGPipeline", pag_applied_layers=["mid"]),
         {**ONE, "guidance_scale": 3.0, "pag_scale": 2.0},
-        MID,
         branches=("uncond", "cond", "perturbed"),
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
-    "latent consistency": Entry(
-        _consistency,
-        {**PROMPT, "guidance_scale": 8.0, "original_inference_steps": 50},
-        MID,
-        branches=COND,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
+    "latent consistency": _of_unet(
+        _consistency, {**PROMPT, "guidance_scale": 8.0, "original_inference_steps": 50}, branches=COND
     ),
-    "stable-diffusion-xl": Entry(
-        _sdxl,
-        {**PROMPT, "guidance_scale": 3.0, **SIZE},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
-    ),
-    "stable-diffusion-xl, image to image": Entry(
+    "stable-diffusion-xl": _of_unet(_sdxl, {**PROMPT, "guidance_scale": 3.0, **SIZE}),
+    "stable-diffusion-xl, image to image": _of_unet(
         lambda: _sdxl("StableDiffusionXLImg2ImgPipeline"),
         {**ONE, "image": PICTURE, "strength": 0.7, "guidance_scale": 3.0},
-        MID,
         steps=3,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
-    "stable-diffusion, Heun": Entry(
-        lambda: _sd(scheduler=diffusers.HeunDiscreteScheduler(steps_offset=1)),
-        {**PROMPT, "guidance_scale": 3.0},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
+    "stable-diffusion, Heun": _of_unet(
+        lambda: _sd(scheduler=diffusers.HeunDiscreteScheduler(steps_offset=1)), {**PROMPT, "guidance_scale": 3.0}
     ),
-    "stable-diffusion, inpainting by blending": Entry(
+    "stable-diffusion, inpainting by blending": _of_unet(
         lambda: _sd("StableDiffusionInpaintPipeline"),
         {**ONE, "image": PICTURE, "mask_image": HOLE, "strength": 0.99, **SIZE},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
         steps=3,
     ),
-    "stable-diffusion, ControlNet image to image": Entry(
+    "stable-diffusion, ControlNet image to image": _of_unet(
         lambda: _control("StableDiffusionControlNetImg2ImgPipeline"),
         {**ONE, "image": PICTURE, "control_image": PICTURE, "strength": 0.7, "guidance_scale": 3.0},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
         steps=3,
     ),
-    "stable-diffusion, IP-Adapter": Entry(
-        _adapted,
-        {**ONE, "guidance_scale": 3.0, "ip_adapter_image_embeds": [embeddings(2, 1, 16)]},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
+    "stable-diffusion, IP-Adapter": _of_unet(
+        _adapted, {**ONE, "guidance_scale": 3.0, "ip_adapter_image_embeds": [embeddings(2, 1, 16)]}
     ),
-    "stable-diffusion, self-attention guidance": Entry(
+    "stable-diffusion, self-attention guidance": _of_unet(
         lambda: _sd("StableDiffusionSAGPipeline"),
         {**ONE, "guidance_scale": 3.0, "sag_scale": 0.7, **SIZE},
-        MID,
         branches=("uncond", "cond", "degraded"),
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
-    "stable-diffusion-xl, inpainting": Entry(
+    "stable-diffusion-xl, inpainting": _of_unet(
         lambda: _sdxl("StableDiffusionXLInpaintPipeline"),
         {**ONE, "image": PICTURE, "mask_image": HOLE, "strength": 0.99, "guidance_scale": 3.0, **SIZE},
-        MID,
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
         steps=3,
     ),
-    "stable-diffusion-xl, perturbed attention": Entry(
+    "stable-diffusion-xl, perturbed attention": _of_unet(
         lambda: _sdxl("StableDiffusionXLPAGPipeline", pag_applied_layers=["mid"]),
         {**ONE, "guidance_scale": 3.0, "pag_scale": 2.0, **SIZE},
-        MID,
         branches=("uncond", "cond", "perturbed"),
-        attention=f"{MID}.transformer_blocks.0.attn2",
-        words=CLIP_WORDS,
     ),
 }
