@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.checkpoints import EYES, FACE, demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, Console
@@ -27,8 +28,8 @@ from diffusers_xai.cli.pipelines import (
     load_pipeline,
     load_prompt_pipeline,
     num_threads,
+    pipeline_of_prompts,
     read_network_config,
-    read_prompt_pipeline,
     read_scheduler,
 )
 from diffusers_xai.cli.profile_request import check_revision
@@ -158,13 +159,22 @@ def _takes_prompt(args: argparse.Namespace) -> bool:
     return args.name in EXPERIMENTS and EXPERIMENTS[args.name].needs == "prompt"
 
 
+def _prompt_pipeline(args: argparse.Namespace) -> type[DiffusionPipeline]:
+    kind = pipeline_of_prompts(args)
+    if kind is None:
+        raise CommandError(
+            f"expected a --checkpoint of diffusers whose pipeline takes a prompt, got {args.checkpoint}"
+        )
+    return kind
+
+
 def _guidance_scale(args: argparse.Namespace) -> float:
     """The guidance that was asked for; by default none, of a pipeline with a prompt its own."""
     if args.guidance_scale is not None:
         return args.guidance_scale
     if not _takes_prompt(args):
         return 1.0
-    parameter = inspect.signature(read_prompt_pipeline(args).__call__).parameters.get("guidance_scale")
+    parameter = inspect.signature(_prompt_pipeline(args).__call__).parameters.get("guidance_scale")
     return float(parameter.default) if parameter is not None and isinstance(parameter.default, (int, float)) else 1.0
 
 
@@ -218,7 +228,7 @@ def _check_out(out: Path) -> None:
 def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any, others: list[list[Any]]) -> list[_Job]:
     labels = labels_to_compare(args, config)
     if _takes_prompt(args):
-        read_prompt_pipeline(args)
+        _prompt_pipeline(args)
     else:
         check_guidance(_guidance_scale(args), config)
     if args.steps is not None:

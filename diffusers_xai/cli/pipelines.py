@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import diffusers
 import torch
@@ -18,7 +18,10 @@ from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.options import SCHEDULERS
 from diffusers_xai.hub.transfer import fetch_file, is_hub_id
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.pipelines.checkpoint import open_checkpoint
+from diffusers_xai.pipelines.checkpoint import open_pipeline
+
+
+_Pipeline = TypeVar("_Pipeline", bound=DiffusionPipeline)
 
 
 class PipelineChoice(Protocol):
@@ -97,41 +100,39 @@ def read_scheduler(choice: PipelineChoice) -> SchedulerMixin:
 
 
 def load_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin) -> XAIPipeline:
-    """The pipeline with its weights, on its device, with `scheduler`.
+    """The pipeline of labels, or without a condition, with its weights, on its device, with `scheduler`.
 
     Raises:
         ValueError: if it cannot be loaded.
     """
-    pipe = open_checkpoint(choice.checkpoint, choice.revision)
+    return _load(XAIPipeline, choice, scheduler)
+
+
+def load_prompt_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin, **options: Any) -> DiffusionPipeline:
+    """A pipeline of diffusers, `options` being of its `from_pretrained`; see [`load_pipeline`].
+
+    Raises:
+        ValueError: if it cannot be loaded.
+    """
+    return _load(DiffusionPipeline, choice, scheduler, **options)
+
+
+def _load(kind: type[_Pipeline], choice: PipelineChoice, scheduler: SchedulerMixin, **options: Any) -> _Pipeline:
+    pipe = open_pipeline(kind, choice.checkpoint or demo_checkpoint(), choice.revision, **options)
     pipe.scheduler = scheduler
     return pipe.to(choice.device)
 
 
-def read_prompt_pipeline(choice: PipelineChoice) -> type:
-    """The class of a pipeline that takes a prompt, without its weights.
+def pipeline_of_prompts(choice: PipelineChoice) -> type[DiffusionPipeline] | None:
+    """The class of the checkpoint's pipeline if it takes a prompt, without its weights; else `None`.
 
     Raises:
-        CommandError, ValueError, OSError: if there is no such checkpoint, or its pipeline takes no prompt.
+        CommandError, ValueError, OSError: if there is no such checkpoint.
     """
     name = read_json(choice, "model_index.json").get("_class_name")
-    kind = getattr(diffusers, str(name), None)
-    if kind is None or "prompt" not in inspect.signature(kind.__call__).parameters:
-        raise CommandError(f"expected a --checkpoint of diffusers whose pipeline takes a prompt, got {name}")
-    return kind
-
-
-def load_prompt_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin) -> DiffusionPipeline:
-    """A pipeline of diffusers with its weights, on its device, with `scheduler`.
-
-    Raises:
-        ValueError: if it cannot be loaded.
-    """
-    try:
-        pipe = DiffusionPipeline.from_pretrained(choice.checkpoint, revision=choice.revision)
-    except Exception as error:  # any library's: a folder of another kind, no network, corrupt weights
-        raise ValueError(f"cannot load the checkpoint {choice.checkpoint}: {error}") from error
-    pipe.scheduler = scheduler
-    return pipe.to(choice.device)
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    takes_one = inspect.isclass(kind) and "prompt" in inspect.signature(kind.__call__).parameters
+    return kind if takes_one else None
 
 
 @contextmanager

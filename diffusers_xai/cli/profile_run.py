@@ -17,6 +17,7 @@ from diffusers_xai.cli.pipelines import (
     check_guidance,
     check_steps,
     load_pipeline,
+    load_prompt_pipeline,
     num_threads,
     read_network_config,
     read_scheduler,
@@ -46,7 +47,6 @@ from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.labels import label_bits
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.arguments import default_steps
-from diffusers_xai.pipelines.checkpoint import open_pipeline
 from diffusers_xai.plots.style import layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import EditSpec, RecordSpec
@@ -117,9 +117,7 @@ def _make_of_prompt(request: ProfileRequest, kind: type[DiffusionPipeline], cons
     arguments = call_arguments(request, kind)
     console.say(f"Loading {request.checkpoint}")
     dtype = getattr(torch, request.dtype or "float32")
-    pipe = open_pipeline(kind, str(request.checkpoint), request.revision, dtype=dtype)
-    pipe.scheduler = read_scheduler(request)
-    run = PromptRun(request, pipe.to(request.device), arguments)
+    run = PromptRun(request, load_prompt_pipeline(request, read_scheduler(request), dtype=dtype), arguments)
     with num_threads(request):
         return run.write(console)
 

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.options import SCHEDULERS
-from diffusers_xai.cli.pipelines import check_steps, read_json, read_scheduler
+from diffusers_xai.cli.pipelines import check_steps, pipeline_of_prompts, read_json, read_scheduler
 from diffusers_xai.cli.profile_request import ProfileRequest
 from diffusers_xai.interventions import PromptSwitch
 
@@ -28,9 +28,8 @@ def prompt_pipeline(request: ProfileRequest) -> type[DiffusionPipeline] | None:
     Raises:
         CommandError, ValueError, OSError: if there is no such checkpoint, or it takes another condition than is given.
     """
-    name = None if request.checkpoint is None else read_json(request, "model_index.json").get("_class_name")
-    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
-    if not inspect.isclass(kind) or "prompt" not in inspect.signature(kind.__call__).parameters:
+    kind = pipeline_of_prompts(request)
+    if kind is None:
         for option, value in _options(request).items():
             if value is not None:
                 raise CommandError(
