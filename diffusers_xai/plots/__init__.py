@@ -1,8 +1,7 @@
 """Figures of a profile: each function takes a `DiffusionProfile` and returns a `plotly.graph_objects.Figure`."""
 
-from diffusers_xai.plots.channel_maps import channel_map, gradient_maps, max_channel_maps
+from diffusers_xai.plots.channel_maps import channel_map, gradient_attention, gradient_maps, max_channel_maps
 from diffusers_xai.plots.curves import attention_distance, layer_distances, run_similarity, ssim_trajectory
-from diffusers_xai.plots.gradient_attention import gradient_attention
 from diffusers_xai.plots.gradient_energy import gradient_energy
 from diffusers_xai.plots.gradient_volume import gradient_volume
 from diffusers_xai.plots.label_sensitivity import label_sensitivity

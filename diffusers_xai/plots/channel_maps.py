@@ -1,9 +1,10 @@
-"""Channels of layers as maps: the one that says most in each, or one that is chosen."""
+"""Maps of layers: of the channel that says most in each, of one that is chosen, or of what raises a score."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 
 from diffusers_xai.plots.style import (
     evenly_spaced_steps,
@@ -16,6 +17,14 @@ from diffusers_xai.plots.style import (
 )
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
+
+
+# The groups that can be drawn, in words, and what records them.
+_SPECS = {
+    "activations": ("activations", "Activations"),
+    "gradient_maps": ("gradient_maps", "GradientMaps"),
+    "gradient_attention": ("gradient attention", "GradientAttention"),
+}
 
 
 def max_channel_maps(
@@ -119,6 +128,39 @@ def channel_map(
     )  # fmt: skip
 
 
+def gradient_attention(
+    profile: DiffusionProfile,
+    layers: Sequence[str] | None = None,
+    timesteps: Sequence[float] | None = None,
+    *,
+    sample: int = 0,
+    shared_scale: bool = False,
+) -> go.Figure:
+    """Draws where layers (rows) raise the score, at a few steps (columns).
+
+    Args:
+        profile (`DiffusionProfile`): A profile that holds gradient attention.
+        layers (`Sequence[str]`, *optional*): Module paths or aliases; every layer with maps by default.
+        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; ten of them by default.
+        sample (`int`): Index of the sample.
+        shared_scale (`bool`): One colour range for all maps instead of one for each.
+
+    Raises:
+        KeyError: for a layer that is not recorded.
+        ValueError: if no maps are recorded.
+
+    Source: Liu et al. 2020, *Towards Visually Explaining Variational Autoencoders*.
+    """
+
+    def tile(path: str, array: xr.DataArray, step: int) -> Tile:
+        label = layer_label(profile, path, group="gradient_attention")
+        return Tile(record_at(array, step, sample), f"{label}, {time_label(array, step)}")
+
+    return _layer_maps(
+        profile, "gradient_attention", layers, timesteps, tile, shared_scale, "linear", "gradient attention"
+    )
+
+
 def _channel_maps(
     profile: DiffusionProfile,
     group: str,
@@ -131,22 +173,36 @@ def _channel_maps(
     scale_title: str,
 ) -> go.Figure:
     """The figure of [`max_channel_maps`], of the arrays `<group>/<layer>`."""
+
+    def tile(path: str, array: xr.DataArray, step: int) -> Tile:
+        return _tile(profile, group, path, array, step, mask, sample)
+
+    return _layer_maps(profile, group, layers, timesteps, tile, shared_scale, scale, scale_title)
+
+
+def _layer_maps(
+    profile: DiffusionProfile,
+    group: str,
+    layers: Sequence[str] | None,
+    timesteps: Sequence[float] | None,
+    tile: Callable[[str, xr.DataArray, int], Tile],
+    shared_scale: bool,
+    scale: str,
+    scale_title: str,
+) -> go.Figure:
+    """A map for each layer (rows) and time (columns): the tiles of the arrays `<group>/<layer>` at their steps."""
     paths = [layer_path(profile, layer) for layer in (layers_with_maps(profile, group) if layers is None else layers)]
     if not paths:
-        spec = {"activations": "Activations", "gradient_maps": "GradientMaps"}[group]
-        raise ValueError(f"Expected {group} with a height and a width, got none; record `{spec}(layers=…)`.")
-    first = profile[f"{group}/{paths[0]}"]
+        name, spec = _SPECS[group]
+        raise ValueError(f"Expected {name} with a height and a width, got none; record `{spec}(layers=…)`.")
+    arrays = [profile[f"{group}/{path}"] for path in paths]
+    first = arrays[0]
     if timesteps is None:
         timesteps = [float(first["timestep"].sel(step=step)) for step in evenly_spaced_steps(first, 10)]
-    rows, row_labels = [], []
-    for path in paths:
-        row_labels.append(layer_label(profile, path, sep="<br>", group=group))
-        rows.append([_tile(profile, group, path, t, mask, sample) for t in timesteps])
-    column_labels = [time_label(first, step_at(first, t)) for t in timesteps]
     return tile_grid(
-        rows,
-        column_labels,
-        row_labels,
+        [[tile(path, array, step_at(array, t)) for t in timesteps] for path, array in zip(paths, arrays, strict=True)],
+        [time_label(first, step_at(first, t)) for t in timesteps],
+        [layer_label(profile, path, sep="<br>", group=group) for path in paths],
         shared_scale=shared_scale,
         scale=scale,
         scale_title=scale_title if shared_scale else f"{scale_title}, in each map",
@@ -154,10 +210,14 @@ def _channel_maps(
 
 
 def _tile(
-    profile: DiffusionProfile, group: str, path: str, timestep: float, mask: np.ndarray | None, sample: int
+    profile: DiffusionProfile,
+    group: str,
+    path: str,
+    array: xr.DataArray,
+    step: int,
+    mask: np.ndarray | None,
+    sample: int,
 ) -> Tile:
-    array = profile[f"{group}/{path}"]
-    step = step_at(array, timestep)
     channel = profile.max_channel(f"{group}/{path}", step=step, mask=mask, sample=sample)
     label = layer_label(profile, path, group=group)
     return Tile(
