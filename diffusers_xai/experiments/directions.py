@@ -26,7 +26,7 @@ from diffusers_xai.experiments.jacobians import (
     middle_layer,
     moments,
 )
-from diffusers_xai.experiments.judging import Judge
+from diffusers_xai.experiments.judging import Judge, named_attributes, probabilities
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.pushes import Push, pushed_images
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
@@ -113,9 +113,7 @@ def measure(
         raise ValueError(
             f"Expected strength above 0 and walked in 1..count, got {strength}, {walked} and count {count}"
         )
-    attributes = list(pipe.unet.config.get("class_attributes") or ())
-    if judge is not None and not attributes:
-        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without")
+    attributes = [] if judge is None else named_attributes(pipe)
     path = middle_layer(pipe, layer)
     seen, moved = (None if part is None else as_mask(part, pipe.sample_shape[-2:]) for part in (mask, input_mask))
     weights = [None if part is None else torch.from_numpy(part) for part in (moved, seen)]
@@ -145,7 +143,8 @@ def measure(
                 for step, size, directions in zip(steps, sizes[:, index], by_moment, strict=True):
                     pushes += [Push(step, sign * size * v, where) for v in directions for sign in SIGNS]
             images = pushed_images(pipe, sampling, seed, pushes)
-            walks.append(_effects(images, (len(ways), len(steps), walked), seen, judge))
+            told = None if judge is None else probabilities(judge, images, pipe)
+            walks.append(_effects(images, (len(ways), len(steps), walked), seen, told))
         coords: dict[str, Any] = {"step": steps, "object": list(objects), "walk": list(ways)}
         coords["timestep"] = "step", profile["samples"]["timestep"].values
         if judge is not None:
@@ -212,7 +211,7 @@ def _effects(
     images: torch.Tensor,
     counts: tuple[int, int, int],
     seen: np.ndarray | None,
-    judge: Judge | None,
+    told: torch.Tensor | None,
 ) -> xr.Dataset:
     """What the pushes did to the image, which comes first; the others are those of (walk, step, direction, sign)."""
     intact, pushed = images[0], images[1:].unflatten(0, (*counts, len(SIGNS)))
@@ -228,10 +227,9 @@ def _effects(
     if seen is not None:
         within = (squares * torch.from_numpy(seen)).sum((3, 4, 5, 6))
         data["inside"] = dims, (within / squares.sum((3, 4, 5, 6))).numpy()
-    if judge is not None:
-        judged = torch.as_tensor(judge(images)).float().cpu().numpy()
-        data["judged"] = (*dims, "sign", "attribute"), judged[1:].reshape(*counts, len(SIGNS), -1)
-        data["judged_intact"] = "attribute", judged[0]
+    if told is not None:
+        data["judged"] = (*dims, "sign", "attribute"), told[1:].reshape(*counts, len(SIGNS), -1).numpy()
+        data["judged_intact"] = "attribute", told[0].numpy()
     return data
 
 

@@ -12,25 +12,46 @@ from diffusers_xai.pipelines import XAIPipeline
 Judge = Callable[[torch.Tensor], torch.Tensor]
 
 
+def named_attributes(pipe: XAIPipeline) -> list[str]:
+    """The model's attributes, by which it can be judged.
+
+    Raises:
+        ValueError: If they have no names.
+    """
+    attributes = list(pipe.unet.config.get("class_attributes") or ())
+    if not attributes:
+        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without.")
+    return attributes
+
+
 def judged_attributes(pipe: XAIPipeline, labels: Sequence[int]) -> list[str]:
     """The attributes that are not the same in all labels, in the model's order.
 
     Raises:
         ValueError: If the model's attributes have no names.
     """
-    attributes = list(pipe.unet.config.get("class_attributes") or ())
-    if not attributes:
-        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without.")
+    attributes = named_attributes(pipe)
     seen = [set(attributes_of(label, attributes)) for label in labels]
     return [name for name in attributes if any(name in a for a in seen) and not all(name in a for a in seen)]
 
 
-def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]) -> torch.Tensor:
-    """The probability of the attributes `names` in runs' images `(run, seed, …)`: `(seed, run, attribute)`."""
-    attributes = list(pipe.unet.config["class_attributes"])
-    told = torch.stack([torch.as_tensor(judge(images.float().clamp(-1, 1))) for images in final], dim=1)
+def probabilities(judge: Judge, images: torch.Tensor, pipe: XAIPipeline) -> torch.Tensor:
+    """What a judge says of images `(image, channel, height, width)`: `(image, attribute)`, all of the model's.
+
+    Raises:
+        ValueError: If the judge knows another number of attributes.
+    """
+    attributes = named_attributes(pipe)
+    told = torch.as_tensor(judge(images.float().clamp(-1, 1)))
     if told.shape[-1] != len(attributes):
         raise ValueError(
             f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)}), got {told.shape[-1]}."
         )
-    return told.float().cpu()[..., [attributes.index(name) for name in names]]
+    return told.float().cpu()
+
+
+def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]) -> torch.Tensor:
+    """The probability of the attributes `names` in runs' images `(run, seed, …)`: `(seed, run, attribute)`."""
+    attributes = named_attributes(pipe)
+    told = torch.stack([probabilities(judge, images, pipe) for images in final], dim=1)
+    return told[..., [attributes.index(name) for name in names]]

@@ -15,7 +15,7 @@ from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns, label_text
 from diffusers_xai.experiments.jacobians import middle_layer
-from diffusers_xai.experiments.judging import Judge, judged_attributes
+from diffusers_xai.experiments.judging import Judge, judged_attributes, named_attributes, probabilities
 from diffusers_xai.experiments.sampling import Sampling, generators
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.interventions import LayerEdit
@@ -79,7 +79,7 @@ def measure(
     """
     if not strengths:
         raise ValueError("Expected at least one strength, got none")
-    attributes = list(pipe.unet.config.get("class_attributes") or ())
+    attributes = [] if judge is None else named_attributes(pipe)
     differing = [] if judge is None else judged_attributes(pipe, sampling.labels)
     path = middle_layer(pipe, layer)
     if path is None:
@@ -138,7 +138,7 @@ def measure(
         if judge is not None:
             for key, pictures in (("judged", every_image), ("judged_labels", own[rows])):
                 flat = torch.from_numpy(pictures.reshape(-1, *pictures.shape[-3:])).float()
-                told = torch.as_tensor(judge(flat)).float().cpu().numpy().reshape(*pictures.shape[:-3], -1)
+                told = probabilities(judge, flat, pipe).numpy().reshape(*pictures.shape[:-3], -1)
                 data[key] = (*(dims if key == "judged" else ("seed", "run")), "attribute"), told
             data = data.assign_coords(attribute=attributes).sel(attribute=differing)
         return data

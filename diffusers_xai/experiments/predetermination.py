@@ -11,7 +11,7 @@ import xarray as xr
 from diffusers_xai.analysis import predetermination_index, share_interval, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, excess_columns, interval_text, label_text, null_name
-from diffusers_xai.experiments.judging import Judge
+from diffusers_xai.experiments.judging import Judge, judged, named_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
 from diffusers_xai.labels import attributes_of
@@ -62,9 +62,7 @@ def measure(
     switches = min(20, sampling.steps) if switches is None else switches
     if not 2 <= switches <= sampling.steps:
         raise ValueError(f"Expected switches in 2..{sampling.steps}, got {switches}.")
-    attributes = list(pipe.unet.config.get("class_attributes") or ())
-    if judge is not None and not attributes:
-        raise ValueError("Expected a model whose attributes have names, to be judged by them, got one without.")
+    attributes = [] if judge is None else named_attributes(pipe)
     other = null_pipeline(null, pipe, sampling)
     pipe.scheduler.set_timesteps(sampling.steps)
     calls = len(pipe.scheduler.timesteps)
@@ -96,8 +94,7 @@ def measure(
             coords,
         )
         if judge is not None:
-            judged = torch.stack([torch.as_tensor(judge(images.float().clamp(-1, 1))) for images in final], dim=1)
-            data["judged"] = ("seed", "run", "attribute"), judged.float().cpu().numpy()
+            data["judged"] = ("seed", "run", "attribute"), judged(judge, final, pipe, attributes).numpy()
             data = data.assign_coords(attribute=attributes)
         if other is not None:
             data["null_ssim"] = ("seed", "switch"), _to_unswitched(sweep(other, part))
