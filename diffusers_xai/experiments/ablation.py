@@ -13,7 +13,7 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import interval_text
+from diffusers_xai.experiments.figures import dots, interval_text
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.interventions import ChannelAblation
@@ -152,21 +152,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     if "null_ssim" in data:
         random = data["null_ssim"].mean("draw")
         groups.append(("control: a random channel", random, MUTED_COLOR, "circle-open", 0.12))
-    for name, values, color, symbol, offset in groups:
-        facts = summary(values)
-        mean = facts["mean"].values
-        figure.add_scatter(
-            x=mean,
-            y=np.arange(len(rows)) + offset,
-            name=name,
-            mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 10, "line": {"width": 2}},
-            error_x={
-                "array": facts["high"].values - mean, "arrayminus": mean - facts["low"].values, "color": color,
-                "thickness": 1.5,
-            },
-            hovertemplate="%{x:.3f}",
-        )  # fmt: skip
+    dots(figure, groups)
     kinds = data["kind"].values.tolist()
     for i in range(1, len(kinds)):
         if kinds[i] != kinds[i - 1]:

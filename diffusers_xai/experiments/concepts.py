@@ -13,7 +13,7 @@ from diffusers_xai.analysis import Overlap, benjamini_hochberg, overlap, summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import interval_text
+from diffusers_xai.experiments.figures import dots, interval_text
 from diffusers_xai.experiments.maps import resized
 from diffusers_xai.experiments.noised_pictures import (
     Concepts,
@@ -308,23 +308,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     if "null_inside" in data:
         random = data["null_inside"].mean("draw")
         groups.append(("control: without random units, in its place", random, MUTED_COLOR, "circle-open", 0.2))
-    for name, values, color, symbol, offset in groups:
-        facts = summary(values)
-        mean = facts["mean"].values
-        figure.add_scatter(
-            x=mean,
-            y=np.arange(len(concepts)) + offset,
-            name=name,
-            mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 9, "line": {"width": 2}},
-            error_x={
-                "array": facts["high"].values - mean, "arrayminus": mean - facts["low"].values, "color": color,
-                "thickness": 1.5,
-            },
-            hovertemplate="%{x:.3f}",
-            row=2,
-            col=1,
-        )  # fmt: skip
+    dots(figure, groups, row=2, col=1)
     figure.update_xaxes(
         title="mean |change| of the image, which reaches from -1 to 1", rangemode="tozero", row=2, col=1
     )

@@ -1,5 +1,6 @@
 """What the figures and tables share: curves with their intervals, and how labels and means are written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,33 @@ def band(
         line={"color": color, "width": 2.5, "dash": dash},
         hovertemplate="%{y:.4f}",
     )
+
+
+def dots(figure: go.Figure, groups: Sequence[tuple[str, xr.DataArray, str, str, float]], **place: int) -> None:
+    """Adds the means over `seed` with their intervals, items downwards.
+
+    Args:
+        figure (`go.Figure`): The figure.
+        groups (sequence of `(name, values, color, symbol, offset)`): What is compared; the values of dims (seed,
+            item), drawn that far below their item's row.
+        **place: `row` and `col` of a figure of several parts.
+    """
+    for name, values, color, symbol, offset in groups:
+        facts = summary(values)
+        mean = facts["mean"].values
+        figure.add_scatter(
+            x=mean,
+            y=np.arange(len(mean)) + offset,
+            name=name,
+            mode="markers",
+            marker={"color": color, "symbol": symbol, "size": 9, "line": {"width": 2}},
+            error_x={
+                "array": facts["high"].values - mean, "arrayminus": mean - facts["low"].values, "color": color,
+                "thickness": 1.5,
+            },
+            hovertemplate="%{x:.3f}",
+            **place,
+        )  # fmt: skip
 
 
 def null_band(figure: go.Figure, result: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from plotly.subplots import make_subplots
 from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, interval_text
+from diffusers_xai.experiments.figures import band, dots, interval_text
 from diffusers_xai.experiments.sampling import Sampling, generators, of_first_seed
 from diffusers_xai.explainers import Samples, WordMaps
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -229,23 +229,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     groups.append(("control: the middle of the image", data["centre"], MUTED_COLOR, "square-open", 0.0))
     if "null_covered_mean" in data:
         groups.append(("control: random weights", data["null_covered_mean"], MUTED_COLOR, "circle-open", 0.2))
-    for name, values, color, symbol, offset in groups:
-        facts = summary(values)
-        mean = facts["mean"].values
-        figure.add_scatter(
-            x=mean,
-            y=np.arange(len(words)) + offset,
-            name=name,
-            mode="markers",
-            marker={"color": color, "symbol": symbol, "size": 9, "line": {"width": 2}},
-            error_x={
-                "array": facts["high"].values - mean, "arrayminus": mean - facts["low"].values, "color": color,
-                "thickness": 1.5,
-            },
-            hovertemplate="%{x:.3f}",
-            row=1,
-            col=1,
-        )  # fmt: skip
+    dots(figure, groups, row=1, col=1)
     curves = go.Figure()
     for index, word in enumerate(words):
         band(curves, data["timestep"].values, data["covered"].sel(word=word), word, index)
