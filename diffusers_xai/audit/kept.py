@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from diffusers_xai.profile.atomic import replacing
+
 
 _SCORES, _SAMPLES = "scores.json", "samples.safetensors"
 
@@ -52,9 +54,8 @@ class Kept:
         samples = draw()
         if file is not None:
             self._write()
-            new = file.with_name(f".{_SAMPLES}")
-            save_file({"samples": samples}, new)
-            new.replace(file)
+            with replacing(file) as new:
+                save_file({"samples": samples}, new)
         return samples
 
     def _write(self) -> None:
@@ -62,6 +63,5 @@ class Kept:
             return
         rows = [{"model": model, "explanation": name, "tests": tests} for (model, name), tests in self.done.items()]
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        new = self._file.with_name(f".{_SCORES}")
-        new.write_text(json.dumps({"settings": self._settings, "rows": rows}) + "\n", encoding="utf-8")
-        new.replace(self._file)
+        with replacing(self._file) as new:
+            new.write_text(json.dumps({"settings": self._settings, "rows": rows}) + "\n", encoding="utf-8")
