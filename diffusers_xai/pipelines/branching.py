@@ -6,8 +6,21 @@ from typing import Any
 
 import torch
 
+from diffusers_xai.models import ClosedFormDenoiser
+from diffusers_xai.pipelines.arguments import set_timesteps
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import copy_scheduler
+
+
+def begin(pipe: XAIPipeline, num_inference_steps: int | None) -> torch.Tensor:
+    """Gives the pipeline's scheduler its timesteps, and returns them.
+
+    Raises:
+        ValueError: If the number does not fit the scheduler, or a closed form was made for other noise.
+    """
+    if isinstance(pipe.unet, ClosedFormDenoiser):
+        pipe.unet.check_scheduler(pipe.scheduler)
+    return set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
 
 
 @dataclass

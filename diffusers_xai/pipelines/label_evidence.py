@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
-from diffusers_xai.pipelines.arguments import set_timesteps
+from diffusers_xai.pipelines.branching import begin
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 
 
@@ -68,7 +68,7 @@ def label_evidence(
     """
     codes = pipe.encode_labels(list(labels), len(labels), guidance_scale)
     scheduler, count, rows = pipe.scheduler, len(seeds), list(range(len(seeds)))
-    timesteps = set_timesteps(scheduler, num_inference_steps, None, None, pipe._execution_device)
+    timesteps = begin(pipe, num_inference_steps)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     unused = torch.Generator()  # x̂_0, which is all that is wanted of these steps, comes before the noise
     sample = pipe.prepare_sample(count, generators)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from diffusers_xai.pipelines.arguments import set_timesteps
-from diffusers_xai.pipelines.branching import BranchingRun, predict_in_parts, step_runs
+from diffusers_xai.pipelines.branching import BranchingRun, begin, predict_in_parts, step_runs
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 
 
@@ -38,7 +37,7 @@ def label_tree(
         ValueError: If a label is none of the model's, or there are fewer than two steps.
     """
     codes = pipe.encode_labels(list(labels), len(labels), guidance_scale)
-    timesteps = set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
+    timesteps = begin(pipe, num_inference_steps)
     if len(timesteps) < 2:
         raise ValueError(f"Expected at least two steps, got {len(timesteps)}.")
     original = pipe.scheduler

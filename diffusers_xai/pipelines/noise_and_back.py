@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusers_xai.pipelines.arguments import set_timesteps
-from diffusers_xai.pipelines.branching import BranchingRun, predict_in_parts, step_runs
+from diffusers_xai.pipelines.branching import BranchingRun, begin, predict_in_parts, step_runs
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import copy_scheduler
 
@@ -45,7 +44,7 @@ def noise_and_back(
         ValueError: If the label is none of the model's, or a start is not one of the run's or stands twice.
     """
     labels = pipe.encode_labels(label, len(seeds), guidance_scale)
-    timesteps = set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
+    timesteps = begin(pipe, num_inference_steps)
     if len(set(starts)) != len(starts) or not all(0 <= start < len(timesteps) for start in starts):
         raise ValueError(f"Expected `starts` in 0..{len(timesteps) - 1}, each once, got {list(starts)}.")
     images = images.to(pipe._execution_device, pipe.unet.dtype)

@@ -11,8 +11,7 @@ import torch
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.labels import ClassLabels
 from diffusers_xai.measures import Mask, as_mask, resize_mask
-from diffusers_xai.pipelines.arguments import set_timesteps
-from diffusers_xai.pipelines.branching import BranchingRun, predict_runs, step_runs
+from diffusers_xai.pipelines.branching import BranchingRun, begin, predict_runs, step_runs
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import edit_output
 
@@ -85,7 +84,7 @@ def patch_sweep(
     """
     count = len(seeds)
     labels = [pipe.encode_labels(label, count, guidance_scale) for label in (source, base)]
-    timesteps = set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
+    timesteps = begin(pipe, num_inference_steps)
     names = BRANCHES if guidance_scale != 1.0 else BRANCHES[1:]
     denoiser = get_denoiser(pipe)
     paths = [tuple(denoiser.resolve_layers(site.layers)) for site in sites]

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.labels import ClassLabels
-from diffusers_xai.models import ClosedFormDenoiser
-from diffusers_xai.pipelines.arguments import set_timesteps
-from diffusers_xai.pipelines.branching import BranchingRun, predict_in_parts, step_runs
+from diffusers_xai.pipelines.branching import BranchingRun, begin, predict_in_parts, step_runs
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 
 
@@ -58,9 +56,7 @@ def switch_sweep(
     """
     labels = pipe.encode_labels(label, len(seeds), guidance_scale)
     new_label = pipe.encode_labels(to, 1, guidance_scale)[0]
-    if isinstance(pipe.unet, ClosedFormDenoiser):
-        pipe.unet.check_scheduler(pipe.scheduler)
-    timesteps = set_timesteps(pipe.scheduler, num_inference_steps, None, None, pipe._execution_device)
+    timesteps = begin(pipe, num_inference_steps)
     steps = list(switch_steps)
     if len(set(steps)) != len(steps) or not all(0 <= step < len(timesteps) for step in steps):
         raise ValueError(f"Expected `switch_steps` in 0..{len(timesteps) - 1}, each once, got {steps}.")
