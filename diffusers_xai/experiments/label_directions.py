@@ -16,9 +16,9 @@ from diffusers_xai.experiments.base import Experiment, ExperimentResult, registe
 from diffusers_xai.experiments.figures import excess_columns, label_text
 from diffusers_xai.experiments.jacobians import middle_layer
 from diffusers_xai.experiments.judging import Judge, judged_attributes, named_attributes, probabilities
+from diffusers_xai.experiments.pushes import layer_push
 from diffusers_xai.experiments.sampling import Sampling, generators
 from diffusers_xai.explainers import Activations, Samples
-from diffusers_xai.interventions import LayerEdit
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -168,23 +168,13 @@ def _as_long(directions: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
 
 def _run(pipe: XAIPipeline, sampling: Sampling, seeds: list[int], path: str, amounts: torch.Tensor) -> np.ndarray:
     """Images of the first label, whose layer is moved by `amounts` (seed, step, …)."""
-
-    def at(step: int) -> LayerEdit:
-        amount = amounts[:, step]
-
-        def moved(output: torch.Tensor) -> torch.Tensor:
-            branches = len(output) // len(amount)  # of guidance
-            return output + amount.to(output).repeat(branches, *[1] * (amount.ndim - 1))
-
-        return LayerEdit(path, moved, steps=[step])
-
     output: Any = pipe(
         class_labels=sampling.labels[0],
         batch_size=len(seeds),
         num_inference_steps=sampling.steps,
         generator=generators(seeds),
         guidance_scale=sampling.guidance_scale,
-        edits=[at(step) for step in range(amounts.shape[1])],
+        edits=[layer_push(path, step, amounts[:, step]) for step in range(amounts.shape[1])],
         output_type="pt",
     )
     return (2 * output.images.float() - 1).cpu().numpy()

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +44,16 @@ def pushed_images(pipe: XAIPipeline, sampling: Sampling, seed: int, pushes: Sequ
     )
 
 
+def layer_push(layer: str, step: int, amounts: torch.Tensor) -> LayerEdit:
+    """The edit that adds a row of `amounts` to a layer's output for each image, in all branches of guidance."""
+
+    def pushed(output: torch.Tensor) -> torch.Tensor:
+        branches = len(output) // len(amounts)
+        return output + amounts.to(output).repeat(branches, *[1] * (amounts.ndim - 1))
+
+    return LayerEdit(layer, pushed, steps=[step])
+
+
 def _together(pipe: XAIPipeline, sampling: Sampling, seed: int, pushes: Sequence[Push | None]) -> torch.Tensor:
     places = {(push.step, push.layer) for push in pushes if push is not None}
     amounts = {place: _rows(pushes, place) for place in places}
@@ -53,15 +62,7 @@ def _together(pipe: XAIPipeline, sampling: Sampling, seed: int, pushes: Sequence
         amount = amounts.get((step + 1, None))
         return {} if amount is None else {"sample": tensors["sample"] + amount.to(tensors["sample"])}
 
-    def push_layer(amount: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        branches = len(output) // len(amount)  # of guidance
-        return output + amount.to(output).repeat(branches, *[1] * (amount.ndim - 1))
-
-    edits = [
-        LayerEdit(layer, partial(push_layer, amounts[step, layer]), steps=[step])
-        for step, layer in places
-        if layer is not None
-    ]
+    edits = [layer_push(layer, step, amounts[step, layer]) for step, layer in places if layer is not None]
     output: Any = pipe(
         class_labels=sampling.labels[0] if sampling.labels else None,
         batch_size=len(pushes),
