@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -236,13 +237,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     if null is not None:
         random = {**scale, "showscale": False, "hovertemplate": "%{y}: %{z:.3f}<extra></extra>"}
         figure.add_heatmap(z=null, x=["control"], row=1, col=2, **random)
-    curves = go.Figure()
+    below: dict[str, Any] = {"row": 2, "col": 1}
     for index, name in enumerate(names):
-        band(curves, data["timestep"].values, data["ssim"].sel(checkpoint=name), name, index)
+        band(figure, data["timestep"].values, data["ssim"].sel(checkpoint=name), name, index, **below)
     if "null_ssim" in data:
-        band(curves, data["timestep"].values, data["null_ssim"], "control: other noise", muted=True)
-    for trace in curves.data:
-        figure.add_trace(trace, 2, 1)
+        band(figure, data["timestep"].values, data["null_ssim"], "control: other noise", muted=True, **below)
     time = {"title": "timestep t", "range": [float(data["timestep"].max()), 0]}
     figure.update_xaxes(**time, row=2, col=1)
     figure.update_xaxes(

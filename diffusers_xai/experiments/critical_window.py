@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, null_name, short_label
+from diffusers_xai.experiments.figures import band, crossing_text, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, of_first_seed
 from diffusers_xai.pipelines import XAIPipeline
@@ -162,17 +162,17 @@ def plot(result: ExperimentResult) -> go.Figure:
     )
     timesteps = data["timestep"].values
     for index, name in enumerate(names):
-        _add_band(figure, timesteps, data["doubt"].sel(of=name, drop=True), _words(name), index)
+        band(figure, timesteps, data["doubt"].sel(of=name, drop=True), _words(name), index, row=1, col=1)
     if "null_doubt" in data:
         doubts = data["null_doubt"].sel(of=WHOLE, drop=True)
-        _add_band(figure, timesteps, doubts, f"{null_name(settings)}, {WHOLE}", muted=True)
+        band(figure, timesteps, doubts, f"{null_name(settings)}, {WHOLE}", muted=True, row=1, col=1)
     for prefix in ("", "null_") if "null_doubt" in data else ("",):
         for index, name in enumerate(names):
             _add_window(figure, data, prefix, name, index)
     if swept:
         times = data["switch_timestep"].values
         first, last = (short_label(settings, settings["labels"][i]) for i in (0, -1))
-        _add_band(figure, times, data["switch_ssim"], f"switch {first} → {last}", len(names), row=3)
+        band(figure, times, data["switch_ssim"], f"switch {first} → {last}", len(names), row=3, col=1)
         figure.update_yaxes(title="SSIM to the<br>unswitched image", range=[0, 1.02], row=3)
     figure.update_yaxes(title="doubt left", range=[-0.02, 1.02], tickformat=".0%", row=1)
     figure.update_yaxes(
@@ -188,22 +188,13 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _add_band(
-    figure: go.Figure, x: np.ndarray, values: xr.DataArray, name: str, index: int = 0, *, row: int = 1, **options: Any
-) -> None:
-    part = go.Figure()
-    band(part, x, values, name, index, **options)
-    for trace in part.data:
-        figure.add_trace(trace, row, 1)
-
-
 def _add_window(figure: go.Figure, data: xr.Dataset, prefix: str, name: str, index: int) -> None:
     """Adds a bar from where the window opens to where it closes, and half of it with its interval."""
     color = MUTED_COLOR if prefix else LINE_COLORS[index % len(LINE_COLORS)]
     height = index + (0.22 if prefix else -0.12)
     ends = [float(data[f"{prefix}{end}"].sel(of=name, limit="estimate")) for end in ("opens", "closes")]
     half = data[f"{prefix}half"].sel(of=name)
-    early, estimate, late = (float(half.sel(limit=limit)) for limit in ("early", "estimate", "late"))
+    early, estimate, late = limits_of(half)
     if np.isfinite(ends[0]):
         closed = np.isfinite(ends[1])
         figure.add_scatter(
@@ -248,14 +239,9 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         row = {"": _words(name)}
         for prefix, who in (("", ""), ("null_", "control: ")):
             if f"{prefix}doubt" in data:
-                row |= {f"{who}{end}": _place(data[f"{prefix}{end}"].sel(of=name)) for end in WINDOW}
+                row |= {f"{who}{end}": crossing_text(data[f"{prefix}{end}"].sel(of=name)) for end in WINDOW}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _place(limits: xr.DataArray) -> str:
-    early, estimate, late = (float(limits.sel(limit=limit)) for limit in ("early", "estimate", "late"))
-    return f"t = {estimate:.0f} ({early:.0f} to {late:.0f})" if np.isfinite(estimate) else "never"
 
 
 EXPERIMENT = register(

@@ -281,17 +281,16 @@ def plot(result: ExperimentResult) -> go.Figure:
                     x=ranks, y=mean.values, name=text, legend="legend", mode="lines+markers", row=1, col=1,
                     line={"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": dash}, marker={"size": 4},
                 )  # fmt: skip
-    parts = [go.Figure(), go.Figure()]
+    places: list[dict[str, Any]] = [{"row": row, "col": 1, "legend": f"legend{row}"} for row in (2, 3)]
+    middle, last = places
     for index, (name, text) in enumerate(((CLEAN, "x̂<sub>0</sub>"), (LAYER, f"h: {result.settings['layer']}"))):
         if name in data["object"].values:
-            band(parts[0], times, data["dimension"].sel(object=name), text, index)
+            band(figure, times, data["dimension"].sel(object=name), text, index, **middle)
     if "null_dimension" in data:
-        band(parts[0], times, data["null_dimension"].sel(object=CLEAN), f"x̂<sub>0</sub>, {control}", muted=True)
+        dimension = data["null_dimension"].sel(object=CLEAN)
+        band(figure, times, dimension, f"x̂<sub>0</sub>, {control}", muted=True, **middle)
     for index, walk in enumerate(data["walk"].values.tolist()):
-        band(parts[1], times, data["change"].sel(walk=walk).mean("direction"), WALKS[walk], index)
-    for row, part in enumerate(parts, start=2):
-        for trace in part.data:
-            figure.add_trace(trace.update(legend=f"legend{row}"), row, 1)
+        band(figure, times, data["change"].sel(walk=walk).mean("direction"), WALKS[walk], index, **last)
     figure.update_xaxes(title="number of the direction", row=1)
     for row in (2, 3):
         figure.update_xaxes(title="timestep t", autorange="reversed", row=row)

@@ -16,16 +16,31 @@ MIN_SURE = 8
 
 
 def band(
-    figure: go.Figure, x: np.ndarray, values: xr.DataArray, name: str, index: int = 0, *, muted: bool = False
+    figure: go.Figure,
+    x: np.ndarray,
+    values: xr.DataArray,
+    name: str,
+    index: int = 0,
+    *,
+    muted: bool = False,
+    showlegend: bool | None = None,
+    **place: Any,
 ) -> None:
     """Adds the mean over `seed`, a band of one standard deviation, and a darker one of the mean's interval.
 
-    A control is `muted`: grey and dotted, without the band of one standard deviation.
+    A control is `muted`: grey and dotted, without the band of one standard deviation. `place` is `row` and `col` of a
+    figure of several parts, and the `legend` of that part.
     """
     color = MUTED_COLOR if muted else LINE_COLORS[index % len(LINE_COLORS)]
     facts = summary(values)
     count = values.sizes["seed"]
-    group = {"legendgroup": name, "showlegend": False, "hoverinfo": "skip", "mode": "lines", "line": {"width": 0}}
+    group = {
+        "legendgroup": name,
+        "showlegend": False,
+        "hoverinfo": "skip",
+        "mode": "lines",
+        "line": {"width": 0},
+    } | place
     scatter = (facts["mean"] - facts["std"], facts["mean"] + facts["std"], 0.15)
     interval = (facts["low"], facts["high"], 0.3)
     if count > 1:
@@ -43,6 +58,8 @@ def band(
         mode="lines",
         line={"color": color, "width": 2.5, "dash": dash},
         hovertemplate="%{y:.4f}",
+        showlegend=showlegend,
+        **place,
     )
 
 
@@ -111,6 +128,18 @@ def label_text(settings: dict[str, Any], label: int) -> str:
         return bits
     names = [name.replace("_", " ").lower() for name in attributes_of(label, settings["attributes"])]
     return f"{bits} ({', '.join(names) or 'none'})"
+
+
+def limits_of(found: xr.DataArray) -> tuple[float, float, float]:
+    """Early end, estimate and late end of what `analysis.falling_crossing` found."""
+    early, estimate, late = (float(found.sel(limit=limit)) for limit in ("early", "estimate", "late"))
+    return early, estimate, late
+
+
+def crossing_text(found: xr.DataArray, name: str = "t") -> str:
+    """A crossing with its interval, for a table."""
+    early, estimate, late = limits_of(found)
+    return f"{name} = {estimate:.0f} ({early:.0f} to {late:.0f})" if np.isfinite(estimate) else "never"
 
 
 def interval_text(facts: xr.Dataset) -> str:

@@ -1,5 +1,7 @@
 """Where the runs of two labels part (thesis fig. 5.13 to 5.16)."""
 
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -121,12 +123,10 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     timesteps = data["timestep"].values
     for row, variable in enumerate(shown, start=1):
-        part = go.Figure()
-        band(part, timesteps, data[variable], names)
+        place: dict[str, Any] = {"showlegend": row == 1, "row": row, "col": 1}
+        band(figure, timesteps, data[variable], names, **place)
         if f"null_{variable}" in data:
-            band(part, timesteps, data[f"null_{variable}"], null_name(settings), muted=True)
-        for trace in part.data:
-            figure.add_trace(trace.update(showlegend=bool(trace.showlegend is not False and row == 1)), row, 1)
+            band(figure, timesteps, data[f"null_{variable}"], null_name(settings), muted=True, **place)
     figure.update_xaxes(range=[timesteps.max(), 0])
     figure.update_xaxes(title="timestep t", row=len(shown))
     for row, title in enumerate(("SSIM of x<sub>t</sub>", "distance of A<sub>t</sub>")[: len(shown)], start=1):

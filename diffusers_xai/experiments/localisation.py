@@ -191,13 +191,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     data = result.data
     figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, subplot_titles=list(NUMBERS.values()))
     for column, name in enumerate(NUMBERS, start=1):
-        part = go.Figure()
-        band(part, data["timestep"].values, data[name], "the model")
+        place: dict[str, Any] = {"showlegend": column == 1, "row": 1, "col": column}
+        band(figure, data["timestep"].values, data[name], "the model", **place)
         if f"null_{name}" in data:
-            band(part, data["timestep"].values, data[f"null_{name}"], null_name(result.settings), muted=True)
-        for trace in part.data:
-            shown = trace.showlegend is not False and column == 1
-            figure.add_trace(trace.update(showlegend=shown), 1, column)
+            null = data[f"null_{name}"]
+            band(figure, data["timestep"].values, null, null_name(result.settings), muted=True, **place)
     figure.update_xaxes(title="timestep t", autorange="reversed")
     figure.update_yaxes(rangemode="tozero")
     figure.update_yaxes(tickformat=".0%", col=1)

@@ -10,9 +10,9 @@ import xarray as xr
 
 from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, label_text, null_name, short_label
+from diffusers_xai.experiments.figures import band, crossing_text, label_text, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.sampling import Sampling, generators, of_first_seed
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, generators, of_first_seed
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_evidence import ancestral
 from diffusers_xai.pipelines.noise_and_back import noise_and_back
@@ -22,7 +22,6 @@ from diffusers_xai.profile.pictures import to_rgb
 
 
 SETS = ("own", "another set")
-OTHER_NOISE = 10**6  # added to a seed for the noise on the way, and twice for the images made afresh
 HALF = 0.5
 
 
@@ -119,7 +118,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     for index, (name, label) in enumerate(zip(SETS, settings["labels"], strict=True)):
         part = data.sel(set=name)
         band(figure, times, part["returned"], f"{name}: {label_text(settings, label)}", index)
-        early, estimate, late = (float(part["turn"].sel(limit=limit)) for limit in ("early", "estimate", "late"))
+        early, estimate, late = limits_of(part["turn"])
         if np.isfinite(estimate):
             color = LINE_COLORS[index]
             figure.add_vrect(early, late, fillcolor=color, opacity=0.15, line_width=0)
@@ -157,9 +156,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         row = {"images": name}
         for prefix, who in (("", "the model"), ("null_", "control")):
             if f"{prefix}turn" in data:
-                limits = data[f"{prefix}turn"].sel(set=name)
-                early, estimate, late = (float(limits.sel(limit=limit)) for limit in ("early", "estimate", "late"))
-                row[who] = f"t* = {estimate:.0f} ({early:.0f} to {late:.0f})" if np.isfinite(estimate) else "never"
+                row[who] = crossing_text(data[f"{prefix}turn"].sel(set=name), "t*")
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -17,7 +17,7 @@ from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import interval_text, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, of_first_seed
 from diffusers_xai.measures import Mask, as_mask
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
@@ -26,7 +26,6 @@ from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
 
 
-OTHER_NOISE = 10**6  # added to a seed for the noise of the control's source
 PIXELS = "pixels"
 LEVEL = 0.05
 BETWEEN = ("labels", "seeds")

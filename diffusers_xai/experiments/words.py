@@ -230,14 +230,12 @@ def plot(result: ExperimentResult) -> go.Figure:
     if "null_covered_mean" in data:
         groups.append(("control: random weights", data["null_covered_mean"], MUTED_COLOR, "circle-open", 0.2))
     dots(figure, groups, row=1, col=1)
-    curves = go.Figure()
+    below: dict[str, Any] = {"row": 2, "col": 1}
     for index, word in enumerate(words):
-        band(curves, data["timestep"].values, data["covered"].sel(word=word), word, index)
+        band(figure, data["timestep"].values, data["covered"].sel(word=word), word, index, **below)
     if "null_covered" in data:
         random = data["null_covered"].mean("word")
-        band(curves, data["timestep"].values, random, "control: random weights, all words", muted=True)
-    for trace in curves.data:
-        figure.add_trace(trace, 2, 1)
+        band(figure, data["timestep"].values, random, "control: random weights, all words", muted=True, **below)
     figure.add_vline(SHARE, line={"color": MUTED_COLOR, "dash": "dot", "width": 1}, row=1, col=1)
     figure.add_hline(SHARE, line={"color": MUTED_COLOR, "dash": "dot", "width": 1}, row=2, col=1)
     title = "share of what the word changes, in the fifth that it looks at most (dotted: chance)"
