@@ -1,0 +1,51 @@
+"""`diffusers-xai experiment`: what it keeps, and what it refuses."""
+
+import pytest
+from diffusers import DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
+from tests.tiny import convnext_unet
+
+
+def test_the_command_keeps_what_is_finished(tmp_path, capsys):
+    unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
+    XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    base = ["experiment", "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "3"]
+    base += ["--label", "01", "--other-label", "10", "--null", "none"]
+    base[1:1] = ["all"]
+    assert main([*base, "--steps", "10"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "report.html")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    alone = [experiment for experiment in EXPERIMENTS.values() if experiment.needs is None]
+    assert all(experiment.title in page for experiment in alone)
+    first = ExperimentResult.load(tmp_path / "out" / "ssim-trajectory")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/profile.json")}
+    assert len(stamps) == len(alone)
+
+    assert main([*base, "--steps", "10"]) == 0
+    assert capsys.readouterr().err.count("finished before") == len(alone)
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
+
+    base[1] = "ssim-trajectory"
+    assert main([*base, "--steps", "5"]) == 0
+    assert (
+        ExperimentResult.load(tmp_path / "out" / "ssim-trajectory").data.sizes["step"] == 5 != first.data.sizes["step"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["predetermination", "--other-label", "0011"], "--other-label: expected another label than --label"),
+        (["ablation", "--seeds", "0"], "expected an integer in 1..1000000"),
+        (["ablation", "--checkpoint", "./nowhere"], "no checkpoint at ./nowhere"),
+    ],
+)
+def test_bad_commands_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["experiment", *arguments]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "experiments").exists()
