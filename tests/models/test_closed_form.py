@@ -17,6 +17,8 @@ from diffusers import (
 )
 
 from diffusers_xai import EmpiricalDenoiser, GaussianDenoiser, MixtureDenoiser, Samples, XAIPipeline, record
+from diffusers_xai.pipelines.label_tree import label_tree
+from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
 from tests.reference import closed_form
 
@@ -356,6 +358,8 @@ def test_a_scheduler_that_means_other_noise_is_refused(scheduler, message):
     calls = [
         lambda: pipe([1], num_inference_steps=2),
         lambda: switch_sweep(pipe, 0, 1, [0], [1], num_inference_steps=2),
+        lambda: label_tree(pipe, [0, 1], [0], num_inference_steps=2),
+        lambda: patch_sweep(pipe, 0, 1, [0], [PatchSite("x0", range(1))], num_inference_steps=2),
         lambda: record(DDPMPipeline(DENOISERS["gaussian"], scheduler), [Samples()]).__enter__(),
     ]
     for call in calls:
