@@ -112,7 +112,7 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
     with panel("Save, open, share", elem_id="share-panel"):
         c.link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
         c.share = gr.Button("Make a link", size="sm", elem_id="make-link")
-        c.download = gr.DownloadButton("Download the profile (zip)", size="sm", elem_id="download")
+        c.download = gr.DownloadButton("Download the profile (zip)", size="sm", interactive=False, elem_id="download")
         c.upload = gr.File(label="Open a profile (zip)", file_types=[".zip"], elem_id="upload", height=110)
 
 

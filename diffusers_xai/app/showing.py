@@ -66,7 +66,9 @@ class Showing:
         if settings is not None:
             shown[c.editor] = self.controls.drawn(settings, figures.final_image(result.profile))
         what = "An example" if result.is_shared else "Shown"
-        return {**shown, c.shown: f"{what}: {result.caption}.", c.stale: ""}
+        # The file and the link of this run are made next: until then there is none of an earlier one to take.
+        waiting = {c.download: gr.update(interactive=False), c.link: ""}
+        return {**shown, **waiting, c.shown: f"{what}: {result.caption}.", c.stale: ""}
 
     def _map(self, session: Session, name: str, group: str) -> dict[Any, Any]:
         c, result = self.c, session.result
@@ -142,12 +144,13 @@ class Showing:
         """Writes the zip file of what is shown."""
         if session.result is None:
             raise SettingsError("Sample something first.")
-        return str(write_archive(session.result.profile, session.folder / "profile.zip"))
+        path = write_archive(session.result.profile, session.folder / "profile.zip")
+        return gr.update(value=str(path), interactive=True)
 
     def link(self, session: Session) -> Any:
-        """The query of the link to what is shown; the browser puts the address before it."""
+        """The query of the link to what is shown, if the controls can; the browser puts the address before it."""
         settings = None if session.result is None else session.result.settings
-        return gr.skip() if settings is None else links.to_query(settings)
+        return "" if settings is None else links.to_query(settings)
 
     def upload(self, session: Session, file: Any) -> dict[Any, Any]:
         """Opens the zip file of a profile, and sets the controls as it was made."""
@@ -220,7 +223,7 @@ class Showing:
         plots = [getattr(c, name) for name in (*figures.PLOTS, *PAIRS)]
         notes = [c.activations_note, c.attention_note, c.weights_note, c.gradients_note]
         others = [c.mask_max, c.attention_layer, c.attention_maps, c.editor, c.pair_status, c.kept, c.shown, c.stale]
-        return [*plots, *maps, *notes, *others]
+        return [*plots, *maps, *notes, *others, c.download, c.link]
 
 
 def _plain(text: str) -> str:

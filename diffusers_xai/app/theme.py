@@ -55,7 +55,7 @@ ADDRESS = """(query) => {
   const theme = new URLSearchParams(window.location.search).get('__theme')
   if (theme) address.searchParams.set('__theme', theme)
   window.history.replaceState(window.history.state, '', address)
-  return link.href
+  return query && link.href
 }"""
 # On a phone the picture lies below the controls.
 TO_PICTURE = """() => {
