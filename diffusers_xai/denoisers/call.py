@@ -16,6 +16,8 @@ _TEXT = (
     "encoder_hidden_states", "encoder_hidden_states_t5", "encoder_hidden_states_llama3", "cap_feats", "text_states",
     "clip_text_pooled", "context",
 )  # fmt: skip
+_TIMESTEP = ("timestep", "timesteps", "t")
+_NUMBER = (torch.Tensor, int, float)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,13 @@ class DenoiserCall:
     def rows(self) -> int:
         """How many rows the call has."""
         return self.sample.shape[0]
+
+    @property
+    def timestep(self) -> float | None:
+        """The timestep as the network is given it, in its own unit; `None` if it is not one number."""
+        named = [value for name, value in self.arguments.items() if name in _TIMESTEP]
+        value = torch.as_tensor(named[0]).flatten() if named and isinstance(named[0], _NUMBER) else torch.empty(0)
+        return float(value[0]) if value.numel() and bool((value == value[0]).all()) else None
 
     @cached_property
     def text_tokens(self) -> int | None:

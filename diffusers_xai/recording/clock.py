@@ -279,7 +279,7 @@ class Run:
     def _start(self) -> None:
         self.call = running_call(self.pipeline)
         self.guidance = guidance_of(self.pipeline, self.denoiser.layout, self.call.locals)
-        self.timesteps = planned_timesteps(self.pipeline, self.scheduler, self.call)
+        self.timesteps = planned_timesteps(self.pipeline, self.scheduler, self.call, self.calls[0])
         for callback in self._on_start:
             callback()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor
 
 from diffusers_xai import (
@@ -73,6 +73,28 @@ def test_a_plain_module_in_a_loop_of_one_s_own():
         network.body[0].weight[1] = 0
         network.body[0].bias[1] = 0
     torch.testing.assert_close(ablated, sample())
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "told"),
+    [(DDIMScheduler, False), (EulerDiscreteScheduler, False), (HeunDiscreteScheduler, False),
+     (HeunDiscreteScheduler, True)],
+)  # fmt: skip
+def test_a_loop_of_one_s_own_may_begin_late(scheduler_class, told):
+    network, scheduler, begin = OwnNetwork(), scheduler_class(), 4
+    own = SimpleNamespace(network=network, scheduler=scheduler)
+    with torch.no_grad(), record(own, [Samples(steps=[0, -1], measures=())]) as recording:
+        scheduler.set_timesteps(6)
+        if told:
+            scheduler.set_begin_index(begin)
+        x, timesteps = torch.randn(1, 3, 8, 8), scheduler.timesteps[begin:]
+        for t in timesteps:
+            given = t / 1000 if told else t  # some networks have a unit of their own
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), given), t, x).prev_sample
+    samples = recording.profile["samples"]
+    assert samples.step.values.tolist() == [0, len(timesteps) - 1]
+    assert samples.timestep.values.tolist() == timesteps[[0, -1]].tolist()
+    assert np.array_equal(recording.profile["final_sample"].values, x.numpy())
 
 
 def test_gradients_of_a_step_that_changes_the_prediction_are_refused_before_it_is_made():
@@ -203,6 +225,23 @@ def test_attention_that_computes_its_own_softmax_gives_the_same_weights(how):
     assert list(profiles[0]) == list(profiles[1])
     for name in profiles[0]:
         np.testing.assert_allclose(profiles[1][name].values, profiles[0][name].values, atol=1e-5)
+
+
+def test_frames_that_are_the_scheduler_s_rows_stay_with_their_video():
+    entry = ZOO["text-to-video"]
+    pipe = entry.make()
+    pipe.set_progress_bar_config(disable=True)
+    states = []
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda output, t, sample, **more: states.append(sample) or step(output, t, sample, **more)
+    call = {**entry.call, "prompt": ["a fox", "a red cat"], "output_type": "latent"}
+    with record(pipe, [Samples(every=1, measures=())]) as recording:
+        latents = pipe(**call).frames
+    assert np.array_equal(recording.profile["final_sample"].values, latents.numpy())
+    frames = latents.shape[2]
+    for index, state in enumerate(states):  # (video · frame, channel, height, width), one video after the other
+        videos = np.stack([state[video * frames : (video + 1) * frames].transpose(0, 1) for video in (0, 1)])
+        assert np.array_equal(recording.profile["samples"].sel(step=index).values, videos)
 
 
 def test_a_schedule_that_is_cut_short_has_its_own_last_step():
