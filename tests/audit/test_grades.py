@@ -8,7 +8,7 @@ import torch
 from scipy.stats import spearmanr
 
 from diffusers_xai import MixtureDenoiser, XAIPipeline
-from diffusers_xai.audit import explainers, permuting
+from diffusers_xai.audit import explainers, grades, permuting
 from diffusers_xai.audit.grades import (
     FRACTIONS,
     Bench,
@@ -71,6 +71,14 @@ def test_the_gradient_foretells_a_linear_model_exactly():
     by_energy = bench.infidelity(explainers.exact_clean_energy(given))
     assert by_energy.max() < 0.35  # its patches' noise is drawn, and colours are summed
     assert (by_energy < bench.infidelity(torch.rand(3, 16, 16))).all()
+
+
+def test_the_size_of_a_linear_model_s_change_is_foretold_by_its_jacobian_s_norms(monkeypatch):
+    monkeypatch.setattr(grades, "DRAWS", 300)
+    given = case(gaussian(), batch=1)
+    jacobian = given.pipe.unet.jacobian(given.sample, given.timestep)[0].reshape(*SHAPE, *SHAPE)
+    norms = jacobian[:, torch.from_numpy(MASK)].square().sum((0, 1, 2)).sqrt()  # of the mask's x̂_0, by each pixel
+    assert Bench(given).infidelity(norms[None]).max() < 0.002
 
 
 def test_deletion_and_insertion_replace_the_highest_ranks():

@@ -58,7 +58,7 @@ def test_links_and_other_files_are_refused(tmp_path):
     member.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         archive.writestr(member, "/etc/passwd")
-    with pytest.raises(ValueError, match="link"):
+    with pytest.raises(ValueError, match="got the link"):
         read_archive(tmp_path / "link.zip", tmp_path / "out")
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ValueError, match="zip file"):
