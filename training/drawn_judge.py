@@ -84,6 +84,18 @@ def probabilities(images: torch.Tensor) -> torch.Tensor:
     return DrawnFaceJudge().predict(images).float()
 
 
+def things(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same by the captions' words, hair and background too: what `--judge` takes for pipelines of prompts."""
+    judge = DrawnFaceJudge()
+    seen = dict(zip(("bangs", "man", "smiling", "lipstick"), judge.predict(images).float().T, strict=True))
+    for names, palette, what in (
+        (judge.hair_colors(images), HAIR_COLORS, "hair"),
+        (judge.background_colors(images), BACKGROUND_COLORS, "background"),
+    ):
+        seen |= {f"{color} {what}": torch.tensor([float(name == color) for name in names]) for color in palette}
+    return seen
+
+
 def _pixels(images: torch.Tensor) -> np.ndarray:
     """(image, height, width, 3) from 0 to 255."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()

@@ -60,9 +60,17 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add(
         "--concepts", type=nonempty, metavar="FILE:FUNCTION",
-        help="of concepts: a function of your own that tells where the parts of images are; see docs/experiments.md",
+        help="of concepts, and of words if you like: a function of your own that tells where the parts of images, or"
+        " what words stand for, are; see docs/experiments.md",
     )  # fmt: skip
-    add("--prompt", type=nonempty, metavar="TEXT", help="of words: the prompt. Without --checkpoint, of drawn-text-32")
+    add(
+        "--prompt", type=nonempty, metavar="TEXT",
+        help="of words, and of patching in place of --label: the prompt. Without --checkpoint, of drawn-text-32",
+    )  # fmt: skip
+    add(
+        "--other-prompt", type=nonempty, metavar="TEXT",
+        help="of patching with --prompt, in place of --other-label: the prompt to compare with",
+    )  # fmt: skip
     add(
         "--words", type=nonempty, nargs="+", metavar="WORD",
         help="of words: words or phrases of the prompt. Default: those that may stand for something",

@@ -156,7 +156,11 @@ def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 
 def _takes_prompt(args: argparse.Namespace) -> bool:
-    return args.name in EXPERIMENTS and EXPERIMENTS[args.name].needs == "prompt"
+    experiment = EXPERIMENTS.get(args.name)
+    if experiment is None:
+        return False
+    asked = args.prompt is not None or args.other_prompt is not None
+    return experiment.needs == "prompt" or (experiment.may_take == "prompts" and asked)
 
 
 def _prompt_pipeline(args: argparse.Namespace) -> type[DiffusionPipeline]:
@@ -237,7 +241,7 @@ def _jobs(args: argparse.Namespace, config: dict[str, Any], scheduler: Any, othe
         raise CommandError(f"--judge {args.judge}: {args.name} takes no judge")
     alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
     chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
-    fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1]
+    fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1 or _takes_prompt(args)]
     if not fitting:
         raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
     return [_job(name, args, config, scheduler, labels, others) for name in fitting]
@@ -276,12 +280,18 @@ def _job(
         options |= {"prompt": args.prompt, "words": args.words or words_of(args.prompt)}
         for word in options["words"]:
             without(args.prompt, word)  # before anything is loaded
-    elif args.prompt is not None or args.words is not None:
-        raise CommandError(f"--prompt and --words: {name} takes none")
-    if experiment.needs == "concepts":
-        if args.concepts is None:
-            raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
-        options["concepts"] = args.concepts
+    elif args.words is not None:
+        raise CommandError(f"--words: {name} takes none")
+    if experiment.may_take == "prompts" and _takes_prompt(args):
+        if None in (args.prompt, args.other_prompt) or args.prompt == args.other_prompt:
+            raise CommandError(f"{name}: expected a --prompt and another --other-prompt")
+        options["prompts"] = [args.prompt, args.other_prompt]
+    elif args.other_prompt is not None or (args.prompt is not None and not _takes_prompt(args)):
+        raise CommandError(f"--prompt and --other-prompt: {name} does not take them")
+    if experiment.needs == "concepts" and args.concepts is None:
+        raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
+    if "concepts" in (experiment.needs, experiment.may_take):
+        options |= {"concepts": args.concepts} if args.concepts is not None else {}
     elif args.concepts is not None:
         raise CommandError(f"--concepts {args.concepts}: {name} takes no concepts")
     request = {

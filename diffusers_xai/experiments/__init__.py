@@ -23,6 +23,7 @@ from diffusers_xai.experiments import compare_checkpoints  # noqa: F401
 from diffusers_xai.experiments import critical_window  # noqa: F401
 from diffusers_xai.experiments import noise_and_back  # noqa: F401
 from diffusers_xai.experiments import patching  # noqa: F401
+from diffusers_xai.experiments import hierarchy  # noqa: F401
 from diffusers_xai.experiments import concepts  # noqa: F401
 from diffusers_xai.experiments import words  # noqa: F401
 from diffusers_xai.experiments import directions  # noqa: F401

@@ -117,7 +117,8 @@ class Experiment:
             inside the package: `"eyes"`, `"face"`, or `"image"` for all of it.
         needs (`str`, *optional*): What it takes besides one model, such as other `"checkpoints"`; it is then none of
             the command's `all`.
-        may_take (`str`, *optional*): What it can do without, such as `"students"`: checkpoints distilled from the one.
+        may_take (`str`, *optional*): What it can do without: `"students"`, checkpoints distilled from the one;
+            `"concepts"`, a function that tells where things are; `"prompts"`, two of a pipeline, in place of labels.
     """
 
     name: str
@@ -157,7 +158,11 @@ class Experiment:
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == SPANNED_LABELS and len(sampling.labels) < 2:
             raise ValueError(f"{self.name}: expected at least two labels, got {list(sampling.labels)}.")
-        if self.labels == 2 and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
+        if (
+            self.labels == 2
+            and options.get("prompts") is None
+            and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1])
+        ):
             raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}.")
         if len(sampling.seeds) < self.min_seeds:
             raise ValueError(f"{self.name}: expected at least {self.min_seeds} seeds, got {len(sampling.seeds)}.")

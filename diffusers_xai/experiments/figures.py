@@ -63,14 +63,14 @@ def band(
     )
 
 
-def dots(figure: go.Figure, groups: Sequence[tuple[str, xr.DataArray, str, str, float]], **place: int) -> None:
+def dots(figure: go.Figure, groups: Sequence[tuple[str, xr.DataArray, str, str, float]], **place: Any) -> None:
     """Adds the means over `seed` with their intervals, items downwards.
 
     Args:
         figure (`go.Figure`): The figure.
         groups (sequence of `(name, values, color, symbol, offset)`): What is compared; the values of dims (seed,
             item), drawn that far below their item's row.
-        **place: `row` and `col` of a figure of several parts.
+        **place: `row` and `col` of a figure of several parts, and the `legend` of that part.
     """
     for name, values, color, symbol, offset in groups:
         facts = summary(values)

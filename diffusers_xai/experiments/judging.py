@@ -50,6 +50,14 @@ def probabilities(judge: Judge, images: torch.Tensor, pipe: XAIPipeline) -> torc
     return told.float().cpu()
 
 
+def seen_attributes(
+    judge: Judge, images: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """The probability of the attributes `names` in images `(image, channel, height, width)`, `(image,)` each."""
+    attributes, told = named_attributes(pipe), probabilities(judge, images, pipe)
+    return {name: told[:, attributes.index(name)] for name in names}
+
+
 def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]) -> torch.Tensor:
     """The probability of the attributes `names` in runs' images `(run, seed, …)`: `(seed, run, attribute)`."""
     attributes = named_attributes(pipe)

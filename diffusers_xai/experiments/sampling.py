@@ -1,5 +1,6 @@
 """The same measurement over many seeds: in batches, with progress, and shared by processes."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -141,6 +142,12 @@ def process_state() -> PartialState:
 def generators(seeds: Sequence[int], copies: int = 1) -> list[torch.Generator]:
     """A generator for each image: all seeds in turn, `copies` times over."""
     return [torch.Generator().manual_seed(seed) for _ in range(copies) for seed in seeds]
+
+
+def arguments_of(pipe: Any, sampling: Sampling) -> dict[str, Any]:
+    """What the call of any pipeline takes of a sampling."""
+    values = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
+    return {name: value for name, value in values.items() if name in inspect.signature(pipe.__call__).parameters}
 
 
 def timestep_at(pipe: XAIPipeline, share: float) -> float:

@@ -1,7 +1,6 @@
 """Where a word looks, and whether the image changes there without it."""
 
 import copy
-import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,15 +18,25 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, dots, interval_text
-from diffusers_xai.experiments.sampling import Sampling, generators, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators, of_first_seed
+from diffusers_xai.experiments.word_masks import (
+    WordConcepts,
+    agreement,
+    agreement_columns,
+    picture_and_masks,
+    plot_agreement,
+    seeing,
+)
 from diffusers_xai.explainers import Samples, WordMaps
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile.pictures import to_rgb
 from diffusers_xai.recording import record
 
 
 SHARE = 0.2  # of the image's places, which hold as large a share of the change by chance
 MOMENTS = 3  # at which maps are drawn
+_OF_ONE_SEED = ("map", "changed", "image", "without", "seen", "seen_map", "seen_changed", "mask")
 
 
 def measure(
@@ -38,6 +47,7 @@ def measure(
     words: Sequence[str] | None = None,
     arguments: Mapping[str, Any] | None = None,
     records: int = 10,
+    concepts: WordConcepts | None = None,
     null: str = "random-weights",
 ) -> xr.Dataset:
     """How much of what a word changes lies where it looks.
@@ -45,6 +55,8 @@ def measure(
     The pipeline runs with the prompt, and from the same noise without each of the words. What a word changes is the
     mean of |difference| of the two final samples over the channels; of that, the share is taken that lies in the fifth
     of the image at which the word looks most (see [`WordMaps`]). A map that knows nothing of the word gets a fifth.
+
+    With masks of what the words stand for, the maps are also compared with these, by intersection over union.
 
     Source: Tang et al. 2023 (DAAM), here per step, and graded by what the word does.
 
@@ -55,6 +67,10 @@ def measure(
         words (`Sequence[str]`, *optional*): Words or phrases of the prompt; each word once if `None`.
         arguments (`Mapping[str, Any]`, *optional*): What else the pipeline's call takes, such as a size.
         records (`int`): How many steps are recorded, evenly spread.
+        concepts (`Callable`, *optional*): Takes a seed's finished picture `(3, height, width)` in [-1, 1], the prompt
+            and the seed, and returns bool masks `(height, width)` by word, those of a segmentation network, say; or a
+            picture of its own that shows what the prompt says, and its masks. The pipeline then sees that picture,
+            noised, in every step, and what a word changes is the mean of |difference| of x̂_0 over steps and channels.
         null (`str`): `"random-weights"`, the maps of the same networks with random weights, or `"none"`.
 
     Returns:
@@ -62,10 +78,13 @@ def measure(
         the steps; `centre`, of the fifth of the image that is nearest to its middle; `null_covered` and
         `null_covered_mean`. `change` (seed, word) is the mean of what the word changes. Of the first seed: `map`
         (word, step, …) and `changed` (word, …) over the sample's places; where the pipeline returns pictures, `image`
-        (height, width, rgb) and `without` (word, height, width, rgb).
+        (height, width, rgb) and `without` (word, height, width, rgb). With `concepts`, `iou` and `iou_by_step` (see
+        `word_masks.agreement`), and of the first seed the picture that is `seen`, its `mask`, `seen_map` and
+        `seen_changed`.
 
     Raises:
-        ValueError: If there is no prompt, or a word is not in it.
+        ValueError: If there is no prompt, or a word is not in it; if masks do not fit, or a pipeline cannot be shown
+            a picture.
     """
     words = list(dict.fromkeys(re.findall(r"[\w'-]+", prompt))) if words is None else list(words)
     if not words:
@@ -73,14 +92,42 @@ def measure(
     shortened = [without(prompt, word) for word in words]
     every = sampling.every(records)
 
-    def run(text: str, part: list[int], specs: list) -> tuple[Any, Any]:
+    def run(text: str, part: list[int], specs: list, **more: Any) -> tuple[Any, Any]:
         with record(pipe, specs) as recording:
             output = pipe(
-                **{**_call(pipe, sampling), **(arguments or {})},
+                **{**arguments_of(pipe, sampling), **(arguments or {}), **more},
                 prompt=text,
                 generator=generators(part)[0],
             )
         return recording.profile, output
+
+    def word_maps(part: list[int], **more: Any) -> xr.DataArray:
+        return run(prompt, part, [WordMaps(words, every=every)], **more)[0]["word_maps"].rename(token="word")
+
+    def seen(told: WordConcepts, part: list[int], image: Any, data: xr.Dataset) -> xr.Dataset:
+        """Maps, what changes, and masks: of the picture that the function gives, or of the seed's own."""
+        if image is None or len(image) != 1:
+            raise ValueError("words: to compare with masks, expected a pipeline that returns a picture.")
+        picture, masks = picture_and_masks(told, image[0], prompt, part[0], words)
+        found = data[[name for name in ("map", "changed", "null_map") if name in data]]
+        shown = image
+        if picture is not None:
+            given = seeing(pipe, picture, part[0])
+            predictions = [
+                run(text, part, [Samples(every=every, measures=())], **given)[0]["x0"] for text in [prompt, *shortened]
+            ]
+            changed = [abs(other - predictions[0]).mean(["channel", "step"]) for other in predictions[1:]]
+            found = xr.Dataset({"map": word_maps(part, **given), "changed": xr.concat(changed, "word")})
+            if null != "none":
+                with random_weights_inside(pipe):
+                    found["null_map"] = word_maps(part, **given)
+            shown = to_rgb(picture.numpy())[None]
+        found = found.rename(
+            {name: str(name).replace("map", "seen_map").replace("changed", "seen_changed") for name in found}
+        )
+        return found.assign(
+            mask=masks.expand_dims(sample=1), seen=(("sample", "image_height", "image_width", "rgb"), shown)
+        )
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         maps_of = WordMaps(words, every=every)
@@ -95,10 +142,14 @@ def measure(
         data["change"] = changed.mean([dim for dim in changed.dims if dim not in ("word", "sample")])
         if null != "none":
             with random_weights_inside(pipe):
-                blind = run(prompt, part, [maps_of])[0]["word_maps"].rename(token="word")
+                blind = word_maps(part)
             data = data.assign({f"null_{name}": values for name, values in _graded(blind, changed).items()})
-        data = data.assign(map=maps, changed=changed).rename(sample="seed")
+        data = data.assign(map=maps, changed=changed)
         image = _pictures(output)
+        if concepts is not None:
+            known = data if null == "none" else data.assign(null_map=blind)
+            data = data.assign(seen(concepts, part, image, known))
+        data = data.rename(sample="seed")
         if image is not None:
             dims = ("seed", "image_height", "image_width", "rgb")
             data["image"] = dims, image
@@ -108,7 +159,9 @@ def measure(
     # One image in a call: so every pipeline takes it, also one with a picture to start from.
     data = sampling.over_seeds(measure_batch, "words", seeds_at_once=1)
     data = data.transpose("seed", "word", "step", ...)
-    kept = [name for name in ("map", "changed", "image", "without") if name in data]
+    if concepts is not None:
+        data = data.assign(agreement(data)).drop_vars("null_seen_map", errors="ignore")
+    kept = [name for name in _OF_ONE_SEED if name in data]
     return of_first_seed(data, *kept).assign_attrs(prompt=prompt)
 
 
@@ -144,12 +197,6 @@ def random_weights_inside(pipe: Any, seed: int = 10**6) -> Iterator[None]:
     finally:
         for network, weights in zip(networks, trained, strict=True):
             network.load_state_dict(weights)
-
-
-def _call(pipe: Any, sampling: Sampling) -> dict[str, Any]:
-    """What the pipeline's call takes of the sampling."""
-    values = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
-    return {name: value for name, value in values.items() if name in inspect.signature(pipe.__call__).parameters}
 
 
 def _graded(maps: xr.DataArray, changed: xr.DataArray) -> xr.Dataset:
@@ -216,7 +263,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         row["excess over the middle"] = interval_text(summary(part["covered_mean"] - part["centre"]))
         if "null_covered_mean" in data:
             row["random weights"] = interval_text(summary(part["null_covered_mean"]))
-        rows.append(row)
+        rows.append(row | (agreement_columns(part["iou"]) if "iou" in data else {}))
     return pd.DataFrame(rows)
 
 
@@ -224,37 +271,53 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws the covered share of each word with its controls; below, the same over the process."""
     data = result.data
     words = data["word"].values.tolist()
-    figure = make_subplots(rows=2, cols=1, vertical_spacing=0.14, row_heights=[0.5, 0.5])
-    groups = [("the word's map, mean over the steps", data["covered_mean"], LINE_COLORS[0], "diamond", -0.2)]
-    groups.append(("control: the middle of the image", data["centre"], MUTED_COLOR, "square-open", 0.0))
+    titles = ["share of what a word changes, in the fifth that it looks at most", "the same, by the moment of the map"]
+    titles += ["agreement with the masks (intersection over union)"] if "iou" in data else []
+    heights = [28 * len(words) if index != 1 else 200 for index in range(len(titles))]
+    gap = 90
+    height = sum(heights) + gap * (len(titles) - 1)
+    figure = make_subplots(
+        rows=len(titles), cols=1, subplot_titles=titles, row_heights=heights, vertical_spacing=gap / height
+    )
+    places: list[dict[str, Any]] = [{"row": row, "col": 1, "legend": f"legend{row}"} for row in (1, 2, 3)]
+    above, below, last = places
+    groups = [("the word's map", data["covered_mean"], LINE_COLORS[0], "diamond", -0.2)]
+    groups.append(("control: the middle", data["centre"], MUTED_COLOR, "square-open", 0.0))
     if "null_covered_mean" in data:
         groups.append(("control: random weights", data["null_covered_mean"], MUTED_COLOR, "circle-open", 0.2))
-    dots(figure, groups, row=1, col=1)
-    below: dict[str, Any] = {"row": 2, "col": 1}
+    dots(figure, groups, **above)
     for index, word in enumerate(words):
         band(figure, data["timestep"].values, data["covered"].sel(word=word), word, index, **below)
     if "null_covered" in data:
         random = data["null_covered"].mean("word")
-        band(figure, data["timestep"].values, random, "control: random weights, all words", muted=True, **below)
-    figure.add_vline(SHARE, line={"color": MUTED_COLOR, "dash": "dot", "width": 1}, row=1, col=1)
-    figure.add_hline(SHARE, line={"color": MUTED_COLOR, "dash": "dot", "width": 1}, row=2, col=1)
-    title = "share of what the word changes, in the fifth that it looks at most (dotted: chance)"
-    figure.update_xaxes(title=title, row=1, col=1)
+        band(figure, data["timestep"].values, random, "control: random weights", muted=True, **below)
+    line = {"color": MUTED_COLOR, "dash": "dot", "width": 1}
+    figure.add_vline(SHARE, line=line, row=1, col=1)
+    figure.add_hline(SHARE, line=line, row=2, col=1)
+    if "iou" in data:
+        plot_agreement(figure, data["iou"], **last)
     ticks = {"tickvals": list(range(len(words))), "ticktext": words}
-    figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=1, col=1)
+    for row in range(1, len(titles) + 1, 2):
+        figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=row, col=1)
+    figure.update_xaxes(title="covered share (dotted: chance)", row=1, col=1)
     figure.update_xaxes(title="timestep t", range=[float(data["timestep"].max()), 0], row=2, col=1)
     figure.update_yaxes(title="covered share", row=2, col=1)
-    figure.update_layout(template=TEMPLATE, height=480 + 36 * len(words), legend={"y": -0.13, "yanchor": "top"})
-    return figure
+    place = {"x": 1.02, "xanchor": "left", "yanchor": "top", "orientation": "v", "font": {"size": 11}}
+    tops = [1 - (sum(heights[:row]) + gap * row) / height for row in range(len(titles))]
+    legends = {f"legend{row}": {**place, "y": y} for row, y in enumerate(tops, start=1)}
+    return figure.update_layout(template=TEMPLATE, height=height + 130, margin={"r": 300, "t": 50}, **legends)
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
     """Draws the first seed's image, each word's maps, what changes without the word, and the image without it."""
     data = result.data
     moments = np.unique(np.linspace(0, data.sizes["step"] - 1, MOMENTS).round().astype(int))
-    columns = [*(f"t = {t:.0f}" for t in data["timestep"].values[moments]), "mean", "what changes"]
+    columns = [*(f"t = {t:.0f}" for t in data["timestep"].values[moments]), "mean", "changes"]
     if "image" in data:
-        columns = ["the image", *columns, "without the word"]
+        columns = ["the image", *columns, "without"]
+    if "seen" in data:
+        data = data.assign(seen_mean=data["seen_map"].mean("step"))
+        columns += ["known", "mean", "changes"]
     rows = []
     for word in data["word"].values.tolist():
         part = data.sel(word=word)
@@ -263,6 +326,13 @@ def plot_images(result: ExperimentResult) -> go.Figure:
         row += [Tile(maps.mean("step").values, word), Tile(changed.values, f"without {word}")]
         if "image" in data:
             row = [Tile(data["image"].values, "the image"), *row, Tile(part["without"].values, f"without {word}")]
+        if "seen" in data:
+            mask = part["mask"].values
+            outline = mask if mask.any() else None
+            row.append(Tile(data["seen"].values, "a known picture", outline=outline))
+            row += [
+                Tile(_middle_frame(part[name]).values, word, outline=outline) for name in ("seen_mean", "seen_changed")
+            ]
         rows.append(row)
     return tile_grid(rows, columns, data["word"].values.tolist(), scale_title="each map in its own range")
 
@@ -281,7 +351,10 @@ EXPERIMENT = register(
         " by the softmax weights of all layers. Chance is a fifth. Controls: the fifth nearest to the middle of the"
         " image, where most things happen, and the maps of the same networks with random weights. Below: the same"
         " share over the process. A map says where its word acts only as far as it covers more than both controls. The"
-        " images are those of the first seed.",
+        " images are those of the first seed. With masks of what the words stand for (`--concepts`), last: the"
+        " intersection over union (IoU) of the map with the mask, of as many places as the mask has, on pictures whose"
+        " masks are known; beside it that of what changes without the word at the same noise, and as controls the"
+        " middle of the image, random weights and the mask of another picture.",
         "Tang et al. 2023 (DAAM), here per step and graded",
         measure,
         plot,
@@ -291,5 +364,6 @@ EXPERIMENT = register(
         plot_images=plot_images,
         table=table,
         needs="prompt",
+        may_take="concepts",
     )
 )

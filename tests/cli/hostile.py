@@ -26,6 +26,7 @@ BAD: dict[str, list] = {
     "label": EMPTY,
     "prompt": EMPTY,
     "negative_prompt": EMPTY,
+    "other_prompt": EMPTY,
     "words": [*EMPTY, []],
     "height": [*NOT_COUNTS, "70000"],
     "width": [*NOT_COUNTS, "70000"],

@@ -10,7 +10,7 @@ from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
 from tests.planted import OneBlockHearsTheLabel
-from tests.tiny import convnext_unet
+from tests.tiny import convnext_unet, stable_diffusion
 
 
 NAME, SEEDS, STEPS = "patching", [4, 9, 2], 6
@@ -101,3 +101,54 @@ def test_the_command_takes_a_judge(tmp_path, capsys):
     capsys.readouterr()
     assert main(["experiment", "ablation", *base, f"{judge}:dark"]) == 2
     assert "ablation takes no judge" in capsys.readouterr().err
+
+
+def test_between_prompts_the_layer_that_hears_them_lights_up():
+    pipe = stable_diffusion()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(torch.float64)
+    for name, module in pipe.unet.named_modules():
+        if name.endswith("attn2.to_out.0"):
+            torch.nn.init.zeros_(module.bias)
+            torch.nn.init.normal_(module.weight, std=1.0 if name.startswith("mid_block") else 0.0)
+
+    def judge(images):
+        red = images[:, 0].mean((1, 2))
+        return {"always": torch.ones(len(images)), "redder": (red > red[0]).float()}
+
+    layers = ["down_blocks.1.attentions.0", "mid_block.attentions.0", "up_blocks.0.attentions.1"]
+    sampling = Sampling(seeds=[4, 9], steps=3, guidance_scale=2.0)
+    result = EXPERIMENTS[NAME].run(
+        pipe, sampling, prompts=["a red fox", "a cat, on ice"], layers=layers, bands=3, null="same-label"
+    )
+    data = result.data
+    assert data["of"].values.tolist() == ["pixels"]
+    assert result.settings["prompts"] == ["a red fox", "a cat, on ice"]
+    pixels = data["effect"].sel(of="pixels")
+    np.testing.assert_allclose(pixels.sel(layer=layers[1], band=3), 1, atol=1e-6)
+    # In the first step all runs have the same state: only the prompt can differ.
+    np.testing.assert_allclose(pixels.sel(layer=layers[0], band=0), 0, atol=1e-6)
+    assert (abs(pixels.sel(layer=layers[1:], band=0)) > 1e-3).all()
+    assert result.plot().data
+    assert result.plot_images().data
+    # A judge's names that tell the runs apart in too few seeds are left out.
+    told = EXPERIMENTS[NAME].run(
+        pipe, sampling, prompts=["a red fox", "a cat, on ice"], layers=layers[:1], bands=1, judge=judge, null="none"
+    )
+    assert "always" not in told.data["of"]
+
+
+@pytest.mark.parametrize("prompts", [["a fox"], ["a fox", "a fox"], ["a", "b", "c"]])
+def test_other_than_two_different_prompts_are_refused(prompts):
+    with pytest.raises(ValueError, match="two different prompts"):
+        EXPERIMENTS[NAME].run(stable_diffusion(), Sampling(seeds=[1], steps=2), prompts=prompts)
+
+
+def test_the_command_takes_prompts(tmp_path):
+    stable_diffusion().save_pretrained(tmp_path / "pipe")
+    command = ["experiment", NAME, "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out")]
+    command += ["--prompt", "a red fox", "--other-prompt", "a cat", "--seeds", "2", "--steps", "4", "--null", "none"]
+    assert main(command) == 0
+    result = ExperimentResult.load(tmp_path / "out" / NAME)
+    assert result.settings["guidance_scale"] == 7.5
+    assert result.data["band"].size == 5

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.drawn_judge import DrawnFaceJudge
+from training.drawn_judge import DrawnFaceJudge, things
 from training.face_drawing import ATTRIBUTES, draw_face, random_face
 
 
@@ -64,3 +64,15 @@ def test_each_measure_answers_to_its_own_attribute():
             seen = judge.predict(torch.from_numpy(np.stack(pair)).permute(0, 3, 1, 2) / 127.5 - 1)
             assert seen[:, i].tolist() == [False, True]
             assert torch.equal(seen[0, torch.arange(4) != i], seen[1, torch.arange(4) != i])
+
+
+def test_what_it_sees_by_the_captions_words(faces_and_images):
+    faces, images = faces_and_images
+    seen = things(images)
+    for word, expected in {
+        "man": [face.male for face in faces],
+        "smiling": [face.smiling for face in faces],
+        "blond hair": [face.hair_color == "blond" for face in faces],
+        "green background": [face.background_color == "green" for face in faces],
+    }.items():
+        assert seen[word].tolist() == [float(value) for value in expected], word

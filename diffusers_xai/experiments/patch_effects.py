@@ -1,0 +1,233 @@
+"""What patches of layers in bands of the process make of an image, by any measures: effects and their maps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+import xarray as xr
+from plotly.subplots import make_subplots
+from scipy import stats
+
+from diffusers_xai.analysis import benjamini_hochberg, summary
+from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
+from diffusers_xai.experiments.base import ExperimentResult
+from diffusers_xai.experiments.figures import interval_text
+from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.pipelines.patch_sweep import PatchSite
+from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, TEMPLATE
+from diffusers_xai.plots.tiles import Tile, tile_grid
+from diffusers_xai.profile.pictures import to_rgb
+
+
+LEVEL = 0.05
+_COLUMNS = 5  # of maps beside each other, at most
+_LEAST_SHOWN = 0.5  # of a probability: less of a difference is not seen
+# Seeds -> the images (run, seed, channel, height, width): of the source, of the base, and of the base with each patch.
+Sweep = Callable[[list[int]], torch.Tensor]
+# Images and the source's (seed, channel, height, width) -> how near they are, (seed,), by the name of a measure.
+Nearness = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Images (image, channel, height, width) -> probabilities (image,) by name.
+Seen = Callable[[torch.Tensor], dict[str, torch.Tensor]]
+
+
+def bands_of(steps: int, bands: int) -> list[range]:
+    """Equal parts of the process, and where they are several, all of it.
+
+    Raises:
+        ValueError: If there are more bands than steps.
+    """
+    if not 1 <= bands <= steps:
+        raise ValueError(f"Expected bands in 1..{steps}, got {bands}.")
+    edges = [steps * i // bands for i in range(bands + 1)]
+    parts = [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return parts + ([range(steps)] if bands > 1 else [])
+
+
+def sites_of(paths: Sequence[str], bands: Sequence[range], branch: str | None) -> list[PatchSite]:
+    """Every layer in every band, bands of a layer one after the other."""
+    return [PatchSite([path], part, branch) for path in paths for part in bands]
+
+
+def effects_of_patches(
+    sampling: Sampling,
+    sweep: Sweep,
+    null_sweep: Sweep | None,
+    near: dict[str, Nearness],
+    seen: Seen | None,
+    shape: tuple[int, int],
+    seeds_at_once: int,
+) -> xr.Dataset:
+    """Effects (m(patched) − m(base)) / (m(source) − m(base)) of every patch over the seeds.
+
+    Args:
+        sampling ([`Sampling`]): The seeds.
+        sweep (`Callable`): Gives the images of the source, of the base, and with every patch.
+        null_sweep (`Callable`, *optional*): The same with patches of another source, as a control. Its effects are
+            those towards the source of `sweep`.
+        near (`dict[str, Callable]`): By name, how near images are to the source's, as m; 0 is not needed to be best.
+        seen (`Callable`, *optional*): Probabilities of things in images by name, which are further measures m.
+        shape (`tuple[int, int]`): Number of layers and of bands, of which the patches are all pairs.
+        seeds_at_once (`int`): Seeds in one call of the sweeps.
+
+    Returns:
+        `xarray.Dataset`: `effect` and `null_effect` (seed, layer, band, of), NaN where source and base do not differ;
+        `whole` (run, rgb, height, width), source and base of the first seed, and `images` (layer, band, …), its
+        patched runs.
+    """
+
+    def scores(final: torch.Tensor, goal: torch.Tensor) -> tuple[torch.Tensor, list[str], torch.Tensor]:
+        """M of runs (run, seed, …) whose goal is (seed, …): (seed, run, of), the names, and what is too little."""
+        found = {
+            name: torch.stack([nearness(run, goal).double() for run in final], 1) for name, nearness in near.items()
+        }
+        told = [] if seen is None else [seen(run.clamp(-1, 1)) for run in final]
+        for name in told[0] if told else ():
+            found[name] = torch.stack([torch.as_tensor(answer[name]).double() for answer in told], dim=1)
+        least = torch.tensor([1e-12 if name in near else _LEAST_SHOWN for name in found]).double()
+        return torch.stack(list(found.values()), dim=-1), list(found), least
+
+    def effects(final: torch.Tensor, goal: torch.Tensor) -> xr.DataArray:
+        """Of runs (run, seed, …), the unpatched one first."""
+        values, names, least = scores(final, goal)
+        whole = scores(goal[None], goal)[0] - values[:, :1]
+        # A share of hardly any difference says nothing.
+        effect = ((values[:, 1:] - values[:, :1]) / whole).where(whole.abs() >= least, torch.nan)
+        return xr.DataArray(
+            effect.unflatten(1, shape).numpy(), dims=("seed", "layer", "band", "of"), coords={"of": names}
+        )
+
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        final = sweep(part).float().cpu()
+        data = xr.Dataset({"effect": effects(final[1:], final[0])})
+        picture = ("rgb", "height", "width")
+        data["whole"] = ("seed", "run", *picture), final[:2].transpose(0, 1).numpy()
+        patched = final[2:].unflatten(0, shape)
+        data["images"] = ("seed", "layer", "band", *picture), patched.permute(2, 0, 1, 3, 4, 5).numpy()
+        if null_sweep is not None:
+            data["null_effect"] = effects(null_sweep(part)[1:].float().cpu(), final[0])
+        return data
+
+    return of_first_seed(sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once), "whole", "images")
+
+
+def layers_to_patch(denoiser: Any, layers: Sequence[str] | None) -> list[str]:
+    """Paths of the layers that names match, in that order.
+
+    By default the first convolution, of each block what it hands on to the next and over its last skip, and the last
+    convolution.
+    """
+    if layers is None:
+        first, last = ([layer] if layer in denoiser.layers else [] for layer in ("conv_in", "conv_out"))
+        blocks = []
+        for block, group in layers_by_block(denoiser.module).items():
+            # Before the size changes. An attention layer here has its residual; `.attn` is what it adds.
+            kept = [path for path in group if "sampl" not in path and not path.endswith(".attn")]
+            attention = [path for path in kept if ".attentions." in path]  # comes after its residual block
+            blocks += [block] if block == "mid_block" else (attention or kept)[-1:]
+        layers = [*first, *blocks, *last] or telling_layers(denoiser)
+    return list(dict.fromkeys(path for name in layers for path in denoiser.resolve_layers([name])))
+
+
+def _cells(effect: xr.DataArray) -> tuple[xr.Dataset, np.ndarray]:
+    """Mean and interval of each cell (layer, band) over the seeds that tell, and whether it is surely not 0.
+
+    The latter by t-tests at 5 % after Benjamini and Hochberg's correction for all cells.
+    """
+    values = effect.dropna("seed")
+    if values.sizes["seed"] < 2:
+        empty = xr.full_like(effect.isel(seed=0, drop=True), np.nan)
+        return xr.Dataset({name: empty for name in ("mean", "low", "high")}), np.zeros(empty.shape, bool)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        facts = summary(values)
+        t = facts["mean"] / (facts["std"] / np.sqrt(values.sizes["seed"]))
+    p = 2 * stats.t.sf(np.abs(t.values), values.sizes["seed"] - 1)
+    return facts, benjamini_hochberg(p.ravel()).reshape(p.shape) <= LEVEL
+
+
+def plot_effects(result: ExperimentResult) -> go.Figure:
+    """Draws a map of effects for each measure, layers downwards, time to the right, and below the control's."""
+    data = result.data
+    measures = data["of"].values.tolist()
+    kinds = ["effect", *(["null_effect"] if "null_effect" in data else [])]
+    columns = min(len(measures), _COLUMNS if len(measures) <= _COLUMNS else -(-len(measures) // 2))
+    rows_of_kind = -(-len(measures) // columns)
+    rows = rows_of_kind * len(kinds)
+    places = [divmod(index, columns) for index in range(len(measures))]
+    titles = [""] * (rows * columns)
+    for number in range(len(kinds)):
+        for of, (row, column) in zip(measures, places, strict=True):
+            count = data["effect"].sel(of=of).dropna("seed").sizes["seed"]
+            title = f"control: {in_words(of)}" if number else f"{in_words(of)} (n = {count})"
+            titles[(number * rows_of_kind + row) * columns + column] = title
+    figure = make_subplots(
+        rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.24 / rows,
+        subplot_titles=titles,
+    )  # fmt: skip
+    for number, kind in enumerate(kinds):
+        for of, (row, column) in zip(measures, places, strict=True):
+            place = {"row": number * rows_of_kind + row + 1, "col": column + 1}
+            facts, sure = _cells(data[kind].sel(of=of))
+            mean = facts["mean"].transpose("layer", "band").values
+            text = np.where(np.isfinite(mean), np.char.mod("%.2f", np.nan_to_num(mean)), "")
+            text = np.where(sure, np.char.add(np.char.add("<b>", text), "</b>"), text)
+            half = (facts["high"] - facts["mean"]).transpose("layer", "band").values
+            figure.add_heatmap(
+                z=mean, x=_band_names(data), y=data["layer"].values, zmin=-1, zmax=1, text=text, customdata=half,
+                texttemplate="%{text}", textfont={"size": 10}, colorscale=DIVERGING_COLOR_SCALE, showscale=False,
+                hoverongaps=False, hovertemplate="%{y}, %{x}: %{z:.3f} ± %{customdata:.3f}<extra></extra>", **place,
+            )  # fmt: skip
+    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
+    figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
+    figure.update_xaxes(title={"text": "patched from t on", "font": {"size": 12}}, row=rows)
+    figure.update_annotations(font={"size": 13})
+    height = 150 + rows * (70 + 24 * data.sizes["layer"])
+    return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50})
+
+
+def in_words(of: str) -> str:
+    """A measure's name for a reader."""
+    return "image" if of == "pixels" else of.replace("_", " ").lower()
+
+
+def _band_names(data: xr.Dataset) -> list[str]:
+    """The timestep at which each band begins."""
+    whole = (data["stop"].values == data["stop"].values.max()) & (data["start"].values == 0)
+    many = data.sizes["band"] > 1
+    return ["all" if every and many else f"{t:.0f}" for every, t in zip(whole, data["timestep"].values, strict=True)]
+
+
+def plot_patched(result: ExperimentResult, base: str, source: str, captions: bool = True) -> go.Figure:
+    """Draws the first seed: the source and the base, and below them what each patch makes of the base."""
+    data = result.data
+    bands = _band_names(data)
+    whole = data["whole"].values
+    first: list[Tile | None] = [None] * len(bands)
+    first[0], first[1 if len(bands) > 1 else 0] = (
+        Tile(to_rgb(whole[1]), f"base: {base}", f"base {base if captions else ''}"),
+        Tile(to_rgb(whole[0]), f"source: {source}", f"source {source if captions else ''}"),
+    )
+    rows = [first]
+    for layer in data["layer"].values:
+        images = data["images"].sel(layer=layer).values
+        rows.append([Tile(to_rgb(x), f"{layer}, {band}") for x, band in zip(images, bands, strict=True)])
+    columns = ["patched always" if band == "all" else f"from t = {band} on" for band in bands]
+    return tile_grid(rows, columns, ["no patch", *data["layer"].values.tolist()])
+
+
+def table_of_effects(result: ExperimentResult) -> pd.DataFrame:
+    """The effect of every patch with its interval, of each measure."""
+    data = result.data
+    bands, rows = _band_names(data), []
+    for layer in data["layer"].values:
+        for i, band in enumerate(bands):
+            row = {"layer": layer, "from t": band}
+            for of in data["of"].values.tolist():
+                for kind, who in (("effect", ""), ("null_effect", "control: ")):
+                    if kind in data:
+                        values = data[kind].sel(of=of, layer=layer).isel(band=i).dropna("seed")
+                        row[f"{who}{in_words(of)}"] = interval_text(summary(values)) if values.size > 1 else ""
+            rows.append(row)
+    return pd.DataFrame(rows)
