@@ -1,6 +1,7 @@
 """Gradients against `torch.autograd.functional.jacobian`, finite differences and the thesis's pixel loop."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,6 +247,31 @@ def test_energy_estimate_lies_within_its_error(of):
     assert 0.6 < z.std() < 1.5
     assert abs(z.mean()) < 0.5
     np.testing.assert_allclose(np.median(error[relevant] / energy[relevant]), (1 / 800) ** 0.5, rtol=0.3)
+
+
+def test_every_step_has_random_signs_of_its_own():
+    """A network that is the same convolution at every t: only the signs make its estimates differ."""
+
+    class Blur(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blur = torch.nn.Conv2d(3, 3, 5, padding=2)
+
+        def forward(self, x, t):
+            return self.blur(x)
+
+    torch.manual_seed(0)
+    own = SimpleNamespace(network=Blur(), scheduler=DDIMScheduler(clip_sample=False))
+    mask = np.zeros((8, 8), bool)
+    mask[2:6, 2:6] = True
+    with torch.no_grad(), record(own, [GradientEnergy(mask=mask, of="noise", probes=8)]) as recording:
+        own.scheduler.set_timesteps(3)
+        x = torch.randn(1, 3, 8, 8)
+        for t in own.scheduler.timesteps:
+            x = own.scheduler.step(own.network(x, t), t, x).prev_sample
+    first, *others = recording.profile["gradient_energy"].values
+    for other in others:
+        assert np.abs(other - first).max() > 0.05 * first.max()
 
 
 def test_gradients_see_what_was_ablated():

@@ -66,6 +66,7 @@ def upscaled(image, filter):
         painting("RGBA", (255, 255, 255, 0), (0, 0, 0, 255)),
         painting("RGBA", (0, 0, 0, 0), (255, 255, 255, 200)),
         painting("LA", (0, 0), (128, 255)),
+        painting("RGBA", (0xD5, 0x5E, 0, 90), (0xD5, 0x5E, 0, 200)),  # less than half opaque
         painting("RGB", "white", "green").convert("P"),
         label_map([(0, 0, 0), (128, 0, 0)]),
         numbers(0, 1, np.uint8),

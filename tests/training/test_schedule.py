@@ -67,3 +67,9 @@ def test_a_run_ends_in_its_time_with_the_learning_rate_at_its_end(settings, spee
     assert 0.9 * limit.seconds < now + ending <= limit.seconds
     assert rates[-1] < 0.05
     assert max(rates[: len(rates) // 2]) == 1
+
+
+def test_what_comes_after_the_last_step_takes_a_fifth_of_the_time_at_most():
+    limit = TimeLimit(1000.0, started=0.0, clock=lambda: 100.0)
+    assert limit.steps_left(1.0, ending=50.0) == 1000 - 100 - 50 - 10
+    assert limit.steps_left(1.0, ending=5000.0) == 1000 - 100 - 200 - 10
