@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from diffusers_xai.profile.atomic import replacing
 
 
+Key = tuple[str, str]  # (model, explanation)
+Scores = dict[str, dict[str, Any]]  # by test, and by what is measured in it
 _SCORES, _SAMPLES = "scores.json", "samples.safetensors"
 
 
@@ -25,20 +28,11 @@ class Kept:
     """
 
     def __init__(self, out: str | os.PathLike | None, settings: Mapping[str, Any]):
-        self.done: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         self._settings = json.loads(json.dumps(settings))
         self._file = None if out is None else Path(out) / _SCORES
-        if self._file is not None and self._file.is_file():
-            kept = json.loads(self._file.read_text(encoding="utf-8"))
-            if kept["settings"] != self._settings:
-                raise FileExistsError(
-                    f"Expected an audit of these settings, got others in {out}: choose another folder."
-                )
-            self.done = {(row["model"], row["explanation"]): row["tests"] for row in kept["rows"]}
-        elif self._file is not None and any(not path.name.startswith(".") for path in self._file.parent.glob("*")):
-            raise FileExistsError(f"Expected a new folder or an audit, got {out}: choose another.")
+        self.done = {} if out is None else finished(out, self._settings)
 
-    def add(self, key: tuple[str, str], tests: Mapping[str, Mapping[str, Any]]) -> None:
+    def add(self, key: Key, tests: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps the scores of one explanation."""
         self.done[key] = {
             name: {part: np.asarray(values).tolist() for part, values in numbers.items()}
@@ -65,3 +59,32 @@ class Kept:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self._file) as new:
             new.write_text(json.dumps({"settings": self._settings, "rows": rows}) + "\n", encoding="utf-8")
+
+
+def finished(out: str | os.PathLike, settings: Mapping[str, Any] = MappingProxyType({})) -> dict[Key, Scores]:
+    """The scores that an audit has left in a folder, of each explanation of a model; none if it is new.
+
+    Args:
+        out (`str` or `os.PathLike`): The folder.
+        settings (`Mapping[str, Any]`): Those that the audit has to have been made with, as far as they are known.
+
+    Raises:
+        FileExistsError: If the folder holds something else, or an audit of other settings.
+    """
+    file = Path(out) / _SCORES
+    if not file.is_file():
+        if any(not path.name.startswith(".") for path in Path(out).glob("*")):
+            raise FileExistsError(f"Expected a new folder or an audit, got {out}: choose another.")
+        return {}
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        found = dict(kept["settings"])
+        done = {(row["model"], row["explanation"]): row["tests"] for row in kept["rows"]}
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FileExistsError(f"Expected an audit's {_SCORES}, got another file in {out}: choose another.") from error
+    others = [name for name, value in settings.items() if found.get(name) != value]
+    if others:
+        raise FileExistsError(
+            f"Expected an audit of these settings, got another {others[0]} in {out}: choose another folder."
+        )
+    return done

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
         CommandError: after writing, if the controls do not hold.
     """
     from diffusers_xai.audit import audit
+    from diffusers_xai.audit.kept import finished
     from diffusers_xai.cli.experiment_run import check_formats, labels_to_compare
     from diffusers_xai.cli.output import claimed
     from diffusers_xai.cli.pipelines import (
@@ -81,12 +82,16 @@ def run(args: argparse.Namespace) -> None:
     check_device(args.device)
     check_formats(args.format)
     explainers = [named_function(text, "--explainer") for text in args.explainer]
-    with claimed(args.out, args.out / ".lock"), quiet_libraries(unless=args.debug):
+    finished(args.out)
+    with claimed(args.out, inside=True), quiet_libraries(unless=args.debug):
         config, scheduler = read_network_config(args), read_scheduler(args)
         check_steps(args.steps, scheduler)
         labels = labels_to_compare(args, config)
         box = EYES if args.checkpoint is None and args.mask is None else None
         mask = region(args.mask, box, sample_size(config))
+        asked = {"label": labels[0], "other_label": labels[1]} if labels else {"label": None, "other_label": None}
+        known = {**asked, "seeds": list(range(args.seeds)), "steps": args.steps}
+        finished(args.out, known)  # the rest is known once the network is loaded
         args.console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
         pipe = load_pipeline(args, scheduler)
         pipe.set_progress_bar_config(disable=True)
@@ -94,8 +99,7 @@ def run(args: argparse.Namespace) -> None:
             result = audit(
                 pipe,
                 explainers,
-                label=labels[0] if labels else None,
-                other_label=labels[1] if labels else None,
+                **asked,
                 mask=mask,
                 seeds=range(args.seeds),
                 timesteps=args.timesteps,

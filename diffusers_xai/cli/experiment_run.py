@@ -102,8 +102,8 @@ def run_experiments(args: argparse.Namespace) -> None:
             named_function(getattr(args, name), f"--{name}")
     check_device(args.device)
     check_formats(args.format)
-    with claimed(args.out, args.out / ".lock") if main else nullcontext():
-        _check_out(args.out)
+    _check_out(args.out)
+    with claimed(args.out, inside=True) if main else nullcontext():
         config = {} if _takes_prompt(args) else read_network_config(args)
         scheduler = read_scheduler(args)
         jobs = _jobs(args, config, scheduler, [_identity(other) for other in others])
@@ -224,7 +224,7 @@ def check_formats(formats: list[str]) -> None:
 
 
 def _check_out(out: Path) -> None:
-    there = [path for path in out.iterdir() if not path.name.startswith(".")]
+    there = sorted(path for path in out.glob("*") if not path.name.startswith("."))
     if there and not any((out / name / "profile.json").is_file() for name in EXPERIMENTS):
         raise CommandError(f"{out} holds {there[0].name} and no experiments: choose another --out")
 

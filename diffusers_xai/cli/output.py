@@ -13,20 +13,26 @@ from diffusers_xai.profile.repr import format_size
 
 
 _REPORT_BYTES = 12e6
+_LOCK = "diffusers-xai.lock"
 
 
 @contextmanager
-def claimed(out: Path, lock: Path) -> Iterator[None]:
+def claimed(out: Path, inside: bool = False) -> Iterator[None]:
     """Holds `out` against other commands while the context lasts.
 
-    The claim is the operating system's lock on the file `lock`, so that it ends with the process in any case. Folders
-    that were made for the file go with it, as long as they are empty.
+    The claim is the operating system's lock on a file, so that it ends with the process in any case. Folders that were
+    made for the file go with it, as long as they are empty.
+
+    Args:
+        out (`Path`): The folder that is written.
+        inside (`bool`, defaults to `False`): Whether the file lies in the folder, not beside it.
 
     Raises:
         CommandError: if another command holds `out`, or nothing can be written there.
     """
     from filelock import FileLock, Timeout
 
+    lock = out / f".{_LOCK}" if inside else out.with_name(f".{out.name}.{_LOCK}")
     missing = [parent for parent in lock.absolute().parents if not parent.exists()]
     try:
         lock.absolute().parent.mkdir(parents=True, exist_ok=True)

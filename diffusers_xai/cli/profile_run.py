@@ -76,7 +76,7 @@ def make_profile(request: ProfileRequest, console: Console) -> dict[str, Any]:
             cannot be met; nothing is written then.
     """
     out = request.out
-    with claimed(out, out.with_name(f".{out.name}.lock")):
+    with claimed(out):
         check_out(out, request.overwrite)
         if request.mask is not None:
             region(request.mask)  # before anything is downloaded

@@ -83,7 +83,7 @@ def test_what_is_finished_is_kept(of_mixture, tmp_path, monkeypatch):
     monkeypatch.setattr(testing.Tests, "grade", original)
     again = audit(mixture(), [noise], out=tmp_path / "out", **QUICK, **LABELS)
     pd.testing.assert_frame_equal(again.table, result.table, rtol=1e-4, atol=1e-6)
-    with pytest.raises(FileExistsError, match="audit of these settings, got others"):
+    with pytest.raises(FileExistsError, match="audit of these settings, got another steps"):
         audit(mixture(), [noise], out=tmp_path / "out", **{**QUICK, "steps": 6}, **LABELS)
 
 

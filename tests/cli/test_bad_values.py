@@ -37,14 +37,11 @@ TOGETHER = [
     ["profile", "--mask", "white.png", "--box", "1", "1", "4", "4"],
     ["profile", "--box", "1", "1", "4", "33"],
     ["profile", "--mask", "small.png"],
-    ["profile", "--out", "notes.txt"],
-    ["profile", "--out", "notes.txt/sub"],
-    ["profile", "--out", "folder"],
+    *([*command, "--out", out] for command in (["profile"], ["experiment", "ablation"], ["audit"]) for out in (
+        "notes.txt", "notes.txt/sub", "folder", "hidden", "damaged", "link", "x" * 300, ".", "/", "/proc/new",
+    )),
+    ["audit", "--out", "audited"],
     ["profile", "--out", "folder", "--overwrite"],
-    ["profile", "--out", "x" * 300],
-    ["profile", "--out", "."],
-    ["profile", "--out", "/"],
-    ["profile", "--out", "/proc/profile"],
     *(["profile", "--label", label] for label in (
         "16", "-2", "011", "00011", "11", "110", "0012", "007", "1.0", "Smilling", "Smiling,", "Smiling;Male",
         "smiling", "3,Male", "0b11", "९", "9" * 40,
@@ -111,6 +108,16 @@ def place(tmp_path_factory):
         (place / folder).mkdir(parents=True)
     (place / "folder" / "mine.txt").write_text("mine")
     (place / "notes.txt").write_text("text")
+    (place / "link").symlink_to("notes.txt")
+    for file, text in {
+        "hidden/.diffusers-xai/mine.txt": "mine",
+        "hidden/report.html": "mine",
+        "damaged/scores.json": '{"cut',
+        "damaged/ablation/profile.json": '{"cut',
+        "audited/scores.json": json.dumps({"settings": {"label": 3, "other_label": 4, "steps": 9}, "rows": []}),
+    }.items():
+        (place / file).parent.mkdir(parents=True, exist_ok=True)
+        (place / file).write_text(text)
     (place / "tiny" / "model_index.json").write_text("{}")
     for part in ("unet/config.json", "scheduler/scheduler_config.json"):
         (place / "broken" / part).write_text('{"cut')

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,18 +21,14 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def claim(out):
-    return claimed(out, out.with_name(f".{out.name}.lock"))
-
-
 def test_of_two_claims_one_is_refused_and_deletes_nothing(place):
     out = Path("a/b/profile")
-    with claim(out):
+    with claimed(out):
         before = sorted(place.rglob("*"))
-        with pytest.raises(CommandError, match="another command is writing a/b/profile"), claim(out):
+        with pytest.raises(CommandError, match="another command is writing a/b/profile"), claimed(out):
             raise AssertionError("both hold it")
         assert sorted(place.rglob("*")) == before
-        with claim(Path("a/b/other")):
+        with claimed(Path("a/b/other")):
             pass
         assert sorted(place.rglob("*")) == before
     assert list(place.iterdir()) == []
@@ -49,7 +44,7 @@ def test_of_many_threads_one_at_a_time_holds_the_folder(place):
         start.wait()
         for _ in range(200):
             try:
-                with claim(Path("out")):
+                with claimed(Path("out")):
                     with guard:
                         holders += 1
                         most = max(most, holders)
@@ -73,9 +68,9 @@ def test_of_many_threads_one_at_a_time_holds_the_folder(place):
 
 def test_a_claim_ends_with_its_process(place):
     code = "import os; from pathlib import Path; from diffusers_xai.cli.output import claimed\n"
-    code += "with claimed(Path('out'), Path('.out.lock')): os._exit(9)"
+    code += "with claimed(Path('out')): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 9
-    with claim(Path("out")):
+    with claimed(Path("out")):
         pass
     assert list(place.iterdir()) == []
 
@@ -89,15 +84,17 @@ def test_a_folder_keeps_what_was_there_when_the_new_one_fails(place):
     assert [str(path.relative_to(place)) for path in sorted(place.rglob("*"))] == ["out", "out/old.txt"]
 
 
-def test_the_second_of_two_commands_is_refused(place):
-    save_tiny(place / "tiny")
-    command = ["profile", "--checkpoint", "tiny", "--steps", "4", "--no-gradients"]
-    with claim(Path("profile")):
-        done = start(*command)
-        _, errors = done.communicate(timeout=120)
-    assert done.returncode == 2
-    assert errors == "diffusers-xai: error: another command is writing profile: wait for it, or choose another --out\n"
-    assert not (place / "profile").exists()
+@pytest.mark.parametrize(
+    ("command", "inside"), [(["profile"], False), (["experiment", "ablation"], True), (["audit"], True)]
+)
+def test_the_second_of_two_commands_is_refused(place, capsys, command, inside):
+    with claimed(Path("out"), inside):
+        before = sorted(place.rglob("*"))
+        assert cli.main([*command, "--out", "out"]) == 2
+        assert sorted(place.rglob("*")) == before
+    told = "diffusers-xai: error: another command is writing out: wait for it, or choose another --out\n"
+    assert capsys.readouterr().err == told
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize("moment", ["import torch", "Loading", "Sampling"])
@@ -167,17 +164,6 @@ def test_experiments_say_what_is_kept(place, monkeypatch, capsys):
     assert cli.main([*command, "--out", "new"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith("interrupted, no experiment was finished")
     assert not (place / "new").exists()
-
-
-def start(*command):
-    return subprocess.Popen(
-        [sys.executable, "-m", "diffusers_xai.cli", *command],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def environment():
