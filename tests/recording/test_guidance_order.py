@@ -1,0 +1,90 @@
+"""The order of the guidance branches is what the pipeline makes of it in its first step, whatever was told of it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from diffusers_xai import Activations, ChannelAblation, record, register_layout
+from diffusers_xai.denoisers import Layout, layouts
+
+
+class Labelled(torch.nn.Module):
+    """Takes a label for every row."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.label = torch.nn.Embedding(2, 8)
+        self.out = torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x, t, labels):
+        return self.out((self.body(x) + self.label(labels)[:, :, None, None]).tanh())
+
+
+def pipeline(cond_first, steps):
+    """A loop of one's own with classifier-free guidance, and the labels' part of what its layers gave, a step each."""
+    torch.manual_seed(0)
+    network, scheduler = Labelled(), DDIMScheduler(clip_sample=False)
+    own = SimpleNamespace(network=network, scheduler=scheduler, do_classifier_free_guidance=True)
+    cond, uncond, seen = torch.ones(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), []
+    network.out.register_forward_hook(lambda m, args, out: seen.append(out.detach().clone()))
+
+    @torch.no_grad()
+    def sample():
+        scheduler.set_timesteps(steps)
+        x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+        for t in scheduler.timesteps:
+            labels = torch.cat([cond, uncond] if cond_first else [uncond, cond])
+            halves = network(torch.cat([x, x]), t, labels).chunk(2)
+            asked, free = halves if cond_first else reversed(halves)
+            x = scheduler.step(free + 3.0 * (asked - free), t, x).prev_sample
+        return x
+
+    return own, sample, seen
+
+
+@pytest.fixture
+def told_uncond_first(monkeypatch):
+    monkeypatch.setattr(layouts, "_LAYOUTS", dict(layouts._LAYOUTS))
+    register_layout("Labelled", Layout(branches=("uncond", "cond")))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("cond_first", [False, True])
+@pytest.mark.parametrize("told", [False, True])
+def test_branches_have_their_names_from_the_first_step_on(request, told, cond_first, steps):
+    if told:
+        request.getfixturevalue("told_uncond_first")
+    own, sample, seen = pipeline(cond_first, steps)
+    with record(own, [Activations("out")]) as recording:
+        sample()
+    got = recording.profile["activations/out"]
+    for step, rows in enumerate(seen):
+        asked, free = rows.chunk(2) if cond_first else reversed(rows.chunk(2))
+        assert np.array_equal(got.sel(step=step, branch="cond").values, asked.numpy())
+        assert np.array_equal(got.sel(step=step, branch="uncond").values, free.numpy())
+
+
+def test_an_edit_of_one_branch_is_refused_where_the_order_is_not_known():
+    own, sample, seen = pipeline(cond_first=True, steps=2)
+    edit = ChannelAblation("body", 1, branch="cond")
+    with pytest.raises(ValueError, match="register_layout"), record(own, edits=[edit]):
+        sample()
+    assert not seen
+
+
+@pytest.mark.usefixtures("told_uncond_first")
+def test_an_edit_of_one_branch_is_refused_where_the_order_is_not_what_was_told():
+    edit = ChannelAblation("body", 1, branch="cond")
+    own, sample, seen = pipeline(cond_first=True, steps=2)
+    with pytest.raises(RuntimeError, match="combined them as"), record(own, edits=[edit]):
+        sample()
+    assert len(seen) == 1
+    own, sample, _ = pipeline(cond_first=False, steps=2)
+    plain = sample()
+    with record(own, edits=[edit]):
+        edited = sample()
+    assert not torch.equal(edited, plain)
