@@ -57,7 +57,7 @@ def measure(
         max_rows (`int`, defaults to 64): Images in one call of the network.
 
     Returns:
-        `xarray.Dataset`: As of `patching`, the measures being `layout`, `colors` and the attributes.
+        `xarray.Dataset`: As of `patching`, the measures being `layout`, `colours` and the attributes.
 
     Raises:
         ValueError: If the bands are more than the steps, or there is a judge and the model's attributes have no names.
@@ -82,7 +82,7 @@ def measure(
         sampling,
         lambda seeds: sweep(source, OTHER_NOISE, seeds),
         None if null == "none" else lambda seeds: sweep(base, 2 * OTHER_NOISE, seeds),
-        {"layout": layout_nearness, "colors": color_nearness},
+        {"layout": layout_nearness, "colours": color_nearness},
         None if judge is None else lambda images: seen_attributes(judge, images, pipe, names),
         (len(paths), len(parts)),
         max(1, min(sampling.batch_size, max_rows // 4)),

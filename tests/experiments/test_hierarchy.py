@@ -59,7 +59,7 @@ def test_the_networks_whole_answer_carries_everything_and_a_block_what_it_makes(
     seeds, layers = [1, 2, 5], [f"blocks.{i}" for i in range(3)]
     result = EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], seeds, STEPS), layers=layers, bands=2, judge=judge)
     data = result.data
-    assert data["of"].values.tolist() == ["layout", "colors", "Lit"]
+    assert data["of"].values.tolist() == ["layout", "colours", "Lit"]
     assert data["start"].values.tolist() == [0, 2, 0]
     # The network predicts the image, and each block a channel of it: patched always, that channel is the source's.
     others = [seed + OTHER_NOISE for seed in seeds]
@@ -75,7 +75,7 @@ def test_the_networks_whole_answer_carries_everything_and_a_block_what_it_makes(
     for channel, layer in enumerate(layers):
         expected = base.clone()
         expected[:, channel] = source[:, channel]
-        for of, nearness in (("layout", layout_nearness), ("colors", color_nearness)):
+        for of, nearness in (("layout", layout_nearness), ("colours", color_nearness)):
             near, unpatched = nearness(expected, source), nearness(base, source)
             effect = (near - unpatched) / (nearness(source, source) - unpatched)
             np.testing.assert_allclose(data["effect"].sel(layer=layer, band=2, of=of), effect, atol=1e-6)
