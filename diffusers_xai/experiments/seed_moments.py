@@ -15,6 +15,7 @@ from diffusers_xai.experiments.parts import PART, read_part
 
 MAX_COVARIANCES = 1000  # numbers of a variable: of more, there are means and deviations alone
 _BLOCK = 16
+_RUNS = ["measured", "labels", "variable"]
 _STATISTICS = ["count", "mean", "std", "low", "high", "covariance"]
 
 
@@ -49,6 +50,8 @@ def moments_over_seeds(folder: str | os.PathLike) -> pd.DataFrame:
                 values = array.transpose("seed", ...)
                 layouts.setdefault(key, values.isel(seed=0, drop=True))
                 found[key] = _merged(found.get(key), values.values.reshape(values.sizes["seed"], -1))
+    if not found:  # pictures of the first seeds alone
+        return pd.DataFrame(columns=[*_RUNS, *_STATISTICS])
     table = pd.concat([_rows(key, moments, layouts[key]) for key, moments in found.items()], ignore_index=True)
     return table[[*(name for name in table if name not in _STATISTICS), *_STATISTICS]]
 
@@ -70,7 +73,7 @@ def _rows(key: tuple[str, tuple[int, ...], str], moments: list[Moments], layout:
     covariance = [row.tolist() for row in moments[0].covariance] if len(moments) == 1 else [None] * len(mean)
     of_each = [count.astype(int), mean, np.sqrt(variance), mean - half, mean + half, covariance]
     table = _coordinates(layout).assign(**dict(zip(_STATISTICS, of_each, strict=True)))
-    for place, (name, value) in enumerate(zip(("measured", "labels", "variable"), key, strict=True)):
+    for place, (name, value) in enumerate(zip(_RUNS, key, strict=True)):
         table.insert(place, name, [value] * len(table))
     return table
 
