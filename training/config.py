@@ -19,8 +19,9 @@ MIXED_PRECISION = ("no", "fp16", "bf16")
 # Settings that say what is learned, from what, and how it is measured: a resumed run keeps them.
 FIXED_SETTINGS = (
     "model", "scheduler", "center_crop", "max_images", "max_values", "horizontal_flip", "class_balance",
-    "class_balance_floor", "label_dropout", "loss", "min_snr_gamma", "min_snr_power", "stratified_timesteps",
-    "optimizer", "betas", "weight_decay", "ema_decay", "seed", "validation_images", "validation_timesteps",
+    "class_balance_floor", "label_dropout", "permuted_labels", "loss", "min_snr_gamma", "min_snr_power",
+    "stratified_timesteps", "optimizer", "betas", "weight_decay", "ema_decay", "seed", "validation_images",
+    "validation_timesteps",
 )  # fmt: skip
 LEAST_SAMPLE_SIZE = 7  # the window of SSIM
 _OPTIONAL_MODEL_NUMBERS = ("num_class_embeds", "conv_in_channels", "time_proj_dim", "time_embedding_dim")
@@ -46,6 +47,8 @@ class TrainingConfig:
             image alike, 1 every label alike.
         class_balance_floor (`int`): Labels with fewer images than this are weighted as if they had so many.
         label_dropout (`float`): Probability of the null label, for classifier-free guidance.
+        permuted_labels (`bool`): Deal the training images' labels out anew among them, so that they mean nothing: for
+            `diffusers-xai audit --permuted`.
         loss (`str`): `"l1"` or `"l2"`, taken on the prediction.
         min_snr_gamma (`float`, *optional*): Weight timesteps by min(SNR, gamma) ** min_snr_power on the scale of
             the x_0 loss; `None`: no weights.
@@ -88,6 +91,7 @@ class TrainingConfig:
     class_balance: float = 0.0
     class_balance_floor: int = 20
     label_dropout: float = 0.1
+    permuted_labels: bool = False
     loss: str = "l1"
     min_snr_gamma: float | None = None
     min_snr_power: float = 1.0

@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import datasets
@@ -82,7 +82,11 @@ def load_splits(
             )
         start = len(train) - config.validation_images
         held_out, train = train.select(range(start, len(train))), train.select(range(start))
-    return _decode(train, config, attributes, config.max_images), _decode(held_out, config, attributes)
+    images, validation = _decode(train, config, attributes, config.max_images), _decode(held_out, config, attributes)
+    if config.permuted_labels:
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+        images = replace(images, labels=images.labels[order])
+    return images, validation
 
 
 def _decode(

@@ -29,9 +29,9 @@ def full_size(explanation: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return F.interpolate(explanation[:, None].float(), size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
-def as_coarse(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def as_coarse(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Maps `(batch, height, width)` averaged to another map's size: what a map of that size could show of them."""
-    return F.adaptive_avg_pool2d(torch.from_numpy(maps), size).numpy()
+    return F.adaptive_avg_pool2d(maps.detach().cpu().double(), size)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:

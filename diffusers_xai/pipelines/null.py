@@ -8,7 +8,7 @@ import torch
 
 from diffusers_xai.explainers import Samples
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
-from diffusers_xai.models.covariances import COVARIANCE_TYPES
+from diffusers_xai.models.covariances import MAX_EXACT, check_covariance_type
 from diffusers_xai.models.noise_schedule import schedule_of
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.recording import record
@@ -21,7 +21,7 @@ def covariance_null(
     labels: Sequence[int] = (),
     num_samples: int = 256,
     batch_size: int = 32,
-    covariance_type: str = "low_rank",
+    covariance_type: str | None = None,
     rank: int | None = None,
     seed: int = 0,
     **call: Any,
@@ -48,15 +48,15 @@ def covariance_null(
         labels (`Sequence[int]`, *optional*): Labels to sample in turn; needed by a conditional [`XAIPipeline`].
         num_samples (`int`, defaults to 256): Number of samples.
         batch_size (`int`, defaults to 32): Samples in one call, where the pipeline has such an argument.
-        covariance_type (`str`, defaults to `"low_rank"`): `"low_rank"`, or `"spectrum"`, which is the same at every
-            place and needs fewer samples, see [`GaussianDenoiser`].
-        rank (`int`, *optional*): Components of a low-rank covariance; an eighth of the number of samples if `None`.
+        covariance_type (`str`, *optional*): `"shrunk"`, `"low_rank"` or `"spectrum"`, see [`GaussianDenoiser`];
+            `"shrunk"` if `None`, with a `rank` or for samples of more than 4096 values `"low_rank"`.
+        rank (`int`, *optional*): Components of a low-rank covariance; a quarter of the number of samples if `None`.
         seed (`int`, defaults to 0): Of the noise.
         call: Further arguments of the pipeline, such as `num_inference_steps=50` or `prompt="a red fox"`.
 
     Raises:
-        ValueError: If there are too few samples for a covariance, or the scheduler's timesteps tell no noise level;
-            before sampling.
+        ValueError: If there are too few samples for a covariance, or the scheduler's timesteps tell no noise level,
+            before sampling; if samples are too large for the kind of covariance, after the first batch.
     """
     samples = draw_samples(
         pipe,
@@ -78,7 +78,7 @@ def draw_samples(
     num_samples: int = 256,
     batch_size: int = 32,
     seed: int = 0,
-    covariance_type: str = "low_rank",
+    covariance_type: str | None = None,
     **call: Any,
 ) -> torch.Tensor:
     """Samples `(sample, channel, height, width)` of a model, the labels in turn; arguments as of [`covariance_null`].
@@ -89,8 +89,8 @@ def draw_samples(
     if num_samples < max(4, len(set(labels)) + 1):
         raise ValueError(f"Expected at least 4 samples, and more than labels, got {num_samples}.")
     schedule_of(pipe.scheduler, None)
-    if covariance_type not in COVARIANCE_TYPES:
-        raise ValueError(f"Expected `covariance_type` in {COVARIANCE_TYPES}, got {covariance_type!r}.")
+    if covariance_type is not None:
+        check_covariance_type(covariance_type)
     takes_size = "batch_size" in inspect.signature(type(pipe).__call__).parameters
     drawn: list[torch.Tensor] = []
     count = 0
@@ -106,6 +106,8 @@ def draw_samples(
         profile: Any = recording.profile
         drawn.append(torch.from_numpy(profile["final_sample"].values).float())
         count += len(drawn[-1])
+        if covariance_type is not None:
+            check_covariance_type(covariance_type, drawn[0][0].numel())
     return torch.cat(drawn)
 
 
@@ -114,13 +116,15 @@ def fit_to_samples(
     samples: torch.Tensor,
     labels: Sequence[int] | None,
     *,
-    covariance_type: str = "low_rank",
+    covariance_type: str | None = None,
     rank: int | None = None,
 ) -> XAIPipeline:
     """The closed form of a model's samples: a mixture of their labels, a Gaussian without; see [`covariance_null`]."""
+    if covariance_type is None:
+        covariance_type = "shrunk" if rank is None and samples[0].numel() <= MAX_EXACT else "low_rank"
     kind: dict[str, Any] = {
         "covariance_type": covariance_type,
-        "rank": rank or min(max(1, len(samples) // 8), samples[0].numel()),
+        "rank": rank or min(max(1, len(samples) // 4), samples[0].numel()),
     }
     scheduler = copy_scheduler(pipe.scheduler)
     if scheduler.config.get("use_dynamic_shifting"):  # by the number of tokens, which this pipeline has not

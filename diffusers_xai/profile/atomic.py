@@ -19,3 +19,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(new, path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed while they replaced `path` have left beside it."""
+    for new in path.parent.glob(f".{path.name}.????????.new"):
+        new.unlink(missing_ok=True)

@@ -1,6 +1,12 @@
 """The audit from end to end: verdicts on models of a known answer, controls, and what is kept."""
 
 import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,12 +14,13 @@ import pytest
 import torch
 from scipy.stats import ttest_1samp
 
-from diffusers_xai import cli
+from diffusers_xai import MixtureDenoiser, XAIPipeline, cli
 from diffusers_xai.audit import AuditResult, Explainer, audit, testing
 from diffusers_xai.audit import run as audit_run
+from diffusers_xai.audit.permuting import permuted
 from diffusers_xai.audit.result import table_of
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, PASSES, TOLD
-from tests.audit.models import MASK, gaussian, mixture
+from tests.audit.models import MASK, gaussian, images, mixture, network
 
 
 EDGES, GRADIENT = "edges of the image (control)", "gradient"
@@ -66,25 +73,10 @@ def test_the_table_says_how_sure_it_is(of_mixture):
     assert row["seeds"] == 8
 
 
-def test_what_is_finished_is_kept(of_mixture, tmp_path, monkeypatch):
-    result, _ = of_mixture
-    graded = []
-    original = testing.Tests.grade
-
-    def grade(self, explainer, beyond):
-        if len(graded) == 2:
-            raise KeyboardInterrupt
-        graded.append(explainer.name)
-        return original(self, explainer, beyond)
-
-    monkeypatch.setattr(testing.Tests, "grade", grade)
-    with pytest.raises(KeyboardInterrupt):
-        audit(mixture(), [noise], out=tmp_path / "out", **QUICK, **LABELS)
-    monkeypatch.setattr(testing.Tests, "grade", original)
-    again = audit(mixture(), [noise], out=tmp_path / "out", **QUICK, **LABELS)
-    pd.testing.assert_frame_equal(again.table, result.table, rtol=1e-4, atol=1e-6)
+def test_other_settings_need_another_folder(of_mixture):
+    _, out = of_mixture
     with pytest.raises(FileExistsError, match="audit of these settings, got another steps"):
-        audit(mixture(), [noise], out=tmp_path / "out", **{**QUICK, "steps": 6}, **LABELS)
+        audit(mixture(), [noise], out=out, **{**QUICK, "steps": 6}, **LABELS)
 
 
 def test_files_and_figure(of_mixture, tmp_path):
@@ -150,6 +142,8 @@ def test_a_network_without_labels_or_layers():
         ({"explainers": [lambda case: torch.zeros(1, 20, 16)]}, r"fewer rows and columns.*got \(1, 20, 16\)"),
         ({"timesteps": [600, 1000]}, "timesteps in 0..999"),
         ({"explainers": [noise, Explainer("noise", noise)]}, "different names"),
+        ({"permuted": mixture()}, "got the model itself"),
+        ({"permuted": network()}, "class_name 'ConvNextUNet2DModel' instead of 'MixtureDenoiser'"),
     ],
 )
 def test_bad_requests_are_refused_before_the_work(options, message, monkeypatch):
@@ -165,29 +159,76 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
+OWN = """
+import os, signal
+
+_replace, _moves = os.replace, []
+
+def _die(source, target):
+    _moves.append(target)
+    if len(_moves) == 5:  # the samples and some scores are there, the next are written and not yet in their place
+        os.kill(os.getpid(), signal.SIGKILL)
+    _replace(source, target)
+
+if "DIE" in os.environ:
+    os.replace = _die
+
+def constant(case):
+    return case.images.abs().mean(1)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     mixture().save_pretrained(tmp_path / "model")
-    (tmp_path / "own.py").write_text("def constant(case):\n    return case.images.abs().mean(1)\n")
+    XAIPipeline(
+        MixtureDenoiser.fit(images().double(), permuted([i % 2 for i in range(80)]), mixture().scheduler, rank=20),
+        mixture().scheduler,
+    ).save_pretrained(tmp_path / "permuted")
+    (tmp_path / "own.py").write_text(OWN)
+    out = tmp_path / "out"
     arguments = [
         "audit",
-        *("--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "out")),
+        *("--checkpoint", str(tmp_path / "model"), "--permuted", str(tmp_path / "permuted"), "--out", str(out)),
         *("--seeds", "3", "--steps", "4", "--timesteps", "300", "--label", "0", "--other-label", "1"),
     ]
     wrong = f"{tmp_path / 'own.py'}:missing"
     assert cli.main([*arguments, "--explainer", wrong]) == 2
     assert "got 'missing', available constant" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
-    def quick(*args, **kwargs):
-        return audit(*args, **{**kwargs, "null_samples": 40})
-
-    monkeypatch.setattr("diffusers_xai.audit.audit", quick)
-    code = cli.main([*arguments, "--explainer", f"{tmp_path / 'own.py'}:constant"])
+    arguments += ["--explainer", f"{tmp_path / 'own.py'}:constant"]
+    environment = {**os.environ, "DIE": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    killed = subprocess.run([sys.executable, "-m", "diffusers_xai.cli", *arguments], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "audit.json").exists()
+    kept = [row["explanation"] for row in json.loads((out / "scores.json").read_text())["rows"]]
+    assert kept == [GRADIENT, EDGES]
+    graded, grade = [], testing.Tests.grade
+    monkeypatch.setattr(
+        testing.Tests, "grade", lambda *args, **beyond: graded.append(args[1].name) or grade(*args, **beyond)
+    )
+    capsys.readouterr()
+    code = cli.main(arguments)
     printed = capsys.readouterr()
     names = [line.rsplit("/", 1)[-1] for line in printed.out.splitlines()]
     assert names == ["audit.json", "audit.md", "audit.html", "audit.parquet"]
-    table = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert "constant" in {row["explanation"] for row in table["table"]}
+    assert {path.name for path in out.iterdir()} == {*names, "scores.json", "samples.safetensors"}
+    assert EDGES not in graded
+    assert graded[-1] == "constant"
+    facts = json.loads((out / "audit.json").read_text())
     # What the controls come to on so small a sample, the command says.
-    assert code == (2 if table["broken_controls"] else 0)
-    assert ("cannot be trusted" if table["broken_controls"] else "Both controls hold") in printed.err
+    assert code == (2 if facts["broken_controls"] else 0)
+    assert ("cannot be trusted" if facts["broken_controls"] else "Both controls hold") in printed.err
+
+    whole = audit(
+        XAIPipeline.from_pretrained(tmp_path / "model"),
+        [runpy.run_path(str(tmp_path / "own.py"))["constant"]],
+        permuted=XAIPipeline.from_pretrained(tmp_path / "permuted"),
+        seeds=range(3),
+        steps=4,
+        timesteps=[300],
+        **LABELS,
+    )
+    columns = ["model", "explanation", "test", "value", "low", "high", "reference", "verdict"]
+    pd.testing.assert_frame_equal(pd.DataFrame(facts["table"])[columns], whole.table[columns], rtol=1e-3, atol=1e-6)

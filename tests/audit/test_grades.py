@@ -153,12 +153,12 @@ def test_layers_are_ordered_from_the_output():
 
 
 def test_maps_are_compared_at_their_own_size():
-    fine = as_maps(explainers.exact_clean_energy(case(gaussian())))
+    fine = explainers.exact_clean_energy(case(gaussian()))
     coarse = as_coarse(fine, (4, 4))
     np.testing.assert_allclose(coarse, fine.reshape(3, 4, 4, 4, 4).mean((2, 4)))
-    large = full_size(torch.from_numpy(coarse), (16, 16))
+    large = full_size(coarse, (16, 16))
     assert large.shape == (3, 16, 16)
-    assert full_size(torch.from_numpy(fine), (16, 16)).equal(torch.from_numpy(fine))
+    assert full_size(fine, (16, 16)).equal(fine)
     # Enlarged bilinearly, centres of cells keep their values.
     np.testing.assert_allclose(large[:, 1:3, 1:3].mean((1, 2)), coarse[:, 0, 0], rtol=0.3)
 
@@ -166,7 +166,8 @@ def test_maps_are_compared_at_their_own_size():
 def test_a_mixture_fitted_to_permuted_labels_knows_nothing_of_labels():
     pipe, labels = mixture(), [i % 2 for i in range(80)]
     other = trained_on_permuted_labels(pipe, images(), labels)
-    again = MixtureDenoiser.fit(images().double(), torch.tensor(permuted(labels)), pipe.scheduler, rank=10)
+    of_images = torch.tensor(permuted(labels))
+    again = MixtureDenoiser.fit(images().double(), of_images, pipe.scheduler, covariance_type="shrunk")
     given = case(pipe, label=0, other_label=1)
     torch.testing.assert_close(given.of(other).predict_x0(), given.of(XAIPipeline(again, pipe.scheduler)).predict_x0())
     means = other.unet.means.unflatten(1, SHAPE)[:, :, 8:14, 2:7].mean((1, 2, 3))  # where the labels' bright patch is

@@ -50,6 +50,7 @@ BAD: dict[str, list] = {
     "device": [*EMPTY, "nonsense", "cuda:99", "cpu:x", "meta", "gpu", "cuda:-5"],
     "revision": NOT_REVISIONS,
     "checkpoint": [*EMPTY, "no/such/folder", "./nowhere", "folder", "notes.txt", "broken"],
+    "permuted": [*EMPTY, "no/such/folder", "./nowhere", "folder", "notes.txt", "broken", "drawn-32", "drawn-text-32"],
     "concepts": [*EMPTY, "nowhere.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
     "checkpoints": [*EMPTY[:-1], "tiny", ["tiny", "tiny"]],
     "null": [*EMPTY, "nothing", "GAUSSIAN"],

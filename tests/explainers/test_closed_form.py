@@ -22,6 +22,7 @@ from diffusers_xai import (
     ChannelAblation,
     EmpiricalDenoiser,
     GaussianDenoiser,
+    GradientAttention,
     GradientEnergy,
     GradientMaps,
     GradientVolume,
@@ -34,6 +35,8 @@ from diffusers_xai import (
     XAIPipeline,
     record,
 )
+from diffusers_xai.experiments import Sampling
+from diffusers_xai.experiments.jacobians import Spectra
 
 
 SHAPE = (3, 8, 8)
@@ -91,6 +94,7 @@ def recorded(name, scale):
         GradientVolume(**at, dtype="float64"),
         GradientEnergy(**at, probes=PROBES, dtype="float64"),
         GradientMaps("x0", **at),
+        GradientAttention("x0", judge=lambda images: images.square().sum((1, 2, 3)) / 2, steps=[STEP]),
         Activations("x0"),
         Activations("posterior_weights"),
     ]
@@ -145,7 +149,11 @@ def test_the_volume_and_the_energy_of_the_noise(name, scale):
     profile = recorded(name, scale)
     expected = branches(noise_rows(*moment(profile, STEP, name)), scale)
     np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
-    exact = np.sqrt((expected**2).sum(-3))
+    assert_estimates(profile, np.sqrt((expected**2).sum(-3)))
+
+
+def assert_estimates(profile, exact):
+    """The energy is as near to the exact one as its error says."""
     estimate, error = (profile[name].values[0] for name in ("gradient_energy", "gradient_energy_error"))
     z = (estimate - exact) / error
     assert abs(z.mean()) < 0.7
@@ -175,8 +183,11 @@ def step_coefficients(name, profile):
 
 
 @every_run
-def test_the_volume_of_the_step(name, scale):
-    profile = run(name, scale, [Samples(measures=()), GradientVolume(mask=MASK, steps=[STEP], dtype="float64")])
+def test_gradients_of_the_step(name, scale):
+    at = {"mask": MASK, "steps": [STEP]}
+    energy = GradientEnergy(**at, probes=PROBES, dtype="float64")
+    specs = [Samples(measures=()), GradientVolume(**at, dtype="float64"), energy, GradientMaps("x0", **at)]
+    profile = run(name, scale, specs)
     x, t, alpha = moment(profile, STEP, name)
     a, b = step_coefficients(name, profile)
     jacobian = guided(lambda labels: MIXTURE.jacobian(x, t, labels), scale)
@@ -184,11 +195,42 @@ def test_the_volume_of_the_step(name, scale):
         jacobian = jacobian * alpha**0.5
     expected = colours_summed(a * jacobian + b * IDENTITY)
     np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
+    assert_estimates(profile, np.sqrt((expected**2).sum(1)))
+    maps = profile["gradient_maps/x0"].values[0]
+    shares = [1.0] if scale == 1 else [1 - scale, scale]  # of the branches in the guided x̂_0
+    for branch, share in enumerate(shares):
+        own = maps if scale == 1 else maps[:, branch]
+        np.testing.assert_allclose(own, np.broadcast_to(share * a * MASK, own.shape), **TOLERANCE)
 
 
 @every_run
-def test_gradient_maps_and_activations(name, scale):
-    """∂Σε/∂x̂_0 is −√ᾱ/√(1−ᾱ) on the mask and nothing elsewhere."""
+def test_the_volume_of_the_clean_image(name, scale):
+    at = {"mask": MASK, "of": "x0", "steps": [STEP]}
+    profile = run(name, scale, [Samples(measures=()), GradientVolume(**at, dtype="float64")])
+    x, t, _ = moment(profile, STEP, name)
+    expected = branches(lambda labels: colours_summed(MIXTURE.jacobian(x, t, labels)), scale)
+    np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
+
+
+@every_run
+def test_singular_directions_of_the_clean_image(name, scale):
+    profile = recorded(name, scale)
+    x, t, alpha = moment(profile, STEP, name)
+    jacobian = guided(lambda labels: MIXTURE.jacobian(x, t, labels), scale, torch.tensor([1, 1]))
+    if name in ("euler", "heun"):
+        jacobian = jacobian * alpha**0.5
+    expected = torch.linalg.svdvals(jacobian)
+    states = torch.from_numpy(profile["samples"].sel(step=[STEP]).values)
+    pipe = XAIPipeline(MIXTURE, SCHEDULERS[name])
+    (found,) = Spectra(Sampling([1], [0, 1], 4, scale), [STEP], {"x0": None}, 3).of(pipe, states)["x0"]
+    values, right, left = (getattr(found.triplets, part) for part in ("values", "right", "left"))
+    np.testing.assert_allclose(values, expected[:, :3], rtol=1e-3)
+    np.testing.assert_allclose(right @ jacobian.mT, values[..., None] * left, atol=1e-4 * float(values.max()))
+
+
+@every_run
+def test_maps_of_a_layer(name, scale):
+    """∂Σε/∂x̂_0 is −√ᾱ/√(1−ᾱ) on the mask and nothing elsewhere; of a score Σx̂_0²/2 it is x̂_0."""
     profile = recorded(name, scale)
     x, t, alpha = moment(profile, STEP, name)
     maps = profile["gradient_maps/x0"].values[0]
@@ -198,6 +240,12 @@ def test_gradient_maps_and_activations(name, scale):
         expected = branches(lambda labels, function=function: function(x, t, labels), scale)
         values = profile[f"activations/{layer}"].sel(step=STEP).values
         np.testing.assert_allclose(values, expected.reshape(values.shape), **TOLERANCE)
+
+    def attention(labels):
+        clean = MIXTURE.predict_x0(x, t, labels)
+        return (clean.mean((2, 3), keepdim=True) * clean).sum(1).clamp(min=0)
+
+    np.testing.assert_allclose(profile["gradient_attention/x0"].values[0], branches(attention, scale), **TOLERANCE)
 
 
 @every_run

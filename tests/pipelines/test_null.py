@@ -54,7 +54,7 @@ def test_the_null_of_a_model_without_labels_is_a_gaussian():
     pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=9, batch_size=4, num_inference_steps=2)
     assert isinstance(null.unet, GaussianDenoiser)
-    assert null.unet.config.rank == 1
+    assert null.unet.config.covariance_type == "shrunk"
     assert null.unet.dtype == torch.float32
 
 
@@ -84,6 +84,26 @@ def test_a_spectrum_of_few_samples():
     pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=4, num_inference_steps=1, covariance_type="spectrum")
     assert null.unet.config.covariance_type == "spectrum"
+
+
+def test_of_large_samples_there_are_components(monkeypatch):
+    for module in ("models.covariances", "pipelines.null"):
+        monkeypatch.setattr(f"diffusers_xai.{module}.MAX_EXACT", 100)
+    pipe = XAIPipeline(unet_2d(), DDIMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    null = covariance_null(pipe, num_samples=9, batch_size=9, num_inference_steps=1)
+    assert (null.unet.config.covariance_type, null.unet.config.rank) == ("low_rank", 2)
+    calls = []
+    with pytest.raises(ValueError, match="at most 100 values for `covariance_type='shrunk'`, got 768"):
+        covariance_null(
+            pipe,
+            num_samples=9,
+            batch_size=1,
+            num_inference_steps=1,
+            covariance_type="shrunk",
+            callback_on_step_end=lambda p, i, t, tensors: calls.append(i) or {},
+        )
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(

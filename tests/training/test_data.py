@@ -38,6 +38,17 @@ def test_a_folder_of_parquet_files_gives_its_splits(settings, data_folder):
     assert train.images.dtype == torch.uint8
 
 
+def test_permuted_labels_are_dealt_out_anew_among_the_same_images(settings, data_folder):
+    plain, validation = load_splits(data_folder, None, make_config(settings), ATTRIBUTES)
+    permuted, same = load_splits(data_folder, None, make_config(settings, permuted_labels=True), ATTRIBUTES)
+    other, _ = load_splits(data_folder, None, make_config(settings, permuted_labels=True, seed=1), ATTRIBUTES)
+    assert torch.equal(plain.images, permuted.images)
+    assert (plain.labels != permuted.labels).float().mean() > 0.5
+    assert torch.equal(plain.labels.sort().values, permuted.labels.sort().values)
+    assert not torch.equal(permuted.labels, other.labels)
+    assert torch.equal(validation.labels, same.labels)
+
+
 def test_a_folder_of_pictures_with_metadata(settings, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
