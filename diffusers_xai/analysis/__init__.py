@@ -1,6 +1,7 @@
 """Numbers over many runs: means with intervals, and what curves say."""
 
 from diffusers_xai.analysis.crossing import falling_crossing
+from diffusers_xai.analysis.moments import Moments
 from diffusers_xai.analysis.overlap import Overlap, overlap
 from diffusers_xai.analysis.predetermination import predetermination_index
 from diffusers_xai.analysis.shapley import shapley_values, variance_share_intervals, variance_shares
@@ -14,6 +15,7 @@ from diffusers_xai.analysis.statistics import (
 
 
 __all__ = [
+    "Moments",
     "Overlap",
     "benjamini_hochberg",
     "equivalence_test",

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class AuditResult:
         return "\n".join([*lines, "", controls, ""])
 
     def save(self, folder: str | os.PathLike) -> list[Path]:
-        """Writes `audit.json`, `audit.md`, `audit.html` and, where pyarrow is installed, `audit.parquet`."""
+        """Writes `audit.json`, `audit.md`, `audit.html` and `audit.parquet`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {
@@ -91,10 +90,8 @@ class AuditResult:
         written[0].write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         written[1].write_text(self.to_markdown(), encoding="utf-8")
         self.plot().write_html(written[2], include_plotlyjs=True)
-        if find_spec("pyarrow") is not None:
-            written.append(folder / "audit.parquet")
-            self.table.to_parquet(written[-1], index=False)
-        return written
+        self.table.to_parquet(folder / "audit.parquet", index=False)
+        return [*written, folder / "audit.parquet"]
 
 
 def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:

@@ -19,7 +19,7 @@ def add_command(commands: Any) -> None:
         "audit",
         help="grade explanations of a checkpoint against known truth and controls",
         description="Puts the package's explanations, and functions of your own, to tests that an explanation of the"
-        " model should pass and an edge detector must fail. Writes audit.html, audit.md, audit.json and, with pyarrow,"
+        " model should pass and an edge detector must fail. Writes audit.html, audit.md, audit.json and"
         " audit.parquet. What is finished is kept: the same command continues after an interruption. Ends with an"
         " error if the controls do not hold.",
     )
@@ -122,8 +122,6 @@ def run(args: argparse.Namespace) -> None:
         for ending in args.format:
             written.append(args.out / f"audit.{ending}")
             result.plot().write_image(written[-1], width=1300, scale=1.5)
-    if args.out / "audit.parquet" not in written:
-        args.console.say("No audit.parquet: pyarrow is not installed (pip install 'diffusers-xai[hub]')")
     facts = {file.suffix[1:]: str(file) for file in written}
     args.console.result("\n".join(facts.values()), {**facts, "broken_controls": result.broken_controls})
     if result.broken_controls:

@@ -17,8 +17,8 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "experiment",
         help="run the experiments of the thesis over many seeds",
-        description="Runs experiments over many seeds and writes their numbers, figures and one report. Finished"
-        " experiments are kept: the same command continues after an interruption.",
+        description="Runs experiments over many seeds and writes their numbers, figures and one report. What is"
+        " measured is kept, a batch of seeds at a time: the same command continues after an interruption.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run, kept=kept)
@@ -96,9 +96,11 @@ def run(args: argparse.Namespace) -> None:
 def kept(args: argparse.Namespace) -> str:
     """What an interruption leaves."""
     finished = len(list(args.out.glob("*/profile.json")))
-    if not finished:
+    begun = [path for path in args.out.glob("*.parquet/part-*") if not path.parent.with_suffix("").exists()]
+    if not finished and not begun:
         return "no experiment was finished"
-    return f"{finished} finished in {args.out} and kept: the same command continues from there"
+    more = f", and {len(begun)} batches of the next one" if begun else ""
+    return f"{finished} finished in {args.out} and kept{more}: the same command continues from there"
 
 
 def _list_of_experiments() -> str:

@@ -35,19 +35,22 @@ from diffusers_xai.cli.pipelines import (
 from diffusers_xai.cli.profile_request import check_revision
 from diffusers_xai.cli.prompts import words_of
 from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
-from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling, moments_over_seeds
 from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS
 from diffusers_xai.experiments.claims import NEEDED
 from diffusers_xai.experiments.findings import MIN_SEEDS, findings
 from diffusers_xai.experiments.findings_page import to_markdown
 from diffusers_xai.experiments.nulls import gaussian_null
 from diffusers_xai.experiments.page import write_experiments
-from diffusers_xai.experiments.sampling import process_state, show_progress
+from diffusers_xai.experiments.parts import check_request, check_same
+from diffusers_xai.experiments.processes import process_state
+from diffusers_xai.experiments.sampling import show_progress
 from diffusers_xai.experiments.words import without
 from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.labels import label_from_bits, labels_between
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.profile.atomic import replacing
 
 
 MIN_IMAGES = 50  # of a label that counts as trained
@@ -63,6 +66,7 @@ class _Job:
     sampling: Sampling
     options: dict[str, Any]
     request: dict[str, Any]
+    parts: Path
     finished: ExperimentResult | None
 
     def run(
@@ -81,7 +85,7 @@ class _Job:
                 options[name] = named_function(options[name], f"--{name}")
         if options["null"] == "gaussian" and EXPERIMENTS[self.name].labels <= 2:
             options["null"] = gaussian()
-        result = EXPERIMENTS[self.name].run(pipe, self.sampling, **options)
+        result = EXPERIMENTS[self.name].run(pipe, self.sampling, parts=self.parts, request=self.request, **options)
         return ExperimentResult(result.name, result.data, {**result.settings, "request": self.request})
 
 
@@ -91,7 +95,8 @@ def run_experiments(args: argparse.Namespace) -> None:
     Raises:
         CommandError, ValueError, KeyError, OSError: for a request that cannot be met, before anything is sampled.
     """
-    main = process_state().is_main_process
+    state = process_state()
+    main = state.is_main_process
     console = args.console if main else Console(quiet=True)
     args, *others = _choices(args)
     check_revision(args.checkpoint, args.revision)
@@ -107,6 +112,7 @@ def run_experiments(args: argparse.Namespace) -> None:
         config = {} if _takes_prompt(args) else read_network_config(args)
         scheduler = read_scheduler(args)
         jobs = _jobs(args, config, scheduler, [_identity(other) for other in others])
+        state.wait_for_everyone()  # before anything is written that another process looks for
         schedulers = [read_scheduler(other) for other in others]
         left = [job for job in jobs if job.finished is None]
         check_disk(args.out / "report.html", _RESULT_BYTES * len(left), "experiments")
@@ -126,9 +132,16 @@ def run_experiments(args: argparse.Namespace) -> None:
                         console.say(f"{at}: {plan(pipe, job.sampling, **job.options)}")
                     results.append(job.run(pipe, pipes, lambda: _gaussian(args, config, pipe, console)))
                 if main:
-                    results[-1].save(args.out / job.name, overwrite=True)
+                    _save(results[-1], job, args.out)
         if main:
             _write(args, results, console)
+
+
+def _save(result: ExperimentResult, job: _Job, out: Path) -> None:
+    """Writes the moments over the seeds, and then the result, which tells that the experiment is finished."""
+    with replacing(out / f"{job.name}-moments.parquet") as path:
+        moments_over_seeds(job.parts).to_parquet(path, index=False)
+    result.save(out / job.name)
 
 
 def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -187,10 +200,11 @@ def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipelin
     folder, labels = args.out / ".gaussian-null", labels_to_compare(args, config)
     made = {"labels": labels, "checkpoint": _identity(args)}
     facts = folder / "fitted.json"
-    if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8")) != made:
-        console.say("fits Gaussians to samples of the model, the control")
-        gaussian_null(pipe, labels, batch_size=args.batch_size).save_pretrained(folder)
-        facts.write_text(json.dumps(made), encoding="utf-8")
+    with process_state().main_process_first():
+        if not facts.is_file() or json.loads(facts.read_text(encoding="utf-8")) != made:
+            console.say("fits Gaussians to samples of the model, the control")
+            gaussian_null(pipe, labels, batch_size=args.batch_size).save_pretrained(folder)
+            facts.write_text(json.dumps(made), encoding="utf-8")
     model = (MixtureDenoiser if labels else GaussianDenoiser).from_pretrained(folder / "unet")
     null = XAIPipeline(model.to(pipe.device), pipe.scheduler)
     null.set_progress_bar_config(disable=True)
@@ -225,7 +239,8 @@ def check_formats(formats: list[str]) -> None:
 
 def _check_out(out: Path) -> None:
     there = sorted(path for path in out.glob("*") if not path.name.startswith("."))
-    if there and not any((out / name / "profile.json").is_file() for name in EXPERIMENTS):
+    known = {*EXPERIMENTS, *(f"{name}.parquet" for name in EXPERIMENTS)}
+    if there and not any(path.name in known for path in there):
         raise CommandError(f"{out} holds {there[0].name} and no experiments: choose another --out")
 
 
@@ -296,20 +311,33 @@ def _job(
         raise CommandError(f"--concepts {args.concepts}: {name} takes no concepts")
     request = {
         **asdict(sampling),
-        **{key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in options.items()},
+        **{key: _requested(key, value) for key, value in options.items()},
         "checkpoint": _identity(args),
         "scheduler": type(scheduler).__name__,
         **({"others": others} if others else {}),
     }
     request = json.loads(json.dumps(request))
-    folder = args.out / name
+    folder, parts = args.out / name, args.out / f"{name}.parquet"
     finished = None
-    if (folder / "profile.json").is_file():
-        there = ExperimentResult.load(folder)
-        finished = there if there.settings.get("request") == request else None
-    elif folder.exists():
-        raise CommandError(f"{folder} is not a result of {name}: choose another --out")
-    return _Job(name, sampling, options, request, finished)
+    try:
+        if (folder / "profile.json").is_file():
+            finished = ExperimentResult.load(folder)
+            check_same(folder, finished.settings.get("request", {}), request)
+        elif folder.exists():
+            raise CommandError(f"{folder} is not a result of {name}: choose another --out")
+        else:
+            check_request(parts, request)
+    except ValueError as error:
+        raise CommandError(f"{error}: choose another --out, or remove it") from error
+    return _Job(name, sampling, options, request, parts, finished)
+
+
+def _requested(option: str, value: Any) -> Any:
+    """An option as it tells one request from another: functions by their file's content."""
+    if option in ("judge", "concepts"):
+        file, _, name = value.rpartition(":")
+        return [f"{Path(file).name}:{name}", hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]]
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def labels_to_compare(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:

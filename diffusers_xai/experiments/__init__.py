@@ -2,6 +2,7 @@
 
 from diffusers_xai.experiments.base import EXPERIMENTS, Experiment, ExperimentResult
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.seed_moments import moments_over_seeds
 
 
 # isort: off
@@ -33,4 +34,4 @@ from diffusers_xai.experiments import shapley  # noqa: F401
 # isort: on
 
 
-__all__ = ["EXPERIMENTS", "Experiment", "ExperimentResult", "Sampling"]
+__all__ = ["EXPERIMENTS", "Experiment", "ExperimentResult", "Sampling", "moments_over_seeds"]

@@ -14,7 +14,7 @@ from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import dots, interval_text
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
+from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask, as_mask, structural_similarity
@@ -118,8 +118,9 @@ def measure(
             data["null_channel"] = (*dims, "draw"), numbers[None, :, 1:]
         return data
 
-    data = sampling.over_seeds(measure_batch, "channel ablations", seeds_at_once=1)
-    return of_first_seed(data, "intact", "ablated").assign_attrs(masked=mask is not None)
+    pictures = ["intact", "ablated"]
+    data = sampling.over_seeds(measure_batch, "channel ablations", seeds_at_once=1, of_first=pictures)
+    return data.assign_attrs(masked=mask is not None)
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:

@@ -50,9 +50,9 @@ def measure(
         null (`str`): `"random-channel"`, or `"none"` to ablate the one channel alone.
 
     Returns:
-        `xarray.Dataset`: `channel` (seed), `images` of dims (seed, run, channel, height, width) with the runs
-        `intact`, `ablated` and `random`, and `inside` and `outside` (seed): mean absolute change of the ablated run
-        in the region and outside of it; `null_inside` and `null_outside` are those of the random run.
+        `xarray.Dataset`: `channel`, `inside` and `outside` (seed): mean absolute change of the ablated run in the
+        region and outside of it; `null_inside` and `null_outside` are those of the random run. Of the first three
+        seeds, `images` of dims (shown, run, channel, height, width) with the runs `intact`, `ablated` and `random`.
     """
     denoiser = get_denoiser(pipe)
     name = layer or (LAYER if LAYER in denoiser.aliases else telling_layers(denoiser)[-1])
@@ -90,7 +90,7 @@ def measure(
             {"run": ["intact", "ablated", "random"][: len(states)]},
         )
 
-    data = sampling.over_seeds(measure_batch, "origin of a region")
+    data = sampling.over_seeds(measure_batch, "origin of a region", of_few=["images"])
     return data.assign(mask=(("height", "width"), region)).assign_attrs(layer=path)
 
 
@@ -103,8 +103,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     data = result.data
     region = data["mask"].values.astype(bool)
     rows, names = [], []
-    for seed in data["seed"].values[:3]:
-        part = data.sel(seed=seed)
+    for seed in data["shown"].values:
+        part = data.sel(seed=seed, shown=seed)
         images = {str(run): part["images"].sel(run=run).values for run in part["run"].values}
         change = np.abs(images["ablated"] - images["intact"]).mean(0)
         caption = f"{float(part['inside']):.2f} inside, {float(part['outside']):.2f} outside"

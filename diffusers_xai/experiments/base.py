@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,8 @@ import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.nulls import Null
+from diffusers_xai.experiments.parts import kept_parts
+from diffusers_xai.experiments.requests import told
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
@@ -49,7 +52,7 @@ class ExperimentResult:
             for name, array in self.data.data_vars.items()
             if "seed" in array.dims
         }
-        return xr.Dataset(averaged).to_dataframe().reset_index()
+        return xr.Dataset(averaged, {"seed": self.data["seed"]}).to_dataframe().reset_index()
 
     def plot(self) -> go.Figure:
         """Draws the numbers."""
@@ -142,18 +145,30 @@ class Experiment:
     may_take: str | None = None
     plan: Callable[..., str] | None = None
 
-    def run(self, pipe: XAIPipeline, sampling: Sampling | None = None, **options: Any) -> ExperimentResult:
+    def run(
+        self,
+        pipe: XAIPipeline,
+        sampling: Sampling | None = None,
+        *,
+        parts: str | os.PathLike | None = None,
+        request: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> ExperimentResult:
         """Measures.
 
         Args:
             pipe ([`XAIPipeline`]): The model.
             sampling ([`Sampling`], *optional*): Labels, seeds and steps; by default as many seeds and steps as the
                 command takes, without a label.
+            parts (`str` or `os.PathLike`, *optional*): A folder that gets a parquet file of each batch of seeds, see
+                [`kept_parts`]. What is there already is not measured again.
+            request (`Mapping[str, Any]`, *optional*): What `parts` has to be made for, JSON-able; by default the
+                sampling, the options and a digest of the model. A function counts by its name alone.
             options: Of the experiment's own, see its `measure`; `null` is its control, by name or, where it is another
                 model, a pipeline.
 
         Raises:
-            ValueError: If the labels or an option do not fit.
+            ValueError: If the labels or an option do not fit, or `parts` was made for another request.
         """
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == SPANNED_LABELS and len(sampling.labels) < 2:
@@ -169,10 +184,12 @@ class Experiment:
         null = options.setdefault("null", self.nulls[0])
         if isinstance(null, str) and null not in (*self.nulls, "none"):
             raise ValueError(f"{self.name}: expected a null of {', '.join((*self.nulls, 'none'))}, got {null!r}.")
-        data = self.measure(pipe, sampling, **options)
-        return ExperimentResult(
-            self.name, data, {**_provenance(pipe, sampling), "null": _null_name(null), **data.attrs}
-        )
+        provenance = _provenance(pipe, sampling)
+        if parts is not None and request is None:
+            request = {**provenance, "versions": None, "experiment": self.name, **told({"model": pipe, **options})}
+        with nullcontext() if parts is None else kept_parts(parts, request or {}):
+            data = self.measure(pipe, sampling, **options)
+        return ExperimentResult(self.name, data, {**provenance, "null": _null_name(null), **data.attrs})
 
 
 def register(experiment: Experiment) -> Experiment:

@@ -17,7 +17,7 @@ from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, interval_text
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
-from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -117,8 +117,9 @@ def measure(
         return data.assign_coords(layer=[denoiser.short_name(path) for path in paths])
 
     # The layers of a seed are kept until their distances are taken: few seeds at a time.
-    data = sampling.over_seeds(measure_batch, "checkpoints", seeds_at_once=max(1, sampling.batch_size // 8))
-    data = of_first_seed(data.transpose("seed", "checkpoint", "layer", ...), "x0", "final")
+    at_once = max(1, sampling.batch_size // 8)
+    data = sampling.over_seeds(measure_batch, "checkpoints", seeds_at_once=at_once, of_first=["x0", "final"])
+    data = data.transpose("seed", "checkpoint", "layer", ...)
     return data.assign_coords(checkpoint=names[1:], run=names).assign_attrs(checkpoints=names)
 
 

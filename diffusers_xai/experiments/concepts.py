@@ -21,7 +21,7 @@ from diffusers_xai.experiments.noised_pictures import (
     layers_of_noised,
     pictures_with_masks,
 )
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.pipelines import XAIPipeline
@@ -137,9 +137,11 @@ def measure(
         when.append(time)
     usual = np.stack([mask.mean(0) for mask in masks.values()])
     effects = sampling.over_seeds(
-        lambda part: _effects(pipe, sampling, part, edits, usual), "ablations of units", seeds_at_once=1
+        lambda part: _effects(pipe, sampling, part, edits, usual),
+        "ablations of units",
+        seeds_at_once=1,
+        of_first=["intact", "without"],
     )
-    effects = of_first_seed(effects, "intact", "without")
     data = data.assign(
         ablated=(("concept", "member"), np.array(chosen)),
         best_time=("concept", when),

@@ -16,7 +16,7 @@ from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, crossing_text, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_evidence import ancestral, label_evidence
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -91,8 +91,8 @@ def measure(
             data["null_log_posterior"] = posterior(control)
         return data
 
-    data = sampling.over_seeds(measure_batch, "likelihood of the steps")
-    data = of_first_seed(data, "sample", "x0").assign_coords(
+    data = sampling.over_seeds(measure_batch, "likelihood of the steps", of_first=["sample", "x0"])
+    data = data.assign_coords(
         label=list(sampling.labels),
         timestep=("step", np.array(timesteps, dtype=float)),
         moment_timestep=("moment", np.array(timesteps, dtype=float)[moments]),

@@ -29,7 +29,7 @@ from diffusers_xai.experiments.jacobians import (
 from diffusers_xai.experiments.judging import Judge, named_attributes, probabilities
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.pushes import Push, pushed_images
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import Mask, as_mask
 from diffusers_xai.pipelines import XAIPipeline
@@ -151,8 +151,8 @@ def measure(
             coords["attribute"] = attributes
         return data.assign(xr.concat(walks, "seed").data_vars).assign_coords(coords)
 
-    data = sampling.over_seeds(measure_batch, "directions", seeds_at_once=max(1, sampling.batch_size // count))
-    data = of_first_seed(data, "right", "images", "intact")
+    at_once, pictures = max(1, sampling.batch_size // count), ["right", "images", "intact"]
+    data = sampling.over_seeds(measure_batch, "directions", seeds_at_once=at_once, of_first=pictures)
     if seen is not None:
         data["mask"] = ("height", "width"), seen
     name = "" if path is None else get_denoiser(pipe).short_name(path)

@@ -18,7 +18,7 @@ from diffusers_xai.experiments.base import Experiment, ExperimentResult, registe
 from diffusers_xai.experiments.figures import excess_columns, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
-from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.sampling import Sampling, batches
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
@@ -60,9 +60,10 @@ def measure(
 
     Returns:
         `xarray.Dataset`: Absolute Pearson correlations of dims (seed, target, map, layer, step): `correlation`, and
-        `chance`, the mean of those with the images of other seeds; `state` and `state_chance`, of x_t at the layer's
-        size, without the dim map. Of dims (seed, target, map, layer), in parts of the process: `lead`, by how much
-        earlier than x_t a layer shows the image (negative if later; what is never shown counts as shown at the end).
+        `chance`, the mean of those with the images of the other seeds of its batch; `state` and `state_chance`, of x_t
+        at the layer's size, without the dim map. Of dims (seed, target, map, layer), in parts of the process: `lead`,
+        by how much earlier than x_t a layer shows the image (negative if later; what is never shown counts as shown at
+        the end).
         `null_correlation`, `null_chance` and `null_lead` are the control's.
     """
     denoiser = get_denoiser(pipe)
@@ -90,27 +91,24 @@ def measure(
             data = data.assign(_maps(on_states_of(profile, other, sampling, part, what), paths, "null_maps"))
         return data.transpose("seed", ...)
 
-    seen = sampling.over_seeds(
-        measure_batch, "structure in the layers", seeds_at_once=max(1, sampling.batch_size // 2)
-    )
-    data = xr.concat([_compared(seen, index) for index in range(len(paths))], "layer").transpose(
-        "seed", "target", "map", "layer", "step"
-    )
+    def compared_batch(part: list[int]) -> xr.Dataset:
+        # All channels of a seed's layers are kept until their maps are taken: half as many seeds at a time.
+        halves = [measure_batch(half) for half in batches(part, max(1, sampling.batch_size // 2))]
+        seen = xr.concat(halves, "seed", data_vars="minimal")
+        return xr.concat([_compared(seen, index) for index in range(len(paths))], "layer").assign_coords(
+            timestep=seen["timestep"], step=seen["step"]
+        )
+
+    # The seeds of a batch are each other's chance.
+    data = sampling.over_seeds(compared_batch, "structure in the layers", at_least=3)
+    data = data.transpose("seed", "target", "map", "layer", "step")
     firsts = {name: _first(data[f"{name}shown"]) for name in ("", "state_", "null_") if f"{name}shown" in data}
     data = data.drop_vars([name for name in data if str(name).endswith("shown")])
     data["lead"] = firsts["state_"] - firsts[""]
     if "null_" in firsts:
         data["null_lead"] = firsts["state_"] - firsts["null_"]
     names = [denoiser.short_name(path) for path in paths]
-    coords = {
-        "target": list(TARGETS),
-        "map": list(KINDS),
-        "layer": names,
-        "timestep": seen["timestep"],
-        "seed": seen["seed"],
-    }
-    coords["step"] = seen["step"]
-    return data.assign_coords(coords).assign_attrs(level=LEVEL)
+    return data.assign_coords(target=list(TARGETS), map=list(KINDS), layer=names).assign_attrs(level=LEVEL)
 
 
 def _maps(profile: DiffusionProfile, paths: Sequence[str], name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from diffusers_xai.analysis import predetermination_index, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns, null_name
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.models.noise_schedule import FIELDS
@@ -110,8 +110,11 @@ def measure(
                 data[f"null_{name}"] = control[name].reindex(way=data["way"])
         return data.transpose("seed", "way", ...)
 
-    data = sampling.over_seeds(measure_batch, "few steps", seeds_at_once=max(2, sampling.batch_size // 4))
-    return of_first_seed(data, "x0", "final").assign_attrs(threshold=THRESHOLD)
+    at_once, least = max(2, sampling.batch_size // 4), min(2, len(sampling.seeds))  # seeds are each other's chance
+    data = sampling.over_seeds(
+        measure_batch, "few steps", seeds_at_once=at_once, at_least=least, of_first=["x0", "final"]
+    )
+    return data.assign_attrs(threshold=THRESHOLD)
 
 
 def few_step_scheduler(scheduler: Any, solver: Any = DDIMScheduler) -> Any:

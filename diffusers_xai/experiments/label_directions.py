@@ -26,7 +26,6 @@ from diffusers_xai.profile.pictures import to_rgb
 from diffusers_xai.profile.selection import pick_branch
 
 
-MAX_ROWS = 3
 KINDS = {
     "layer": "h, along the difference of the labels' means",
     "random": "control: h, random directions",
@@ -143,13 +142,11 @@ def measure(
             data = data.assign_coords(attribute=attributes).sel(attribute=differing)
         return data
 
-    data = sampling.over_seeds(edited, "moved along the label")
+    data = sampling.over_seeds(edited, "moved along the label", of_few=["images", "label_images"])
     for key in ("share", "else"):
         by_kind = data[key]
         for kind in by_kind["kind"].values.tolist():
             data[f"{PREFIXES[kind]}{key}"] = by_kind.sel(kind=kind, drop=True)
-    shown = {key: data[key].isel(seed=slice(MAX_ROWS)).rename(seed="shown") for key in ("images", "label_images")}
-    data = data.drop_vars(list(shown)).assign({key: array.drop_vars("shown") for key, array in shown.items()})
     return data.assign_attrs(layer=get_denoiser(pipe).short_name(path))
 
 

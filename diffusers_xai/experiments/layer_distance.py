@@ -11,7 +11,7 @@ from diffusers_xai.experiments.base import Experiment, ExperimentResult, registe
 from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import curves_over_time
@@ -77,8 +77,8 @@ def measure(
         return data
 
     # A seed's activations are kept until its distances are taken: few at a time.
-    data = sampling.over_seeds(measure_batch, "distances of layers", seeds_at_once=max(1, sampling.batch_size // 8))
-    return of_first_seed(data, "map", "channel", "map_timestep")
+    at_once, pictures = max(1, sampling.batch_size // 8), ["map", "channel", "map_timestep"]
+    return sampling.over_seeds(measure_batch, "distances of layers", seeds_at_once=at_once, of_first=pictures)
 
 
 def plot(result: ExperimentResult) -> go.Figure:

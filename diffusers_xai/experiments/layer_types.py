@@ -20,7 +20,6 @@ from diffusers_xai.profile.selection import pick_branch
 
 
 TIME = 0.2  # part of the training's timesteps; thesis: t = 200
-MAX_ROWS = 3
 
 
 def measure(
@@ -43,8 +42,8 @@ def measure(
             layers, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `map` of dims (seed, layer, height, width), `channel` (seed, layer), the same of the control
-        as `null_map` and `null_channel`, and `final`.
+        `xarray.Dataset`: `channel` (seed, layer), and of the first three seeds `map` (shown, layer, height, width);
+        the same of the control as `null_channel` and `null_map`; and `final`, their images.
     """
     denoiser = get_denoiser(pipe)
     wanted = layers or (["downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"]
@@ -63,7 +62,7 @@ def measure(
             data = data.assign(_maps(on_states_of(profile, other, sampling, part, what), paths, "null_").data_vars)
         return data.assign_coords(layer=[denoiser.short_name(path) for path in paths])
 
-    return sampling.over_seeds(measure_batch, "layers of a block")
+    return sampling.over_seeds(measure_batch, "layers of a block", of_few=["map", "null_map", "final"])
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -71,10 +70,10 @@ def plot(result: ExperimentResult) -> go.Figure:
     data = result.data
     layers = data["layer"].values.tolist()
     names = {"": "seed {}", "null_": "random<br>weights"}
-    shown = [(seed, name) for seed in data["seed"].values[:MAX_ROWS] for name in names if f"{name}map" in data]
+    shown = [(seed, name) for seed in data["shown"].values for name in names if f"{name}map" in data]
     rows = []
     for seed, name in shown:
-        part = data.sel(seed=seed)
+        part = data.sel(seed=seed, shown=seed)
         maps = zip(part[f"{name}map"].values, layers, part[f"{name}channel"].values, strict=True)
         row = [Tile(values, layer, caption=f"channel {int(channel)}") for values, layer, channel in maps]
         rows.append([*row, Tile(to_rgb(part["final"].values), "the result")])

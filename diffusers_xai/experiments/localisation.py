@@ -24,7 +24,7 @@ from diffusers_xai.experiments.maps import (
     region_or_middle,
 )
 from diffusers_xai.experiments.nulls import Null, noise_ratio, null_pipeline, state_size
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed, timestep_at
+from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
 from diffusers_xai.measures import Mask
 from diffusers_xai.models import ClosedFormDenoiser
@@ -75,8 +75,9 @@ def measure(
         `xarray.Dataset`: Of dims (seed, step): `inside`, the share of x̂_0's squared gradient within the region,
         `radius`, its root mean square distance in pixels to the nearest pixel of the region, `reached_step` and
         `reached_noise`, the share of input pixels whose gradient of μ or ε lies above the volume's mean, on average
-        over the region's pixels. `energy`, the root of the squares summed, of dims (seed, step, height, width). The
-        same of the control, their names beginning with `null_`. `final` (seed, channel, height, width), and `mask`.
+        over the region's pixels. Of the first three seeds `energy`, the root of the squares summed, of dims (shown,
+        step, height, width), and `final` (shown, channel, height, width). The same of the control, their names
+        beginning with `null_`; and `mask`.
         Of the first seed, `gradient_map` (layer, step, height, width) and `gradient_channel` (layer, step): the map
         of the channel whose gradient has the largest absolute sum.
     """
@@ -118,8 +119,14 @@ def measure(
             )
         )
 
-    data = sampling.over_seeds(measure_batch, "gradient volumes", seeds_at_once=max(1, sampling.batch_size // 8))
-    return of_first_seed(data, "gradient_map", "gradient_channel").assign(mask=(("height", "width"), region))
+    data = sampling.over_seeds(
+        measure_batch,
+        "gradient volumes",
+        seeds_at_once=max(1, sampling.batch_size // 8),
+        of_first=["gradient_map", "gradient_channel"],
+        of_few=["energy", "null_energy", "final"],
+    )
+    return data.assign(mask=(("height", "width"), region))
 
 
 def _by_seed(volume: xr.DataArray) -> xr.DataArray:
@@ -211,13 +218,13 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     times = [f"t = {t:.0f}" for t in data["timestep"].values]
     rows: list[list[Tile | None]] = []
     names = []
-    for seed in data["seed"].values[:2]:
-        part = data.sel(seed=seed)
+    for seed in data["shown"].values[:2]:
+        part = data.sel(shown=seed)
         row = [Tile(m, t, outline=region) for m, t in zip(part["energy"].values, times, strict=True)]
         rows.append([*row, Tile(to_rgb(part["final"].values), "the result", outline=region)])
         names.append(f"seed {seed}")
     if "null_energy" in data:
-        maps = data["null_energy"].isel(seed=0).values
+        maps = data["null_energy"].isel(shown=0).values
         rows.append([*(Tile(m, t, outline=region) for m, t in zip(maps, times, strict=True)), None])
         names.append("control")
     for layer in data["layer"].values.tolist():

@@ -12,7 +12,7 @@ from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, crossing_text, label_text, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, generators, of_first_seed
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, generators
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_evidence import ancestral
 from diffusers_xai.pipelines.noise_and_back import noise_and_back
@@ -98,10 +98,8 @@ def measure(
         data = returned(run, part, before, "")
         return data if control is None else data.merge(returned(control, part, before, "null_"))
 
-    data = sampling.over_seeds(measure_batch, "to noise and back")
-    data = of_first_seed(data, "before", "after").assign_coords(
-        set=list(SETS), timestep=("level", [timesteps[start] for start in starts])
-    )
+    data = sampling.over_seeds(measure_batch, "to noise and back", of_first=["before", "after"])
+    data = data.assign_coords(set=list(SETS), timestep=("level", [timesteps[start] for start in starts]))
     for prefix in ("", "null_") if control is not None else ("",):
         data[f"{prefix}returned"] = 1 - data[f"{prefix}error"] / data[f"{prefix}fresh_error"].mean("seed")
         found = falling_crossing(data[f"{prefix}returned"], HALF, along="level")

@@ -15,7 +15,7 @@ from diffusers_xai.analysis import benjamini_hochberg, summary
 from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import ExperimentResult
 from diffusers_xai.experiments.figures import interval_text
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines.patch_sweep import PatchSite
 from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -110,7 +110,8 @@ def effects_of_patches(
             data["null_effect"] = effects(null_sweep(part)[1:].float().cpu(), final[0])
         return data
 
-    return of_first_seed(sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once), "whole", "images")
+    pictures = ["whole", "images"]
+    return sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once, of_first=pictures)
 
 
 def layers_to_patch(denoiser: Any, layers: Sequence[str] | None) -> list[str]:

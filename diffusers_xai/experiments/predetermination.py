@@ -13,7 +13,7 @@ from diffusers_xai.experiments.base import Experiment, ExperimentResult, registe
 from diffusers_xai.experiments.figures import band, excess_columns, interval_text, label_text, null_name
 from diffusers_xai.experiments.judging import Judge, judged, named_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.labels import attributes_of
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -100,13 +100,15 @@ def measure(
             data["null_ssim"] = ("seed", "switch"), _to_unswitched(sweep(other, part))
         return data
 
-    data = sampling.over_seeds(measure_batch, "label switches", seeds_at_once=max(1, sampling.batch_size // 4))
+    data = sampling.over_seeds(
+        measure_batch, "label switches", seeds_at_once=max(1, sampling.batch_size // 4), of_first=["images"]
+    )
     for prefix in ("", "null_"):
         if f"{prefix}ssim" in data:
             data[f"{prefix}index"] = predetermination_index(data[f"{prefix}ssim"], THRESHOLD)
     if judge is not None:
         data["lock_in"] = _lock_in(data)
-    return of_first_seed(data, "images").assign_attrs(threshold=THRESHOLD)
+    return data.assign_attrs(threshold=THRESHOLD)
 
 
 def _to_unswitched(final: torch.Tensor) -> np.ndarray:

@@ -13,7 +13,6 @@ from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
 
 
-MAX_ROWS = 3
 NAMES = {"samples": "seed {}", "null_samples": "its image<br>noised"}
 
 
@@ -28,8 +27,8 @@ def measure(pipe: XAIPipeline, sampling: Sampling, *, null: str = "forward-noisi
         null (`str`): `"forward-noising"` or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `samples` and `null_samples`, the finished images noised to the same moments, of dims (seed,
-        step, channel, height, width), and `final` without the step.
+        `xarray.Dataset`: `samples` and `null_samples`, the finished images noised to the same moments, of dims (shown,
+        step, channel, height, width), and `final` without the step, of the first three seeds.
     """
 
     def measure_batch(part: list[int]) -> xr.Dataset:
@@ -42,17 +41,17 @@ def measure(pipe: XAIPipeline, sampling: Sampling, *, null: str = "forward-noisi
             data["null_samples"] = samples.copy(data=np.stack([*path][::-1], axis=1))
         return data.reset_coords(drop=True).assign_coords(timestep=("step", samples["timestep"].values))
 
-    return sampling.over_seeds(measure_batch, "process strips")
+    return sampling.over_seeds(measure_batch, "process strips", of_few=["samples", "null_samples", "final"])
 
 
 def plot(result: ExperimentResult) -> go.Figure:
     """Draws a row of states for each seed."""
     data = result.data
     labels = [f"t = {t:.0f}" for t in data["timestep"].values]
-    shown = [(seed, name) for seed in data["seed"].values[:MAX_ROWS] for name in NAMES if name in data]
+    shown = [(seed, name) for seed in data["shown"].values for name in NAMES if name in data]
     rows = []
     for seed, name in shown:
-        part = data.sel(seed=seed)
+        part = data.sel(shown=seed)
         row = [Tile(to_rgb(x), label) for x, label in zip(part[name].values, labels, strict=True)]
         rows.append([*row, Tile(to_rgb(part["final"].values), "the result")])
     return tile_grid(rows, [*labels, "result"], [NAMES[name].format(seed) for seed, name in shown])

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 import xarray as xr
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
 from tqdm.auto import tqdm
 
+from diffusers_xai.experiments.parts import parts_of
+from diffusers_xai.experiments.processes import process_state
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import Edits, RecordSpec
 
 
+MAX_SHOWN = 3  # seeds whose pictures are kept, where it is more than the first one's
 OTHER_NOISE = 10**6  # added to a seed: noise that no seed of an experiment has
 _BAR_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("bar_options", default=MappingProxyType({"disable": None}))
 
@@ -102,41 +103,73 @@ class Sampling:
         return output.profile
 
     def over_seeds(
-        self, measure: Callable[[list[int]], xr.Dataset], description: str, *, seeds_at_once: int | None = None
+        self,
+        measure: Callable[[list[int]], xr.Dataset],
+        description: str,
+        *,
+        seeds_at_once: int | None = None,
+        at_least: int = 1,
+        of_first: Sequence[str] = (),
+        of_few: Sequence[str] = (),
     ) -> xr.Dataset:
         """Calls `measure` with batches of seeds and joins what it returns along the dim `seed`.
 
         Under `accelerate launch` the batches are spread over the processes, and every process gets the whole. A seed's
         numbers depend on the batch that it is in at most by rounding, and batches do not depend on the processes.
+        Within [`kept_parts`] each batch is kept on disk, and what is there already is not measured again.
 
         Args:
             measure (`Callable`): Takes seeds, returns a data set with a dim `seed` in the order of the seeds.
             description (`str`): What the progress bar says.
             seeds_at_once (`int`, *optional*): Seeds in a batch; `batch_size` if `None`.
+            at_least (`int`, defaults to 1): Seeds that a batch needs. If fewer are left at the end, they join the
+                batch before.
+            of_first (`Sequence[str]`): Variables, pictures say, that are kept of the first seed alone, without the
+                dim; those that there are.
+            of_few (`Sequence[str]`): Those that are kept of the first three seeds, their dim then being `shown`.
         """
-        size = max(1, self.batch_size if seeds_at_once is None else seeds_at_once)
-        batches = [list(self.seeds[start : start + size]) for start in range(0, len(self.seeds), size)]
+        all_batches = batches(self.seeds, max(at_least, self.batch_size if seeds_at_once is None else seeds_at_once))
+        if len(all_batches) > 1 and len(all_batches[-1]) < at_least:
+            all_batches[-2:] = [all_batches[-2] + all_batches[-1]]
         state = process_state()
-        mine = list(range(state.process_index, len(batches), state.num_processes))
-        parts = []
+        parts = parts_of(all_batches, self.labels, description)
+        mine = parts.missing()[state.process_index :: state.num_processes]
         options = {"desc": description, "unit": "seed", **_BAR_OPTIONS.get()}
-        with tqdm(total=sum(len(batches[i]) for i in mine), **options) as bar:
+        with tqdm(total=sum(len(all_batches[i]) for i in mine), **options) as bar:
             for index in mine:
-                parts.append((index, measure(batches[index]).assign_coords(seed=batches[index])))
-                bar.update(len(batches[index]))
-        if state.num_processes > 1:
-            parts = gather_object(parts)
-        return xr.concat([part for _, part in sorted(parts, key=lambda pair: pair[0])], "seed", data_vars="minimal")
+                data = measure(all_batches[index]).assign_coords(seed=all_batches[index])
+                parts.keep(index, self._without_pictures(data, of_first, of_few))
+                bar.update(len(all_batches[index]))
+        return _joined(parts.all(), [*of_first, *of_few])
+
+    def _without_pictures(self, data: xr.Dataset, of_first: Sequence[str], of_few: Sequence[str]) -> xr.Dataset:
+        """The numbers of a batch, and of the run's first seeds the pictures."""
+        data = data.drop_attrs()
+        numbers = data.drop_vars([*of_first, *of_few], errors="ignore")
+        seeds = data["seed"].values.tolist()
+        first = [seed for seed in seeds if seed == self.seeds[0]]
+        few = [seed for seed in seeds if seed in self.seeds[:MAX_SHOWN]]
+        kept = {name: data[name].sel(seed=first[0], drop=True) for name in of_first if first and name in data}
+        for name in of_few:
+            if few and name in data:
+                kept[name] = data[name].sel(seed=few).rename(seed="shown")
+        return numbers.assign(kept)
 
 
-def of_first_seed(data: xr.Dataset, *names: str) -> xr.Dataset:
-    """The same numbers, the variables `names` (pictures, say) being kept of the first seed only."""
-    return data.assign({name: data[name].isel(seed=0, drop=True) for name in names})
+def batches(seeds: Sequence[int], size: int) -> list[list[int]]:
+    """The seeds in batches of `size`, the last one being what is left."""
+    return [list(seeds[start : start + size]) for start in range(0, len(seeds), size)]
 
 
-def process_state() -> PartialState:
-    """This process among those of `accelerate launch`, on CPUs with `ACCELERATE_USE_CPU=true` in the environment."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+def _joined(parts: Sequence[xr.Dataset], pictures: Sequence[str]) -> xr.Dataset:
+    """All batches as one, the pictures of those that have some."""
+    numbers = [part.drop_vars(pictures, errors="ignore").drop_dims("shown", errors="ignore") for part in parts]
+    data = xr.concat(numbers, "seed", data_vars="minimal")
+    for name in pictures:
+        found = [part[name] for part in parts if name in part]
+        if found:
+            data[name] = xr.concat(found, "shown") if "shown" in found[0].dims else found[0]
+    return data
 
 
 def generators(seeds: Sequence[int], copies: int = 1) -> list[torch.Generator]:

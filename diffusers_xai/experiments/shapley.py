@@ -14,7 +14,7 @@ from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, Experimen
 from diffusers_xai.experiments.figures import excess_columns, null_name, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.sampling import Sampling, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.labels import labels_between
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_tree import label_tree
@@ -98,8 +98,8 @@ def measure(
         parts = [measured(pipe, part, "")] + ([] if other is None else [measured(other, part, "null_")])
         return xr.merge(parts)
 
-    data = sampling.over_seeds(measure_batch, "coalitions", seeds_at_once=max(1, max_rows // 8))
-    data = of_first_seed(data, "images").assign_coords(
+    data = sampling.over_seeds(measure_batch, "coalitions", seeds_at_once=max(1, max_rows // 8), of_first=["images"])
+    data = data.assign_coords(
         of=[IMAGE, *names], attribute=players, half=list(HALVES), first=labels, second=labels, label=labels
     )
     for prefix in ("", "null_") if other is not None else ("",):

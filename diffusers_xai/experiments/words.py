@@ -18,7 +18,7 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, dots, interval_text
-from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators, of_first_seed
+from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators
 from diffusers_xai.experiments.word_masks import (
     WordConcepts,
     agreement,
@@ -36,7 +36,8 @@ from diffusers_xai.recording import record
 
 SHARE = 0.2  # of the image's places, which hold as large a share of the change by chance
 MOMENTS = 3  # at which maps are drawn
-_OF_ONE_SEED = ("map", "changed", "image", "without", "seen", "seen_map", "seen_changed", "mask")
+_OF_FIRST = ("map", "changed", "image", "without", "seen")  # seed
+_COMPARED = ("seen_map", "seen_changed", "mask")  # with those of other seeds; then of the first one, too
 
 
 def measure(
@@ -157,12 +158,12 @@ def measure(
         return data.assign_coords(word=words)
 
     # One image in a call: so every pipeline takes it, also one with a picture to start from.
-    data = sampling.over_seeds(measure_batch, "words", seeds_at_once=1)
+    data = sampling.over_seeds(measure_batch, "words", seeds_at_once=1, of_first=_OF_FIRST)
     data = data.transpose("seed", "word", "step", ...)
     if concepts is not None:
         data = data.assign(agreement(data)).drop_vars("null_seen_map", errors="ignore")
-    kept = [name for name in _OF_ONE_SEED if name in data]
-    return of_first_seed(data, *kept).assign_attrs(prompt=prompt)
+        data = data.assign({name: data[name].isel(seed=0, drop=True) for name in _COMPARED})
+    return data.assign_attrs(prompt=prompt)
 
 
 def without(prompt: str, word: str) -> str:

@@ -48,7 +48,8 @@ class AttentionWeights(RecordSpec):
         queries (`str`, defaults to `"mean"`): `"mean"` over all queries, or `"all"`.
         pixels (sequence of `(row, column)`, *optional*): Query pixels at the sample's resolution; each means the
             query of the layer's grid that covers it; of a video, in its first frame.
-        heads (`int` or sequence of `int`, *optional*): 0-based indices of heads; all if `None`.
+        heads (`int` or sequence of `int`, *optional*): 0-based indices of heads, in the order in which they are
+            wanted, which the coordinate `head` tells; all if `None`.
         steps, timesteps, every: See [`RecordSpec`].
 
     Raises:
@@ -77,7 +78,7 @@ class AttentionWeights(RecordSpec):
                 raise ValueError("Expected `pixels` to choose among image queries: without `queries='all'` and text.")
             object.__setattr__(self, "pixels", tuple((int(row), int(column)) for row, column in self.pixels))
         if self.heads is not None:
-            heads = (self.heads,) if isinstance(self.heads, int) else tuple(int(head) for head in self.heads)
+            heads = tuple(int(head) for head in _as_list(self.heads))
             if not heads or min(heads) < 0:
                 raise ValueError(f"Expected `heads` as one or several indices from 0 on, got {self.heads!r}.")
             object.__setattr__(self, "heads", heads)
@@ -184,15 +185,21 @@ class AttentionWeights(RecordSpec):
             weights = weights.unflatten(0, (run.labelling.rows, -1))
             position = dims.index("height") if "height" in dims else len(dims) - 1
             weights, dims = weights.movedim(1, 1 + position), (*dims[:position], "frame", *dims[position:])
+        if self.heads is not None:
+            coords["head"] = _as_list(self.heads)
         return weights, dims, coords
 
     def _of_heads(self, weights: torch.Tensor) -> torch.Tensor:
         if self.heads is None:
             return weights
-        chosen = list(self.heads) if isinstance(self.heads, Iterable) else [self.heads]
+        chosen = _as_list(self.heads)
         if max(chosen) >= weights.shape[1]:
             raise ValueError(f"AttentionWeights: expected `heads` in 0..{weights.shape[1] - 1}, got {chosen}.")
         return weights[:, chosen]
+
+
+def _as_list(heads: int | Iterable[int]) -> list[int]:
+    return [heads] if isinstance(heads, int) else list(heads)
 
 
 def softmax_layers(denoiser: Denoiser, layers: str | Iterable[str] | None) -> dict[str, nn.Module]:

@@ -124,7 +124,6 @@ class DiffusionProfile(MeasuredProfile):
             `huggingface_hub.CommitInfo`: The commit.
 
         Raises:
-            ImportError: If pyarrow, which writes the table, is not installed.
             HubError: If the Hub refuses the token or the repository, or the connection stays lost; it is unchanged.
             ValueError: If `repo_id` is no id.
         """

@@ -80,10 +80,6 @@ def push_profile(
     profile: Mapping[str, xr.DataArray], repo_id: str, *, message: str, token: str | bool | None, **options: Any
 ) -> CommitInfo:
     """Uploads a profile in one commit, see `DiffusionProfile.push_to_hub`."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ImportError("Pushing a profile writes a table with pyarrow: pip install 'diffusers-xai[hub]'") from error
     check_push(repo_id, token)
     provenance = getattr(profile, "provenance", {})
     with tempfile.TemporaryDirectory(prefix="diffusers-xai-push-") as temporary:

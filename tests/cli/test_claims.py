@@ -147,7 +147,7 @@ sys.exit(code)
 
 
 def test_experiments_say_what_is_kept(place, monkeypatch, capsys):
-    from diffusers_xai.experiments import EXPERIMENTS
+    from diffusers_xai.experiments import EXPERIMENTS, Sampling
 
     save_tiny(place / "tiny")
     command = ["experiment", "ssim-trajectory", "--checkpoint", "tiny", "--seeds", "1", "--steps", "2"]
@@ -156,11 +156,20 @@ def test_experiments_say_what_is_kept(place, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(EXPERIMENTS["ssim-trajectory"]), "run", interrupt)
-    capsys.readouterr()
-    assert cli.main([*command, "--label", "1"]) == 130
+    def interrupted_at_the_second(function):
+        calls = iter([function, interrupt])
+        return lambda *args, **kwargs: next(calls)(*args, **kwargs)
+
+    command[1] = "process"
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampling, "profile", interrupted_at_the_second(Sampling.profile))
+        assert cli.main([*command[:-3], "2", *command[-2:], "--batch-size", "1"]) == 130
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.endswith("interrupted, 1 finished in experiments and kept: the same command continues from there")
+    assert last.endswith(
+        "interrupted, 1 finished in experiments and kept, and 1 batches of the next one: the same command continues"
+        " from there"
+    )
+    monkeypatch.setattr(type(EXPERIMENTS["process"]), "run", interrupt)
     assert cli.main([*command, "--out", "new"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith("interrupted, no experiment was finished")
     assert not (place / "new").exists()

@@ -1,5 +1,7 @@
 """`diffusers-xai experiment`: what it keeps, and what it refuses."""
 
+import numpy as np
+import pandas as pd
 import pytest
 from diffusers import DDPMScheduler
 
@@ -29,10 +31,41 @@ def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())
 
     base[1] = "ssim-trajectory"
-    assert main([*base, "--steps", "5"]) == 0
+    assert main([*base, "--steps", "5"]) == 2
+    out = tmp_path / "out"
     assert (
-        ExperimentResult.load(tmp_path / "out" / "ssim-trajectory").data.sizes["step"] == 5 != first.data.sizes["step"]
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith(f"{out / 'ssim-trajectory'} was made with steps 10, not 5: choose another --out, or remove it")
     )
+    assert ExperimentResult.load(out / "ssim-trajectory").data.identical(first.data)
+    seeds = pd.read_parquet(out / "ssim-trajectory.parquet")
+    np.testing.assert_array_equal(np.stack(seeds["ssim"]), first.data["ssim"])
+    moments = pd.read_parquet(out / "ssim-trajectory-moments.parquet")
+    np.testing.assert_allclose(moments["mean"], first.data["ssim"].mean("seed"), rtol=1e-12)
+
+
+def test_another_judge_is_another_request(tmp_path, capsys):
+    unet = convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling"))
+    XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    judge = tmp_path / "judge.py"
+    judge.write_text("def seen(images):\n    return images.mean((2, 3))[:, :2].sigmoid()\n")
+    command = [
+        "experiment",
+        "predetermination",
+        "--checkpoint",
+        str(tmp_path / "pipe"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    command += ["--label", "01", "--other-label", "10", "--null", "none", "--seeds", "2", "--steps", "2"]
+    command += ["--judge", f"{judge}:seen"]
+    assert main(command) == 0
+    stamp = (tmp_path / "out" / "predetermination" / "profile.json").stat().st_mtime_ns
+    judge.write_text("def seen(images):\n    return images.mean((2, 3))[:, 1:].sigmoid()\n")
+    assert main(command) == 2
+    assert 'predetermination was made with judge ["judge.py:seen", "' in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "out" / "predetermination" / "profile.json").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize(

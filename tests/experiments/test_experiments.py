@@ -264,7 +264,7 @@ def test_localisation_is_that_of_the_clean_image(prediction_type):
     t = int(result.data["timestep"][2])
     x = states(pipe, 3, 4, 10)[int(result.data["step"][2])]
     energy = clean_image_energy(pipe, x, t, 3, mask)
-    mine = result.data["energy"].sel(seed=4)[2].values
+    mine = result.data["energy"].sel(shown=4)[2].values
     np.testing.assert_allclose(mine / mine.max(), energy / energy.max(), atol=2e-3)
     inside = (energy[mask] ** 2).sum() / (energy**2).sum()
     assert float(result.data["inside"].sel(seed=4)[2]) == pytest.approx(inside, abs=1e-3)
@@ -325,7 +325,7 @@ def test_the_gradient_maps_of_localisation(pipe):
 def test_process_and_layer_types(pipe):
     result = run("process", pipe, labels=[3], seeds=SEEDS, steps=10)
     run_states = states(pipe, 3, 9, 10)
-    np.testing.assert_allclose(result.data["samples"].sel(seed=9), torch.stack(run_states[:-1]), atol=1e-3)
+    np.testing.assert_allclose(result.data["samples"].sel(shown=9), torch.stack(run_states[:-1]), atol=1e-3)
     result = run("layer-types", pipe, labels=[3], seeds=SEEDS, steps=5)
     names = {"downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"}
     assert set(result.data["layer"].values) == names
@@ -333,7 +333,7 @@ def test_process_and_layer_types(pipe):
         3, num_inference_steps=5, generator=torch.Generator().manual_seed(9), record=_activations("downs.0.1")
     ).profile  # fmt: skip
     channel = recorded.max_channel("downs.0.1", timestep=200)
-    part = result.data.sel(seed=9, layer="downs.0.1")
+    part = result.data.sel(seed=9, shown=9, layer="downs.0.1")
     assert int(part["channel"]) == channel
     values = recorded.sel("activations/downs.0.1", timestep=200)[0, channel]
     np.testing.assert_allclose(part["map"], values, rtol=1e-3, atol=1e-4)
@@ -401,7 +401,7 @@ def test_artifact(pipe):
     mask[5:9, 4:9] = True
     result = run("artifact", pipe, labels=[3], seeds=SEEDS, steps=5, mask=mask, layer="ups.0.3")
     for seed in SEEDS:
-        part = result.data.sel(seed=seed)
+        part = result.data.sel(seed=seed, shown=seed)
         intact = states(pipe, 3, seed, 5)[-1]
         changed = states(pipe, 3, seed, 5, edits=[ChannelAblation("ups.0.3", channels=int(part["channel"]))])[-1]
         np.testing.assert_allclose(part["images"].sel(run="ablated"), changed, atol=1e-3)

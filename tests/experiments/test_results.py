@@ -1,21 +1,12 @@
 """Results on disk, seeds in batches and in processes, the registry."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from accelerate.state import PartialState
 
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def make_result(value=1.0):
@@ -85,6 +76,9 @@ def test_batches_are_joined_in_the_order_of_the_seeds():
     assert data["x"].sel(seed=9) == 18
     assert data["seed"].values.tolist() == [5, 1, 9, 3, 2]
     assert data["shared"].dims == ("step",)
+    batches.clear()
+    assert Sampling(seeds=range(7), batch_size=3).over_seeds(measure, "x", at_least=2)["x"][6] == 12
+    assert batches == [[0, 1, 2], [3, 4, 5, 6]]
     for seeds in ([], [1, 1]):
         with pytest.raises(ValueError, match="each once"):
             Sampling(seeds=seeds)
@@ -95,37 +89,3 @@ def test_every_experiment_says_what_it_is():
         assert experiment.name == name
         assert experiment.text.endswith(".")
         assert re.search(r"thesis|\b(19|20)\d\d\b", experiment.source)
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_result_of_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        """
-import sys
-from accelerate import PartialState
-from diffusers import DDPMScheduler
-from diffusers_xai import XAIPipeline
-from diffusers_xai.experiments import EXPERIMENTS, Sampling
-from tests.tiny import convnext_unet
-pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
-pipe.set_progress_bar_config(disable=True)
-result = EXPERIMENTS["predetermination"].run(
-    pipe, Sampling(labels=[3, 12], seeds=range(5), steps=10, batch_size=8), switches=3, null="none")
-if PartialState().is_main_process:
-    result.save(sys.argv[1])
-print(PartialState().num_processes)
-"""
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    for name, arguments in (("one", []), ("two", launch)):
-        command = [sys.executable, *arguments, str(script), str(tmp_path / name)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.split() == (["1"] if name == "one" else ["2", "2"])
-    one, two = (ExperimentResult.load(tmp_path / name) for name in ("one", "two"))
-    xr.testing.assert_identical(one.data, two.data)
-    assert json.dumps(one.settings) == json.dumps(two.settings)
-    assert PartialState().num_processes == 1

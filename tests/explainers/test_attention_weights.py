@@ -83,6 +83,27 @@ def test_all_softmax_layers_are_recorded_by_default():
     assert layers == {path for path, m in pipe.unet.named_modules() if type(m).__name__ == "Attention"}
 
 
+@pytest.mark.parametrize("heads", [1, (1, 0)])
+def test_single_heads_come_in_the_order_in_which_they_are_wanted(heads):
+    pipe, sample = make("cross")
+    path = CASES["cross"]
+    profiles = []
+    for chosen in (None, heads):
+        with record(pipe, [AttentionWeights(layers=path, heads=chosen)]) as run:
+            sample(num_inference_steps=1)
+        profiles.append(run.profile[f"attention_weights/{path}"])
+    every, array = profiles
+    wanted = np.atleast_1d(heads)
+    assert array["head"].values.tolist() == wanted.tolist()
+    for head in wanted:
+        assert np.array_equal(array.sel(head=head).values, every.isel(head=head).values)
+    with (
+        pytest.raises(ValueError, match="expected `heads` in 0.."),
+        record(pipe, [AttentionWeights(layers=path, heads=9)]),
+    ):
+        sample(num_inference_steps=1)
+
+
 def test_linear_attention_has_no_weights():
     pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
     with pytest.raises(ValueError, match="no layer of softmax attention"):

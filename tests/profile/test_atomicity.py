@@ -147,6 +147,21 @@ def test_an_existing_target_is_kept_unless_told_otherwise(tmp_path):
     assert "notes.txt" not in listing(tmp_path / "fox")
 
 
+def test_what_came_there_while_it_was_written_is_kept(tmp_path, monkeypatch):
+    write = safetensors.numpy.save_file
+
+    def meanwhile(*args, **kwargs):
+        (tmp_path / "fox").mkdir(exist_ok=True)
+        (tmp_path / "fox" / "mine.txt").touch()
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", meanwhile)
+    with pytest.raises(FileExistsError, match="fox"):
+        make_profile().save_pretrained(tmp_path / "fox")
+    assert listing(tmp_path) == ["fox"]
+    assert listing(tmp_path / "fox") == ["mine.txt"]
+
+
 def test_overwrite_replaces_profiles_and_empty_folders_only(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()

@@ -1,0 +1,77 @@
+"""Experiments under `accelerate launch`: the numbers of one process, also after one of two was killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import xarray as xr
+from diffusers import DDPMScheduler
+
+from diffusers_xai import XAIPipeline
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from tests.tiny import convnext_unet
+
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+SAMPLING = Sampling(labels=[1, 2], seeds=range(12), steps=4, batch_size=8)
+
+# The second process dies by kill -9 in the second of its three batches.
+JUDGE = """
+import os, signal
+def seen(images):
+    if os.environ.get("RANK") == "1" and os.path.exists("two/predetermination.parquet/part-00001.parquet"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images.mean((2, 3))[:, :2].sigmoid()
+"""
+# A result without parts, which the processes send each other, and then the command.
+SCRIPT = """
+import sys
+from accelerate import PartialState
+from diffusers_xai import XAIPipeline
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS
+from tests.experiments.test_processes import SAMPLING
+pipe = XAIPipeline.from_pretrained(sys.argv[1])
+pipe.set_progress_bar_config(disable=True)
+result = EXPERIMENTS["predetermination"].run(pipe, SAMPLING, null="none")
+if PartialState().is_main_process:
+    result.save("gathered")
+assert PartialState().num_processes == 2
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_one_of_which_is_killed_give_the_result_of_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pipe = XAIPipeline(convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling")), DDPMScheduler())
+    pipe.save_pretrained("pipe")
+    pipe.set_progress_bar_config(disable=True)
+    Path("judge.py").write_text(JUDGE)
+    Path("script.py").write_text(SCRIPT)
+    command = ["experiment", "predetermination", "--checkpoint", "pipe", "--label", "01", "--other-label", "10"]
+    command += ["--null", "none", "--seeds", "12", "--steps", "4", "--batch-size", "8", "--judge", "judge.py:seen"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    arguments = [sys.executable, *LAUNCH, "script.py", "pipe", *command, "--out", "two"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "Signal 9" in done.stderr, done.stderr[-3000:]
+    kept = {path.name: path.stat().st_mtime_ns for path in Path("two/predetermination.parquet").glob("part-*")}
+    assert {"part-00001.parquet"} <= set(kept)  # the first batch of the one that was killed
+    assert len(kept) < 6
+    assert not Path("two/predetermination").exists()
+
+    whole = EXPERIMENTS["predetermination"].run(pipe, SAMPLING, null="none").data
+    xr.testing.assert_equal(ExperimentResult.load("gathered").data, whole)
+    for out in ("two", "one"):
+        assert main([*command, "--out", out]) == 0
+    two, one = (ExperimentResult.load(Path(out, "predetermination")).data for out in ("two", "one"))
+    xr.testing.assert_identical(two, one)
+    xr.testing.assert_allclose(one["ssim"], whole["ssim"], atol=1e-6)
+    assert all(Path("two/predetermination.parquet", name).stat().st_mtime_ns == at for name, at in kept.items())
+    assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
