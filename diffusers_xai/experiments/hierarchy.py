@@ -78,20 +78,16 @@ def measure(
             guidance_scale=sampling.guidance_scale, source_seeds=[seed + shift for seed in seeds],
         )  # fmt: skip
 
-    data = effects_of_patches(
+    return effects_of_patches(
         sampling,
         lambda seeds: sweep(source, OTHER_NOISE, seeds),
         None if null == "none" else lambda seeds: sweep(base, 2 * OTHER_NOISE, seeds),
         {"layout": layout_nearness, "colours": color_nearness},
         None if judge is None else lambda images: seen_attributes(judge, images, pipe, names),
-        (len(paths), len(parts)),
+        [denoiser.short_name(path) for path in paths],
+        parts,
+        timesteps,
         max(1, min(sampling.batch_size, max_rows // 4)),
-    )
-    return data.assign_coords(
-        layer=[denoiser.short_name(path) for path in paths],
-        start=("band", [part.start for part in parts]),
-        stop=("band", [part.stop for part in parts]),
-        timestep=("band", [timesteps[part.start] for part in parts]),
     )
 
 

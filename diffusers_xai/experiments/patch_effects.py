@@ -57,7 +57,9 @@ def effects_of_patches(
     null_sweep: Sweep | None,
     near: dict[str, Nearness],
     seen: Seen | None,
-    shape: tuple[int, int],
+    layers: Sequence[str],
+    bands: Sequence[range],
+    timesteps: Sequence[float],
     seeds_at_once: int,
 ) -> xr.Dataset:
     """Effects (m(patched) − m(base)) / (m(source) − m(base)) of every patch over the seeds.
@@ -69,14 +71,18 @@ def effects_of_patches(
             those towards the source of `sweep`.
         near (`dict[str, Callable]`): By name, how near images are to the source's, as m; 0 is not needed to be best.
         seen (`Callable`, *optional*): Probabilities of things in images by name, which are further measures m.
-        shape (`tuple[int, int]`): Number of layers and of bands, of which the patches are all pairs.
+        layers (`Sequence[str]`): Names of the layers, and
+        bands (`Sequence[range]`): the steps in which each is patched: the patches are all pairs.
+        timesteps (`Sequence[float]`): Of the steps; at the latest when `sweep` has returned.
         seeds_at_once (`int`): Seeds in one call of the sweeps.
 
     Returns:
-        `xarray.Dataset`: `effect` and `null_effect` (seed, layer, band, of), NaN where source and base do not differ;
+        `xarray.Dataset`: `effect` and `null_effect` (seed, layer, band, of), NaN where source and base do not differ,
+        with the coordinates `start`, `stop` and `timestep` on `band`;
         `whole` (run, rgb, height, width), source and base of the first seed, and `images` (layer, band, …), its
         patched runs.
     """
+    shape = (len(layers), len(bands))
 
     def scores(final: torch.Tensor, goal: torch.Tensor) -> tuple[torch.Tensor, list[str], torch.Tensor]:
         """M of runs (run, seed, …) whose goal is (seed, …): (seed, run, of), the names, and what is too little."""
@@ -102,6 +108,7 @@ def effects_of_patches(
     def measure_batch(part: list[int]) -> xr.Dataset:
         final = sweep(part).float().cpu()
         data = xr.Dataset({"effect": effects(final[1:], final[0])})
+        data["timesteps"] = ("seed", "step"), [list(timesteps)] * len(part)
         picture = ("rgb", "height", "width")
         data["whole"] = ("seed", "run", *picture), final[:2].transpose(0, 1).numpy()
         patched = final[2:].unflatten(0, shape)
@@ -111,7 +118,14 @@ def effects_of_patches(
         return data
 
     pictures = ["whole", "images"]
-    return sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once, of_first=pictures)
+    data = sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once, of_first=pictures)
+    times = data["timesteps"].isel(seed=0).values
+    return data.drop_vars("timesteps").assign_coords(
+        layer=list(layers),
+        start=("band", [band.start for band in bands]),
+        stop=("band", [band.stop for band in bands]),
+        timestep=("band", [times[band.start] for band in bands]),
+    )
 
 
 def layers_to_patch(denoiser: Any, layers: Sequence[str] | None) -> list[str]:

@@ -122,17 +122,20 @@ def measure(
     null_sweep: Sweep | None = None if null == "none" else partial(run, base, 2 * OTHER_NOISE)
     near = {PIXELS: lambda images, goal: -_squared_error(images, goal, mask)}
     data = effects_of_patches(
-        sampling, partial(run, other, shift), null_sweep, near, seen, (len(paths), len(parts)), at_once
+        sampling,
+        partial(run, other, shift),
+        null_sweep,
+        near,
+        seen,
+        [denoiser.short_name(path) for path in paths],
+        parts,
+        timesteps,
+        at_once,
     )
     if prompts is not None:
         told = data["effect"].notnull().all(["layer", "band"]).mean("seed") > 0.5
         data = data.sel(of=told | (data["of"] == PIXELS)).assign_attrs(prompts=list(prompts))
-    return data.assign_coords(
-        layer=[denoiser.short_name(path) for path in paths],
-        start=("band", [part.start for part in parts]),
-        stop=("band", [part.stop for part in parts]),
-        timestep=("band", [timesteps[part.start] for part in parts]),
-    )
+    return data
 
 
 def _sweep_labels(
