@@ -1,5 +1,6 @@
 """Where in depth and time two checkpoints part, or those of a training."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def measure(
         `null_distance` (seed, layer, step), and `null_ssim` (seed, step) and `null_final_ssim` (seed) of two runs of
         the first checkpoint from different noise. Of the first seed, `x0` at six moments, with the coordinate
         `moment_timestep`, and the result, of dims (run, moment, rgb, height, width) and (run, rgb, height, width).
+        Where the other checkpoints are called by one word and a number, `step-500` and `step-1000`, the coordinate
+        `trained` (checkpoint) has the numbers.
 
     Raises:
         ValueError: If there is no other checkpoint, or one has another architecture or other timesteps.
@@ -120,7 +123,9 @@ def measure(
     at_once = max(1, sampling.batch_size // 8)
     data = sampling.over_seeds(measure_batch, "checkpoints", seeds_at_once=at_once, of_first=["x0", "final"])
     data = data.transpose("seed", "checkpoint", "layer", ...)
-    return data.assign_coords(checkpoint=names[1:], run=names).assign_attrs(checkpoints=names)
+    data = data.assign_coords(checkpoint=names[1:], run=names).assign_attrs(checkpoints=names)
+    trained = _trained(names[1:])
+    return data if trained is None else data.assign_coords(trained=("checkpoint", trained))
 
 
 def _names(pipes: Sequence[XAIPipeline]) -> list[str]:
@@ -130,6 +135,14 @@ def _names(pipes: Sequence[XAIPipeline]) -> list[str]:
         name = Path(str(pipe.config.get("_name_or_path") or f"checkpoint {number}")).name
         names.append(f"{name} ({number})" if name in names else name)
     return names
+
+
+def _trained(names: Sequence[str]) -> list[int] | None:
+    """How long each checkpoint was trained, where the names are one word with different numbers."""
+    found = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    words = {match and match[1] for match in found}
+    numbers = [int(match[2]) for match in found if match]
+    return numbers if len(words) == 1 and len(numbers) == len(set(numbers)) > 1 else None
 
 
 def _check_alike(pipe: XAIPipeline, other: XAIPipeline, name: str, steps: int) -> None:
@@ -211,8 +224,13 @@ def table(result: ExperimentResult) -> pd.DataFrame:
 
 
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the layers' distances over the time, of several checkpoints over these; below, SSIM of the runs."""
+    """Draws the layers' distances over the time, of several checkpoints over these; below, SSIM of the runs.
+
+    Both over the training where the checkpoints' names tell how long it was.
+    """
     data = result.data
+    in_training = "trained" in data.coords
+    data = data.sortby("trained") if in_training else data
     names, layers = (data[dim].values.tolist() for dim in ("checkpoint", "layer"))
     distance = data["distance"].mean("seed")
     one = len(names) == 1
@@ -232,27 +250,48 @@ def plot(result: ExperimentResult) -> go.Figure:
         "colorscale": COLOR_SCALE, "zmin": 0, "zmax": most or 1, "y": layers,
         "colorbar": {"title": {"text": "distance"}, "y": 1, "yanchor": "top", "len": 0.6},
     }  # fmt: skip
-    x = data["timestep"].values if one else names
+    x = data["timestep"].values if one else data["trained"].values if in_training else names
     hover = ("t = %{x:.0f}" if one else "%{x}") + "<br>%{y}: %{z:.3f}<extra></extra>"
     figure.add_heatmap(z=shown.transpose("layer", ...).values, x=x, hovertemplate=hover, **scale)
     if null is not None:
         random = {**scale, "showscale": False, "hovertemplate": "%{y}: %{z:.3f}<extra></extra>"}
         figure.add_heatmap(z=null, x=["control"], row=1, col=2, **random)
-    below: dict[str, Any] = {"row": 2, "col": 1}
-    for index, name in enumerate(names):
-        band(figure, data["timestep"].values, data["ssim"].sel(checkpoint=name), name, index, **below)
-    if "null_ssim" in data:
-        band(figure, data["timestep"].values, data["null_ssim"], "control: other noise", muted=True, **below)
-    time = {"title": "timestep t", "range": [float(data["timestep"].max()), 0]}
-    figure.update_xaxes(**time, row=2, col=1)
-    figure.update_xaxes(
-        **({"title": "timestep t", "autorange": "reversed"} if one else {"title": "checkpoint"}), row=1, col=1
-    )
+    if in_training:
+        _draw_training(figure, data)
+    else:
+        _draw_runs(figure, data)
+        above = {"title": "timestep t", "autorange": "reversed"} if one else {"title": "checkpoint"}
+        figure.update_xaxes(**above, row=1, col=1)
     figure.update_yaxes(autorange="reversed", automargin=True, dtick=1, tickfont={"size": 11}, row=1)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
-    figure.update_yaxes(title="SSIM of x<sub>t</sub>", row=2, col=1)
+    figure.update_yaxes(title="SSIM" if in_training else "SSIM of x<sub>t</sub>", row=2, col=1)
     figure.update_layout(template=TEMPLATE, height=360 + 16 * len(layers), legend={"y": -0.12, "yanchor": "top"})
     return figure
+
+
+def _draw_runs(figure: go.Figure, data: xr.Dataset) -> None:
+    """SSIM of the runs' states over the time, a line for each checkpoint."""
+    place: dict[str, Any] = {"row": 2, "col": 1}
+    for index, name in enumerate(data["checkpoint"].values.tolist()):
+        band(figure, data["timestep"].values, data["ssim"].sel(checkpoint=name), name, index, **place)
+    if "null_ssim" in data:
+        band(figure, data["timestep"].values, data["null_ssim"], "control: other noise", muted=True, **place)
+    figure.update_xaxes(title="timestep t", range=[float(data["timestep"].max()), 0], **place)
+
+
+def _draw_training(figure: go.Figure, data: xr.Dataset) -> None:
+    """SSIM of the images, and of two earlier states, over the training; its numbers below both panels."""
+    place: dict[str, Any] = {"row": 2, "col": 1}
+    trained, count = data["trained"].values, data.sizes["step"]
+    curves = {f"t = {data['timestep'].values[i]:.0f}": data["ssim"].isel(step=i) for i in (count // 2, 3 * count // 4)}
+    for index, (name, ssim) in enumerate({**curves, "the images": data["final_ssim"]}.items()):
+        band(figure, trained, ssim.transpose("seed", "checkpoint"), name, index, **place)
+    if "null_final_ssim" in data:
+        null = data["null_final_ssim"].expand_dims(checkpoint=len(trained), axis=1)
+        band(figure, trained, null, "control: images of other noise", muted=True, **place)
+    word = str(data["checkpoint"].values[0]).rstrip("0123456789").strip("-_. ") or "checkpoint"
+    for row in (1, 2):
+        figure.update_xaxes(title=word, tickvals=trained, ticktext=[f"{n:,}" for n in trained], row=row, col=1)
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
@@ -277,10 +316,11 @@ EXPERIMENT = register(
         "Above: how far the output of each layer is from that of the first checkpoint (0: equal, 1: nothing in common)"
         " when both networks see the same states, those of the first one's runs; layers in the order in which they"
         " run, from top to bottom. The first row that is not dark is where the weights begin to differ. With several"
-        " checkpoints, those of a training, there is a column for each, the mean over the process. Control: the same"
-        " network with random weights, in the same colours. Below: SSIM of the runs' states, which start from one"
-        " noise and go their own ways; grey, two runs of the first checkpoint from different noise. The images are the"
-        " predicted clean images of the first seed, a row for each checkpoint.",
+        " checkpoints, those of a training, there is a column for each, the mean over the process; names that end in"
+        " numbers, such as step-500 and step-1000, are an axis. Control: the same network with random weights, in the"
+        " same colours. Below: SSIM of the runs' states, which start from one noise and go their own ways (over the"
+        " training, if that is the axis); grey, two runs of the first checkpoint from different noise. The images are"
+        " the predicted clean images of the first seed, a row for each checkpoint.",
         "thesis eq. 4.1.8, 4.1.10, here between checkpoints",
         measure,
         plot,

@@ -133,6 +133,26 @@ def test_what_cannot_be_compared_is_refused(pipe):
         EXPERIMENT.run(pipe, SAMPLING, others=[later])
 
 
+@pytest.mark.parametrize("names", [("step-20", "step-5"), ("step-20", "step-020"), ("step-20", "other-5"), ("a", "b")])
+def test_numbers_of_a_training_are_an_axis(pipe, names):
+    others = [changed(pipe, "down_blocks.0"), changed(pipe, "conv_out")]
+    for other, name in zip(others, names, strict=True):
+        other.register_to_config(_name_or_path=f"runs/{name}")
+    result = EXPERIMENT.run(pipe, SAMPLING, others=others, records=2, layers=["conv_in", "conv_out"], null="none")
+    above, *below = EXPERIMENT.plot(result).data
+    distance = result.data["distance"].mean(["seed", "step"]).values
+    if names[1] == "step-5":
+        assert result.data["trained"].values.tolist() == [20, 5]
+        assert list(above.x) == [5, 20]
+        np.testing.assert_allclose(above.z, distance[::-1].T)
+        images = next(trace for trace in below if (trace.name or "").startswith("the images"))
+        np.testing.assert_allclose(images.y, result.data["final_ssim"].mean("seed").values[::-1])
+    else:
+        assert "trained" not in result.data.coords
+        assert list(above.x) == list(names)
+        np.testing.assert_allclose(above.z, distance.T)
+
+
 def test_the_command_takes_a_training(pipe, tmp_path, capsys):
     for name, which in (
         ("last", pipe),
