@@ -220,7 +220,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_yaxes(matches=None, showticklabels=True, col=3)
     figure.update_xaxes(range=[0, 1.05], col=1)
     figure.update_xaxes(range=[0, 1.05], col=2)
-    return figure.update_layout(template=TEMPLATE, height=480, legend={"y": -0.34}, margin={"b": 150})
+    return figure.update_layout(template=TEMPLATE, height=500, legend={"y": -0.42}, margin={"b": 170})
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
