@@ -1,5 +1,6 @@
 """Names for the dims of what a denoiser receives and of what its layers put out."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -292,6 +293,7 @@ class Labelling:
         )
 
 
+@functools.cache
 def is_of_text(path: str) -> bool:
     """Whether a layer sees the condition alone, before it meets the image, however many tokens either has."""
     names = ("cap_", "caption_", "txt_", "add_time_condition")

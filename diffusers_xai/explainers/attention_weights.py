@@ -1,5 +1,6 @@
 """The true weights of softmax attention."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ class AttentionWeights(RecordSpec):
         """Taps the attention of every matching layer."""
         run = recording.run
         layers = softmax_layers(run.denoiser, self.layers)
+        heads = {path: heads_of(module) for path, module in layers.items()}
         group = "attention_weights" if self.relation is None else f"attention_weights_{self.relation}"
         named = [path for path in layers if self.layers is not None and run.denoiser.is_named(path, self.layers)]
         recording.expect(self, [f"{group}/{path}" for path in layers] if named else [], exclusive=True)
@@ -103,10 +105,8 @@ class AttentionWeights(RecordSpec):
                 )
 
         def keep(path: str, calls: list[AttentionCall]) -> None:
-            if not recording.looks(self) or not calls:
-                return
-            whole = merged(calls, run.labelling, path, heads_of(layers[path]))
-            if not whole and path in named:
+            whole = merged(calls, run.labelling, path, heads[path])
+            if calls and not whole and path in named:
                 raise ValueError(
                     f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance"
                     " leaves out some."
@@ -122,12 +122,11 @@ class AttentionWeights(RecordSpec):
                         )
                     continue
                 found.add(path)
-                is_selected = recording.is_selected(self)
-                values, dims, coords = self._values(
-                    run, layers[path], call, known.get(name) or known[""], name, is_selected
-                )
+                device = None if recording.is_selected(self) else "meta"
+                relation = known.get(name) or known[""]
+                values, dims, coords = self._values(run, heads[path], call, relation, name, device)
                 coords |= token_coordinate(run, prompt, values.shape[-1]) if dims[-1] == "token" and name else {}
-                recording.keep(self, f"{group}/{path}", values, dims, coords)
+                recording.keep(self, f"{group}/{path}", values, dims, coords, is_own=True)
 
         def check_found() -> None:
             if recording.looks(self) and not found:
@@ -139,35 +138,36 @@ class AttentionWeights(RecordSpec):
         if self.pixels is not None:
             run.on_start(check_pixels)
         run.before_step(check_found)
-        stack.enter_context(tap_attention(layers, keep))
+        stack.enter_context(tap_attention(layers, keep, lambda: recording.looks(self)))
 
     def _values(
-        self, run: Run, module: nn.Module, call: AttentionCall, relation: Relation, name: str, is_selected: bool
+        self, run: Run, heads: int, call: AttentionCall, relation: Relation, name: str, device: str | None
     ) -> tuple[torch.Tensor, tuple[str, ...], dict[str, Any]]:
         """(row, head, …), the dims behind the row, and coordinates."""
-        heads = heads_of(module)
-        device = None if is_selected else "meta"
-        queries, keys = torch.arange(call.shape[1])[relation.queries.index], relation.keys
-        grid, coords = relation.queries.grid, dict[str, Any]()
-        if self.pixels is not None and grid is not None:
+        index, keys, grid = relation.queries.index, relation.keys, relation.queries.grid
+        coords: dict[str, Any] = {}
+        chunks: Sequence[slice | torch.Tensor] = [
+            slice(start, min(start + _QUERIES_AT_ONCE, index.stop))
+            for start in range(index.start, index.stop, _QUERIES_AT_ONCE)
+        ]
+        if self.pixels is not None:
+            if grid is None:
+                raise ValueError("AttentionWeights: expected queries that are known to lie on an image for `pixels`.")
             (rows, columns), (height, width) = torch.tensor(self.pixels).T, run.sample_size
-            queries = queries[rows * grid[-2] // height * grid[-1] + columns * grid[-1] // width]
+            chosen = index.start + rows * grid[-2] // height * grid[-1] + columns * grid[-1] // width
+            chunks = chosen.split(_QUERIES_AT_ONCE)
             coords = {"row": ("pixel", np.array(rows)), "column": ("pixel", np.array(columns))}
 
-        def part(indices: torch.Tensor) -> torch.Tensor:
-            weights = call.weights(indices, heads, device)
-            return self._of_heads(weights)[..., keys.index]
+        def part(indices: slice | torch.Tensor) -> torch.Tensor:
+            return self._of_heads(call.weights(indices, heads, device))[..., keys.index]
 
+        # In parts: all weights of a 64 px layer at once are 67 MB per head, and what is kept is often small beside it.
         if self.pixels is None and self.queries == "mean":
-            # In parts: all weights of a 64 px layer at once are 67 MB per head.
-            weights = sum(part(chunk).sum(dim=-2) for chunk in queries.split(_QUERIES_AT_ONCE)) / len(queries)
-            dims: tuple[str, ...] = ("head",)
+            total = functools.reduce(torch.add, (part(chunk).sum(dim=-2) for chunk in chunks))
+            weights, dims = total / (index.stop - index.start), ("head",)
         else:
-            # In parts too: what is kept is often small beside the weights over all keys.
-            weights = torch.cat([part(chunk) for chunk in queries.split(_QUERIES_AT_ONCE)], dim=-2)
+            weights = torch.cat([part(chunk) for chunk in chunks], dim=-2)
             dims = ("head", "pixel" if self.pixels is not None else "query")
-        if not isinstance(weights, torch.Tensor):
-            raise ValueError("Expected at least one query.")
         names = {2: ("height", "width"), 3: ("frame", "height", "width")}
         if keys.grid is not None:
             weights, dims = weights.unflatten(-1, keys.grid), (*dims, *names[len(keys.grid)])

@@ -66,8 +66,6 @@ class WordMaps(RecordSpec):
         totals: list[torch.Tensor] = []
 
         def add(path: str, calls: list[AttentionCall]) -> None:
-            if not recording.looks(self) or not calls:
-                return
             call = next(iter(merged(calls, run.labelling, path, heads_of(layers[path]))), None)
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None
             if call is None or relation is None or relation.queries.grid is None:
@@ -75,9 +73,8 @@ class WordMaps(RecordSpec):
             rows = [row for row, (branch, _) in enumerate(run.rows()) if branch == "cond"]
             if not rows:
                 return
-            heads = heads_of(layers[path])
-            queries = torch.arange(call.shape[1])[relation.queries.index]
-            weights = call.weights(queries, heads, None if recording.is_selected(self) else "meta")
+            device = None if recording.is_selected(self) else "meta"
+            weights = call.weights(relation.queries.index, heads_of(layers[path]), device)
             weights = weights.mean(dim=1)[..., relation.keys.index]
             if weights.shape[0] != run.labelling.rows:  # frames are rows
                 weights = weights.unflatten(0, (run.labelling.rows, -1)).flatten(1, 2)
@@ -95,12 +92,12 @@ class WordMaps(RecordSpec):
                 raise ValueError(f"WordMaps: no layer of {run.denoiser.name} looks from image to text.")
             maps = torch.stack(totals).mean(dim=0).movedim(1, -1)
             dims = (*run.labelling.position_dims, "token")
-            recording.keep(self, "word_maps", maps, dims, {"token": list(self.words)}, per_branch=False)
+            recording.keep(self, "word_maps", maps, dims, {"token": list(self.words)}, per_branch=False, is_own=True)
             totals.clear()
 
         run.on_start(lambda: self._check(prompt))
         run.before_step(keep)
-        stack.enter_context(tap_attention(layers, add))
+        stack.enter_context(tap_attention(layers, add, lambda: recording.looks(self)))
 
     def _check(self, prompt: PromptTokens) -> None:
         if self.tokens is None:

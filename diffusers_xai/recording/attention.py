@@ -162,7 +162,7 @@ def _joined(parts: Sequence[AttentionCall]) -> AttentionCall:
             None, None, {}, torch.cat([part.probabilities for part in parts if part.probabilities is not None])
         )
     heads = parts[0].query.shape[1] if parts[0].query is not None else 1
-    weights = [part.weights(torch.arange(part.shape[1]), heads) for part in parts]
+    weights = [part.weights(slice(None), heads) for part in parts]
     size = [max(weight.shape[axis] for weight in weights) for axis in (-2, -1)]
     # Rows may leave out padding of their own: it gets no weight.
     padded = [torch.nn.functional.pad(w, (0, size[1] - w.shape[-1], 0, size[0] - w.shape[-2])) for w in weights]

@@ -120,6 +120,7 @@ class Recording:
         *,
         per_branch: bool = True,
         call: int | None = -1,
+        is_own: bool = False,
     ) -> None:
         """Stores a copy of `tensor` (row, *dims) under `name` for the current step, with coordinates on its dims.
 
@@ -136,6 +137,7 @@ class Recording:
             per_branch (`bool`): Whether the rows are those of the guidance branches, or those of the state.
             call (`int`, *optional*): Index of the denoiser call whose rows they are; the current one if negative, all
                 calls of the step one after the other if `None`.
+            is_own (`bool`): Whether nobody else holds the tensor, so that it need not be copied.
         """
         call = None if call is None or not per_branch else self.run.current_call if call < 0 else call
         if call is not None:
@@ -146,7 +148,7 @@ class Recording:
         if tensor.device.type == "meta":
             return
         self._dims[name], self._coords[name], self._per_branch[name] = dims, coords or {}, per_branch
-        self._pending.setdefault((name, id(spec)), []).append((call, _to_cpu(tensor)))
+        self._pending.setdefault((name, id(spec)), []).append((call, _to_cpu(tensor, copy=not is_own)))
 
     def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
         """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps; the last one counts."""
@@ -190,7 +192,8 @@ class Recording:
                     f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
                     " run in this network's forward pass, or not in the way that is recorded."
                 )
-        arrays = {name: self._step_array(name, parts, samples) for (name, _), parts in self._pending.items()}
+        calls = self.run.branches_of_calls(samples)
+        arrays = {name: self._step_array(name, parts, samples, calls) for (name, _), parts in self._pending.items()}
         self._pending.clear()
         self._runs_in_call.clear()
         self._store.add_step(index, step.timestep, step.level.sigma, arrays, self._describe)
@@ -219,13 +222,18 @@ class Recording:
                     f" announced, got {self.run.step}: steps {never[:5]} did not happen."
                 )
 
-    def _step_array(self, name: str, parts: list[tuple[int | None, torch.Tensor]], samples: int) -> StepArray:
+    def _step_array(
+        self,
+        name: str,
+        parts: list[tuple[int | None, torch.Tensor]],
+        samples: int,
+        calls: list[tuple[str, ...]],
+    ) -> StepArray:
         if not self._per_branch[name]:
             return StepArray(parts[0][1][:samples].numpy(), ("sample", *self._dims[name]), self._coords[name])
-        names = self.run.branches_of_calls(samples)
         by_branch: dict[str, torch.Tensor] = {}
         for call, tensor in parts:
-            own = [name for part in names for name in part] if call is None else names[call]
+            own = [name for part in calls for name in part] if call is None else calls[call]
             if tensor.shape[0] != samples * len(own):
                 raise RuntimeError(f"{name}: expected {samples} images in branches {own}, got {tensor.shape[0]} rows.")
             by_branch.update(zip(own, tensor.split(samples), strict=True))
@@ -248,5 +256,5 @@ class Recording:
         return describe_run(self.run, self.specs, self._edits, recorded, self._provenance)
 
 
-def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", recorded_dtype(tensor.dtype), copy=True)
+def _to_cpu(tensor: torch.Tensor, copy: bool = True) -> torch.Tensor:
+    return tensor.detach().to("cpu", recorded_dtype(tensor.dtype), copy=copy)

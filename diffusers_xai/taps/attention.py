@@ -113,7 +113,9 @@ class _AttentionMode(TorchFunctionMode):
 
 
 @contextmanager
-def tap_attention(layers: Mapping[str, nn.Module], callback: AttentionCallback) -> Iterator[None]:
+def tap_attention(
+    layers: Mapping[str, nn.Module], callback: AttentionCallback, looks: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Calls `callback` for every run of one of `layers` with the softmax attentions in it. They run as they are.
 
     Attention is seen where it goes through `F.scaled_dot_product_attention` or a softmax of torch; of a layer inside
@@ -122,16 +124,18 @@ def tap_attention(layers: Mapping[str, nn.Module], callback: AttentionCallback) 
     Args:
         layers (mapping from path to module): Attention modules.
         callback (`Callable`): Receives the layer's path and its attentions, in order.
+        looks (`Callable`): Whether to look at the run of a layer that begins.
     """
     active: list[_AttentionMode] = []  # only while a layer runs: each function of torch takes longer under a mode
 
     def enter(path: str, *_: Any) -> None:
-        active.append(_AttentionMode(path, active))
-        active[-1].__enter__()
+        if looks():
+            active.append(_AttentionMode(path, active))
+            active[-1].__enter__()
 
     def leave(path: str, module: nn.Module, args: tuple, output: Any) -> None:
         if not active or active[-1].path != path:
-            return  # failed before it was entered
+            return  # not looked at, or failed before it was entered
         mode = active.pop()
         mode.__exit__(None, None, None)
         if output is not None:  # else the layer has failed
