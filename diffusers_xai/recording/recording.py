@@ -141,7 +141,8 @@ class Recording:
         """
         call = None if call is None or not per_branch else self.run.current_call if call < 0 else call
         if call is not None:
-            run = self._runs_in_call[call, name, id(spec)] = self._runs_in_call.get((call, name, id(spec)), 0) + 1
+            key = call, name, id(spec)
+            run = self._runs_in_call[key] = self._runs_in_call.get(key, 0) + 1
             name = name if run == 1 else f"{name}@{run}"
         if self.run.step == 0 and name not in self.planned[id(spec)]:
             self.declare(spec, name, tensor.shape[1:], tensor.dtype, per_branch=per_branch)

@@ -96,9 +96,9 @@ class _AttentionMode(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
         if func not in _SEEN or self._active[-1] is not self:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)  # every function in a layer comes here
+        kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             arguments = {**dict(zip(names, args, strict=False)), **kwargs}
