@@ -86,8 +86,8 @@ class DenoiserCall:
 
     def with_argument(self, name: str, value: Any) -> "DenoiserCall":
         """The call with one argument replaced, where it stands."""
-        position = self._parameters.index(name)
-        if position < len(self.args):
+        position = self._parameters.index(name) if name in self._parameters else None
+        if position is not None and position < len(self.args):
             args, kwargs = (*self.args[:position], value, *self.args[position + 1 :]), self.kwargs
         else:
             args, kwargs = self.args, {**self.kwargs, name: value}

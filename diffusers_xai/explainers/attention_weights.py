@@ -114,7 +114,12 @@ class AttentionWeights(RecordSpec):
             for call in whole:
                 known = relations(run.labelling, path, call)
                 name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
-                if name is None or (name not in known and "" not in known):
+                if "" in known and self.relation is not None:
+                    raise ValueError(
+                        f"AttentionWeights: expected a class whose image and text tokens are known, to tell"
+                        f" {self.relation!r}, got {run.denoiser.name}: say with `register_layout` where they are."
+                    )
+                if name is None or name not in known:
                     if path in named:
                         raise ValueError(
                             f"AttentionWeights: expected {path} to relate {self.relation or 'image and text'}; it has"
@@ -123,8 +128,7 @@ class AttentionWeights(RecordSpec):
                     continue
                 found.add(path)
                 device = None if recording.is_selected(self) else "meta"
-                relation = known.get(name) or known[""]
-                values, dims, coords = self._values(run, heads[path], call, relation, name, device)
+                values, dims, coords = self._values(run, heads[path], call, known[name], name, device)
                 coords |= token_coordinate(run, prompt, values.shape[-1]) if dims[-1] == "token" and name else {}
                 recording.keep(self, f"{group}/{path}", values, dims, coords, is_own=True)
 

@@ -16,7 +16,7 @@ from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.replay import OUTPUTS, StepGraph, StepReplay
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.taps import SchedulerStep, copy_scheduler, tap_output
+from diffusers_xai.taps import SchedulerStep, check_weights_stay, copy_scheduler, tap_output
 from diffusers_xai.taps.noise import check_x0
 
 
@@ -105,6 +105,8 @@ class GradientSpec(RecordSpec):
                 explain(replay)
 
         def check() -> None:
+            for network in run.denoiser.components.values():
+                check_weights_stay(network)
             self.check_positions(run.positions)
             if self.per_branch:
                 check_x0(run.scheduler, run.timesteps[0], stated=False)

@@ -2,7 +2,7 @@
 
 from diffusers_xai.taps.eager import force_eager
 from diffusers_xai.taps.exclusive import exclusive
-from diffusers_xai.taps.graph import keep_graph
+from diffusers_xai.taps.graph import check_weights_stay, keep_graph
 from diffusers_xai.taps.modules import edit_output, first_tensor, tap_call, tap_output, tap_whole_call, with_tensor
 from diffusers_xai.taps.noise import NoiseLevel, noise_level, x0_and_noise
 from diffusers_xai.taps.scheduler import SchedulerStep, copy_scheduler, scale_model_input, tap_step
@@ -11,6 +11,7 @@ from diffusers_xai.taps.scheduler import SchedulerStep, copy_scheduler, scale_mo
 __all__ = [
     "NoiseLevel",
     "SchedulerStep",
+    "check_weights_stay",
     "copy_scheduler",
     "edit_output",
     "exclusive",

@@ -31,6 +31,23 @@ def keep_graph(network: nn.Module) -> Iterator[None]:
         yield
 
 
+def check_weights_stay(network: nn.Module) -> None:
+    """Refuses a network whose weights are swapped after the forward pass, which a backward pass needs.
+
+    Raises:
+        RuntimeError: with what swaps them.
+    """
+    for module in network.modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        group = getattr(hooks.get("group_offloading"), "group", None)
+        is_moved = group is not None and torch.device(group.onload_device) != torch.device(group.offload_device)
+        if "layerwise_casting" in hooks or is_moved:
+            raise RuntimeError(
+                "Gradients need the weights of the forward pass: expected a network that keeps them, got one with"
+                f" {'group offloading' if is_moved else 'layerwise casting'} ({type(network).__name__})."
+            )
+
+
 class _Differentiable(TorchFunctionMode):
     """Sums in place in the way that autograd can follow through several of them."""
 

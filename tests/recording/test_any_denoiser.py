@@ -255,6 +255,47 @@ def test_a_schedule_that_is_cut_short_has_its_own_last_step():
     assert np.array_equal(recording.profile["final_sample"].values, latents.numpy())
 
 
+class Wrapper(torch.nn.Module):
+    """A network inside another that only passes on what it gets, by names that its signature does not have."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.config, self.dtype, self.device = inner, inner.config, inner.dtype, inner.device
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_of_a_network_inside_another_all_is_told_but_what_its_class_would_have_to_say():
+    entry = ZOO["stable-diffusion"]
+    pipe = entry.make()
+    plain = run(pipe, entry)
+    with record(pipe, [Activations("mid_block")]) as recording:
+        run(pipe, entry)
+    expected = recording.profile["activations/mid_block"].values
+    other = run(pipe, replace(entry, call={**entry.call, "prompt": ["b dog", "b dog"]}))
+    pipe.unet = Wrapper(pipe.unet)
+    with record(pipe, [Activations("inner.mid_block"), AttentionWeights(steps=0)]) as recording:
+        assert np.array_equal(run(pipe, entry), plain)
+    assert np.array_equal(recording.profile["activations/inner.mid_block"].values, expected)
+    with record(pipe, edits=[PromptSwitch(to="b dog", from_step=0)]):
+        assert np.array_equal(run(pipe, entry), other)
+    for unknown in (AttentionWeights(relation="image_to_text"), AttentionWeights(pixels=[(1, 1)]), WordMaps("fox")):
+        with pytest.raises(ValueError, match="expected|no layer of Wrapper"), record(pipe, [unknown]) as recording:
+            run(pipe, entry)
+        assert recording.run.step == 0
+
+
+def test_gradients_of_weights_that_are_cast_after_each_forward_pass_are_refused_before_a_step():
+    entry = ZOO["stable-diffusion"]
+    pipe = entry.make()
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+    gradient = GradientVolume(pixels=[(1, 1)], of="noise", steps=-1)
+    with pytest.raises(RuntimeError, match="layerwise casting"), record(pipe, [gradient]) as recording:
+        run(pipe, entry)
+    assert recording.run.step == 0
+
+
 @pytest.mark.parametrize("name", ["stable-diffusion", "sd3", "flux", "flux, true guidance"])
 def test_a_prompt_switch_at_the_start_is_the_other_prompt_and_at_the_end_is_none(name):
     entry = ZOO[name]
