@@ -134,6 +134,11 @@ def is_attention(module: nn.Module) -> bool:
     return isinstance(module, (Attention, AttentionModuleMixin)) or bool(_ATTENTION.fullmatch(type(module).__name__))
 
 
+def channels_beside_mlp(module: Any) -> int | None:
+    """How many channels attention puts into a last projection that it shares with an MLP; `None` elsewhere."""
+    return module.inner_dim if hasattr(module, "to_qkv_mlp_proj") else None
+
+
 def _glob(pattern: str) -> re.Pattern[str]:
     parts = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
     return re.compile("".join(parts.get(part) or re.escape(part) for part in re.split(r"(\*\*|\*|\?)", pattern)))

@@ -9,18 +9,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from diffusers_xai.denoisers.base import channels_beside_mlp
 from diffusers_xai.denoisers.labelling import Labelled
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.taps import tap_output
+from diffusers_xai.taps import tap_call, tap_output
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOutputs(RecordSpec):
     """Records A_t: all attention layers' outputs, summed over channels, up-sampled and added into one map.
 
-    Outputs are taken before any residual sum (the thesis's layers "fn") and up-sampled linearly to the sample's size.
+    Outputs are taken before any residual sum (the thesis's layers "fn") and up-sampled linearly to the sample's size;
+    of a layer that ends in one projection with an MLP (Flux 2's single blocks), what attention puts into it.
     Layers that attend to text alone are left out. These are not softmax attention weights. Array:
     `attention_outputs` of dims (step, sample, [frame,] height, width), with `branch` after `sample` under guidance;
     unbounded, signed.
@@ -66,7 +68,12 @@ class AttentionOutputs(RecordSpec):
         recording.expect(self, ["attention_outputs"])
         run.before_step(keep)
         for path, module in attention_outputs.items():
-            stack.enter_context(tap_output(module, partial(add, path), read=lambda output: output))
+            width = channels_beside_mlp(module)
+            if width is None:
+                stack.enter_context(tap_output(module, partial(add, path), read=lambda output: output))
+            else:
+                before = lambda args, kwargs, path=path, width=width: add(path, args[0][..., :width])  # noqa: E731
+                stack.enter_context(tap_call(module.to_out, before))
 
     def _summed(self, run: Run, path: str, streams: Mapping[str, tuple[torch.Tensor, Labelled]]) -> torch.Tensor:
         """The sum over channels, and heads, of a layer's image: (row, 1, [frame,] height, width)."""

@@ -140,7 +140,11 @@ def spied(pipe, entry, edit=None, seed=0, after_step=None):
                 stack.callback(module.register_forward_hook(lambda m, args, output: inside.pop() and None).remove)
             if any(hasattr(module, name) for name in _PROJECTIONS):
                 source = module.to_out[1] if getattr(module, "residual_connection", False) else module
-                stack.callback(source.register_forward_hook(functools.partial(keep_attended, path)).remove)
+                kept = functools.partial(keep_attended, path)
+                if hasattr(module, "to_qkv_mlp_proj"):  # its output is the MLP's too
+                    source, width = module.to_out, module.heads * module.head_dim
+                    kept = lambda m, args, output, kept=kept, width=width: kept(m, args, args[0][..., :width])  # noqa: E731
+                stack.callback(source.register_forward_hook(kept).remove)
         seen.result = run(pipe, entry, seed=seed)
     return seen
 
