@@ -20,7 +20,7 @@ class DecodedImages(RecordSpec):
     With them a profile of a latent model can be looked at without the model. Every recorded step takes one more
     decoding of each image, as the pipeline does at its end, one image at a time; the size of the pictures is found by
     decoding the first state. Arrays: `images` of dims (step, sample, channel, [frame,] height, width), in bytes from 0
-    to 255, and `final_image` of the last state, without `step`.
+    to 255, and `final_image` of the last state, without `step`, see [`Samples`].
 
     Args:
         steps, timesteps, every: See [`RecordSpec`].

@@ -4,12 +4,15 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from diffusers_xai import (
     Activations,
     AttentionOutputs,
     AttentionWeights,
     ChannelAblation,
+    DecodedImages,
+    GradientAttention,
     GradientEnergy,
     GradientMaps,
     GradientVolume,
@@ -23,7 +26,7 @@ from diffusers_xai import (
 )
 from tests.zoo import oracles
 from tests.zoo.entry import Entry
-from tests.zoo.running import differentiated, run, spied
+from tests.zoo.running import differentiated, ended_with, run, spied
 
 
 # Of the largest value: in single precision EDM's ε is a difference of nearly equal numbers, 3e-4 were seen.
@@ -191,6 +194,45 @@ def gradient_maps(case):
     got = case.record(GradientMaps(case.entry.layer, steps=-1))[f"gradient_maps/{case.entry.layer}"]
     expected = oracles.gradient_maps(case.graph, case.entry, case.seen, case.last)
     expect_close(got.isel(step=0).values, expected, "gradient maps", _GRADIENT)
+
+
+def gradient_attention(case):
+    spec = GradientAttention(case.entry.layer, of="step", steps=-1)
+    got = case.record(spec)[f"gradient_attention/{case.entry.layer}"].isel(step=0)
+    expected = oracles.gradient_attention(case.graph, case.entry, case.seen, case.last)
+    expect_close(got.values, expected, "gradient attention", _GRADIENT)
+
+
+def decoded_images(case):
+    profile = case.record(DecodedImages(steps=-1))
+    entry = replace(case.entry, output="np")
+    if "mask_image" in entry.call:  # inpainting blends the last state with the picture outside of the hole
+        entry = with_call(entry, mask_image=torch.ones_like(entry.call["mask_image"]))
+    clean = case.seen.clean[case.last]
+    got, state = (
+        (profile["final_image"], case.seen.results[case.last]) if clean is None else (profile["images"], clean)
+    )
+    expect_pictures(got, ended_with(case.pipe, entry, state, case.last))
+
+
+def has_pictures(case):
+    """Whether the samples are colours, or there is an autoencoder that makes some of them."""
+    is_decoded = any(getattr(case.pipe, name, None) is not None for name in ("vae", "movq", "vqvae"))
+    return is_decoded or oracles.state(case.seen.states[0], case.entry).shape[1] == 3
+
+
+def expect_pictures(got, made):
+    names = ("sample", "frame", "height", "width", "channel")
+    got = got.squeeze("step") if "step" in got.dims else got
+    got = got.transpose(*[name for name in names if name in got.dims]).values / 255
+    if made.shape[-1] == 1:  # a depth, the mean of colours before they are clipped
+        is_clipped = ((got == 0) | (got == 1)).any(axis=-1, keepdims=True)
+        expect(not is_clipped.all(), "pictures that are clipped everywhere")
+        got = np.where(is_clipped, made, got.mean(axis=-1, keepdims=True))
+    # Bytes are rounded, and one picture at a time is computed in another order than several.
+    expect(got.shape == made.shape, f"pictures: expected {made.shape}, got {got.shape}")
+    expect(made.std() > 0.003, "pictures that show nothing")
+    expect(np.abs(got - made).max() <= 1.01 / 510, "pictures")
 
 
 def channel_ablation(case):

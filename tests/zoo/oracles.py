@@ -228,6 +228,15 @@ def gradient_of_step(graph, entry, samples, pixel):
     return state(gradient, entry)[:samples]
 
 
+def gradient_attention(graph, entry, seen, step):
+    """(sample, branch, *positions): ReLU Σ_k α_k A_k of the layer, α_k the mean over places of Σ (next state)'s."""
+    calls, gradients = seen.calls[step], gradient_maps(graph, entry, seen, step)
+    outputs = of_layer(graph.outputs, calls, entry, samples_of(seen, entry)).detach()
+    channel = 2 if len(entry.branches) > 1 else 1
+    places = tuple(range(channel + 1, outputs.ndim))
+    return (gradients.mean(dim=places, keepdim=True) * outputs).sum(dim=channel).clamp(min=0)
+
+
 def gradient_maps(graph, entry, seen, step):
     """(sample, branch, channel, *positions): ∂ Σ (next state) / ∂ the layer's output, through the pipeline's code."""
     samples = samples_of(seen, entry)

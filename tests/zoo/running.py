@@ -70,12 +70,12 @@ def spied(pipe, entry, edit=None, seed=0, after_step=None):
         after_step: `after_step(seen)` is called at the end of every step, in the state in which the step was made.
 
     Returns:
-        `SimpleNamespace` of `result`; `states`, `predictions`, `clean` (x̂_0, where it is told),
+        `SimpleNamespace` of `result`; `states`, `results`, `predictions`, `clean` (x̂_0, where it is told),
         `timesteps` and `sigmas` of `scheduler.step`; by step `calls` (list of (module, args, kwargs, output)),
         `outputs` (list of the layer's outputs), `attentions` (path -> list of query, key, mask, scale) and `attended`
         (path -> list of the outputs of attention layers before any residual sum).
     """
-    seen = SimpleNamespace(states=[], predictions=[], clean=[], timesteps=[], sigmas=[])
+    seen = SimpleNamespace(states=[], results=[], predictions=[], clean=[], timesteps=[], sigmas=[])
     seen.calls, seen.outputs, seen.attentions, seen.attended = [[]], [[]], [{}], [{}]
     original_step, original_attention, inside = pipe.scheduler.step, F.scaled_dot_product_attention, []
 
@@ -83,6 +83,7 @@ def spied(pipe, entry, edit=None, seed=0, after_step=None):
     def step(model_output, timestep, sample, *args, **kwargs):
         result = original_step(model_output, timestep, sample, *args, **kwargs)
         seen.states.append(sample.clone())
+        seen.results.append((result[0] if isinstance(result, tuple) else result.prev_sample).clone())
         seen.predictions.append(model_output.clone())
         seen.timesteps.append(float(timestep))
         sigmas, index = getattr(pipe.scheduler, "sigmas", None), getattr(pipe.scheduler, "step_index", None)
@@ -155,6 +156,25 @@ def _clean(result):
         return result[1].clone() if len(result) > 1 else None
     found = getattr(result, "pred_original_sample", getattr(result, "denoised", None))
     return None if found is None else found.clone()
+
+
+def ended_with(pipe, entry, state, last):
+    """What a pipeline gives if its step of index `last` results in `state`."""
+    original, done = pipe.scheduler.step, []
+
+    @functools.wraps(original)
+    def step(*args, **kwargs):
+        output = original(*args, **kwargs)
+        done.append(1)
+        if len(done) <= last:
+            return output
+        if isinstance(output, tuple):
+            return (state, *output[1:])
+        output.prev_sample = state
+        return output
+
+    with mock.patch.object(pipe.scheduler, "step", step):
+        return run(pipe, entry)
 
 
 def differentiated(pipe, entry, step):

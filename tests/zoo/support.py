@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.zoo import judges
 from tests.zoo.judges import Case, Wrong, expect
-from tests.zoo.pipelines import ZOO, Entry
+from tests.zoo.pipelines import ZOO
 
 
 FAULTS = ("WRONG", "CRASH", "LATE")
@@ -22,7 +22,7 @@ class Column:
 
     attempt: Callable[[Case], None]
     judged: str
-    applies: Callable[[Entry], bool] = lambda entry: True
+    applies: Callable[[Case], bool] = lambda case: True
 
 
 _SAME = "The run's result is that of the run without recording, bit for bit"
@@ -51,7 +51,13 @@ TABLES: dict[str, dict[str, Column]] = {
             judges.word_maps,
             f"{_SAME}; the maps are the means, over all layers and heads, of the softmax by its definition. Where the"
             " tiny pipeline gets `prompt_embeds`, the strings are given as `tokens=[…]`.",
-            lambda entry: bool(entry.words),
+            lambda case: bool(case.entry.words),
+        ),
+        "DecodedImages": Column(
+            judges.decoded_images,
+            f"{_SAME}; the pictures of x̂_0, or of the last state where the scheduler tells none, are those that the"
+            " pipeline's own `__call__` decodes when its last step is made to end there, rounded to bytes.",
+            judges.has_pictures,
         ),
     },
     "Gradients": {
@@ -68,6 +74,10 @@ TABLES: dict[str, dict[str, Column]] = {
             f"{_SAME}; of a single pixel the energy is the absolute value of autograd's gradient of the noise.",
         ),
         "GradientMaps": Column(judges.gradient_maps, f"{_SAME}; the maps of the step are those of {_OWN_CODE}."),
+        "GradientAttention": Column(
+            judges.gradient_attention,
+            f"{_SAME}; the map is the layer's output weighted by the means of the gradients of {_OWN_CODE}.",
+        ),
     },
     "Changed": {
         "ChannelAblation": Column(
@@ -83,12 +93,12 @@ TABLES: dict[str, dict[str, Column]] = {
         "LabelSwitch": Column(
             judges.label_switch,
             "Switched from step 0, the result is that of a run with the other label, bit for bit.",
-            lambda entry: "class_labels" in entry.call,
+            lambda case: "class_labels" in case.entry.call,
         ),
         "PromptSwitch": Column(
             judges.prompt_switch,
             "Switched from step 0, the result is that of a run with the other prompt, bit for bit.",
-            lambda entry: "prompt" in entry.call,
+            lambda case: "prompt" in case.entry.call,
         ),
     },
 }
@@ -97,7 +107,7 @@ COLUMNS = {name: column for table in TABLES.values() for name, column in table.i
 
 def cell(case: Case, column: Column) -> tuple[str, str]:
     """What a spec does in a family: a word, and the reason where it is not SUPPORTED."""
-    if not column.applies(case.entry):
+    if not column.applies(case):
         return "–", ""
     try:
         column.attempt(case)
@@ -154,7 +164,8 @@ hide:
 
 # What works with which pipeline
 
-{len(rows)} pipelines and variants × {len(COLUMNS)} specs: {counts}; "–" where a pipeline has no prompt or no labels.
+{len(rows)} pipelines and variants × {len(COLUMNS)} specs: {counts}; "–" where a tiny
+pipeline has no prompt, no labels or no autoencoder.
 
 Every row is a tiny pipeline of the real class with random weights, every cell a run of it. REFUSED: a clear error
 before the first step, with the reason below the tables. WRONG, CRASH and LATE (an error after a step was made) would
