@@ -73,7 +73,7 @@ class AttentionOutputs(RecordSpec):
                 stack.enter_context(tap_output(module, partial(add, path), read=lambda output: output))
             else:
                 before = lambda args, kwargs, path=path, width=width: add(path, args[0][..., :width])  # noqa: E731
-                stack.enter_context(tap_call(module.to_out, before))
+                stack.enter_context(tap_call(run.denoiser.layers[f"{path}.to_out"], before))
 
     def _summed(self, run: Run, path: str, streams: Mapping[str, tuple[torch.Tensor, Labelled]]) -> torch.Tensor:
         """The sum over channels, and heads, of a layer's image: (row, 1, [frame,] height, width)."""

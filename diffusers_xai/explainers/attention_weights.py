@@ -168,7 +168,8 @@ class AttentionWeights(RecordSpec):
         # In parts: all weights of a 64 px layer at once are 67 MB per head, and what is kept is often small beside it.
         if self.pixels is None and self.queries == "mean":
             total = functools.reduce(torch.add, (part(chunk).sum(dim=-2) for chunk in chunks))
-            weights, dims = total / (index.stop - index.start), ("head",)
+            weights = total / (index.stop - index.start)
+            dims: tuple[str, ...] = ("head",)
         else:
             weights = torch.cat([part(chunk) for chunk in chunks], dim=-2)
             dims = ("head", "pixel" if self.pixels is not None else "query")
