@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from diffusers_xai import DiffusionProfile
+from diffusers_xai.app.memory import give_back
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.settings import Limits, Settings, SettingsError
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
@@ -181,3 +182,4 @@ def run_stream(
     finally:
         abandoned.set()
         gc.collect()  # a run's objects refer to each other: earlier profiles would stay for a while
+        give_back()

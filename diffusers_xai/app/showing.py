@@ -9,6 +9,7 @@ import gradio as gr
 from diffusers_xai.app import figures, links, texts
 from diffusers_xai.app.captions import caption
 from diffusers_xai.app.controls import RAW, Controls
+from diffusers_xai.app.memory import give_back
 from diffusers_xai.app.opened import open_profile
 from diffusers_xai.app.reopened import settings_of
 from diffusers_xai.app.session import Result, Session, enlarged, readable_errors
@@ -160,7 +161,10 @@ class Showing:
             return {c.status: gr.skip()}
         if not isinstance(path, str):
             raise SettingsError("Expected a file.")
-        profile = open_profile(path, session.new_folder(), controls.server_limits)
+        try:
+            profile = open_profile(path, session.new_folder(), controls.server_limits)
+        finally:
+            give_back()
         settings = settings_of(profile, controls.models, controls.server_limits)
         model = None if settings is None else controls.model(settings.model)
         if settings is None or model is None:

@@ -3,9 +3,29 @@
 import datetime
 from typing import Any
 
-from gradio.state_holder import StateHolder
+from gradio.state_holder import SessionState, StateHolder
 
+from diffusers_xai.app.memory import give_back
 from diffusers_xai.app.session import Session
+
+
+class Visit(SessionState):
+    """A session without Gradio's copy of all that its page shows.
+
+    Gradio keeps it for links that this app does not offer: memory that nobody counts.
+    """
+
+    @property
+    def config_values(self) -> dict[int, Any]:
+        """Nothing, whatever is put in."""
+        return {}
+
+    @config_values.setter
+    def config_values(self, values: dict[int, Any]) -> None:
+        pass
+
+    def _update_value_in_config(self, key: int, value: Any) -> None:
+        pass
 
 
 class Visitors(StateHolder):
@@ -19,6 +39,12 @@ class Visitors(StateHolder):
     def __init__(self, max_bytes: int):
         super().__init__()
         self.max_bytes = max_bytes
+
+    def __getitem__(self, session_id: str) -> SessionState:
+        """A session; a new one if it is not known."""
+        if session_id not in self.session_data:
+            self.session_data[session_id] = Visit(self.blocks)
+        return super().__getitem__(session_id)
 
     def update(self, session_id: str) -> None:
         """Notes that a session is used, and forgets others if need be."""
@@ -40,12 +66,14 @@ class Visitors(StateHolder):
 
     def delete_all_expired_state(self) -> None:
         """Forgets those who left an hour ago, or have been idle for two."""
-        now = datetime.datetime.now()
+        now, before = datetime.datetime.now(), len(self.session_data)
         with self.lock:
             for name in list(self.session_data):
                 idle = (now - self.time_last_used.get(name, now)).total_seconds()
                 if idle > (3600 if self.session_data[name].is_closed else 7200):
                     self._forget(name)
+        if len(self.session_data) < before:
+            give_back()
 
     def _forget(self, name: str) -> None:
         state = self.session_data.pop(name, None)

@@ -1,5 +1,6 @@
 """A profile as one zip file, and back from a zip file that anybody may have made."""
 
+import io
 import os
 import shutil
 import stat
@@ -14,6 +15,8 @@ from diffusers_xai.profile.repr import format_size
 
 MAX_BYTES, MAX_MEMBERS, MAX_DEPTH = 256 * 2**20, 2000, 8
 MAX_NAME = 255
+MAX_LIST = 2**18  # bytes of the zip file's list of members
+MAX_JSON = 4 * 2**20  # bytes of JSON in all: read, it takes up to 25 times as much
 
 
 def write_archive(profile: DiffusionProfile, file: str | os.PathLike) -> Path:
@@ -51,12 +54,13 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
     Raises:
         FileExistsError: If `folder` exists.
         ValueError: If the file is no zip file of safetensors and JSON alone, names files outside, is larger than
-            `max_bytes` when unpacked, or holds no sound profile. Nothing is left at `folder`.
+            `max_bytes` when unpacked, holds more than `MAX_JSON` bytes of JSON or no sound profile. Nothing is left
+            at `folder`.
     """
     folder = Path(folder)
     folder.mkdir()
     try:
-        with zipfile.ZipFile(file) as archive:
+        with _InPieces(file) as stream, zipfile.ZipFile(stream) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             _check(members, max_bytes)
             left = max_bytes
@@ -74,6 +78,21 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
     return profile
 
 
+class _InPieces(io.FileIO):
+    """A file that is read in pieces: a zip file's list of members is read at once, whatever it takes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads up to `size` bytes, or what is left.
+
+        Raises:
+            ValueError: If that is more than `MAX_LIST`.
+        """
+        piece = super().read(size if size is not None and 0 <= size <= MAX_LIST else MAX_LIST + 1) or b""
+        if len(piece) > MAX_LIST:
+            raise ValueError(f"Expected a zip file whose list of files takes at most {format_size(MAX_LIST)}.")
+        return piece
+
+
 def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     if not 1 <= len(members) <= MAX_MEMBERS:
         raise ValueError(f"Expected 1 to {MAX_MEMBERS} files in the zip file, got {len(members)}.")
@@ -89,6 +108,9 @@ def _check(members: list[zipfile.ZipInfo], max_bytes: int) -> None:
     total = sum(member.file_size for member in members)
     if total > max_bytes:
         raise ValueError(f"Expected at most {format_size(max_bytes)} when unpacked, got {format_size(total)}.")
+    text = sum(member.file_size for member in members if member.filename.endswith(".json"))
+    if text > MAX_JSON:
+        raise ValueError(f"Expected at most {format_size(MAX_JSON)} of JSON, got {format_size(text)}.")
 
 
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, left: int) -> int:
@@ -97,7 +119,7 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, le
     target.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with archive.open(member) as source, open(target, "xb") as sink:
-        while piece := source.read(2**20):
+        while piece := source.read(MAX_LIST):
             count += len(piece)
             if count > left:
                 raise ValueError("Expected less when unpacked than the zip file holds.")

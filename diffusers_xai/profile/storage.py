@@ -34,6 +34,8 @@ _SAFETENSORS_DTYPES = {
     name: "BOOL" if name == "bool" else f"{np.dtype(name).kind.upper()}{8 * np.dtype(name).itemsize}"
     for name in DTYPES
 }
+_MAX_HEADER = 2**16  # bytes of a file that holds one tensor
+_MAX_TEXT = 2**20  # characters of a coordinate: numpy gives every text the room of the longest
 
 
 Locate = Callable[[str], Path]
@@ -193,8 +195,8 @@ def _parse_entry(locate: Locate, name: str, entry: dict[str, Any], profile_id: s
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"{name}: expected one of the dtypes {', '.join(DTYPES)}, got {entry['dtype']!r}.")
     files = tuple(_checked_file_name(name, file) for file in entry["files"])
-    if not files:
-        raise ValueError(f"{name}: expected at least one file, got none.")
+    if not files or len(set(files)) < len(files):
+        raise ValueError(f"{name}: expected at least one file, and each once, got {len(files)}.")
     placeholder = np.broadcast_to(np.zeros((), entry["dtype"]), tuple(entry["shape"]))
     coords = {key: _coord_from_json(name, coord) for key, coord in entry["coords"].items()}
     header = xr.DataArray(placeholder, dims=tuple(entry["dims"]), coords=coords, attrs=entry["attrs"])
@@ -210,6 +212,10 @@ def _checked_file_name(name: str, file: str) -> str:
 
 def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarray:
     try:
+        with open(file, "rb") as stream:
+            header_size = int.from_bytes(stream.read(8), "little")
+        if header_size > _MAX_HEADER:
+            raise ValueError(f"{name}: its file {file} is damaged: expected the header of one tensor.")
         with safetensors.safe_open(file, framework="numpy") as tensors:
             metadata, names = tensors.metadata() or {}, list(tensors.keys())
             if names != [name]:
@@ -226,8 +232,6 @@ def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarra
         )
     if stored_dtype != _SAFETENSORS_DTYPES[dtype]:
         raise ValueError(f"{name}: expected dtype {dtype}, as {INDEX_NAME} says, got {stored_dtype} in {file}.")
-    with open(file, "rb") as stream:
-        header_size = int.from_bytes(stream.read(8), "little")
     # The file's one tensor begins where its header ends.
     return np.asarray(np.memmap(file, dtype=dtype, mode="c", offset=8 + header_size, shape=tuple(shape)))
 
@@ -235,4 +239,8 @@ def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarra
 def _coord_from_json(name: str, entry: dict[str, Any]) -> xr.Variable:
     if entry["dtype"] not in (*DTYPES, "str"):
         raise ValueError(f"{name}: expected a coordinate of text or numbers, got dtype {entry['dtype']!r}.")
+    if entry["dtype"] == "str":
+        texts = np.array(entry["values"], dtype=object)
+        if texts.size * max((len(str(text)) for text in texts.flat), default=0) > _MAX_TEXT:
+            raise ValueError(f"{name}: expected a coordinate of at most {_MAX_TEXT} characters, got a longer one.")
     return xr.Variable(tuple(entry["dims"]), np.array(entry["values"], dtype=entry["dtype"]), entry["attrs"])

@@ -82,6 +82,15 @@ def profiles(good):
         yield f"an index {text[:12]}", pack({"profile.json": text.encode()})
     for key, value in itertools.product(list(index), (None, -1, [], "x" * 10**5, {"a": {"b": [1e308, -0.0]}})):
         yield f"{key} = {str(value)[:8]}", pack({"profile.json": json.dumps({**index, key: value}).encode()})
+    yield "an index of many lists", pack({"profile.json": b"[" + b"[]," * 2**24 + b"[]]"})
+    name, entry = next(iter(index["arrays"].items()))
+    words = {"dims": entry["dims"][:1], "dtype": "str", "attrs": {}, "values": ["x" * 10**5] + ["x"] * 10**4}
+    for kind, change in (
+        ("a long text among short ones", {"coords": {**entry["coords"], "words": words}}),
+        ("a file many times", {"files": entry["files"] * 10_000}),
+    ):
+        changed = {**index, "arrays": {**index["arrays"], name: {**entry, **change}}}
+        yield kind, pack({"profile.json": json.dumps(changed).encode()})
     for shape in (
         (1, 1, 3, 100_000, 1),
         (1, 1, 3, 1, 100_000),

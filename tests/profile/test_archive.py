@@ -1,5 +1,8 @@
 """Profiles as zip files, good and bad ones."""
 
+import json
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -63,3 +66,44 @@ def test_links_and_other_files_are_refused(tmp_path):
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(ValueError, match="zip file"):
         read_archive(tmp_path / "text.zip", tmp_path / "out")
+
+
+def changed(good, **members):
+    """A sound zip file with some of its members replaced, and others added."""
+    file = good.with_name("changed.zip")
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in source.namelist():
+            archive.writestr(name, members.pop(name) if name in members else source.read(name))
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return file
+
+
+def test_what_would_take_much_memory_is_refused_before_it_does(tmp_path):
+    """Each of these takes 1 to 5 MB as a file, or far less; what is made of it is measured."""
+    good = write_archive(make_profile(), tmp_path / "good.zip")
+    index = json.loads(zipfile.ZipFile(good).read("profile.json"))
+    name, entry = next((name, entry) for name, entry in index["arrays"].items() if len(entry["files"]) == 1)
+
+    def with_entry(**changes):
+        return json.dumps({**index, "arrays": {**index["arrays"], name: {**entry, **changes}}})
+
+    values = ["x" * 10**5] + ["x"] * 10**4
+    text = {"dims": [entry["dims"][0]], "dtype": "str", "attrs": {}, "values": values}
+    header = json.dumps({"x" * 10**6: {"dtype": "F32", "shape": [], "data_offsets": [0, 0]}}).encode()
+    cases = {
+        "list of files takes": {f"x/{i}.json": b"{}" for i in range(20_000)},
+        "MB of JSON": {"more.json": b"[" + b"[]," * 2**21 + b"[]]"},
+        "a coordinate of at most": {"profile.json": with_entry(coords={**entry["coords"], "words": text})},
+        "each once": {"profile.json": with_entry(files=entry["files"] * 1000)},
+        "header of one tensor": {entry["files"][0]: struct.pack("<Q", len(header)) + header},
+    }
+    for message, members in cases.items():
+        file = changed(good, **members)
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=message):
+            read_archive(file, tmp_path / "out")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 20 * 2**20, (message, peak)
+        assert not (tmp_path / "out").exists()
