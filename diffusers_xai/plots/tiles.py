@@ -17,6 +17,7 @@ _GAP = 0.06
 _WIDTH = 1080
 _CAPTION_HEIGHT, _CHARACTER_WIDTH = 18, 7
 _MAX_TILE = 200
+_LEAST_FONT = 8
 _PICTURE_SIZE = 256  # pixels of a picture's longer side: more than a tile has
 _OVERLAY_OPACITY = 0.65
 _MARGIN, _TOP, _COLOR_BAR = 12, 32, 56
@@ -163,12 +164,22 @@ def tile_grid(
 
 
 def fit_width(figure: go.Figure, width: int) -> go.Figure:
-    """The figure with the height that leaves no gap at another width; figures without tiles stay as they are."""
+    """The figure with the height that leaves no gap at another width, and captions that do not touch there.
+
+    Figures without tiles stay as they are.
+    """
     if figure.layout.yaxis.scaleanchor is not None:
         margin = figure.layout.margin
         above, beside = margin.t + margin.b, margin.l + margin.r
         tiles = (figure.layout.height - above) * (width - beside) / (_WIDTH - beside)
         figure.update_layout(height=round(tiles) + above)
+        centres = figure.layout.xaxis.tickvals
+        longest = max((len(caption.text) for caption in figure.layout.annotations), default=0)
+        if longest and centres is not None and len(centres) > 1:
+            pitch = (centres[1] - centres[0]) * (width - beside) / figure.layout.xaxis.range[1]
+            size = figure.layout.template.layout.font.size or 12  # Plotly's own
+            fitting = size * pitch / (_CHARACTER_WIDTH * (longest + 1))
+            figure.update_annotations(font_size=max(_LEAST_FONT, min(size, fitting)))
     return figure
 
 

@@ -129,3 +129,14 @@ def test_at_another_width_the_tiles_leave_no_gap():
         down = (layout.height - margin.t - margin.b) / (layout.yaxis.range[0] - layout.yaxis.range[1])
         assert down == pytest.approx(per_unit, rel=0.01)  # heights are whole pixels
     assert fit_width(go.Figure(layout={"height": 300}), 800).layout.height == 300
+
+
+def test_captions_of_neighbours_do_not_touch_at_another_width():
+    tile = Tile(np.zeros((4, 4)), "name", "downs.2.2.fn: SSIM 1.00")
+    for columns, width in ((5, 820), (8, 820), (2, 820)):
+        layout = fit_width(tile_grid([[tile] * columns], [""] * columns, ["row"]), width).layout
+        size = layout.annotations[0].font.size
+        pitch = (width - layout.margin.l - layout.margin.r) / layout.xaxis.range[1]  # of a tile that is one unit wide
+        assert size * 0.5 * len(tile.caption) < pitch or size == 8  # letters are about half as wide as high
+    short = tile_grid([[Tile(np.zeros((4, 4)), "name", "c*=1")] * 2], ["", ""], ["row"])
+    assert fit_width(short, 820).layout.annotations[0].font.size == 13
