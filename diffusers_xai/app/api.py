@@ -258,7 +258,7 @@ class Api:
         *_, plan = self.stream(runs.plan, model, settings, stop)
         limits, seconds = self.controls.server_limits, plan.seconds
         if isinstance(task, Question):
-            task = task.estimate(plan, settings)
+            task = task.estimate(plan, model, settings)
             seconds = task.seconds
         if plan.nbytes > limits.max_bytes or seconds > limits.max_seconds:
             raise SettingsError(

@@ -4,12 +4,17 @@ from diffusers_xai.app.models import Model
 from diffusers_xai.app.settings import OWN_SCHEDULER, Settings
 
 
-def caption(settings: Settings, model: Model) -> str:
-    """All that was chosen: model, label, seed, steps, and what was changed."""
-    words = [
-        f"**{model.words_of(settings.label)}**, seed {settings.seed}, {settings.steps} steps",
-        f"recorded every {settings.every}" if settings.every > 1 else "every step recorded",
-    ]
+def caption(settings: Settings, model: Model, records: bool = True) -> str:
+    """All that was chosen: model, label, seed, steps, and what was changed.
+
+    Args:
+        settings (`Settings`): What was chosen.
+        model (`Model`): Of which model.
+        records (`bool`, defaults to `True`): Whether it matters how often it was recorded.
+    """
+    words = [f"**{model.words_of(settings.label)}**, seed {settings.seed}, {settings.steps} steps"]
+    if records:
+        words.append(f"recorded every {settings.every}" if settings.every > 1 else "every step recorded")
     if settings.scheduler != OWN_SCHEDULER:
         words.append(f"scheduler {settings.scheduler}")
     if settings.guidance != 1:

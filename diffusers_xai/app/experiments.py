@@ -20,6 +20,7 @@ from diffusers_xai.app.questions import (
     choices,
     compares_labels,
     control_of,
+    elsewhere,
     plain_settings,
     words,
 )
@@ -42,7 +43,7 @@ def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[st
     """
     found = choices(models)
     entry = EXPERIMENTS[found[0][1]]
-    gr.Markdown(texts.EXPERIMENTS)
+    gr.Markdown(f"{texts.EXPERIMENTS}\n\n{elsewhere()}")
     c.experiment = gr.Dropdown(found, value=found[0][1], label="Question", elem_id="experiment")
     c.experiment_words = gr.Markdown(words(entry), elem_id="experiment-words")
     with gr.Group(visible=compares_labels(entry), elem_id="experiment-other") as c.experiment_other:
@@ -58,6 +59,7 @@ def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[st
         c.experiment_cost = gr.Button("What would it cost?", elem_id="experiment-cost", min_width=160)
         c.experiment_cancel = gr.Button("Cancel", elem_id="experiment-cancel", min_width=100)
     c.experiment_status = gr.Markdown(texts.EMPTY_EXPERIMENT, elem_id="experiment-status", elem_classes="note")
+    c.experiment_shown = gr.Markdown("", elem_id="experiment-shown")
     figure = partial(gr.Plot, elem_classes="figure", show_label=False, visible=False)
     c.experiment_plot = figure(label="Result", elem_id="experiment-plot")
     c.experiment_images = figure(label="Images of the first seed", elem_id="experiment-images")
@@ -117,7 +119,7 @@ class ExperimentTab:
         self, question: Question, model: Model, settings: Settings, stop: runs.Stop, **options: Any
     ) -> tuple[str, Question]:
         *_, plan = self.events.stream(runs.plan, model, settings, stop, **options)
-        question, most = question.estimate(plan, settings), self.controls.server_limits.max_seconds
+        question, most = question.estimate(plan, model, settings), self.controls.server_limits.max_seconds
         if question.seconds > most:
             raise SettingsError(
                 f"This would take about {question.seconds:.0f} s; here at most {most:.0f} s are allowed. Take fewer"
@@ -162,11 +164,14 @@ class ExperimentTab:
         last = settings.seed + question.seeds - 1
         seeds = f"seeds {settings.seed} to {last}" if question.seeds > 1 else f"seed {settings.seed}"
         other = f" against **{model.words_of(settings.switch_to)}**" if compares_labels(experiment) else ""
-        shown = caption(replace(settings, mask=settings.mask if experiment.region else None), model)
-        text = f"{experiment.title}; {shown}{other}; {seeds}; control: {NULLS[control_of(experiment)]}."
+        shown = caption(replace(settings, mask=settings.mask if experiment.region else None), model, records=False)
+        control = control_of(experiment)
+        told = "without a control" if control == "none" else f"control: {NULLS[control]}"
+        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}."
         rows = "" if table is None else table.to_html(index=False, border=0, justify="left", float_format="%.3g")
         return {
-            c.experiment_status: f"Done: {text}",
+            c.experiment_status: "Done.",
+            c.experiment_shown: f"Shown: {text}",
             c.experiment_plot: gr.update(value=themed(result.plot(), session.dark), visible=True),
             c.experiment_images: gr.update(
                 value=None if images is None else themed(images, session.dark), visible=images is not None
@@ -187,7 +192,10 @@ class ExperimentTab:
         begin: dict[str, Any] = {"fn": safe(self.events.begin), "inputs": c.session, **RAW}
         c.experiment_run.click(**begin).success(
             safe(self.experiment), asked,
-            [c.experiment_status, c.experiment_plot, c.experiment_images, c.experiment_table, c.experiment_file],
+            [
+                c.experiment_status, c.experiment_shown, c.experiment_plot, c.experiment_images, c.experiment_table,
+                c.experiment_file,
+            ],
             show_progress_on=[c.experiment_status], preprocess=False, concurrency_id="model",
             concurrency_limit=self.events.parallel, api_visibility="private",
         )  # fmt: skip

@@ -29,6 +29,15 @@ def offered() -> dict[str, Experiment]:
     return {name: entry for name, entry in known.items() if entry.labels != ALL_LABELS}
 
 
+def elsewhere() -> str:
+    """Which experiments are asked on the command line alone, in words."""
+    left = [f"{entry.title} (`{name}`)" for name, entry in EXPERIMENTS.items() if name not in offered()]
+    return (
+        "The command `diffusers-xai experiment` asks more, where a page is too slow, or a pipeline with a prompt or"
+        f" a function of your own is needed: {'; '.join(left)}."
+    )
+
+
 def choices(models: Mapping[str, Model]) -> list[tuple[str, str]]:
     """(title, name) of what at least one of the models can answer."""
     labelled = any(model.classes > 1 for model in models.values())
@@ -68,9 +77,7 @@ class Question:
         """Runs it."""
         experiment, start = EXPERIMENTS[self.name], time.monotonic()
         self.check(model, settings)
-        labels = [] if settings.label is None else [settings.label, settings.switch_to][: experiment.labels]
-        if experiment.labels == SPANNED_LABELS:
-            labels = labels_between(labels[0], labels[1], model.attributes)
+        labels = self._labels(model, settings)
         seeds = range(settings.seed, settings.seed + self.seeds)
         sampling = Sampling(labels, seeds, settings.steps, settings.guidance, BATCH)
         options: dict[str, Any] = {"null": control_of(experiment)}
@@ -112,12 +119,23 @@ class Question:
         if self.seeds < experiment.min_seeds:
             raise SettingsError(f"This experiment needs at least {experiment.min_seeds} seeds, not {self.seeds}.")
 
-    def estimate(self, plan: RecordingPlan, settings: Settings) -> "Question":
+    def _labels(self, model: Model, settings: Settings) -> list[int]:
+        experiment = EXPERIMENTS[self.name]
+        if settings.label is None:
+            return []
+        if experiment.labels == SPANNED_LABELS:
+            return labels_between(settings.label, settings.switch_to, model.attributes)
+        return [settings.label, settings.switch_to][: experiment.labels]
+
+    def estimate(self, plan: RecordingPlan, model: Model, settings: Settings) -> "Question":
         """The same with its seconds, by the plan of one plain run."""
         experiment, mask = EXPERIMENTS[self.name], settings.mask_array()
         pixels = 0 if experiment.region is None or mask is None else int(mask.sum())
+        runs = experiment.runs
+        if callable(runs):
+            runs = runs(len(self._labels(model, settings)))
         call = plan.sampling_seconds / plan.steps
-        return replace(self, seconds=self.seeds * call * (experiment.runs * plan.steps + experiment.calls * pixels))
+        return replace(self, seconds=self.seeds * call * (runs * plan.steps + experiment.calls * pixels))
 
 
 @contextmanager

@@ -190,7 +190,7 @@ EXPERIMENT = register(
         plot,
         seeds=8,
         steps=25,
-        runs=16.0,
+        runs=25.0,
         region="face",
         nulls=("random-channel",),
         plot_images=plot_images,

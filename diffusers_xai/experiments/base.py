@@ -108,7 +108,8 @@ class Experiment:
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
         min_seeds (`int`): How many seeds it needs.
-        runs (`float`): What a seed costs, in plain runs of one image, and
+        runs (`float`): What a seed costs, in plain runs of one image (a function of the number of labels, where that
+            matters), and
         calls (`float`): in calls of the network for each pixel of the region: about, control included.
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
@@ -134,7 +135,7 @@ class Experiment:
     seeds: int = 30
     steps: int = 1000
     min_seeds: int = 1
-    runs: float = 2.0
+    runs: float | Callable[[int], float] = 2.0
     calls: float = 0.0
     nulls: tuple[str, ...] = ()
     region: str | None = None

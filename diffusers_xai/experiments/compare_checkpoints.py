@@ -326,6 +326,7 @@ EXPERIMENT = register(
         plot,
         seeds=16,
         steps=50,
+        runs=5.0,
         nulls=("random-weights",),
         plot_images=plot_images,
         table=table,

@@ -262,7 +262,7 @@ EXPERIMENT = register(
         labels=SPANNED_LABELS,
         seeds=32,
         steps=50,
-        runs=8.0,
+        runs=lambda labels: 7.0 + labels,
         plot_images=plot_images,
         table=table,
     )

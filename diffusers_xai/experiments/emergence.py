@@ -234,7 +234,7 @@ EXPERIMENT = register(
         nulls=("random-weights",),
         steps=100,
         min_seeds=3,  # whose images are each other's chance
-        runs=1.5,
+        runs=2.0,
         table=table,
     )
 )

@@ -175,6 +175,7 @@ EXPERIMENT = register(
         nulls=("gaussian",),
         labels=2,
         seeds=16,
+        runs=12.0,
         steps=50,
         plot_images=plot_images,
         table=table,

@@ -1,15 +1,18 @@
 """Experiments on the page: each runs on the page's settings, and what a model cannot answer is refused in words."""
 
 import zipfile
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from diffusers import DDPMScheduler
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.app import models, questions, runs, server, session, settings
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments.base import SPANNED_LABELS
 from tests.app.handlers import handler, of_page
 from tests.tiny import convnext_unet, unet_2d
 
@@ -29,6 +32,16 @@ def demo(offered):
     return server.build(offered, limits, steps=4, every=2, gradients=False)
 
 
+@contextmanager
+def each_call(kind, tell):
+    """Tells of the sample of every call of a network of some kind."""
+    hook = register_module_forward_pre_hook(lambda module, args: tell(args[0]) if type(module) is kind else None)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def asked(demo, **changes):
     """The handler of the button, with some of its inputs changed by `elem_id`; and what it has told and shown."""
     run, visitor, values = handler(demo, "experiment")
@@ -42,9 +55,9 @@ def asked(demo, **changes):
 def test_the_result_is_that_of_the_page_s_settings(demo, offered, tmp_path):
     visitor, shown = asked(demo, experiment="ssim-trajectory", experiment_seeds=2, seed=7, label=["Male"])
     expected = EXPERIMENTS["ssim-trajectory"].run(offered["faces"].pipe, Sampling([0b0100], [7, 8], 4))
-    told = shown["experiment-status"]
+    told = shown["experiment-shown"]
     for words in (
-        "Done: How much each step changes the image",
+        "Shown: How much each step changes the image",
         "Male",
         "seeds 7 to 8",
         "4 steps",
@@ -100,8 +113,14 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
     model, entry = offered["faces"], EXPERIMENTS[name]
     mask = '{"size": [16, 16], "runs": [100, 4, 152]}'
     wanted = settings.Settings("faces", 1, 3, steps=6, switch_to=2, mask=mask)
-    question = questions.Question(name, entry.min_seeds, 1.0)
-    *states, result = runs.run_stream(question, model, questions.plain_settings(wanted), settings.Limits())
+    wanted, limits = questions.plain_settings(wanted), settings.Limits()
+    *_, plan = runs.run_stream(runs.plan, model, wanted, limits)
+    question = questions.Question(name, entry.min_seeds).estimate(plan, model, wanted)
+    rows = []  # of images that went through a network of this kind, the control's and another checkpoint's too
+    with each_call(type(model.pipe.unet), lambda sample: rows.append(len(sample))):
+        *_, result = runs.run_stream(question, model, wanted, limits)
+    foretold = question.seconds / (plan.sampling_seconds / plan.steps)
+    assert sum(rows) <= 1.3 * foretold, "it would take longer than the page says"
     assert result.settings["seeds"] == list(range(3, 3 + entry.min_seeds))
     labels = result.settings["labels"]
     assert (labels[0], labels[-1]) == (1, 2 if questions.compares_labels(entry) else 1)
@@ -131,9 +150,22 @@ def test_the_estimate_is_of_runs_and_of_the_region(monkeypatch):
     monkeypatch.setitem(questions.EXPERIMENTS, "process", entry)
     wanted = settings.Settings(mask='{"size": [4, 4], "runs": [0, 5, 11]}')
     # Three seeds of two runs of 100 calls, and of three calls for each of five pixels; 0.1 s a call.
-    assert questions.Question("process", 3).estimate(plan, wanted).seconds == pytest.approx(3 * (200 + 15) * 0.1)
+    model = SimpleNamespace(attributes=["A", "B", "C"])
+    assert questions.Question("process", 3).estimate(plan, model, wanted).seconds == pytest.approx(
+        3 * (200 + 15) * 0.1
+    )
     entry.region = None
-    assert questions.Question("process", 3).estimate(plan, wanted).seconds == pytest.approx(60)
+    assert questions.Question("process", 3).estimate(plan, model, wanted).seconds == pytest.approx(60)
+    # Labels that differ in two of three attributes span four.
+    entry.labels, entry.runs = SPANNED_LABELS, lambda labels: 10.0 + labels
+    wanted = settings.Settings(label=0b001, switch_to=0b111)
+    assert questions.Question("process", 3).estimate(plan, model, wanted).seconds == pytest.approx(3 * 14 * 10)
+
+
+def test_what_the_page_does_not_ask_is_named_on_it():
+    left = set(EXPERIMENTS) - set(questions.offered())
+    assert {"words", "concepts", "label-pairs"} <= left
+    assert all(f"`{name}`" in questions.elsewhere() for name in left)
 
 
 def test_a_long_experiment_waits_for_a_second_press_and_a_longer_one_is_refused(offered):
