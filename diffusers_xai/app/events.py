@@ -111,17 +111,17 @@ class Events:
 
     def sweep(
         self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any
-    ) -> Iterator[tuple]:
+    ) -> Iterator[dict[Any, Any]]:
         """The switch sweep of three seeds."""
         try:
             with session.running():
                 yield from self._sweep(request, session, progress, self.controls.sweep_settings(*values))
         except SettingsError as refused:
-            yield str(refused), gr.skip(), gr.skip()
+            yield {self.c.sweep_status: str(refused)}
 
     def _sweep(
         self, request: gr.Request, session: Session, progress: gr.Progress, settings: Settings
-    ) -> Iterator[tuple]:
+    ) -> Iterator[dict[Any, Any]]:
         model = self.controls.model(settings.model)
         stop = Wanted(session, self.presence, request.session_hash)
         progress(0, desc="Planning")
@@ -129,30 +129,34 @@ class Events:
         seconds = runs.sweep_seconds(plan)
         text = f"**Plan:** about {max(1, seconds):.0f} s at most."
         if self.asks_again(session, settings, seconds):
-            yield f"{text} That is long: press the button again to start it.", gr.skip(), gr.skip()
+            yield {self.c.sweep_status: f"{text} That is long: press the button again to start it."}
             return
         progress(0, desc="Waiting for the model")
         for item in self.stream(runs.sweep, model, settings, stop):
             if isinstance(item, runs.State):
                 what = "Switching the label at ten times"
                 progress((item.done, item.total), desc=what, unit="steps")
-                yield f"{text} {what}: step {item.done} of {item.total}.", gr.skip(), gr.skip()
+                yield {self.c.sweep_status: f"{text} {what}: step {item.done} of {item.total}."}
             else:
                 yield self._shown_sweep(session, settings, item)
 
-    def _shown_sweep(self, session: Session, settings: Settings, result: Any) -> tuple:
-        model = self.controls.model(settings.model)
+    def _shown_sweep(self, session: Session, settings: Settings, result: Any) -> dict[Any, Any]:
+        c, model = self.c, self.controls.model(settings.model)
         names = ["never", *(f"step {step}" for step in result.data["step"].values)]
         images = [
             (enlarged(image, 160), name) for image, name in zip(result.data["images"].values, names, strict=True)
         ]
-        return (
-            f"Done: from **{model.words_of(settings.label)}** to **{model.words_of(settings.switch_to)}**,"
+        shown = (
+            f"Shown: from **{model.words_of(settings.label)}** to **{model.words_of(settings.switch_to)}**,"
             f" {settings.steps} steps, seeds {settings.seed} to {settings.seed + runs.SWEEP_SEEDS - 1}; the images are"
-            f" those of seed {settings.seed} ({model.name}).",
-            gr.update(value=themed(result.plot(), session.dark), visible=True),
-            gr.update(value=images, visible=True),
+            f" those of seed {settings.seed} ({model.name})."
         )
+        return {
+            c.sweep_status: "Done.",
+            c.sweep_shown: shown,
+            c.sweep_plot: gr.update(value=themed(result.plot(), session.dark), visible=True),
+            c.sweep_images: gr.update(value=images, visible=True),
+        }
 
     def begin(self, session: Session) -> None:
         """Forgets an earlier cancellation. Not done by the run itself: it may be cancelled while it waits its turn."""
@@ -187,7 +191,7 @@ class Events:
         c.sweep.click(**begin).success(
             safe(self.sweep),
             [c.session, c.model, c.label_names, c.label_class, c.seed, c.sweep_names, c.sweep_class],
-            [c.sweep_status, c.sweep_plot, c.sweep_images],
+            [c.sweep_status, c.sweep_shown, c.sweep_plot, c.sweep_images],
             show_progress_on=[c.sweep_status],
             **run,
         )

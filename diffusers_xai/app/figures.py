@@ -8,7 +8,7 @@ import numpy as np
 
 from diffusers_xai import DiffusionProfile, plots
 from diffusers_xai.app import texts
-from diffusers_xai.app.session import Result, Session
+from diffusers_xai.app.session import Result
 from diffusers_xai.app.settings import SettingsError
 from diffusers_xai.app.theme import themed
 from diffusers_xai.app.values import whole
@@ -131,17 +131,16 @@ def map_sizes(profile: DiffusionProfile, group: str, layer: str | None) -> tuple
     return sizes["step"], sizes["channel"]
 
 
-def channel_figure(session: Session, group: str, layer: Any, index: int, channel: Any) -> tuple[Any, str]:
+def channel_figure(result: Result, dark: bool, group: str, layer: Any, index: int, channel: Any) -> tuple[Any, str]:
     """One channel at the `index`-th recorded step, beside c*; and what the two maps are."""
-    result = session.result
-    if result is None or not isinstance(layer, str) or f"{group}/{layer}" not in result.profile:
+    if not isinstance(layer, str) or f"{group}/{layer}" not in result.profile:
         return gr.update(value=None, visible=False), ""
     profile = result.profile
     array = profile[f"{group}/{layer}"]
     step = _step(array, index)
     channel = whole(channel, "Channel", 0, array.sizes["channel"] - 1)
     figure = drawn(
-        session.dark, plots.channel_map, profile, layer, step=step, channel=channel, group=group, mask=result.region
+        dark, plots.channel_map, profile, layer, step=step, channel=channel, group=group, mask=result.region
     )
     best = profile.max_channel(f"{group}/{layer}", step=step, mask=result.region)
     where = "the image" if result.region is None else f"the region of {result.region.sum()} pixels"
@@ -153,10 +152,9 @@ def channel_figure(session: Session, group: str, layer: Any, index: int, channel
     )
 
 
-def max_channel(session: Session, layer: Any, index: int) -> int:
+def max_channel(result: Result, layer: Any, index: int) -> int:
     """The channel c* of a layer at the `index`-th recorded step, within the region."""
-    result = session.result
-    if result is None or not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
+    if not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
         raise SettingsError("Choose a layer of which a map is shown.")
     name = f"activations/{layer}"
     return int(result.profile.max_channel(name, step=_step(result.profile[name], index), mask=result.region))
@@ -166,12 +164,11 @@ def _step(array: Any, index: int) -> int:
     return int(array["step"].values[min(index, array.sizes["step"] - 1)])
 
 
-def layer_attention(session: Session, layer: Any) -> dict[str, Any]:
+def layer_attention(result: Result, dark: bool, layer: Any) -> dict[str, Any]:
     """The max channel of one attention layer over time."""
-    result = session.result
-    if result is None or not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
+    if not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
         return gr.update(value=None, visible=False)
-    return drawn(session.dark, plots.max_channel_maps, result.profile, [layer], mask=result.region)
+    return drawn(dark, plots.max_channel_maps, result.profile, [layer], mask=result.region)
 
 
 def comparison(kept: DiffusionProfile, profile: DiffusionProfile, dark: bool) -> list[dict[str, Any]]:

@@ -191,6 +191,7 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
                 )
                 c.sweep_cancel = gr.Button("Cancel", elem_id="sweep-cancel", min_width=120)
             c.sweep_status = gr.Markdown(elem_id="sweep-status", elem_classes="note", **values["sweep_status"])
+            c.sweep_shown = gr.Markdown("", elem_id="sweep-shown")
             c.sweep_plot = _plot("Predetermination")
             gr.Markdown(texts.SWEEP_IMAGES)
             c.sweep_images = gr.Gallery(

@@ -51,6 +51,11 @@ class Result:
         """The region that was asked about: bool `(H, W)`."""
         return None if self.settings is None else self.settings.mask_array()
 
+    @property
+    def words(self) -> str:
+        """What the page says of it while it shows it."""
+        return f"{'An example' if self.is_shared else 'Shown'}: {self.caption}."
+
     @cached_property
     def nbytes(self) -> int:
         """Size of the arrays."""
@@ -103,12 +108,23 @@ class Session:
         results = {id(result): result for result in (self.result, *self.kept) if result is not None}
         return sum(result.nbytes for result in results.values())
 
-    def keep(self) -> None:
-        """Keeps what is shown, and forgets the oldest of what was kept beyond the most."""
-        if self.result is None:
+    def seen(self, told: Any) -> Result:
+        """The run that the page shows, by what it says of it.
+
+        Raises:
+            SettingsError: If there is none, or a newer one is on its way to the page.
+        """
+        result = self.result
+        if result is None:
             raise SettingsError("Sample something first.")
-        if self.result not in self.kept:
-            self.kept = [self.result, *self.kept][:MAX_KEPT]
+        if told != result.words:
+            raise SettingsError("A newer run is about to be shown: look at it first.")
+        return result
+
+    def keep(self, result: Result) -> None:
+        """Keeps a run, and forgets the oldest of what was kept beyond the most."""
+        if result not in self.kept:
+            self.kept = [result, *self.kept][:MAX_KEPT]
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -54,11 +54,11 @@ class Showing:
             return {c.pair_status: gr.skip()}
         shown = {getattr(c, name): plot for name, plot in figures.overview(result, session.dark).items()}
         for name, group in MAPS:
-            shown |= self._map(session, name, group)
+            shown |= self._map(result, session.dark, name, group)
         attention = figures.attention_choices(result.profile)
         layer = attention[0][1] if attention else None
         shown[c.attention_layer] = gr.update(choices=attention, value=layer, visible=bool(attention))
-        shown[c.attention_maps] = figures.layer_attention(session, layer)
+        shown[c.attention_maps] = figures.layer_attention(result, session.dark, layer)
         settings = result.settings
         model = None if settings is None else self.controls.model(settings.model)
         notes = figures.notes(result.profile, model is None or model.has_attention, model is None or model.has_weights)
@@ -66,18 +66,16 @@ class Showing:
         shown |= self.compare(session, None)
         if settings is not None:
             shown[c.editor] = self.controls.drawn(settings, figures.final_image(result.profile))
-        what = "An example" if result.is_shared else "Shown"
         # The file and the link of this run are made next: until then there is none of an earlier one to take.
         waiting = {c.download: gr.update(interactive=False), c.link: ""}
-        return {**shown, **waiting, c.shown: f"{what}: {result.caption}.", c.stale: ""}
+        return {**shown, **waiting, c.shown: result.words}
 
-    def _map(self, session: Session, name: str, group: str) -> dict[Any, Any]:
-        c, result = self.c, session.result
-        choices = [] if result is None else figures.layer_choices(result.profile, group)
+    def _map(self, result: Result, dark: bool, name: str, group: str) -> dict[Any, Any]:
+        c, choices = self.c, figures.layer_choices(result.profile, group)
         layer = choices[0][1] if choices else None
-        count, channels = (2, 2) if result is None else figures.map_sizes(result.profile, group, layer)
+        count, channels = figures.map_sizes(result.profile, group, layer)
         index, there = count // 2, bool(choices)
-        plot, told = figures.channel_figure(session, group, layer, index, 0)
+        plot, told = figures.channel_figure(result, dark, group, layer, index, 0)
         shown = {
             getattr(c, f"{name}_layer"): gr.update(choices=choices, value=layer, visible=there),
             getattr(c, f"{name}_step"): gr.update(maximum=max(count - 1, 1), value=index, visible=there),
@@ -89,29 +87,39 @@ class Showing:
             shown[c.mask_max] = gr.update(visible=there)
         return shown
 
-    def channel(self, group: str, session: Session, layer: Any, index: Any, channel: Any) -> Any:
+    # What acts on a run is sent what the page says of it: between the end of a run and its figures on the page, a
+    # click would be about the run before.
+
+    def channel(self, group: str, session: Session, told: Any, layer: Any, index: Any, channel: Any) -> Any:
         """The map of the sliders, and what it is."""
-        return figures.channel_figure(session, group, layer, whole(index, "Time", 0, 10**4), channel)
+        index = whole(index, "Time", 0, 10**4)
+        return figures.channel_figure(session.seen(told), session.dark, group, layer, index, channel)
 
-    def channels_of(self, group: str, session: Session, layer: Any) -> Any:
+    def channels_of(self, group: str, session: Session, told: Any, layer: Any) -> Any:
         """The range of the channel slider for a layer."""
-        if session.result is None or f"{group}/{layer}" not in session.result.profile:
+        profile = session.seen(told).profile
+        if f"{group}/{layer}" not in profile:
             return gr.skip()
-        return gr.update(maximum=max(figures.map_sizes(session.result.profile, group, layer)[1] - 1, 1), value=0)
+        return gr.update(maximum=max(figures.map_sizes(profile, group, layer)[1] - 1, 1), value=0)
 
-    def mask_max(self, session: Session, name: Any, layer: Any, index: Any, there: Any) -> Any:
+    def mask_max(self, session: Session, told: Any, name: Any, layer: Any, index: Any, there: Any) -> Any:
         """Adds the channel c* of the map that is shown to the masked channels."""
-        channel = figures.max_channel(session, layer, whole(index, "Time", 0, 10**4))
+        channel = figures.max_channel(session.seen(told), layer, whole(index, "Time", 0, 10**4))
         return self.controls.mask_channel(name, layer, channel, there)
 
-    def layer_attention(self, session: Session, layer: Any) -> Any:
+    def layer_attention(self, session: Session, told: Any, layer: Any) -> Any:
         """The max channel of one attention layer over time."""
-        return figures.layer_attention(session, layer)
+        return figures.layer_attention(session.seen(told), session.dark, layer)
 
-    def keep(self, session: Session) -> dict[Any, Any]:
+    def keep(self, session: Session, told: Any) -> dict[Any, Any]:
         """Keeps the run for the comparison."""
-        session.keep()
+        session.keep(session.seen(told))
         return self.compare(session, 0)
+
+    def choose_kept(self, session: Session, told: Any, chosen: Any) -> dict[Any, Any]:
+        """The comparison of the chosen one of the kept runs with what is shown."""
+        session.seen(told)
+        return self.compare(session, chosen)
 
     def compare(self, session: Session, chosen: Any) -> dict[Any, Any]:
         """The comparison of a kept run with the present one.
@@ -178,11 +186,14 @@ class Showing:
         return {**taken, c.live: enlarged(image)}
 
     def mark(self, session: Session, *values: Any) -> str:
-        """Tells whether the controls have been changed since the run that is shown."""
-        if session.result is None:
+        """Tells whether the controls are other than those of the run that is shown."""
+        shown = None if session.result is None else session.result.settings
+        if shown is None:
             return ""
-        settings = self.controls.settings(session, *values)
-        return "" if settings == session.result.settings else texts.STALE
+        try:
+            return "" if self.controls.settings(session, *values) == shown else texts.STALE
+        except SettingsError:  # told when a run of them is asked for
+            return texts.STALE
 
     def connect(self, demo: gr.Blocks) -> None:
         """Ties the handlers to the components."""
@@ -191,33 +202,37 @@ class Showing:
             safe(controls.load), c.session, controls.outputs, **RAW
         )
         for name, group in MAPS:
-            inputs = [c.session, *(getattr(c, f"{name}_{part}") for part in ("layer", "step", "channel"))]
+            inputs = [c.session, c.shown, *(getattr(c, f"{name}_{part}") for part in ("layer", "step", "channel"))]
             draw, outputs = safe(partial(self.channel, group)), [getattr(c, f"{name}_{part}") for part in DRAWN]
-            inputs[1].input(safe(partial(self.channels_of, group)), inputs[:2], inputs[3], **RAW).then(
+            inputs[2].input(safe(partial(self.channels_of, group)), inputs[:3], inputs[4], **RAW).then(
                 draw, inputs, outputs, **RAW
             )
-            for slider in inputs[2:]:
+            for slider in inputs[3:]:
                 slider.input(draw, inputs, outputs, trigger_mode="always_last", **RAW)
         c.mask_max.click(
-            safe(self.mask_max), [c.session, c.model, c.map_layer, c.map_step, c.ablations], c.ablations, **RAW
+            safe(self.mask_max),
+            [c.session, c.shown, c.model, c.map_layer, c.map_step, c.ablations],
+            c.ablations,
+            **RAW,
         )
         c.attention_layer.input(
-            safe(self.layer_attention), [c.session, c.attention_layer], c.attention_maps, **RAW
+            safe(self.layer_attention), [c.session, c.shown, c.attention_layer], c.attention_maps, **RAW
         )  # fmt: skip
         pairs = [c.pair_status, c.kept, *(getattr(c, name) for name in PAIRS)]
-        c.keep.click(safe(self.keep), c.session, pairs, **RAW)
-        c.kept.input(safe(self.compare), [c.session, c.kept], pairs, **RAW)
+        c.keep.click(safe(self.keep), [c.session, c.shown], pairs, **RAW)
+        c.kept.input(safe(self.choose_kept), [c.session, c.shown, c.kept], pairs, **RAW)
         outputs = list(dict.fromkeys([*controls.outputs, c.live]))
         self.after(c.upload.upload(safe(self.upload), [c.session, c.upload], outputs, **RAW))
-        gr.on(
-            [component.input for component in controls.inputs if component is not c.editor],
-            safe(self.mark), [c.session, *controls.inputs], c.stale, trigger_mode="always_last", **RAW,
-        )  # fmt: skip
+        mark = {"fn": safe(self.mark), "inputs": [c.session, *controls.inputs], "outputs": c.stale}
+        changed = [component.input for component in controls.inputs if component is not c.editor]
+        gr.on(changed, **mark, trigger_mode="always_last", **RAW)
 
     def after(self, event: Any) -> None:
         """Shows a new result: figures, file, link and address."""
         c = self.c
         shown = event.success(readable_errors(self.show), c.session, self._outputs(), **RAW)
+        inputs = [c.session, *self.controls.inputs]  # which may have been changed while it was sampled
+        shown.success(readable_errors(self.mark), inputs, c.stale, **RAW)
         shown.success(readable_errors(self.download), c.session, c.download, **RAW)
         shown.success(readable_errors(self.link), c.session, c.link, **RAW).success(None, c.link, c.link, js=ADDRESS)
 
@@ -226,7 +241,7 @@ class Showing:
         maps = [getattr(c, f"{name}_{part}") for name, _ in MAPS for part in ("layer", "step", "channel", *DRAWN)]
         plots = [getattr(c, name) for name in (*figures.PLOTS, *PAIRS)]
         notes = [c.activations_note, c.attention_note, c.weights_note, c.gradients_note]
-        others = [c.mask_max, c.attention_layer, c.attention_maps, c.editor, c.pair_status, c.kept, c.shown, c.stale]
+        others = [c.mask_max, c.attention_layer, c.attention_maps, c.editor, c.pair_status, c.kept, c.shown]
         return [*plots, *maps, *notes, *others, c.download, c.link]
 
 

@@ -12,10 +12,6 @@ from tests.app.browser import opened, sample, tab, watch
 pytestmark = [pytest.mark.browser]
 
 
-def sweep_status(page):
-    return page.inner_text("#sweep-status")
-
-
 def start(page):
     tab(page, "Switch")
     watch(page, "#sweep-status")
@@ -25,9 +21,9 @@ def start(page):
 
 def test_the_sweep_tells_its_steps_and_shows_curve_and_images(page):
     start(page)
-    page.wait_for_function("document.querySelector('#sweep-status').innerText.includes('Done:')")
+    page.wait_for_function("document.querySelector('#sweep-status').innerText.includes('Done.')")
     assert len(set(re.findall(r"step (\d+) of 50", " ".join(page.evaluate("told"))))) >= 3
-    assert "seeds 321 to 323" in sweep_status(page)
+    expect(page.locator("#sweep-shown")).to_contain_text("seeds 321 to 323")
     page.wait_for_selector("#sweep-images img")
     assert page.locator("#sweep-images .thumbnail-item").count() == 11
     page.wait_for_selector("text=index >> visible=true")
@@ -79,11 +75,11 @@ def test_an_experiment_is_chosen_run_and_downloaded(page, tmp_path):
     page.wait_for_function("/Plan: about \\d+ s/.test(document.querySelector('#experiment-status').innerText)")
     watch(page, "#experiment-status")
     page.click("#experiment-run")
-    page.wait_for_function("document.querySelector('#experiment-status').innerText.includes('Done:')")
+    page.wait_for_function("document.querySelector('#experiment-status').innerText.includes('Done.')")
     assert re.search(r"about \d+% done", " ".join(page.evaluate("told")))
-    told = page.inner_text("#experiment-status")
-    assert "What the layers of one block see; Smiling, seed 321, 25 steps" in told
-    assert "seeds 321 to 322; control: the same network with random weights" in told
+    shown = page.locator("#experiment-shown")
+    expect(shown).to_contain_text("What the layers of one block see; Smiling, seed 321, 25 steps")
+    expect(shown).to_contain_text("seeds 321 to 322; control: the same network with random weights")
     page.wait_for_selector("#experiment-plot .main-svg")
     with page.expect_download() as download:
         page.click("#experiment-file")

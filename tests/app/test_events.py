@@ -24,8 +24,9 @@ def demo():
 def test_a_run_that_was_cancelled_while_it_waited_does_not_start(demo, name):
     run, visitor, values = handler(demo, name)
     visitor.stop.set()
-    told = " ".join(map(str, list(run(*values))[-1]))
-    assert "Cancelled: nothing was changed." in told
+    last = list(run(*values))[-1]
+    told = last.values() if isinstance(last, dict) else last
+    assert "Cancelled: nothing was changed." in " ".join(map(str, told))
     assert visitor.result is None
 
 
@@ -148,7 +149,48 @@ def test_a_long_run_is_told_and_starts_at_the_second_press():
     *_, (_, told) = sample(*values)
     assert told.startswith("Done:")
     sweep, visitor, values = handler(demo, "sweep")
-    ((told, *_),) = sweep(*values)
-    assert "press the button again" in told
-    *_, (told, *_) = sweep(*values)
-    assert told.startswith("Done:")
+    (asked,) = sweep(*values)
+    assert "press the button again" in str(asked.values())
+    *_, done = sweep(*values)
+    assert "Shown: from" in str(done.values())
+
+
+def test_what_acts_on_a_run_is_about_the_one_that_the_page_shows(demo):
+    """A newer run is in the session before its figures are on the page."""
+    sample, visitor, values = handler(demo, "sample")
+    list(sample(*values))
+    before, layer = visitor.result.words, visitor.result.settings.layers[0]
+    sent = {"map-layer": layer, "grad-layer": layer, "attention-layer": layer, "model": "faces", "ablations": []}
+    acting = {
+        id(function): [function.fn, *(sent.get(component.elem_id, 0) for component in function.inputs[2:])]
+        for function in demo.demo.fns.values()
+        if "shown" in [component.elem_id for component in function.inputs]
+    }
+    # Keep, choose a kept one, mask c*, a layer's attention; of two maps the layer, which redraws, and two sliders.
+    assert len(acting) == 4 + 2 * 4
+    for function, *others in acting.values():
+        function(visitor, before, *others)
+    kept = list(visitor.kept)
+    values[[c.elem_id for c in of_page(demo, "sample").inputs].index("seed")] = 7
+    list(sample(*values))
+    assert visitor.result.words != before
+    for function, *others in acting.values():
+        with pytest.raises(gr.Error, match="A newer run is about to be shown"):
+            function(visitor, before, *others)
+    assert visitor.kept == kept
+
+
+def test_controls_that_were_changed_during_a_run_are_told_after_it(demo):
+    sample, visitor, values = handler(demo, "sample")
+    run = sample(*values)
+    next(run)
+    marks = [function for function in demo.demo.fns.values() if function.name == "mark"]
+    shows = [function for function in demo.demo.fns.values() if function.name == "show"]
+    after = [mark for mark in marks if mark.trigger_after in {show._id for show in shows}]
+    assert len(after) == len(shows) == 2  # after a run, and after an opened file
+    list(run)
+    names = [c.elem_id for c in of_page(demo, "sample").inputs]
+    assert after[0].fn(*values) == ""
+    for name, value in (("seed", 8), ("seed", 1.5), ("label", ["Male"])):
+        changed = [value if there == name else old for there, old in zip(names, values, strict=True)]
+        assert "have changed since" in after[0].fn(*changed), (name, value)

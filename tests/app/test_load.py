@@ -1,7 +1,10 @@
 """Many visitors at once, at a real queue: nobody can shut out the others, and nothing is computed for nobody."""
 
+import gc
 import threading
 import time
+import tracemalloc
+import uuid
 
 import pytest
 from diffusers import DDPMScheduler
@@ -75,10 +78,28 @@ def test_anonymous_requests_leave_places_and_are_cancelled_when_nobody_listens(a
 
 def test_page_loads_do_not_evict_a_run(app):
     mine = Visitor(app.url)
-    mine.run("sample", steps=3)
+    _, told = mine.run("sample", steps=3)["data"]
     for _ in range(3 * LIMITS.sessions):
         assert Visitor(app.url).call("share", data=mine.data(mine.function("share")))[0] == 200
     assert len(app.demo.app.state_holder.session_data) <= LIMITS.sessions
-    status, answer = mine.call("keep")
+    status, answer = mine.call("keep", shown=told.replace("Done: ", "Shown: "))
     assert status == 200
     assert "This run is kept" in str(answer["data"])
+
+
+def test_a_session_is_small_beside_what_its_page_shows(app):
+    """Gradio would keep a copy of the whole page, figures included, for each of them."""
+    mine = Visitor(app.url)
+    data, show = mine.data(mine.function("share")), mine.function("show")
+    mine.run("sample", steps=3)
+    mine.call("show", data=mine.data(show))
+    tracemalloc.start()
+    try:
+        for _ in range(10):
+            mine.session = uuid.uuid4().hex
+            assert mine.call("share", data=data)[0] == 200
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken / 10 < 40_000, taken

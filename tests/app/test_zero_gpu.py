@@ -91,19 +91,20 @@ def test_sampling_goes_through_the_decorated_function(fake, demo):
 
 def test_the_sweep_goes_through_it_too(fake, demo):
     sweep, _, values = handler(demo[1], "sweep")
-    *_, (told, figure, images) = sweep(*values)
-    assert "seeds 321 to 323" in told
-    assert figure["value"].data
-    assert len(images["value"]) == 11
+    *_, last = sweep(*values)
+    shown = {component.elem_id or component.label: value for component, value in last.items()}
+    assert "seeds 321 to 323" in shown["sweep-shown"]
+    assert shown["Predetermination"]["value"].data
+    assert len(shown["sweep-images"]["value"]) == 11
     assert [(task.__name__, name) for task, name, *_ in fake.calls] == [("plan", "tiny"), ("sweep", "tiny")]
 
 
 def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
     sweep, visitor, values = handler(demo[1], "sweep")
     run = sweep(*values)
-    assert "step" in next(run)[0]
+    assert "step" in str(next(run).values())
     visitor.stop.set()
-    assert [told for told, *_ in run] == ["Cancelled: nothing was changed."]
+    assert [list(told.values()) for told in run] == [["Cancelled: nothing was changed."]]
     assert fake.closed == 1
 
 
@@ -113,8 +114,8 @@ def test_what_is_wrong_with_a_request_is_told_from_the_other_process(fake):
         {"tiny": model}, settings.Limits(max_seconds=0.0, confirm_seconds=600), steps=1000, gradients=False
     )
     sweep, _, values = handler(demo, "sweep")
-    *_, (told, _, _) = sweep(*values)
-    assert "Stopped after 0 s, the limit of this server" in told
+    *_, last = sweep(*values)
+    assert "Stopped after 0 s, the limit of this server" in str(last.values())
 
 
 def test_the_space_imports_spaces_before_torch(tmp_path):
