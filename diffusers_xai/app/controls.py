@@ -203,7 +203,7 @@ class Controls:
             raise SettingsError(texts.NO_LABELS)
         label, to = self.label(model, label_names, label_class), self.label(model, to_names, to_class)
         if label == to:
-            raise SettingsError("Choose another label to switch to than the one chosen at the left.")
+            raise SettingsError("Choose another label to switch to than that of the image.")
         default = model.default(self.server_limits, steps=50, every=10)
         seed = whole(seed, "Noise seed", 0, MAX_SEED - 4)
         settings = replace(default, label=label, switch_to=to or 0, seed=seed)

@@ -43,7 +43,7 @@ def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[st
     """
     found = choices(models)
     entry = EXPERIMENTS[found[0][1]]
-    gr.Markdown(f"{texts.EXPERIMENTS}\n\n{elsewhere()}")
+    gr.Markdown(texts.EXPERIMENTS)
     c.experiment = gr.Dropdown(found, value=found[0][1], label="Question", elem_id="experiment")
     c.experiment_words = gr.Markdown(words(entry), elem_id="experiment-words")
     with gr.Group(visible=compares_labels(entry), elem_id="experiment-other") as c.experiment_other:
@@ -67,6 +67,7 @@ def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[st
     c.experiment_file = gr.DownloadButton(
         "Download numbers and report (zip)", size="sm", visible=False, elem_id="experiment-file"
     )  # fmt: skip
+    gr.Markdown(elsewhere())
 
 
 class ExperimentTab:

@@ -42,12 +42,12 @@ which pixels mattered. Then change something and compare. The model of the packa
 EMPTY = "Press **Sample**, or click an example."
 STALE = "The controls have changed since: press **Sample** to see what they do."
 BEFORE = "Shown is the run before."
-EMPTY_SWEEP = "Nothing to see yet: choose another label than the one at the left, and run the sweep."
+EMPTY_SWEEP = "Nothing to see yet: choose another label than that of the image, and run the sweep."
 CANCELLED = "Cancelled: a run on its way ends at its next step."
 EMPTY_EXPERIMENT = "Nothing to see yet: choose a question, and run the experiment."
 EXPERIMENTS = (
     "**Experiments.** One run shows one image; an experiment asks a question over several, beside a control that says"
-    " what chance would show. Label, noise seed, steps, scheduler, guidance and region are those at the left."
+    " what chance would show. Label, noise seed, steps, scheduler, guidance and region are those of the settings."
 )
 NOT_KEPT = "No run is kept yet: press **Keep this run to compare**, then sample another one."
 KEPT = "This run is kept. Change a setting and sample again to compare."

@@ -224,7 +224,7 @@ def _map_tensor(file: Path, name: str, dtype: str, profile_id: str) -> np.ndarra
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{name}: its file {file} is missing.") from error
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{name}: its file {file} is damaged: {error}") from error
+        raise ValueError(f"{name}: its file {file} is damaged.") from error
     if metadata.get("id") != profile_id:
         raise ValueError(
             f"{name}: expected a file of this profile, got {file} of another one. If the folder was overwritten, open"

@@ -12,6 +12,10 @@ import safetensors.numpy
 from PIL import Image
 
 
+# What nobody is told of any of them.
+UNWANTED = ("Traceback", "Something went wrong", "/tmp", "recursion", "NoneType", "Error")
+
+
 def profiles(good):
     """(name, bytes) of files for "Open a profile".
 
