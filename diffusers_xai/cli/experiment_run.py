@@ -278,6 +278,8 @@ def _job(
         labels = labels_between(first, second, config.get("class_attributes") or ())
     labels = labels[: experiment.labels]
     seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
+    if seeds < experiment.min_seeds:
+        raise CommandError(f"--seeds {seeds}: {name} needs at least {experiment.min_seeds}")
     steps = args.steps or min(experiment.steps, scheduler.config.get("num_train_timesteps", 1000))
     sampling = Sampling(labels, range(seeds), steps, _guidance_scale(args), args.batch_size)
     options: dict[str, Any] = {"null": args.null or experiment.nulls[0]}

@@ -60,6 +60,8 @@ TOGETHER = [
     ["experiment", "patching", "--checkpoint", "lfw-32", "--prompt", "a fox", "--other-prompt", "a cat"],
     ["experiment", "hierarchy", "--prompt", "a fox", "--other-prompt", "a cat"],
     ["experiment", "words", "--checkpoint", "text", "--prompt", "a fox", "--other-prompt", "a cat"],
+    ["experiment", "emergence", "--seeds", "2"],
+    ["experiment", "findings", "--seeds", "2"],
     ["experiment", "compare-checkpoints"],
     ["experiment", "compare-checkpoints", "tiny"],
     ["experiment", "compare-checkpoints", "tiny", "tiny"],
