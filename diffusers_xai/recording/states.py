@@ -1,5 +1,6 @@
 """What the scheduler is given and gives: its timesteps, its states, and predictions in their form."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,10 +64,14 @@ def planned_timesteps(pipeline: Any, scheduler: Any, call: PipelineCall, first: 
 def _begin(scheduler: Any, timestep: float | None) -> int:
     """Where in its schedule a run begins: where the scheduler was told, else at the timestep the network is given.
 
-    Of two equal timesteps it is the second, as in the schedulers' own `index_for_timestep`.
+    Of two equal timesteps it is the second, as in the schedulers' own `index_for_timestep`. A network that is given
+    the first one in a unit of its own, t/1000 or 1 − t/1000, may be given a number that stands later in the schedule.
     """
     told = getattr(scheduler, "begin_index", None)
     if told is not None or timestep is None:
         return told or 0
+    share = float(scheduler.timesteps[0]) / scheduler.config.get("num_train_timesteps", 1000)
+    if any(math.isclose(timestep, unit, rel_tol=1e-6) for unit in (share, 1 - share)):
+        return 0
     same = [index for index, t in enumerate(scheduler.timesteps.tolist()) if t == timestep]
     return same[:2][-1] if same else 0

@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    UNet2DModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 
 from diffusers_xai import (
@@ -95,6 +102,18 @@ def test_a_loop_of_one_s_own_may_begin_late(scheduler_class, told):
     assert samples.step.values.tolist() == [0, len(timesteps) - 1]
     assert samples.timestep.values.tolist() == timesteps[[0, -1]].tolist()
     assert np.array_equal(recording.profile["final_sample"].values, x.numpy())
+
+
+def test_a_loop_whose_first_timestep_is_the_schedule_s_last_in_another_unit_is_whole():
+    network, scheduler = OwnNetwork(), FlowMatchEulerDiscreteScheduler()
+    own = SimpleNamespace(network=network, scheduler=scheduler)
+    with torch.no_grad(), record(own, [Samples(measures=())]) as recording:
+        scheduler.set_timesteps(4)
+        assert scheduler.timesteps[0] / 1000 == scheduler.timesteps[-1]
+        x = torch.randn(1, 3, 8, 8)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t / 1000), t, x).prev_sample
+    assert recording.profile["samples"].timestep.values.tolist() == scheduler.timesteps.tolist()
 
 
 def test_gradients_of_a_step_that_changes_the_prediction_are_refused_before_it_is_made():
