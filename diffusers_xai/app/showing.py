@@ -45,7 +45,11 @@ class Showing:
         session.result = result
         if session.dark not in self._drawn:
             self._drawn[session.dark] = self.show(session)
-        return {**self._drawn[session.dark], self.c.live: enlarged(figures.final_image(result.profile))}
+        # Gradio takes the values out of what it is given.
+        drawn = {
+            c: dict(update) if isinstance(update, dict) else update for c, update in self._drawn[session.dark].items()
+        }
+        return {**drawn, self.c.live: enlarged(figures.final_image(result.profile))}
 
     def show(self, session: Session) -> dict[Any, Any]:
         """All figures and the ranges of their controls."""

@@ -85,7 +85,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws a curve for each layer, each in units of its own mean."""
     distance = result.data["distance"]
     relative = distance / distance.mean(["seed", "step"])
-    figure = curves_over_time(distance, "distance to the next record, in units of the layer's mean")
+    figure = curves_over_time(distance, "distance to the next record,<br>in units of the layer's mean")
     for index, layer in enumerate(distance["layer"].values.tolist()):
         band(figure, distance["timestep"].values, relative.sel(layer=layer), layer, index)
     if "null_distance" in result.data:

@@ -33,6 +33,7 @@ def test_a_fresh_page_shows_an_example_and_says_so(page):
     assert pixels(page)
     assert "c* = " in page.inner_text("#map-told")
     assert "region of 108 pixels" in page.inner_text("#map-told")
+    page.click("#share-panel > button")
     expect(page.locator("#download")).to_be_disabled()
 
 

@@ -8,6 +8,8 @@ import torch
 from diffusers_xai.app import figures, models
 from diffusers_xai.app.example import FILE, example
 from diffusers_xai.app.reopened import settings_of
+from diffusers_xai.app.server import build
+from diffusers_xai.app.session import Session
 from diffusers_xai.app.settings import Limits
 
 
@@ -34,3 +36,11 @@ def test_the_example_is_small_and_of_the_embedded_model():
     shown = figures.overview(result, dark=False)
     empty = {name for name, update in shown.items() if not update["visible"]}
     assert empty == {"weights_plot"}  # linear attention has none
+
+    # Everyone who opens the page sees it, though Gradio takes the figures out of what it is given.
+    demo = build(offered, Limits(), shown=result).demo
+    begin = next(function.fn for function in demo.fns.values() if function.name == "begin" and function.outputs)
+    for visitor in (Session(), Session()):
+        figure = next(update for block, update in begin(visitor, False).items() if block.label == "The process")
+        assert figure.pop("value").data
+        assert visitor.result is result
