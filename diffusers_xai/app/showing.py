@@ -72,7 +72,7 @@ class Showing:
             shown[c.editor] = self.controls.drawn(settings, figures.final_image(result.profile))
         # The file and the link of this run are made next: until then there is none of an earlier one to take.
         waiting = {c.download: gr.update(interactive=False), c.link: ""}
-        return {**shown, **waiting, c.shown: result.words}
+        return {**shown, **waiting, c.shown: result.words, c.stale: ""}
 
     def _map(self, result: Result, dark: bool, name: str, group: str) -> dict[Any, Any]:
         c, choices = self.c, figures.layer_choices(result.profile, group)
@@ -245,7 +245,7 @@ class Showing:
         maps = [getattr(c, f"{name}_{part}") for name, _ in MAPS for part in ("layer", "step", "channel", *DRAWN)]
         plots = [getattr(c, name) for name in (*figures.PLOTS, *PAIRS)]
         notes = [c.activations_note, c.attention_note, c.weights_note, c.gradients_note]
-        others = [c.mask_max, c.attention_layer, c.attention_maps, c.editor, c.pair_status, c.kept, c.shown]
+        others = [c.mask_max, c.attention_layer, c.attention_maps, c.editor, c.pair_status, c.kept, c.shown, c.stale]
         return [*plots, *maps, *notes, *others, c.download, c.link]
 
 
