@@ -67,7 +67,8 @@ def test_the_result_is_that_of_the_page_s_settings(demo, offered, tmp_path):
     archive = zipfile.ZipFile(shown["experiment-file"]["value"])
     archive.extractall(tmp_path)
     result = ExperimentResult.load(tmp_path / "ssim-trajectory")
-    np.testing.assert_array_equal(result.data["ssim"], expected.data["ssim"])
+    # The server's thread may sum in another order: 2e-7 were seen.
+    np.testing.assert_allclose(result.data["ssim"], expected.data["ssim"], rtol=1e-5)
     assert "How much each step changes the image" in (tmp_path / "report.html").read_text()
     assert shown["experiment-plot"]["visible"]
     visitor.close()

@@ -8,9 +8,9 @@ from accelerate.state import AcceleratorState
 from tests.training.small_runs import write_parquet
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Tiny layers lose more time at the threads' barriers than they gain."""
+    """Tiny layers lose more time at the threads' barriers than they gain; runs that are compared have equally many."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
