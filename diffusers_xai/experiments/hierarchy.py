@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 import xarray as xr
 
 from diffusers_xai.analysis.structure import edge_strength
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import short_label
+from diffusers_xai.experiments.base import Experiment, register
 from diffusers_xai.experiments.judging import Judge, judged_attributes, seen_attributes
 from diffusers_xai.experiments.patch_effects import (
     bands_of,
@@ -115,12 +113,6 @@ def color_nearness(images: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
     return -(one - other).abs().mean((1, 2))
 
 
-def plot_images(result: ExperimentResult) -> go.Figure:
-    """Draws the first seed: the source and the base, and below them what each patch makes of the base."""
-    base, source = (short_label(result.settings, label) for label in result.settings["labels"])
-    return plot_patched(result, base, source)
-
-
 EXPERIMENT = register(
     Experiment(
         "hierarchy",
@@ -139,7 +131,7 @@ EXPERIMENT = register(
         seeds=16,
         steps=25,
         runs=47.0,
-        plot_images=plot_images,
+        plot_images=plot_patched,
         table=table_of_effects,
         judged=True,
     )

@@ -14,7 +14,7 @@ from scipy import stats
 from diffusers_xai.analysis import benjamini_hochberg, summary
 from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import ExperimentResult
-from diffusers_xai.experiments.figures import interval_text
+from diffusers_xai.experiments.figures import interval_text, short_label
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines.patch_sweep import PatchSite
 from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, TEMPLATE
@@ -214,9 +214,11 @@ def _band_names(data: xr.Dataset) -> list[str]:
     return ["all" if every and many else f"{t:.0f}" for every, t in zip(whole, data["timestep"].values, strict=True)]
 
 
-def plot_patched(result: ExperimentResult, base: str, source: str, captions: bool = True) -> go.Figure:
+def plot_patched(result: ExperimentResult) -> go.Figure:
     """Draws the first seed: the source and the base, and below them what each patch makes of the base."""
-    data = result.data
+    data, settings = result.data, result.settings
+    base, source = settings.get("prompts") or [short_label(settings, label) for label in settings["labels"]]
+    captions = "prompts" not in settings  # prompts are too long to stand over a tile
     bands = _band_names(data)
     whole = data["whole"].values
     first: list[Tile | None] = [None] * len(bands)

@@ -5,13 +5,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import short_label
+from diffusers_xai.experiments.base import Experiment, register
 from diffusers_xai.experiments.judging import Judge, judged_attributes, seen_attributes
 from diffusers_xai.experiments.patch_effects import (
     Seen,
@@ -172,16 +170,6 @@ def _squared_error(images: torch.Tensor, goal: torch.Tensor, mask: np.ndarray | 
     return squares.mean((1, 2)) if mask is None else squares[:, torch.as_tensor(mask)].mean(1)
 
 
-def plot_images(result: ExperimentResult) -> go.Figure:
-    """Draws the first seed: the source and the base, and below them what each patch makes of the base."""
-    settings = result.settings
-    if "prompts" in settings:
-        base, source = settings["prompts"]
-        return plot_patched(result, base, source, captions=False)
-    base, source = (short_label(settings, label) for label in settings["labels"])
-    return plot_patched(result, base, source)
-
-
 EXPERIMENT = register(
     Experiment(
         "patching",
@@ -201,7 +189,7 @@ EXPERIMENT = register(
         seeds=16,
         steps=25,
         runs=47.0,
-        plot_images=plot_images,
+        plot_images=plot_patched,
         table=table_of_effects,
         judged=True,
         may_take="prompts",
