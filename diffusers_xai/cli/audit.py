@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
     from diffusers_xai.audit import audit
     from diffusers_xai.audit.kept import finished
     from diffusers_xai.audit.permuting import check_same_network
-    from diffusers_xai.cli.experiment_run import check_formats, labels_to_compare
+    from diffusers_xai.cli.experiment_options import labels_to_compare
+    from diffusers_xai.cli.experiment_run import check_formats
     from diffusers_xai.cli.output import claimed
     from diffusers_xai.cli.pipelines import (
         check_device,

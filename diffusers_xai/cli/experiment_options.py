@@ -1,0 +1,156 @@
+"""What an experiment takes of the options of `diffusers-xai experiment`: labels, prompts, functions, its own."""
+
+import argparse
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from diffusers_xai.checkpoints import EYES, FACE, demo_checkpoint
+from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.pipelines import pipeline_of_prompts
+from diffusers_xai.cli.prompts import words_of
+from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
+from diffusers_xai.experiments import EXPERIMENTS
+from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS, Experiment
+from diffusers_xai.experiments.words import without
+from diffusers_xai.hub.cards import read_facts
+from diffusers_xai.labels import label_from_bits, labels_between
+
+
+FUNCTIONS = ("judge", "concepts")  # options that name a function of the user's, as FILE:FUNCTION
+MIN_IMAGES = 50  # of a label that counts as trained
+_REGIONS = {"eyes": EYES, "face": FACE}
+
+
+def user_functions(args: argparse.Namespace) -> dict[str, Callable]:
+    """The user's functions by option.
+
+    Raises:
+        CommandError: if there is none of that name, or its file cannot be run.
+    """
+    given = {name: getattr(args, name) for name in FUNCTIONS}
+    return {name: named_function(text, f"--{name}") for name, text in given.items() if text is not None}
+
+
+def takes_prompt(args: argparse.Namespace) -> bool:
+    """Whether a pipeline with a prompt is explained, not one of labels."""
+    experiment = EXPERIMENTS.get(args.name)
+    if experiment is None:
+        return False
+    asked = args.prompt is not None or args.other_prompt is not None
+    return experiment.needs == "prompt" or (experiment.may_take == "prompts" and asked)
+
+
+def prompt_pipeline(args: argparse.Namespace) -> type[DiffusionPipeline]:
+    """The class of the pipeline with a prompt.
+
+    Raises:
+        CommandError: if the checkpoint's takes none.
+    """
+    kind = pipeline_of_prompts(args)
+    if kind is None:
+        raise CommandError(
+            f"expected a --checkpoint of diffusers whose pipeline takes a prompt, got {args.checkpoint}"
+        )
+    return kind
+
+
+def guidance_scale(args: argparse.Namespace) -> float:
+    """The guidance that was asked for; by default none, of a pipeline with a prompt its own."""
+    if args.guidance_scale is not None:
+        return args.guidance_scale
+    if not takes_prompt(args):
+        return 1.0
+    parameter = inspect.signature(prompt_pipeline(args).__call__).parameters.get("guidance_scale")
+    return float(parameter.default) if parameter is not None and isinstance(parameter.default, (int, float)) else 1.0
+
+
+def labels_to_compare(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
+    """The labels of `--label` and `--other-label`; none of a checkpoint that takes none."""
+    if config.get("num_class_embeds") is None:
+        for option, text in (("--label", args.label), ("--other-label", args.other_label)):
+            if text is not None:
+                raise CommandError(f"{option} {text}: this checkpoint takes no labels")
+        return []
+    defaults = default_labels(config)
+    first = defaults[0] if args.label is None else parse_label(args.label, config)
+    if args.other_label is not None:
+        second = parse_label(args.other_label, config, "--other-label")
+    else:
+        second = next(label for label in reversed(defaults) if label != first)
+    if first == second:
+        raise CommandError("--other-label: expected another label than --label")
+    return [first, second]
+
+
+def labels_of(
+    experiment: Experiment, args: argparse.Namespace, config: dict[str, Any], compared: list[int]
+) -> list[int]:
+    """The labels that an experiment samples, where two of them are `compared`."""
+    if experiment.labels == ALL_LABELS:
+        return _trained_labels(args, config)
+    if experiment.labels == SPANNED_LABELS:
+        first, second = compared
+        return labels_between(first, second, config.get("class_attributes") or ())
+    return compared[: experiment.labels]
+
+
+def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
+    """The labels with enough training images, where the checkpoint's `card.json` tells; all of them otherwise."""
+    folder = Path(args.checkpoint or demo_checkpoint())
+    counts = read_facts(folder).get("label_counts") if folder.is_dir() else None
+    if counts is None:
+        return list(range(config["num_class_embeds"]))
+    return [label_from_bits(bits) for bits, _, count in counts if count >= MIN_IMAGES]
+
+
+def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
+    """The options of an experiment's `measure`, functions by their name.
+
+    Raises:
+        CommandError: for an option that it does not take, or one that it lacks.
+    """
+    name, takes = experiment.name, (experiment.needs, experiment.may_take)
+    options: dict[str, Any] = {"null": args.null or experiment.nulls[0]}
+    if options["null"] not in (*experiment.nulls, "none"):
+        known = ", ".join((*experiment.nulls, "none"))
+        raise CommandError(f"--null {args.null}: {name} knows {known}")
+    if experiment.region is not None:
+        box = _REGIONS.get(experiment.region) if args.checkpoint is None and args.mask is None else None
+        options["mask"] = region(args.mask, box, sample_size(config))
+    if experiment.judged and args.judge is not None:
+        options["judge"] = args.judge
+    options |= _prompts(experiment, args)
+    if experiment.needs == "concepts" and args.concepts is None:
+        raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
+    if args.concepts is not None:
+        if "concepts" not in takes:
+            raise CommandError(f"--concepts {args.concepts}: {name} takes no concepts")
+        options["concepts"] = args.concepts
+    return options
+
+
+def _prompts(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
+    """The prompts and words of an experiment that takes some."""
+    name = experiment.name
+    if experiment.needs == "prompt":
+        if args.prompt is None:
+            raise CommandError(f"{name}: expected a --prompt")
+        words = args.words or words_of(args.prompt)
+        for word in words:
+            without(args.prompt, word)  # before anything is loaded
+        if args.other_prompt is not None:
+            raise CommandError(f"--other-prompt: {name} does not take one")
+        return {"prompt": args.prompt, "words": words}
+    if args.words is not None:
+        raise CommandError(f"--words: {name} takes none")
+    if experiment.may_take == "prompts" and takes_prompt(args):
+        if None in (args.prompt, args.other_prompt) or args.prompt == args.other_prompt:
+            raise CommandError(f"{name}: expected a --prompt and another --other-prompt")
+        return {"prompts": [args.prompt, args.other_prompt]}
+    if args.other_prompt is not None or args.prompt is not None:
+        raise CommandError(f"--prompt and --other-prompt: {name} does not take them")
+    return {}
