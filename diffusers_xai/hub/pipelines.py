@@ -1,6 +1,5 @@
 """How a pipeline goes to the Hub and comes back, with this package and without it."""
 
-import inspect
 import json
 import logging
 import shutil
@@ -25,6 +24,7 @@ from diffusers_xai.hub.cards import (
     read_facts,
 )
 from diffusers_xai.hub.sample_grid import sample_grid as draw_samples
+from diffusers_xai.hub.standalone import one_file
 from diffusers_xai.hub.transfer import check_push, push_folder
 
 
@@ -74,7 +74,8 @@ def add_code(folder: Path, network: Any) -> None:
     index["_class_name"] = [Path(_PIPELINE_FILE).stem, "XAIPipeline"]
     if type(network).__name__ == _OWN_NETWORK:
         # Of a method, because the class itself says that it is of the package's top level.
-        shutil.copyfile(inspect.getfile(type(network).forward), folder / _NETWORK_FILE)
+        code = one_file(type(network).forward.__module__)
+        (folder / _NETWORK_FILE).write_text(code, encoding="utf-8")
         index["unet"] = [Path(_NETWORK_FILE).stem, _OWN_NETWORK]
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

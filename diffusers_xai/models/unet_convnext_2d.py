@@ -1,16 +1,13 @@
-"""The ConvNeXt U-Net conditioned by a label channel.
+"""The ConvNeXt U-Net conditioned by label channels.
 
-The file stands alone: it imports nothing of this package, so that a Hub repository can carry it as it is.
+A Hub repository carries it as one file with what it imports of this package, see `hub/standalone.py`.
 """
 
-import functools
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -18,235 +15,17 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-
-CLASS_ENCODINGS = ("integer", "scaled", "bits")
-MID_ATTENTION_TYPES = ("linear", "softmax")
-
-# Own module path -> path in the article's network. Applied in this order, each wherever it matches.
-_ANNOTATED_NAMES = (
-    (r"^conv_in$", "init_conv"),
-    (r"^time_proj$", "time_mlp.0"),
-    (r"^time_embedding\.linear_1$", "time_mlp.1"),
-    (r"^time_embedding\.act$", "time_mlp.2"),
-    (r"^time_embedding\.linear_2$", "time_mlp.3"),
-    (r"^time_embedding$", "time_mlp"),
-    (r"^resnet_out", "final_conv.0"),
-    (r"^conv_out$", "final_conv.1"),
-    (r"^mid_block\.resnets\.0", "mid_block1"),
-    (r"^mid_block\.attentions\.0", "mid_attn"),
-    (r"^mid_block\.resnets\.1", "mid_block2"),
-    (r"^down_blocks\.", "downs."),
-    (r"^up_blocks\.", "ups."),
-    (r"\.resnets\.(\d+)", r".\1"),
-    (r"\.attentions\.0", ".2"),
-    (r"\.(down|up)samplers\.0$", ".3"),
-    (r"\.attn\.group_norm$", ".fn.norm"),
-    (r"\.attn\.to_", ".fn.fn.to_"),
-    (r"\.attn$", ".fn"),
-    (r"\.time_emb_proj$", ".mlp.1"),
-    (r"\.depthwise_conv$", ".ds_conv"),
-    (r"\.conv_shortcut$", ".res_conv"),
+from diffusers_xai.models.annotated import annotated_names, infer_annotated_config
+from diffusers_xai.models.convnext_blocks import (
+    ConvNextBlock2D,
+    ConvNextDownBlock2D,
+    ConvNextMidBlock2D,
+    ConvNextUpBlock2D,
 )
+from diffusers_xai.models.label_channels import CLASS_ENCODINGS, LabelChannels
 
 
-class LabelChannels(nn.Module):
-    """Writes a label into constant image channels (thesis section 4.2.2, listing C.2).
-
-    | `encoding`  | channels | value of label `y`                          | value of the null label |
-    |-------------|----------|---------------------------------------------|-------------------------|
-    | `"integer"` | 1        | `y`                                         | -1                      |
-    | `"scaled"`  | 1        | `y / (num_classes - 1)`                     | -1                      |
-    | `"bits"`    | n        | the bits of `y` as -1/+1, most significant first | 0                  |
-    """
-
-    def __init__(self, num_classes: int, encoding: str, null_label: int):
-        super().__init__()
-        self.num_classes = num_classes
-        self.encoding = encoding
-        self.null_label = null_label
-        self.num_channels = (num_classes - 1).bit_length() if encoding == "bits" else 1
-
-    def forward(self, class_labels: torch.Tensor, height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """`class_labels` (B,) integers -> (B, num_channels, height, width) of `dtype`."""
-        is_null = (class_labels == self.null_label)[:, None]
-        if self.encoding == "bits":
-            shifts = torch.arange(self.num_channels - 1, -1, -1, device=class_labels.device)
-            values = (2 * ((class_labels[:, None] >> shifts) & 1) - 1).to(dtype).masked_fill(is_null, 0.0)
-        else:
-            values = class_labels[:, None].to(dtype)
-            if self.encoding == "scaled":
-                values = values / (self.num_classes - 1)
-            values = values.masked_fill(is_null, -1.0)
-        return values[:, :, None, None].expand(-1, -1, height, width)
-
-
-class LinearAttnProcessor:
-    """Linear attention: softmax of q over the head dimension and of k over the positions, then (k v^T) q."""
-
-    def __call__(self, attn: "ConvNextAttention", hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = attn.project_qkv(hidden_states)
-        query = query.softmax(dim=-2) * attn.scale
-        context = key.softmax(dim=-1) @ value.transpose(-1, -2)
-        return attn.project_out(context.transpose(-1, -2) @ query, hidden_states)
-
-
-class SoftmaxAttnProcessor:
-    """Scaled dot-product attention over all pairs of positions."""
-
-    def __call__(self, attn: "ConvNextAttention", hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        query, key, value = (t.transpose(-1, -2) for t in attn.project_qkv(hidden_states))
-        out = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
-        return attn.project_out(out.transpose(-1, -2), hidden_states)
-
-
-class ConvNextAttention(nn.Module):
-    """Multi-head self-attention over pixels, with its norm in front and without the residual sum."""
-
-    def __init__(self, channels: int, heads: int, head_dim: int, linear: bool, norm_eps: float):
-        super().__init__()
-        self.heads = heads
-        self.head_dim = head_dim
-        self.scale = head_dim**-0.5
-        inner = heads * head_dim
-        self.group_norm = nn.GroupNorm(1, channels, eps=norm_eps)
-        self.to_qkv = nn.Conv2d(channels, 3 * inner, 1, bias=False)
-        conv = nn.Conv2d(inner, channels, 1)
-        self.to_out = nn.Sequential(conv, nn.GroupNorm(1, channels, eps=norm_eps)) if linear else conv
-        self.processor: Callable = LinearAttnProcessor() if linear else SoftmaxAttnProcessor()
-
-    def get_processor(self) -> Callable:
-        """The attention processor in use."""
-        return self.processor
-
-    def set_processor(self, processor: Callable) -> None:
-        """Uses `processor(attn, hidden_states)` from now on."""
-        self.processor = processor
-
-    def project_qkv(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(B, C, H, W) -> query, key, value, each (B, heads, head_dim, H * W)."""
-        qkv = self.to_qkv(self.group_norm(hidden_states))
-        return qkv.reshape(qkv.shape[0], 3, self.heads, self.head_dim, -1).unbind(1)
-
-    def project_out(self, heads_out: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, heads, head_dim, H * W) -> (B, C, H, W), the shape of `hidden_states`."""
-        batch, _, height, width = hidden_states.shape
-        return self.to_out(heads_out.reshape(batch, -1, height, width))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.processor(self, hidden_states)
-
-
-class AttentionResidual(nn.Module):
-    """`x + attn(x)`; `attn`'s own output is the thesis's layer "fn"."""
-
-    def __init__(self, channels: int, heads: int, head_dim: int, linear: bool, norm_eps: float):
-        super().__init__()
-        self.attn = ConvNextAttention(channels, heads, head_dim, linear, norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return hidden_states + self.attn(hidden_states)
-
-
-class ConvNextBlock2D(nn.Module):
-    """Depthwise 7x7, time shift, GroupNorm, two 3x3 convs with GELU between, and a residual connection."""
-
-    def __init__(self, in_channels: int, out_channels: int, temb_channels: int | None, norm_eps: float):
-        super().__init__()
-        self.time_emb_proj = nn.Linear(temb_channels, in_channels) if temb_channels else None
-        self.depthwise_conv = nn.Conv2d(in_channels, in_channels, 7, padding=3, groups=in_channels)
-        self.net = nn.Sequential(
-            nn.GroupNorm(1, in_channels, eps=norm_eps),
-            nn.Conv2d(in_channels, 2 * out_channels, 3, padding=1),
-            nn.GELU(),
-            nn.GroupNorm(1, 2 * out_channels, eps=norm_eps),
-            nn.Conv2d(2 * out_channels, out_channels, 3, padding=1),
-        )
-        same_width = in_channels == out_channels
-        self.conv_shortcut = nn.Identity() if same_width else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, in_channels, H, W) and the time embedding (B, temb_channels) -> (B, out_channels, H, W)."""
-        inner = self.depthwise_conv(hidden_states)
-        if self.time_emb_proj is not None and temb is not None:
-            inner = inner + self.time_emb_proj(F.gelu(temb))[:, :, None, None]
-        return self.net(inner) + self.conv_shortcut(hidden_states)
-
-
-class _ConvNextStage(nn.Module):
-    """Two ConvNeXt blocks and an attention residual, the content of every block of the U-Net."""
-
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable  # set by `enable_gradient_checkpointing`
-
-    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict):
-        super().__init__()
-        eps = attention["norm_eps"]
-        self.resnets = nn.ModuleList(
-            [
-                ConvNextBlock2D(in_channels, out_channels, temb_channels, eps),
-                ConvNextBlock2D(out_channels, out_channels, temb_channels, eps),
-            ]
-        )
-        self.attentions = nn.ModuleList([AttentionResidual(out_channels, **attention)])
-
-    def _run(self, module: nn.Module, *args: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(module, *args)
-        return module(*args)
-
-
-class ConvNextDownBlock2D(_ConvNextStage):
-    """Returns `(hidden_states, skips)`; where the block does not down-sample, `hidden_states is skips[-1]`."""
-
-    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict, add_downsample: bool):
-        super().__init__(in_channels, out_channels, temb_channels, attention)
-        downsampler = (
-            nn.Conv2d(out_channels, out_channels, 4, stride=2, padding=1) if add_downsample else nn.Identity()
-        )
-        self.downsamplers = nn.ModuleList([downsampler])
-
-    def forward(
-        self, hidden_states: torch.Tensor, temb: torch.Tensor
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        """(B, in_channels, H, W) -> (B, out_channels, H / 2, W / 2) and one skip (B, out_channels, H, W)."""
-        for resnet in self.resnets:
-            hidden_states = self._run(resnet, hidden_states, temb)
-        skip = self._run(self.attentions[0], hidden_states)
-        return self.downsamplers[0](skip), (skip,)
-
-
-class ConvNextMidBlock2D(_ConvNextStage):
-    """The bottleneck: ConvNeXt block, attention residual, ConvNeXt block."""
-
-    def __init__(self, channels: int, temb_channels: int, attention: dict):
-        super().__init__(channels, channels, temb_channels, attention)
-
-    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        hidden_states = self._run(self.resnets[0], hidden_states, temb)
-        hidden_states = self._run(self.attentions[0], hidden_states)
-        return self._run(self.resnets[1], hidden_states, temb)
-
-
-class ConvNextUpBlock2D(_ConvNextStage):
-    """Takes the skip of its resolution beside the hidden states, and up-samples."""
-
-    def __init__(self, in_channels: int, out_channels: int, temb_channels: int, attention: dict):
-        super().__init__(2 * in_channels, out_channels, temb_channels, attention)
-        self.upsamplers = nn.ModuleList([nn.ConvTranspose2d(out_channels, out_channels, 4, stride=2, padding=1)])
-
-    def forward(
-        self, hidden_states: torch.Tensor, res_hidden_states_tuple: tuple[torch.Tensor, ...], temb: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, in_channels, H, W) and skips of that shape -> (B, out_channels, 2 · H, 2 · W)."""
-        hidden_states = torch.cat([hidden_states, res_hidden_states_tuple[-1]], dim=1)
-        for resnet in self.resnets:
-            hidden_states = self._run(resnet, hidden_states, temb)
-        return self.upsamplers[0](self._run(self.attentions[0], hidden_states))
+MID_ATTENTION_TYPES = ("linear", "softmax")
 
 
 class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
@@ -366,7 +145,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     def layer_aliases(self) -> dict[str, str]:
         """Article-style layer names (`downs.1.3`, `mid_attn.fn`) -> module paths of this network."""
         modules = self.named_modules()
-        return dict(_annotated_names(tuple(path for path, module in modules if not isinstance(module, nn.ModuleList))))
+        return dict(annotated_names(tuple(path for path, module in modules if not isinstance(module, nn.ModuleList))))
 
     def forward(
         self,
@@ -469,7 +248,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         Raises:
             ValueError: for a state dict that is not such a network's, with the missing and unexpected names.
         """
-        model = cls(sample_size=sample_size, **{**_infer_annotated_config(state_dict), **config})
+        model = cls(sample_size=sample_size, **{**infer_annotated_config(state_dict), **config})
         aliases = model.layer_aliases
         converted, unexpected = {}, []
         for key, tensor in state_dict.items():
@@ -520,54 +299,3 @@ def _check_config(
             f"Expected one name per bit of the label in `class_attributes`: {len(class_attributes)} names make"
             f" {2 ** len(class_attributes)} labels, got `num_class_embeds={num_class_embeds}`."
         )
-
-
-def _infer_annotated_config(state_dict: dict[str, torch.Tensor]) -> dict:
-    def shape(name: str) -> Sequence[int]:
-        if name not in state_dict:
-            raise ValueError(
-                f"Expected the `state_dict` of an article-style network, with {name!r}, got {sorted(state_dict)[:5]} …"
-            )
-        return state_dict[name].shape
-
-    levels = len({key.split(".")[1] for key in state_dict if key.startswith("downs.")})
-    out_channels = shape("final_conv.1.weight")[0]
-    first_width, conv_in = shape("init_conv.weight")[:2]
-    label_channels = conv_in - out_channels
-    num_heads = 4
-    num_classes = {0: None, 1: 16}.get(label_channels, 2**label_channels)
-    config = {
-        "in_channels": out_channels,
-        "out_channels": out_channels,
-        "block_out_channels": tuple(shape(f"downs.{i}.0.net.4.weight")[0] for i in range(levels)),
-        "conv_in_channels": first_width,
-        "time_embedding_dim": shape("time_mlp.1.weight")[0],
-        "time_proj_dim": shape("time_mlp.1.weight")[1],
-        "num_attention_heads": num_heads,
-        "attention_head_dim": shape("mid_attn.fn.fn.to_qkv.weight")[0] // (3 * num_heads),
-        "mid_attention_type": "softmax" if "mid_attn.fn.fn.to_out.weight" in state_dict else "linear",
-        "num_class_embeds": num_classes,
-        "class_encoding": "bits" if label_channels > 1 else "integer",
-    }
-    if num_classes != 16:
-        config["class_attributes"] = None
-    return config
-
-
-@functools.lru_cache(maxsize=16)  # every recording asks for it, and it takes as long as a step of a small network
-def _annotated_names(paths: tuple[str, ...]) -> dict[str, str]:
-    """Article-style name -> module path, of the modules that have one."""
-    aliases = {}
-    for path in paths:
-        name = path
-        for pattern, replacement in _ANNOTATED_NAMES:
-            name = re.sub(pattern, replacement, name)
-        if name != path:
-            aliases[name] = path
-    for name, path in list(aliases.items()):
-        if name.endswith(".fn"):
-            aliases[name + ".fn"] = path
-        elif name.endswith(".mlp.1"):
-            aliases[name.removesuffix(".1")] = path
-    aliases["final_conv"] = "conv_out"
-    return aliases

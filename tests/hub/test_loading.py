@@ -95,7 +95,11 @@ def test_a_folder_without_code_says_how_plain_diffusers_opens_it(make, expected,
         pipe.save_pretrained(folder, with_code=True)
         opened = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
         assert type(opened).__module__ != XAIPipeline.__module__
-        assert type(XAIPipeline.from_pipe(opened).unet).__name__ == type(pipe.unet).__name__
+        again = XAIPipeline.from_pipe(opened)
+        assert type(again.unet).__name__ == type(pipe.unet).__name__
+        again.save_pretrained(tmp_path / "again", with_code=True)
+        first, second = (sorted((at / "unet").glob("*.py")) for at in (folder, tmp_path / "again"))
+        assert [file.read_text() for file in first] == [file.read_text() for file in second]
     else:
         with pytest.raises(ValueError, match="got GaussianDenoiser: plain diffusers could not open"):
             pipe.save_pretrained(tmp_path / "other", with_code=True)

@@ -4,7 +4,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from diffusers_xai import ConvNextUNet2DModel
-from diffusers_xai.models.unet_convnext_2d import LabelChannels
+from diffusers_xai.models.label_channels import LabelChannels
 from tests.reference import article_unet
 from tests.tiny import convnext_unet
 
