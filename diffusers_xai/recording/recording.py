@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.host_copies import HostCopies, WorkBehind
 from diffusers_xai.recording.pictures import picture_bytes
 from diffusers_xai.recording.plan import PlannedArray, check_size, recorded_dtype
 from diffusers_xai.recording.provenance import describe_run
@@ -46,6 +48,8 @@ class Recording:
         self.planned: dict[int, dict[str, PlannedArray]] = {id(spec): {} for spec in self.specs}
         self._edits = edits
         self._store = store
+        self._copies = HostCopies()
+        self._behind = WorkBehind()
         self._max_bytes = max_bytes
         self._selected: dict[int, frozenset[int]] = {}
         self._expected: dict[int, set[str]] = {id(spec): set() for spec in self.specs}
@@ -149,7 +153,9 @@ class Recording:
         if tensor.device.type == "meta":
             return
         self._dims[name], self._coords[name], self._per_branch[name] = dims, coords or {}, per_branch
-        self._pending.setdefault((name, id(spec)), []).append((call, _to_cpu(tensor, copy=not is_own)))
+        self._pending.setdefault((name, id(spec)), []).append(
+            (call, self._copies.copy(tensor, recorded_dtype(tensor.dtype), is_own=is_own))
+        )
 
     def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
         """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps; the last one counts."""
@@ -178,7 +184,14 @@ class Recording:
             check_size(arrays, self.run, self._max_bytes)
 
     def finish_step(self, step: SchedulerStep) -> None:
-        """Moves what the current step yielded into the record, with guidance branches told apart."""
+        """Moves what the current step yielded into the record, with guidance branches told apart.
+
+        What is still on its way from a GPU is moved in a thread, when it has arrived.
+
+        Raises:
+            RuntimeError: If something was asked for and is not there.
+            OSError: If writing this step, or one before it, failed.
+        """
         index, samples = self.run.step, self.run.num_samples
         called = {call.component for call in self.run.calls}
         for spec in filter(self.is_selected, self.specs):
@@ -193,19 +206,32 @@ class Recording:
                     f"{type(spec).__name__}: {', '.join(missing)} yielded nothing at step {index}: the layer did not"
                     " run in this network's forward pass, or not in the way that is recorded."
                 )
-        calls = self.run.branches_of_calls(samples)
-        arrays = {name: self._step_array(name, parts, samples, calls) for (name, _), parts in self._pending.items()}
-        self._pending.clear()
+        calls, pending, arrived = self.run.branches_of_calls(samples), self._pending, self._copies.arrived()
+        timestep, sigma = step.timestep, step.level.sigma
+        self._pending = {}
         self._runs_in_call.clear()
-        self._store.add_step(index, step.timestep, step.level.sigma, arrays, self._describe)
+
+        def move() -> None:
+            if arrived is not None:
+                arrived()
+            arrays = {name: self._step_array(name, parts, samples, calls) for (name, _), parts in pending.items()}
+            self._store.add_step(index, timestep, sigma, arrays, lambda: {**self._describe(), "complete": False})
+
+        if arrived is None:
+            move()
+        else:
+            self._behind.add(move, sum(tensor.nbytes for parts in pending.values() for _, tensor in parts))
 
     def finish(self) -> None:
         """Makes `profile` of what has been recorded so far.
 
         Raises:
-            RuntimeError: if the run ended before a step that was asked for.
+            OSError: If writing failed.
         """
-        self.profile = self._store.finish(self._describe())
+        try:
+            self._behind.finish()
+        finally:
+            self.profile = self._store.finish(self._describe())
 
     def check_all_happened(self) -> None:
         """Refuses a run that was shorter than the pipeline announced, where a selected step did not happen.
@@ -231,7 +257,7 @@ class Recording:
         calls: list[tuple[str, ...]],
     ) -> StepArray:
         if not self._per_branch[name]:
-            return StepArray(parts[0][1][:samples].numpy(), ("sample", *self._dims[name]), self._coords[name])
+            return StepArray(_pageable(parts[0][1][:samples]), ("sample", *self._dims[name]), self._coords[name])
         by_branch: dict[str, torch.Tensor] = {}
         for call, tensor in parts:
             own = [name for part in calls for name in part] if call is None else calls[call]
@@ -245,7 +271,7 @@ class Recording:
                 " pipeline guides in another way at this step."
             )
         if len(branches) == 1:
-            return StepArray(by_branch[branches[0]].numpy(), ("sample", *self._dims[name]), self._coords[name])
+            return StepArray(_pageable(by_branch[branches[0]]), ("sample", *self._dims[name]), self._coords[name])
         # A pipeline may leave out a branch at some steps, or a layer may run in one branch only: NaN there.
         absent = torch.full_like(next(iter(by_branch.values())), torch.nan)
         values = torch.stack([by_branch.get(branch, absent) for branch in branches], dim=1)
@@ -253,9 +279,14 @@ class Recording:
         return StepArray(values.numpy(), ("sample", "branch", *self._dims[name]), coords)
 
     def _describe(self) -> dict[str, Any]:
-        recorded = {name.split("/", 1)[1].partition("@")[0] for name in self._dims if "/" in name}
+        recorded = {name.split("/", 1)[1].partition("@")[0] for name in tuple(self._dims) if "/" in name}
         return describe_run(self.run, self.specs, self._edits, recorded, self._provenance)
 
 
-def _to_cpu(tensor: torch.Tensor, copy: bool = True) -> torch.Tensor:
-    return tensor.detach().to("cpu", recorded_dtype(tensor.dtype), copy=copy)
+def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", recorded_dtype(tensor.dtype), copy=True)
+
+
+def _pageable(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor of the CPU; pinned memory is left to those that come after it."""
+    return (tensor.clone() if tensor.is_pinned() else tensor).numpy()

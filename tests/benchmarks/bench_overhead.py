@@ -1,14 +1,19 @@
 """What recording the thesis profile costs beside plain sampling, bare forward hooks and nnsight.
 
+    python -m tests.benchmarks.bench_overhead [--device cuda]
+
 The profile: SSIM at every step; every 50 steps x_t, the predicted x0, A_t and six layers. All variants sample the same
-images from the same seed, and the three recordings hold the same tensors.
+images from the same seed, and the three recordings hold the same tensors. On a GPU also the same arrays at every step,
+in memory and streamed to disk.
 """
 
 import argparse
 import copy
 import functools
 import importlib.util
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +28,7 @@ from tests.benchmarks.harness import interleaved, print_table, ratios
 EVERY = 50
 LAYERS = ["downs.0.2.fn", "downs.1.2.fn", "downs.2.2.fn", "downs.3.2.fn", "mid_attn.fn", "ups.0.2.fn"]
 SPECS = [Samples(every=EVERY), AttentionOutputs(every=EVERY), Activations(layers=LAYERS, every=EVERY)]
+AT_EVERY_STEP = [Samples(), AttentionOutputs(), Activations(layers=LAYERS)]
 
 
 def sample_plainly(pipe, steps):
@@ -31,14 +37,20 @@ def sample_plainly(pipe, steps):
     )
 
 
-def sample_recorded(pipe, steps):
+def sample_recorded(pipe, steps, specs=SPECS, **arguments):
     return pipe(
         class_labels=3,
         num_inference_steps=steps,
         generator=torch.Generator().manual_seed(0),
         output_type="pt",
-        record=SPECS,
+        record=specs,
+        **arguments,
     )
+
+
+def sample_streamed(pipe, steps):
+    with tempfile.TemporaryDirectory() as folder:
+        sample_recorded(pipe, steps, AT_EVERY_STEP, profile_dir=Path(folder) / "profile")
 
 
 @functools.cache
@@ -53,7 +65,7 @@ def tapped_paths(unet):
     ]
     size = unet.config.sample_size
     with torch.no_grad():
-        unet(torch.zeros(1, 3, size, size), 0, class_labels=torch.tensor([0]))
+        unet(torch.zeros(1, 3, size, size).to(unet.device), 0, class_labels=torch.tensor([0]).to(unet.device))
     for handle in handles:
         handle.remove()
     return layers, attentions, in_order
@@ -76,8 +88,8 @@ def sample_by_hand(pipe, steps, capture):
     """The pipeline's loop with the least that yields the same tensors; `capture(x, t, label)` runs the network."""
     generator = torch.Generator().manual_seed(0)
     scheduler, size = pipe.scheduler, pipe.unet.config.sample_size
-    scheduler.set_timesteps(steps)
-    x, label = torch.randn(1, 3, size, size, generator=generator), torch.tensor([3])
+    scheduler.set_timesteps(steps, device=pipe.device)
+    x, label = torch.randn(1, 3, size, size, generator=generator).to(pipe.device), torch.tensor([3]).to(pipe.device)
     kept = {"samples": [], "x0": [], "ssim": [], "attention_outputs": [], "layers": []}
     for i, t in enumerate(scheduler.timesteps):
         if i % EVERY:
@@ -145,15 +157,23 @@ def check_same(name, pipe, recorded, images, kept):
         ),
     ]
     for expected, got in pairs:
-        torch.testing.assert_close(torch.as_tensor(expected), got, msg=lambda text: f"{name} differs: {text}")
+        torch.testing.assert_close(
+            torch.as_tensor(expected).cpu(), got.cpu(), msg=lambda text: f"{name} differs: {text}"
+        )
 
 
-def compare(title, pipe, steps, rounds, clock, target):
+def compare(title, pipe, steps, rounds, clock, targets):
     variants = {
         "plain sampling": lambda: sample_plainly(pipe, steps),
         "diffusers_xai": lambda: sample_recorded(pipe, steps),
         "bare forward hooks": lambda: sample_with_hooks(pipe, steps),
     }
+    extra = {}
+    if pipe.device.type == "cuda":
+        extra = {
+            "the same arrays at every step": lambda: sample_recorded(pipe, steps, AT_EVERY_STEP),
+            "at every step, streamed to disk": lambda: sample_streamed(pipe, steps),
+        }
     rows = []
     if importlib.util.find_spec("nnsight"):
         variants["nnsight"] = lambda: sample_with_nnsight(pipe, steps)
@@ -163,6 +183,9 @@ def compare(title, pipe, steps, rounds, clock, target):
     recorded = variants["diffusers_xai"]()
     for name in list(variants)[2:]:
         check_same(name, pipe, recorded, *variants[name]())
+    for run in extra.values():
+        run()
+    variants |= extra
     times = interleaved(variants, rounds, clock)
     by_name = ratios(times, "plain sampling")
     rows = [
@@ -171,7 +194,7 @@ def compare(title, pipe, steps, rounds, clock, target):
             f"{1000 * min(times[name]) / steps:.1f}",
             f"{by_name[name][1]:.3f}",
             "{:.3f} – {:.3f}".format(*by_name[name][::2]),
-            target if name == "diffusers_xai" else "",
+            targets.get(name, ""),
         ]
         for name in variants
     ] + rows
@@ -185,21 +208,32 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="for a busy machine, with --threads 1: CPU seconds")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", choices=["thesis", "embedded"])
     args = parser.parse_args()
-    clock = time.process_time if args.cpu_time else time.perf_counter
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
+
+    def synchronised():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    on_gpu = args.device == "cuda"
+    clock = synchronised if on_gpu else time.process_time if args.cpu_time else time.perf_counter
+    where = torch.cuda.get_device_name() if on_gpu else "CPU"
+    more = {"the same arrays at every step": "≤ 1.2", "at every step, streamed to disk": "≤ 1.3"}
     if args.only != "embedded":
         torch.manual_seed(0)
-        thesis = XAIPipeline(ConvNextUNet2DModel(sample_size=64).eval(), DDPMScheduler())
+        thesis = XAIPipeline(ConvNextUNet2DModel(sample_size=64).eval(), DDPMScheduler()).to(args.device)
         thesis.set_progress_bar_config(disable=True)
-        compare("Overhead, thesis network at 64 px", thesis, args.steps, args.rounds, clock, "≤ 1.05")
+        targets = {"diffusers_xai": "≤ 1.03" if on_gpu else "≤ 1.05"} | more
+        compare(f"Overhead, thesis network at 64 px, {where}", thesis, args.steps, args.rounds, clock, targets)
     if args.only != "thesis":
-        embedded = XAIPipeline.from_pretrained(demo_checkpoint())
+        embedded = XAIPipeline.from_pretrained(demo_checkpoint()).to(args.device)
         embedded.scheduler = DDPMScheduler.from_config(embedded.scheduler.config)
         embedded.set_progress_bar_config(disable=True)
-        compare("Overhead, embedded checkpoint at 32 px", embedded, args.steps, args.rounds, clock, "≤ 1.10")
+        targets = {"diffusers_xai": "≤ 1.10"} | more
+        compare(f"Overhead, embedded checkpoint at 32 px, {where}", embedded, args.steps, args.rounds, clock, targets)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,14 @@ import os
 import pytest
 import torch
 
+from tests.training.conftest import (  # noqa: F401
+    accelerate_forgotten,
+    config_file,
+    data_folder,
+    datasets_cache,
+    settings,
+)
+
 
 def pytest_collection_modifyitems(items):
     for item in items:

@@ -21,6 +21,7 @@ from diffusers_xai import (
     XAIPipeline,
     record,
 )
+from diffusers_xai.recording.host_copies import HostCopies
 from diffusers_xai.recording.replay import StepReplay
 from tests.tiny import convnext_unet, make_pipeline, unet_2d
 
@@ -194,6 +195,27 @@ def test_running_out_of_memory_halves_the_chunk(device, monkeypatch, exact_convo
     assert chunks[0] == 256
     assert chunks[-1] < 256
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_copy_holds_what_there_was_whatever_happens_afterwards(device, is_own):
+    copies = HostCopies()
+    expected, got = [], []
+    for number in range(8):
+        values = torch.full((4, 1024, 1024), float(number), device=device)
+        got.append(copies.copy(values, torch.float32, is_own=is_own))
+        expected.append(float(number))
+        if not is_own:
+            values.fill_(-1)
+        del values  # and its memory is taken again at once
+        torch.full((4, 1024, 1024), -2.0, device=device)
+    arrived = copies.arrived()
+    if device.type == "cuda":
+        assert all(copy.is_pinned() for copy in got)
+        arrived()
+    for copy, value in zip(got, expected, strict=True):
+        assert copy.device.type == "cpu"
+        assert (copy == value).all()
 
 
 def test_what_is_streamed_to_disk_is_what_is_kept_in_memory(device, tmp_path):

@@ -9,7 +9,6 @@ from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
 from tests.tiny import convnext_unet
-from tests.training.small_runs import *  # noqa: F403  its fixtures
 from training.batches import BatchStream
 from training.config import TrainingConfig
 from training.data import FaceImages
