@@ -4,17 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
 import xarray as xr
-from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis.singular import Jacobian, most_products
 from diffusers_xai.denoisers import get_denoiser
-from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, excess_columns, null_name
+from diffusers_xai.experiments.base import Experiment, register
+from diffusers_xai.experiments.direction_figures import plot, plot_images, table
+from diffusers_xai.experiments.direction_walks import IN_LAYER, SIGNS, effects, ways_of
 from diffusers_xai.experiments.jacobians import (
     CLEAN,
     ITERATIONS,
@@ -33,24 +30,10 @@ from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import Mask, as_mask
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.plots.style import LINE_COLORS, TEMPLATE
-from diffusers_xai.plots.tiles import Tile, tile_grid
-from diffusers_xai.profile.pictures import to_rgb
 from diffusers_xai.recording.replay import frozen
 from diffusers_xai.taps.probe import shortest_time
 
 
-INSIDE = "h itself"
-WALKS = {
-    CLEAN: "x<sub>t</sub>, along the directions of x̂<sub>0</sub>",
-    LAYER: "x<sub>t</sub>, along the directions of h",
-    "random": "x<sub>t</sub>, random directions",
-    "null": "x<sub>t</sub>, along those of the control",
-    INSIDE: "h, along the directions of h",
-    "random h": "h, random directions",
-}
-IN_LAYER = (INSIDE, "random h")
-SIGNS = (-1, 1)
 RIGHT = ("seed", "object", "step", "direction", "rgb", "height", "width")
 
 
@@ -137,14 +120,14 @@ def measure(
         walks = []
         for index, seed in enumerate(part):
             pushes: list[Push | None] = [None]
-            ways = _ways(own, theirs, index, walked, seed, weights[0])
+            ways = ways_of(own, theirs, index, walked, seed, weights[0])
             for name, by_moment in ways.items():
                 where = path if name in IN_LAYER else None
                 for step, size, directions in zip(steps, sizes[:, index], by_moment, strict=True):
                     pushes += [Push(step, sign * size * v, where) for v in directions for sign in SIGNS]
             images = pushed_images(pipe, sampling, seed, pushes)
             told = None if judge is None else probabilities(judge, images, pipe)
-            walks.append(_effects(images, (len(ways), len(steps), walked), seen, told))
+            walks.append(effects(images, (len(ways), len(steps), walked), seen, told))
         coords: dict[str, Any] = {"step": steps, "object": list(objects), "walk": list(ways)}
         coords["timestep"] = "step", profile["samples"]["timestep"].values
         if judge is not None:
@@ -170,67 +153,6 @@ def _numbers(spectra: Mapping[str, Sequence[Spectrum]], objects: Sequence[str]) 
         parts["dimension"].append(factor * torch.stack([x.dimension for x in found], 1))
     dims = ("seed", "object", "step", "rank")
     return xr.Dataset({name: (dims[: p[0].ndim + 1], torch.stack(p, 1).numpy()) for name, p in parts.items()})
-
-
-def _ways(
-    own: Mapping[str, Sequence[Spectrum]],
-    theirs: Mapping[str, Sequence[Spectrum]],
-    index: int,
-    walked: int,
-    seed: int,
-    moved: torch.Tensor | None,
-) -> dict[str, list[torch.Tensor]]:
-    """Of one seed, each walk's directions at each moment, `(walked, …)`: of norm 1, in h as long as they make it."""
-    found: dict[str, list[torch.Tensor]] = {}
-    for moment, clean in enumerate(own[CLEAN]):
-        generator = torch.Generator().manual_seed(10**6 * (seed + 1) + moment)
-        ways = {
-            name: spectra[moment].triplets.right[index, :walked].unflatten(1, clean.shape)
-            for name, spectra in ((CLEAN, own[CLEAN]), (LAYER, own.get(LAYER)), ("null", theirs.get(CLEAN)))
-            if spectra is not None
-        }
-        weights = torch.ones(()) if moved is None else moved
-        ways["random"] = _orthonormal(walked, weights.expand(clean.shape), generator)
-        if LAYER in own:
-            inner = own[LAYER][moment]
-            sizes = inner.triplets.values[index, :walked].view(-1, *[1] * len(inner.output_shape))
-            ways[INSIDE] = sizes * inner.triplets.left[index, :walked].unflatten(1, inner.output_shape)
-            ways["random h"] = sizes * _orthonormal(walked, torch.ones(inner.output_shape), generator)
-        for name, directions in ways.items():
-            found.setdefault(name, []).append(directions.cpu())
-    return found
-
-
-def _orthonormal(count: int, weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random orthonormal directions of the weights' shape, float64; zero where the weights are."""
-    rows = torch.randn(count, weights.numel(), generator=generator, dtype=torch.float64) * weights.flatten()
-    return torch.linalg.qr(rows.mT).Q.mT.unflatten(1, weights.shape)
-
-
-def _effects(
-    images: torch.Tensor,
-    counts: tuple[int, int, int],
-    seen: np.ndarray | None,
-    told: torch.Tensor | None,
-) -> xr.Dataset:
-    """What the pushes did to the image, which comes first; the others are those of (walk, step, direction, sign)."""
-    intact, pushed = images[0], images[1:].unflatten(0, (*counts, len(SIGNS)))
-    dims = ("walk", "step", "direction")
-    squares = (pushed - intact).double().square()
-    data = xr.Dataset(
-        {
-            "change": (dims, squares.mean((3, 4, 5, 6)).sqrt().numpy()),
-            "images": ((*dims, "sign", "rgb", "height", "width"), pushed.numpy()),
-            "intact": (("rgb", "height", "width"), intact.numpy()),
-        }
-    )
-    if seen is not None:
-        within = (squares * torch.from_numpy(seen)).sum((3, 4, 5, 6))
-        data["inside"] = dims, (within / squares.sum((3, 4, 5, 6))).numpy()
-    if told is not None:
-        data["judged"] = (*dims, "sign", "attribute"), told[1:].reshape(*counts, len(SIGNS), -1).numpy()
-        data["judged_intact"] = "attribute", told[0].numpy()
-    return data
 
 
 def plan(
@@ -263,100 +185,6 @@ def plan(
         f"at most {products} products with the Jacobian and {calls} calls of the network for each seed, about"
         f" {max(1, math.ceil(seconds / 60))} min in all, beside the control's fit"
     )
-
-
-def plot(result: ExperimentResult) -> go.Figure:
-    """Draws how the singular values fall, the local dimension, and what pushes change, each with its control."""
-    data = result.data
-    titles = ["singular values of ∂x̂<sub>0</sub>/∂x<sub>t</sub>", "local dimension", "change of the final image"]
-    figure = make_subplots(rows=3, cols=1, vertical_spacing=0.13, subplot_titles=titles)
-    control = null_name(result.settings)
-    ranks, times = 1 + np.arange(data.sizes["rank"]), data["timestep"].values
-    for index, time in enumerate(times):
-        for name, dash in (("values", "solid"), ("null_values", "dot")):
-            if name in data:
-                mean = data[name].sel(object=CLEAN).isel(step=index).mean("seed")
-                text = f"t = {time:.0f}" + ("" if name == "values" else f", {control}")
-                figure.add_scatter(
-                    x=ranks, y=mean.values, name=text, legend="legend", mode="lines+markers", row=1, col=1,
-                    line={"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": dash}, marker={"size": 4},
-                )  # fmt: skip
-    places: list[dict[str, Any]] = [{"row": row, "col": 1, "legend": f"legend{row}"} for row in (2, 3)]
-    middle, last = places
-    for index, (name, text) in enumerate(((CLEAN, "x̂<sub>0</sub>"), (LAYER, f"h: {result.settings['layer']}"))):
-        if name in data["object"].values:
-            band(figure, times, data["dimension"].sel(object=name), text, index, **middle)
-    if "null_dimension" in data:
-        dimension = data["null_dimension"].sel(object=CLEAN)
-        band(figure, times, dimension, f"x̂<sub>0</sub>, {control}", muted=True, **middle)
-    for index, walk in enumerate(data["walk"].values.tolist()):
-        band(figure, times, data["change"].sel(walk=walk).mean("direction"), WALKS[walk], index, **last)
-    figure.update_xaxes(title="number of the direction", row=1)
-    for row in (2, 3):
-        figure.update_xaxes(title="timestep t", autorange="reversed", row=row)
-    figure.update_yaxes(type="log", dtick=1, row=1)
-    figure.update_yaxes(type="log", dtick=1, row=2)
-    figure.update_yaxes(rangemode="tozero", row=3)
-    place = {"x": 1.02, "xanchor": "left", "yanchor": "top", "orientation": "v", "font": {"size": 11}}
-    legends = {f"legend{name}": {**place, "y": y} for name, y in (("", 1.0), (2, 0.63), (3, 0.25))}
-    return figure.update_layout(template=TEMPLATE, height=960, margin={"r": 380}, showlegend=True, **legends)
-
-
-def plot_images(result: ExperimentResult) -> go.Figure:
-    """Draws, of the first seed, the directions in x_t and the images after pushes to either side."""
-    data, last = result.data, result.data.sizes["step"] - 1
-    walked = data["images"].sizes["direction"]
-    rows: list[list[Tile | None]] = []
-    names = []
-    shown = [(CLEAN, moment) for moment in range(last + 1)]
-    shown += [(walk, moment) for walk in ("random", "null", INSIDE) for moment in (0,) if walk in data["walk"].values]
-    intact = to_rgb(data["intact"].values)
-    for walk, moment in shown:
-        row: list[Tile | None] = []
-        part = data["images"].sel(walk=walk).isel(step=moment)
-        for index in range(walked):
-            right = data["right"].sel(object=CLEAN).isel(step=moment, direction=index).mean("rgb").values
-            row.append(Tile(right, f"direction {index + 1}") if walk == CLEAN else None)
-            row += [
-                Tile(to_rgb(part.isel(direction=index, sign=k).values), f"push {text}") for k, text in enumerate("−+")
-            ]
-        rows.append([*row, Tile(intact, "not pushed")])
-        title = {CLEAN: "x̂<sub>0</sub>", "random": "random", "null": "control", INSIDE: "in h"}[walk]
-        names.append(f"{title},<br>t = {data['timestep'].values[moment]:.0f}")
-    columns = [text for k in range(walked) for text in (f"direction {k + 1}", "−", "+")]
-    return tile_grid(rows, [*columns, "not pushed"], names, scale="diverging", scale_title="weight of each pixel")
-
-
-def table(result: ExperimentResult) -> pd.DataFrame:
-    """Largest singular value and local dimension beside the control, the change beside that of random directions."""
-    data = result.data
-    rows: list[dict[str, Any]] = []
-    for moment, time in enumerate(data["timestep"].values):
-        part = data.isel(step=moment)
-        first = part.sel(object=CLEAN).isel(rank=0)
-        for name in ("values", "dimension"):
-            text = {"values": "largest singular value of x̂_0", "dimension": "local dimension of x̂_0"}[name]
-            rows.append({"t": f"{time:.0f}", "": text, **excess_columns(first, name)})
-        change = part["change"].mean("direction")
-        for walk, against in ((CLEAN, "random"), (CLEAN, "null"), (LAYER, "random"), (INSIDE, "random h")):
-            if walk in data["walk"].values and against in data["walk"].values:
-                pair = xr.Dataset(
-                    {"change": change.sel(walk=walk, drop=True), "null_change": change.sel(walk=against, drop=True)}
-                )
-                text = f"change, {_plain(WALKS[walk])}; control: {_plain(WALKS[against])}"
-                rows.append({"t": f"{time:.0f}", "": text, **excess_columns(pair, "change")})
-        if "judged" in part:
-            told = abs(part["judged"] - part["judged_intact"]).mean(["direction", "sign"])
-            for attribute in told["attribute"].values.tolist():
-                own, random = (told.sel(walk=walk, attribute=attribute, drop=True) for walk in (CLEAN, "random"))
-                pair = xr.Dataset({"change": own, "null_change": random})
-                text = f"change of {attribute}, along the directions of x̂_0; control: random"
-                rows.append({"t": f"{time:.0f}", "": text, **excess_columns(pair, "change")})
-    return pd.DataFrame(rows).fillna("")
-
-
-def _plain(text: str) -> str:
-    return text.replace("<sub>", "_").replace("</sub>", "")
 
 
 EXPERIMENT = register(
