@@ -11,13 +11,12 @@ from diffusers import DiffusionPipeline
 from diffusers_xai.checkpoints import EYES, FACE, demo_checkpoint
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.pipelines import pipeline_of_prompts
-from diffusers_xai.cli.prompts import words_of
 from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
 from diffusers_xai.experiments import EXPERIMENTS
 from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS, Experiment
-from diffusers_xai.experiments.words import without
 from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.labels import label_from_bits, labels_between
+from diffusers_xai.prompts import without, words_of
 
 
 FUNCTIONS = ("judge", "concepts")  # options that name a function of the user's, as FILE:FUNCTION

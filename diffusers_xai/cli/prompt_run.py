@@ -15,7 +15,7 @@ from diffusers_xai.cli.base import CommandError, Console
 from diffusers_xai.cli.output import check_disk
 from diffusers_xai.cli.profile_folder import save_profile
 from diffusers_xai.cli.profile_request import ProfileRequest
-from diffusers_xai.cli.prompts import prompt_switches, words_of
+from diffusers_xai.cli.prompts import prompt_switches
 from diffusers_xai.cli.requests import layers_of_max_channels, region, resolve_ablations
 from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.explainers import (
@@ -29,6 +29,7 @@ from diffusers_xai.explainers import (
 )
 from diffusers_xai.explainers.samples import SSIM_WINDOW
 from diffusers_xai.profile import DiffusionProfile
+from diffusers_xai.prompts import words_of
 from diffusers_xai.recording import EditSpec, RecordingPlan, RecordSpec, plan, record
 
 

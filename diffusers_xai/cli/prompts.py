@@ -1,7 +1,6 @@
 """Pipelines that take a prompt: what they are asked for, checked before their weights are loaded."""
 
 import inspect
-import re
 from typing import Any
 
 import diffusers
@@ -15,11 +14,6 @@ from diffusers_xai.interventions import PromptSwitch
 
 
 _DEFAULT_STEPS = 50
-_MOST_WORDS = 12
-# Words that stand for nothing in the image.
-_SMALL_WORDS = frozenset(
-    ["a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "of", "on", "or", "the", "to", "with"]
-)
 
 
 def prompt_pipeline(request: ProfileRequest) -> type[DiffusionPipeline] | None:
@@ -93,12 +87,6 @@ def call_arguments(request: ProfileRequest, kind: type[DiffusionPipeline]) -> di
         if step >= steps:
             raise CommandError(f"--switch {step}: expected a step in 0..{steps - 1}, got {step}")
     return {**arguments, "num_inference_steps": steps}
-
-
-def words_of(prompt: str) -> list[str]:
-    """The words of a prompt that a map is made of where none are chosen: those that may stand for something."""
-    every = dict.fromkeys(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", prompt))
-    return [word for word in every if word.lower() not in _SMALL_WORDS][:_MOST_WORDS]
 
 
 def prompt_switches(request: ProfileRequest) -> list[PromptSwitch]:

@@ -1,12 +1,15 @@
 """What an experiment would show if the network had learned nothing: its controls."""
 
+import copy
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.sampling import Sampling, generators
 from diffusers_xai.models.noise_schedule import schedule_of
 from diffusers_xai.pipelines import XAIPipeline
@@ -68,10 +71,47 @@ def gaussian_null(
 
 def random_weights(pipe: XAIPipeline, seed: int = 10**6) -> XAIPipeline:
     """The same pipeline with a network whose weights were drawn anew, as before its training."""
+    return _in_place_of(pipe, _untrained(pipe.unet, seed).eval())
+
+
+@contextmanager
+def random_weights_inside(pipe: Any, seed: int = 10**6) -> Iterator[None]:
+    """The denoisers of any pipeline with weights that were drawn anew, in place, while the context lasts."""
+    networks = get_denoiser(pipe).components.values()
+    trained = [copy.deepcopy(network.state_dict()) for network in networks]
+    try:
+        for network in networks:
+            draw_anew(network, seed)
+        yield
+    finally:
+        for network, weights in zip(networks, trained, strict=True):
+            network.load_state_dict(weights)
+
+
+def draw_anew(network: Any, seed: int) -> None:
+    """Draws a network's weights as before its training.
+
+    Most modules do it themselves, in place; tables and other parameters that none draws are those of a new network,
+    which is made only for them.
+    """
+    left = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = type(pipe.unet).from_config(pipe.unet.config)
-    return _in_place_of(pipe, unet.eval())
+        for name, module in network.named_modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+            else:
+                left += [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
+    if left:
+        new = dict(_untrained(network, seed).named_parameters())
+        for name in left:
+            network.get_parameter(name).data.copy_(new[name])
+
+
+def _untrained(network: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(network).from_config(network.config)
 
 
 def _in_place_of(pipe: XAIPipeline, unet: Any) -> XAIPipeline:

@@ -1,23 +1,19 @@
 """Where a word looks, and whether the image changes there without it."""
 
-import copy
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 import xarray as xr
 from PIL import Image
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import summary
-from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, dots, interval_text
+from diffusers_xai.experiments.nulls import random_weights_inside
 from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators
 from diffusers_xai.experiments.word_masks import (
     WordConcepts,
@@ -31,6 +27,7 @@ from diffusers_xai.explainers import Samples, WordMaps
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
+from diffusers_xai.prompts import without, words_of
 from diffusers_xai.recording import record
 
 
@@ -65,7 +62,7 @@ def measure(
         pipe (`DiffusionPipeline`): Any pipeline of diffusers that takes a prompt and looks from the image to it.
         sampling ([`Sampling`]): What is sampled; without labels. `guidance_scale` goes to pipelines that take one.
         prompt (`str`): The prompt.
-        words (`Sequence[str]`, *optional*): Words or phrases of the prompt; each word once if `None`.
+        words (`Sequence[str]`, *optional*): Words or phrases of the prompt; `words_of` it if `None`.
         arguments (`Mapping[str, Any]`, *optional*): What else the pipeline's call takes, such as a size.
         records (`int`): How many steps are recorded, evenly spread.
         concepts (`Callable`, *optional*): Takes a seed's finished picture `(3, height, width)` in [-1, 1], the prompt
@@ -87,9 +84,9 @@ def measure(
         ValueError: If there is no prompt, or a word is not in it; if masks do not fit, or a pipeline cannot be shown
             a picture.
     """
-    words = list(dict.fromkeys(re.findall(r"[\w'-]+", prompt))) if words is None else list(words)
+    words = words_of(prompt) if words is None else list(words)
     if not words:
-        raise ValueError(f"words: expected a `prompt` with words, got {prompt!r}")
+        raise ValueError(f"words: expected a `prompt` with words that may stand for something, got {prompt!r}")
     shortened = [without(prompt, word) for word in words]
     every = sampling.every(records)
 
@@ -164,40 +161,6 @@ def measure(
         data = data.assign(agreement(data)).drop_vars("null_seen_map", errors="ignore")
         data = data.assign({name: data[name].isel(seed=0, drop=True) for name in _COMPARED})
     return data.assign_attrs(prompt=prompt)
-
-
-def without(prompt: str, word: str) -> str:
-    """The prompt without a word, and without the space or comma that it leaves behind.
-
-    Raises:
-        ValueError: If the word is not in the prompt, or is all of it.
-    """
-    pattern = re.compile(rf"(?<![\w'-]){re.escape(word.strip())}(?![\w'-])", re.IGNORECASE)
-    if not word.strip() or not pattern.search(prompt):
-        raise ValueError(f"words: expected words of the prompt {prompt!r}, got {word!r}")
-    text = re.sub(r"\s+", " ", pattern.sub("", prompt))
-    text = re.sub(r"\s*,(\s*,)+", ",", re.sub(r"\s+,", ",", text)).strip(" ,")
-    if not text:
-        raise ValueError(f"words: expected a prompt with more than the word {word!r}, got {prompt!r}")
-    return text
-
-
-@contextmanager
-def random_weights_inside(pipe: Any, seed: int = 10**6) -> Iterator[None]:
-    """Draws the weights of a pipeline's denoisers anew, as before their training, while the context lasts."""
-    networks = get_denoiser(pipe).components.values()
-    trained = [copy.deepcopy(network.state_dict()) for network in networks]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for network in networks:
-                for module in network.modules():
-                    if hasattr(module, "reset_parameters"):
-                        module.reset_parameters()
-        yield
-    finally:
-        for network, weights in zip(networks, trained, strict=True):
-            network.load_state_dict(weights)
 
 
 def _graded(maps: xr.DataArray, changed: xr.DataArray) -> xr.Dataset:

@@ -10,7 +10,6 @@ from diffusers import StableDiffusionPipeline
 
 from diffusers_xai import DiffusionProfile, cli
 from diffusers_xai.cli.prompt_run import PromptRun
-from diffusers_xai.cli.prompts import words_of
 from diffusers_xai.measures import mask_from_runs
 from tests.zoo.pipelines import ZOO
 
@@ -57,7 +56,6 @@ def test_a_profile_of_a_prompt(profile, checkpoints):
     assert told["seeds"] == [5]
 
     pipe = StableDiffusionPipeline.from_pretrained(checkpoints / "stable-diffusion")
-    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
     image = pipe(
         "a red fox", negative_prompt="rain", guidance_scale=3.0, num_inference_steps=STEPS, generator=generator,
@@ -128,9 +126,3 @@ def test_bad_requests_are_one_line_before_sampling(profile, monkeypatch, args, t
     code, _, lines = profile(*args)
     assert code == 2
     assert text in lines[-1]
-
-
-def test_words_that_stand_for_something():
-    assert words_of("A woman with a red hat, smiling") == ["woman", "red", "hat", "smiling"]
-    assert words_of("the fox's den; a fox") == ["fox's", "den", "fox"]
-    assert words_of("of the") == []

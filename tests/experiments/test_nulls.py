@@ -6,25 +6,24 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+)
 from scipy.ndimage import distance_transform_edt
 
 from diffusers_xai import Activations, GaussianDenoiser, Samples, XAIPipeline
 from diffusers_xai.cli import experiment_run, main
 from diffusers_xai.experiments import EXPERIMENTS, Sampling
-from diffusers_xai.experiments.nulls import forward_path, gaussian_null, on_states_of, random_weights
+from diffusers_xai.experiments.nulls import draw_anew, forward_path, gaussian_null, on_states_of, random_weights
 from tests.audit.models import MASK, gaussian, images, mixture
 from tests.tiny import convnext_unet
 
 
 FLOW = FlowMatchEulerDiscreteScheduler(shift=0.5)
-
-
-@pytest.fixture
-def pipe():
-    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def test_the_forward_path_has_the_law_of_training():
@@ -88,7 +87,6 @@ def test_a_gaussian_is_its_own_control():
     images = torch.rand(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     scheduler = DDIMScheduler(clip_sample=False)
     pipe = XAIPipeline(GaussianDenoiser.fit(images, scheduler, rank=8), scheduler)
-    pipe.set_progress_bar_config(disable=True)
     data = EXPERIMENTS["ssim-trajectory"].run(pipe, Sampling((), range(3), 20), null=pipe).data
     np.testing.assert_array_equal(data["ssim"], data["null_ssim"])
 
@@ -115,7 +113,6 @@ WITHOUT_LAYERS = [name for name, experiment in EXPERIMENTS.items() if experiment
 def test_every_experiment_runs_on_a_closed_form(name):
     experiment = EXPERIMENTS[name]
     pipe = CLOSED["mixture" if experiment.labels > 1 else "gaussian"]
-    pipe.set_progress_bar_config(disable=True)
     labels = [0, 1] if experiment.labels > 1 else []
     null = pipe if experiment.nulls[0] == "gaussian" else experiment.nulls[0]
     options = {"others": [pipe]} if name == "compare-checkpoints" else {}
@@ -137,7 +134,6 @@ def test_gradients_are_those_of_the_noised_image_whatever_the_scheduler(schedule
     """Of a Gaussian, ∂x̂_0/∂x_t = √ᾱ Σ (ᾱΣ + (1 − ᾱ)I)⁻¹; of a flow ᾱ = (1 − σ)² / ((1 − σ)² + σ²)."""
     data = images().double()
     pipe = XAIPipeline(GaussianDenoiser.fit(data, scheduler, rank=20), scheduler)
-    pipe.set_progress_bar_config(disable=True)
     found = EXPERIMENTS["localisation"].run(pipe, Sampling((), [1], 9), mask=MASK, null=pipe).data
     vectors = data.flatten(1).numpy()
     variances, components = np.linalg.eigh(np.cov(vectors.T, bias=True))
@@ -169,3 +165,21 @@ def test_the_forward_path_has_the_scheduler_s_form(scheduler):
         error = 5 / np.sqrt(state.size)
         assert state.mean() == pytest.approx(0.5 * signal, abs=sigma * error)
         assert state.std() == pytest.approx(sigma, rel=error)
+
+
+def test_what_no_module_draws_itself_is_drawn_anew_too():
+    def network(seed):
+        torch.manual_seed(seed)
+        sizes = {"sample_size": 8, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 4}
+        return PixArtTransformer2DModel(**sizes, cross_attention_dim=8, caption_channels=8, norm_num_groups=1)
+
+    first, second = network(0), network(1)
+    tables = [name for name, _ in first.named_parameters() if name.endswith("scale_shift_table")]
+    for net in (first, second):
+        for parameter in net.parameters():
+            parameter.data.fill_(5.0)
+        draw_anew(net, 7)
+    assert len(tables) == 2
+    for name, parameter in first.named_parameters():
+        assert not (parameter == 5.0).any(), name
+        assert torch.equal(parameter, second.get_parameter(name))

@@ -7,7 +7,7 @@ import torch
 from diffusers_xai import WordMaps, record
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
-from diffusers_xai.experiments.words import random_weights_inside, without
+from diffusers_xai.experiments.nulls import random_weights_inside
 from tests.tiny import stable_diffusion
 from tests.zoo.pipelines import ZOO
 
@@ -18,9 +18,7 @@ PROMPT = "a red fox, on grass"
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = stable_diffusion()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stable_diffusion()
 
 
 def final_latents(pipe, prompt, seed, steps=4):
@@ -74,31 +72,10 @@ def test_the_trained_weights_come_back(pipe):
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("prompt", "word", "left"),
-    [
-        ("a red fox", "red", "a fox"),
-        ("a fox, red, small", "red", "a fox, small"),
-        ("Red fox and red hair", "red", "fox and hair"),
-        ("a fox in the snow", "the snow", "a fox in"),
-        ("redder than red", "red", "redder than"),
-    ],
-)
-def test_a_prompt_without_a_word(prompt, word, left):
-    assert without(prompt, word) == left
-
-
-@pytest.mark.parametrize("word", ["cat", "re", " ", "a red fox"])
-def test_a_word_that_is_not_in_the_prompt_or_all_of_it_is_refused(word):
-    with pytest.raises(ValueError, match="words: expected"):
-        without("a red fox", word)
-
-
 @pytest.mark.parametrize("name", ["sd3", "flux", "stable-diffusion, image to image"])
 def test_other_pipelines_too(name):
     entry = ZOO[name]
     pipe = entry.make()
-    pipe.set_progress_bar_config(disable=True)
     arguments = {key: value for key, value in entry.call.items() if key != "prompt"}
     sampling = Sampling(seeds=[1, 2], steps=entry.steps, guidance_scale=2.0)
     data = EXPERIMENT.run(pipe, sampling, prompt="a red fox", words=["fox"], arguments=arguments, null="none").data
