@@ -37,7 +37,6 @@ def test_names_and_paths_of_embedded_checkpoints_lead_to_each_other(tmp_path, mo
 def test_the_model_of_drawn_faces_draws_what_its_labels_say():
     pipe = XAIPipeline.from_pretrained(demo_checkpoint("drawn-32"))
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    pipe.set_progress_bar_config(disable=True)
     labels = [0b0000, 0b1000, 0b0100, 0b0010] * 6
     out = pipe(
         class_labels=labels, num_inference_steps=10, generator=torch.Generator().manual_seed(0), output_type="pt",
@@ -51,7 +50,6 @@ def test_the_model_of_drawn_faces_draws_what_its_labels_say():
 
 def test_the_model_of_captions_draws_what_they_say():
     pipe = DiffusionPipeline.from_pretrained(demo_checkpoint("drawn-text-32"))
-    pipe.set_progress_bar_config(disable=True)
     captions = [
         f"a {smile}{who} with {bangs}{hair} hair, green background"
         for smile in ("", "smiling ")

@@ -32,11 +32,6 @@ SPECS = [
 GRADIENTS = [GradientVolume(mask=MASK, steps=1), GradientMaps(layers=["mid_block", "conv_in"], mask=MASK, every=2)]
 
 
-def quiet(pipe):
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def size(profile):
     return sum(profile[name].nbytes for name in profile)
 
@@ -73,7 +68,7 @@ def test_planned_bytes_are_those_of_the_profile(name, options, specs, request):
 
 @pytest.mark.parametrize("scheduler", [DDPMScheduler(), DDIMScheduler()])
 def test_plan_of_an_unconditional_network(scheduler):
-    pipe = quiet(XAIPipeline(unet_2d(), scheduler))
+    pipe = XAIPipeline(unet_2d(), scheduler)
     plan = pipe.plan(SPECS, num_inference_steps=4)
     profile = pipe(num_inference_steps=4, record=SPECS).profile
     assert plan.nbytes == size(profile)

@@ -212,7 +212,6 @@ def test_heun_repeats_timesteps_but_not_steps():
 def test_a_run_may_start_in_the_middle_of_the_schedule():
     pipe, _ = make_pipeline("stable_diffusion")
     image_to_image = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
-    image_to_image.set_progress_bar_config(disable=True)
     picture = np.zeros((1, 16, 16, 3), np.float32)
     with record(image_to_image, [Samples(timesteps=500)]) as run:
         image_to_image("a red fox", image=picture, strength=0.5, num_inference_steps=4, output_type="np")

@@ -114,7 +114,6 @@ def make_pipeline(name, scheduler=None):
     pipe = make()
     if scheduler is not None:
         pipe.scheduler = scheduler
-    pipe.set_progress_bar_config(disable=True)
 
     def sample(seed=0, num_inference_steps=4, **more):
         generator = torch.Generator().manual_seed(seed)

@@ -7,6 +7,4 @@ from tests.tiny import convnext_unet
 
 @pytest.fixture
 def pipe():
-    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(convnext_unet(), DDPMScheduler())

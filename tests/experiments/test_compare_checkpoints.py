@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
-from skimage.metrics import structural_similarity
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.nulls import random_weights
+from tests.experiments.runs import ssim, states
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -20,9 +20,7 @@ SAMPLING = Sampling(labels=[3], seeds=[4, 9], steps=5)
 
 
 def pipeline(unet):
-    pipe = XAIPipeline(unet.double(), DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet.double(), DDPMScheduler())
 
 
 def changed(pipe, path):
@@ -74,19 +72,6 @@ def test_the_difference_begins_where_the_weights_differ(network, path):
     assert differs[layers.index(path) :].all()
 
 
-def states(pipe, seed):
-    """The results of every step of a run."""
-    kept = []
-
-    def keep(pipe, step, timestep, tensors):
-        kept.append(tensors["sample"][0].clone())
-        return {}
-
-    generator = torch.Generator().manual_seed(seed)
-    pipe(3, num_inference_steps=5, generator=generator, callback_on_step_end=keep)
-    return kept
-
-
 def outputs(pipe, path, inputs, timesteps):
     """What a layer puts out for these states, by plain calls."""
     kept = []
@@ -98,16 +83,14 @@ def outputs(pipe, path, inputs, timesteps):
     return kept
 
 
-def ssim(a, b):
-    return structural_similarity(a.numpy(), b.numpy(), win_size=7, channel_axis=0, data_range=2.0)
-
-
 def test_distances_are_those_of_plain_calls(pipe):
     other, layer = changed(pipe, "down_blocks.0"), "downs.1.1"
     data = EXPERIMENT.run(pipe, SAMPLING, others=[other], records=5).data
     path = pipe.unet.layer_aliases[layer]
     for seed in SAMPLING.seeds:
-        ours, theirs, apart = states(pipe, seed), states(other, seed), states(pipe, seed + 10**6)
+        ours, theirs, apart = (
+            states(which, 3, at, 5)[1:] for which, at in ((pipe, seed), (other, seed), (pipe, seed + 10**6))
+        )
         arguments = path, ours[:-1], data["timestep"].values[1:]
         for name, which in (("distance", other), ("null_distance", random_weights(pipe))):
             pairs = zip(outputs(pipe, *arguments), outputs(which, *arguments), strict=True)
@@ -119,7 +102,7 @@ def test_distances_are_those_of_plain_calls(pipe):
             np.testing.assert_allclose(mine[1:], [ssim(*pair) for pair in zip(ours, run, strict=True)][:-1], atol=1e-6)
             final = data["final_ssim" if run is theirs else "null_final_ssim"].sel(seed=seed)
             assert float(final.squeeze()) == pytest.approx(ssim(ours[-1], run[-1]), abs=1e-6)
-    np.testing.assert_allclose(data["final"].sel(run="checkpoint 2"), states(other, 4)[-1])
+    np.testing.assert_allclose(data["final"].sel(run="checkpoint 2"), states(other, 3, 4, 5)[-1])
 
 
 def test_what_cannot_be_compared_is_refused(pipe):

@@ -37,9 +37,7 @@ def pipe():
         unet.conv_in.weight[PLANTED] = 0
         unet.conv_in.bias[PLANTED] = 0
         unet.conv_in.weight[PLANTED, 0, unet.conv_in.kernel_size[0] // 2, unet.conv_in.kernel_size[1] // 2] = 1
-    pipe = XAIPipeline(unet, DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet, DDPMScheduler())
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +142,6 @@ def test_narrow_layers_and_flow_matching_are_refused(pipe):
     with pytest.raises(ValueError, match="at least 20 channels, got conv_in"):
         EXPERIMENT.run(pipe, SAMPLING, concepts=squares, images=4, layers=["conv_in"], units=10)
     closed = XAIPipeline(GaussianDenoiser.fit(torch.rand(8, 3, 16, 16), pipe.scheduler), pipe.scheduler)
-    closed.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="expected a network with layers, got GaussianDenoiser"):
         EXPERIMENT.run(closed, Sampling(seeds=[1], steps=2), concepts=squares, images=3)
     flow = XAIPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler())

@@ -17,9 +17,7 @@ NAME = "critical-window"
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = XAIPipeline(convnext_unet(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(convnext_unet(), DDIMScheduler())
 
 
 def test_the_labels_take_turns_and_the_sweep_stands_beside(pipe):

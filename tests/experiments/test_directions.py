@@ -13,15 +13,13 @@ from tests.tiny import convnext_unet
 STEPS, SEEDS = 10, [4, 9]
 
 
-def quiet(unet):
-    pipe = XAIPipeline(unet, DDIMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipeline(unet):
+    return XAIPipeline(unet, DDIMScheduler(clip_sample=False))
 
 
 @pytest.fixture(scope="module")
 def pipe():
-    return quiet(convnext_unet(sample_size=8).double())
+    return pipeline(convnext_unet(sample_size=8).double())
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +117,7 @@ def test_a_gaussian_is_its_own_control():
     """Its directions are its principal components, the control's those of the same Jacobian; h there is none."""
     images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
     unet = GaussianDenoiser.fit(images, DDIMScheduler(), rank=6)
-    pipe = quiet(unet)
+    pipe = pipeline(unet)
     data = EXPERIMENTS["directions"].run(pipe, Sampling((), [1], STEPS), null=pipe, count=3, walked=2).data
     assert data["object"].values.tolist() == ["x0"]
     np.testing.assert_array_equal(data["values"], data["null_values"])

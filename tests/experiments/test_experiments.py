@@ -38,7 +38,6 @@ def test_process_and_layer_types(pipe):
 
 def test_networks_of_diffusers_without_labels():
     pipe = XAIPipeline(unet_2d(), DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     for name, experiment in EXPERIMENTS.items():
         if experiment.labels == 1 and experiment.needs is None:
             result = run(name, pipe, seeds=[1, 2, 3], steps=5)

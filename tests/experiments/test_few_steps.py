@@ -4,21 +4,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from skimage.metrics import structural_similarity
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from tests.experiments.runs import SEEDS, ssim
 from tests.tiny import convnext_unet
-
-
-SEEDS = [4, 9, 2]
-
-
-def quiet(unet, scheduler):
-    pipe = XAIPipeline(unet, scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def trailing(solver, **options):
@@ -31,22 +22,18 @@ def image(pipe, seed, steps):
     return 2 * output.images[0].double().numpy() - 1
 
 
-def ssim(a, b):
-    return structural_similarity(a, b, win_size=7, channel_axis=0, data_range=2.0)
-
-
 def test_each_way_is_the_run_that_it_names():
-    pipe = quiet(convnext_unet(sample_size=8), DDPMScheduler())
-    student = quiet(convnext_unet(sample_size=8, block_out_channels=(8, 8)), trailing(DDIMScheduler))
+    pipe = XAIPipeline(convnext_unet(sample_size=8), DDPMScheduler())
+    student = XAIPipeline(convnext_unet(sample_size=8, block_out_channels=(8, 8)), trailing(DDIMScheduler))
     sampling = Sampling([3, 12], SEEDS, 8, batch_size=12)
     result = EXPERIMENTS["few-steps"].run(pipe, sampling, counts=[3], others=[student], student_steps=2, null=pipe)
     data = result.data
     ways = ["DDIM, 8 steps", "DDIM, 3 steps", "DPM-Solver++, 3 steps", "LCM, 3 steps", "student, 2 steps"]
     assert data["way"].values.tolist() == ways
     by_hand = {
-        ways[0]: (quiet(pipe.unet, trailing(DDIMScheduler)), 8),
-        ways[1]: (quiet(pipe.unet, trailing(DDIMScheduler)), 3),
-        ways[2]: (quiet(pipe.unet, trailing(DPMSolverMultistepScheduler)), 3),
+        ways[0]: (XAIPipeline(pipe.unet, trailing(DDIMScheduler)), 8),
+        ways[1]: (XAIPipeline(pipe.unet, trailing(DDIMScheduler)), 3),
+        ways[2]: (XAIPipeline(pipe.unet, trailing(DPMSolverMultistepScheduler)), 3),
         ways[4]: (student, 2),
     }
     images = {way: [image(which, seed, steps) for seed in SEEDS] for way, (which, steps) in by_hand.items()}
@@ -79,7 +66,7 @@ def test_each_way_is_the_run_that_it_names():
 
 
 def test_what_does_not_fit_is_refused():
-    pipe = quiet(convnext_unet(), DDPMScheduler())
+    pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
     for seeds, options, message in (
         ([1], {}, "few-steps: expected at least 2 seeds"),
         ([1, 2], {"counts": [1]}, "counts from 2 to below 8 steps"),

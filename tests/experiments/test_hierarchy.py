@@ -51,7 +51,6 @@ def test_layout_is_blind_to_colours_and_colours_to_layout(images):
 def test_the_networks_whole_answer_carries_everything_and_a_block_what_it_makes():
     scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
     pipe = XAIPipeline(OneBlockHearsTheLabel(class_attributes=("Lit",)).double(), scheduler)
-    pipe.set_progress_bar_config(disable=True)
 
     def judge(images):
         return (images[:, 1].mean((1, 2)) > 0).float()[:, None]
@@ -91,6 +90,5 @@ def test_the_networks_whole_answer_carries_everything_and_a_block_what_it_makes(
 
 def test_all_of_a_network_patched_is_all_of_the_source():
     pipe = XAIPipeline(convnext_unet(), DDIMScheduler(prediction_type="sample", clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
     data = EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], [1, 2], STEPS), layers=["conv_out"], null="none").data
     np.testing.assert_allclose(data["effect"].isel(band=[3, 4]), 1, atol=1e-6)

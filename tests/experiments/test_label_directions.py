@@ -13,10 +13,8 @@ from tests.tiny import convnext_unet
 SEEDS, STEPS, LAYER = [4, 9, 2], 3, "mid_block"
 
 
-def quiet(unet):
-    pipe = XAIPipeline(unet, DDIMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipeline(unet):
+    return XAIPipeline(unet, DDIMScheduler(clip_sample=False))
 
 
 def run(pipe, seed, label, moves=None):
@@ -37,7 +35,7 @@ def run(pipe, seed, label, moves=None):
 
 
 def test_the_share_is_that_of_runs_by_hand():
-    pipe = quiet(convnext_unet(sample_size=8))
+    pipe = pipeline(convnext_unet(sample_size=8))
     judge = lambda images: images.mean((2, 3))[:, [0, 1, 2, 0]]  # noqa: E731
     result = EXPERIMENTS["label-directions"].run(
         pipe, Sampling([3, 12], SEEDS, STEPS, batch_size=4), strengths=[1.0, 3.0], judge=judge
@@ -73,7 +71,7 @@ def test_the_share_is_that_of_runs_by_hand():
 
 
 def test_what_does_not_fit_is_refused():
-    pipe = quiet(convnext_unet(sample_size=8))
+    pipe = pipeline(convnext_unet(sample_size=8))
     for seeds, options, message in (
         ([1], {}, "label-directions: expected at least 2 seeds"),
         ([1, 2], {"strengths": []}, "at least one strength"),

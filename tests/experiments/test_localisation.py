@@ -14,7 +14,6 @@ from tests.tiny import convnext_unet, unet_2d
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_localisation_is_that_of_the_clean_image(prediction_type):
     pipe = XAIPipeline(convnext_unet(), DDIMScheduler(prediction_type=prediction_type, clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
     mask = np.zeros((16, 16), dtype=bool)
     mask[5:7, 4:9] = True
     result = run("localisation", pipe, labels=[3], seeds=[4], steps=10, mask=mask)
@@ -81,7 +80,6 @@ def test_the_gradient_maps_of_localisation(pipe):
 
 def test_localisation_without_attention():
     pipe = XAIPipeline(unet_2d(attention=False), DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     result = run("localisation", pipe, seeds=[1], steps=5)
     layers = sorted(result.data["layer"].values.tolist())
     assert layers == ["down_blocks.0.downsamplers.0", "mid_block.resnets.1", "up_blocks.1.resnets.1"]

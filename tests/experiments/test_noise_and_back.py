@@ -20,9 +20,7 @@ SPREAD = torch.tensor([0.1, 0.02, 0.05, 0.01]).double() ** 1.5
 def pipe():
     scheduler = DDPMScheduler(clip_sample=False)
     unet = MixtureDenoiser.from_moments(MEANS.view(2, 1, 2, 2), torch.diag(SPREAD)[None], scheduler)
-    pipe = XAIPipeline(unet, scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet, scheduler)
 
 
 def test_the_error_is_that_of_a_draw_from_the_exact_posterior(pipe):

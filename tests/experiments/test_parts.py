@@ -21,9 +21,7 @@ from diffusers_xai.models import GaussianDenoiser
 def pipe():
     images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     scheduler = DDPMScheduler()
-    pipe = XAIPipeline(GaussianDenoiser.fit(images, scheduler, rank=8), scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(GaussianDenoiser.fit(images, scheduler, rank=8), scheduler)
 
 
 def test_parts_hold_all_that_was_measured(tmp_path):

@@ -17,9 +17,7 @@ NAME, SEEDS, STEPS = "patching", [4, 9, 2], 6
 
 
 def make(unet):
-    pipe = XAIPipeline(unet, DDPMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet, DDPMScheduler(clip_sample=False))
 
 
 def test_only_the_block_that_hears_the_label_lights_up():
@@ -105,7 +103,6 @@ def test_the_command_takes_a_judge(tmp_path, capsys):
 
 def test_between_prompts_the_layer_that_hears_them_lights_up():
     pipe = stable_diffusion()
-    pipe.set_progress_bar_config(disable=True)
     pipe.to(torch.float64)
     for name, module in pipe.unet.named_modules():
         if name.endswith("attn2.to_out.0"):

@@ -37,7 +37,6 @@ from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS
 from tests.experiments.test_processes import SAMPLING
 pipe = XAIPipeline.from_pretrained(sys.argv[1])
-pipe.set_progress_bar_config(disable=True)
 result = EXPERIMENTS["predetermination"].run(pipe, SAMPLING, null="none")
 if PartialState().is_main_process:
     result.save("gathered")
@@ -51,7 +50,6 @@ def test_two_processes_one_of_which_is_killed_give_the_result_of_one(tmp_path, c
     monkeypatch.chdir(tmp_path)
     pipe = XAIPipeline(convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling")), DDPMScheduler())
     pipe.save_pretrained("pipe")
-    pipe.set_progress_bar_config(disable=True)
     Path("judge.py").write_text(JUDGE)
     Path("script.py").write_text(SCRIPT)
     command = ["experiment", "predetermination", "--checkpoint", "pipe", "--label", "01", "--other-label", "10"]

@@ -16,9 +16,7 @@ NAME, SEEDS, STEPS = "shapley", [4, 9], 5
 
 
 def make(unet):
-    pipe = XAIPipeline(unet, DDPMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet, DDPMScheduler(clip_sample=False))
 
 
 def test_values_sum_to_the_gain_and_the_runs_are_those_of_switches():

@@ -17,9 +17,7 @@ PROMPT, STEPS = "a red fox, on grass", 2
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = stable_diffusion()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stable_diffusion()
 
 
 def iou(values, mask):

@@ -10,9 +10,7 @@ from tests.tiny import convnext_unet
 
 
 def make(unet=None, scheduler=None):
-    pipe = XAIPipeline(unet or convnext_unet(), scheduler or DDPMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet or convnext_unet(), scheduler or DDPMScheduler(clip_sample=False))
 
 
 def run(pipe, specs, label=5, steps=3, **kwargs):

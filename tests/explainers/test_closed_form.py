@@ -73,7 +73,6 @@ MIXTURE = MixtureDenoiser.fit(IMAGES, torch.arange(40) % 4, SCHEDULERS["ddpm"])
 
 def run(name, scale, specs, edits=()):
     pipe = XAIPipeline(MIXTURE, SCHEDULERS[name])
-    pipe.set_progress_bar_config(disable=True)
     return pipe(
         class_labels=LABELS.tolist(),
         num_inference_steps=4,
@@ -307,7 +306,6 @@ def test_in_the_pipelines_of_diffusers(pipeline, kind):
     scheduler = DDIMScheduler(clip_sample=False) if pipeline is DDIMPipeline else SCHEDULERS["ddpm"]
     model = kind.fit(IMAGES, scheduler)
     pipe = pipeline(model, scheduler)
-    pipe.set_progress_bar_config(disable=True)
 
     def sample():
         return pipe(batch_size=2, num_inference_steps=4, generator=torch.Generator().manual_seed(0), output_type="np")

@@ -36,7 +36,6 @@ def make(name):
         pipe.register_modules(vae=FAMILIES[name]())
         if hasattr(pipe, "vae_scaling_factor_image"):  # read from the autoencoder when the pipeline is made
             pipe.vae_scaling_factor_image = pipe.vae.config.scaling_factor
-    pipe.set_progress_bar_config(disable=True)
     return pipe, entry.call
 
 
@@ -77,7 +76,6 @@ def test_pictures_of_the_steps_are_decoded_predictions():
 
 def test_pixels_need_no_autoencoder():
     pipe = DDPMPipeline(unet_2d(), DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     with record(pipe, [DecodedImages(), Samples()]) as recording:
         images = pipe(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images
     made = recording.profile["final_image"].transpose("sample", "height", "width", "channel").values

@@ -24,9 +24,7 @@ def judge(images):
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = XAIPipeline(convnext_unet().double(), DDIMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(convnext_unet().double(), DDIMScheduler(clip_sample=False))
 
 
 def run(pipe, *specs, guidance_scale=1.0):

@@ -144,7 +144,6 @@ def test_facts_of_a_folder_belong_to_its_weights(dtype, tmp_path, caplog):
 @pytest.mark.parametrize(("seconds", "columns"), [(15.0, 3), (1e9, 1)])
 def test_a_sample_grid_of_a_slow_network_is_smaller(seconds, columns, monkeypatch):
     pipe = XAIPipeline(convnext_unet(), DDPMScheduler(num_train_timesteps=2))
-    pipe.set_progress_bar_config(disable=True)
     monkeypatch.setattr(sampling, "_seconds", lambda call: seconds)  # of one step of one image
     clock = iter(range(0, 1000, 50))  # a row takes 50 seconds: a second one would exceed the 90
     monkeypatch.setattr(sampling.time, "perf_counter", lambda: next(clock))
@@ -153,13 +152,11 @@ def test_a_sample_grid_of_a_slow_network_is_smaller(seconds, columns, monkeypatc
 
 def test_a_sample_grid_shows_every_label_with_the_same_noise():
     pipe = XAIPipeline(convnext_unet(), DDPMScheduler(num_train_timesteps=4))
-    pipe.set_progress_bar_config(disable=True)
     scheduler = pipe.scheduler
     grid = np.asarray(sample_grid(pipe, seed=7)).astype(int)
     assert grid.shape == (18 + 4 * 64, 16 * 64, 3)  # a caption, then cells of 16 pixels, four times as large
     assert pipe.scheduler is scheduler
     alone = pipe.__class__(pipe.unet, sampling.DDIMScheduler.from_config(scheduler.config))
-    alone.set_progress_bar_config(disable=True)
     image = alone([9], num_inference_steps=4, generator=[torch.Generator().manual_seed(8)]).images[0]
     cell = grid[18 + 64 : 18 + 128 : 4, 9 * 64 : 10 * 64 : 4]
     assert np.abs(cell - np.asarray(image)).max() <= 1  # summed in batches of another size

@@ -29,7 +29,6 @@ def test_pixels_are_those_of_the_package(scheduler, options, guidance_scale):
     images = []
     for pipeline in (XAIPipeline, plain_pipeline.XAIPipeline):
         pipe = pipeline(unet, scheduler(clip_sample=False) if scheduler is DDIMScheduler else scheduler())
-        pipe.set_progress_bar_config(disable=True)
         images.append(
             pipe(
                 class_labels=[3, 12], num_inference_steps=7, generator=generators(), guidance_scale=guidance_scale,
@@ -44,7 +43,6 @@ def test_an_unconditional_network():
     images = []
     for pipeline in (XAIPipeline, plain_pipeline.XAIPipeline):
         pipe = pipeline(unet, DDPMScheduler())
-        pipe.set_progress_bar_config(disable=True)
         images.append(pipe(batch_size=2, num_inference_steps=5, generator=generators(), output_type="np").images)
     np.testing.assert_array_equal(*images)
 
@@ -77,7 +75,6 @@ def test_steps_where_none_are_asked_for():
     calls = []
     for scheduler, steps in ((DDPMScheduler(num_train_timesteps=7), 7), (DDIMScheduler(), 50)):
         pipe = plain_pipeline.XAIPipeline(unet_2d(attention=False), scheduler)
-        pipe.set_progress_bar_config(disable=True)
         handle = pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
         pipe()
         handle.remove()

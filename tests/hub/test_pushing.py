@@ -32,7 +32,6 @@ def in_process(hub, home, code, *, token=None, endpoint=None, **environment):
 SAMPLE = """
 import json, numpy as np, torch
 def sample(pipe, path, **kwargs):
-    pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
     labels = [3, {"Smiling": True}]
     np.save(path, pipe(labels, num_inference_steps=3, output_type="np", generator=generator, **kwargs).images)
@@ -43,7 +42,6 @@ from diffusers import DDPMScheduler
 from diffusers_xai import XAIPipeline
 from tests.tiny import convnext_unet
 pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
-pipe.set_progress_bar_config(disable=True)
 """
 
 WITHOUT_THE_PACKAGE = """
@@ -322,7 +320,6 @@ from diffusers_xai import MixtureDenoiser, XAIPipeline
 images = torch.rand(9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 scheduler = DDPMScheduler()
 pipe = XAIPipeline(MixtureDenoiser.fit(images, torch.arange(9) % 2, scheduler), scheduler)
-pipe.set_progress_bar_config(disable=True)
 pipe.push_to_hub("tester/known")
 loaded = XAIPipeline.from_pretrained("tester/known")
 same = all(torch.equal(value, loaded.unet.state_dict()[name]) for name, value in pipe.unet.state_dict().items())

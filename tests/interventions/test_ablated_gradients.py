@@ -19,7 +19,6 @@ def test_gradients_are_those_of_the_ablated_network():
                 unet.down_blocks[0].downsamplers[0].weight[5] = 0
                 unet.down_blocks[0].downsamplers[0].bias[5] = 0
         pipe = XAIPipeline(unet, DDIMScheduler())
-        pipe.set_progress_bar_config(disable=True)
         out = pipe(
             class_labels=3,
             num_inference_steps=3,
@@ -45,7 +44,6 @@ def test_gradients_of_a_run_in_inference_mode():
     edits = [ChannelAblation("downs.0.3", 5, "mean", 0.5, mask)]
     arguments = {"class_labels": 3, "num_inference_steps": 2, "record": [GradientVolume(mask=mask)], "edits": edits}
     pipe = XAIPipeline(convnext_unet(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     expected = pipe(generator=torch.Generator().manual_seed(0), **arguments).profile["gradient_volume"]
     with torch.inference_mode():
         got = pipe(generator=torch.Generator().manual_seed(0), **arguments).profile["gradient_volume"]

@@ -24,7 +24,6 @@ VARIANTS = [
 
 def make(scheduler=DDPMScheduler):
     pipe = XAIPipeline(convnext_unet(), scheduler())
-    pipe.set_progress_bar_config(disable=True)
 
     def sample(labels=3, edits=(), generator=None, seed=0, **more):
         generator = generator or torch.Generator().manual_seed(seed)
@@ -141,7 +140,6 @@ def test_a_wrong_number_of_rows_is_refused_in_any_recorded_pipeline():
 def test_layers_without_a_row_per_image_are_refused():
     unet = convnext_unet()
     pipe = XAIPipeline(unet, DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     unet.conv_in.register_module("label_table", torch.nn.Linear(2, 4))
 
     def look_up(module, args, out):

@@ -23,7 +23,6 @@ each_scheduler = pytest.mark.parametrize("scheduler", SCHEDULERS)
 
 def make(scheduler=DDPMScheduler, unet=None):
     pipe = XAIPipeline(unet or convnext_unet(), scheduler())
-    pipe.set_progress_bar_config(disable=True)
 
     def sample(label, edits=(), seed=0, **more):
         generator = torch.Generator().manual_seed(seed)

@@ -99,7 +99,6 @@ def test_videos_and_other_latents():
         if scheduler is not FLOW:
             np.testing.assert_allclose(numbers(model.predict_x0(x, 600))[0], expected, rtol=1e-8, atol=1e-8)
         pipe = XAIPipeline(model, scheduler)
-        pipe.set_progress_bar_config(disable=True)
         profile = pipe(num_inference_steps=2, output_type="pt", record=[Samples(measures=())]).profile
         assert profile["x0"].dims == ("step", "sample", "channel", "frame", "height", "width")
         last, t = (profile[name].isel(step=1) for name in ("samples", "x0"))
@@ -125,10 +124,8 @@ def test_saved_and_loaded(name, tmp_path):
 @pytest.mark.parametrize("name", ["gaussian", "mixture", "labelled images"])
 def test_a_pipeline_of_it_is_saved_and_loaded(name, tmp_path):
     pipe = XAIPipeline(DENOISERS[name], SCHEDULER)
-    pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path / "pipe")
     loaded = XAIPipeline.from_pretrained(tmp_path / "pipe", dtype=torch.float64)
-    loaded.set_progress_bar_config(disable=True)
     assert type(loaded.unet) is type(pipe.unet)
     labels = {} if pipe.unet.class_embedding is None else {"class_labels": [0, 2], "guidance_scale": 2.0}
     images = [

@@ -32,7 +32,6 @@ def test_the_images_shares_prediction_and_covariance(t):
 
 def test_at_the_end_the_images_themselves_come_out():
     pipe = XAIPipeline(DENOISERS["labelled images"], DDIMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
     final = []
     pipe(
         class_labels=[0, 1, 2],

@@ -79,7 +79,6 @@ def test_deterministic_solvers_follow_the_exact_flow_of_a_gaussian(solver):
     variances, vectors = np.linalg.eigh(covariance)
     model = GaussianDenoiser.fit(IMAGES, scheduler)  # defaults of β differ between schedulers
     pipe = XAIPipeline(model, scheduler)
-    pipe.set_progress_bar_config(disable=True)
     final = []
     start = noisy()
     pipe(
@@ -99,7 +98,6 @@ def test_deterministic_solvers_follow_the_exact_flow_of_a_gaussian(solver):
 def test_the_stochastic_sampler_draws_from_the_gaussian():
     images = correlated_images(500, shape=(1, 2, 2))
     pipe = XAIPipeline(GaussianDenoiser.fit(images, SCHEDULER), SCHEDULER)
-    pipe.set_progress_bar_config(disable=True)
     final, count = [], 4_000
     pipe(
         batch_size=count,

@@ -85,7 +85,6 @@ def test_a_timestep_for_each_sample():
 
 def test_guidance_extrapolates_from_the_null_label():
     pipe, x = XAIPipeline(DENOISERS["mixture"], DDIMScheduler(clip_sample=False)), noisy(batch=1)
-    pipe.set_progress_bar_config(disable=True)
     states = []
     pipe(
         class_labels=[1],

@@ -33,7 +33,6 @@ def finals(pipe, count, **call):
 
 def test_the_null_of_a_labelled_model_has_its_samples_means_and_covariance():
     pipe = XAIPipeline(convnext_unet(sample_size=8), DDIMScheduler(clip_sample=False))
-    pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, labels=[3, 12], num_samples=12, batch_size=6, rank=10, num_inference_steps=2)
     assert isinstance(null.unet, MixtureDenoiser)
     samples = finals(pipe, 6, class_labels=[3, 12] * 3, num_inference_steps=2)
@@ -44,14 +43,12 @@ def test_the_null_of_a_labelled_model_has_its_samples_means_and_covariance():
         expected, _ = closed_form.gaussian(mean, away.T @ away / 12, x.flatten().double().numpy(), ALPHA)
         predicted = null.unet.predict_x0(x, 500, torch.tensor([label])).flatten()
         np.testing.assert_allclose(predicted, expected, atol=1e-4 * abs(expected).max())
-    null.set_progress_bar_config(disable=True)
     images = null([{"Male": False, "Smiling": True, "Wearing_Lipstick": True}], num_inference_steps=2).images
     assert images[0].size == (8, 8)
 
 
 def test_the_null_of_a_model_without_labels_is_a_gaussian():
     pipe = DDIMPipeline(unet_2d(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=9, batch_size=4, num_inference_steps=2)
     assert isinstance(null.unet, GaussianDenoiser)
     assert null.unet.config.covariance_type == "shrunk"
@@ -60,14 +57,12 @@ def test_the_null_of_a_model_without_labels_is_a_gaussian():
 
 def test_the_null_of_a_latent_model_lives_in_its_latents():
     pipe = stable_diffusion()
-    pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=4, prompt=["a red fox"] * 2, num_inference_steps=2, guidance_scale=1.0)
     assert null.sample_shape == (4, 8, 8)
 
 
 def test_the_null_of_a_flow_is_of_a_flow():
     pipe = XAIPipeline(unet_2d(), FlowMatchEulerDiscreteScheduler())
-    pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=6, batch_size=3, rank=5, num_inference_steps=2)
     samples = finals(pipe, 3, num_inference_steps=2)
     x = torch.randn(1, *null.sample_shape, generator=torch.Generator().manual_seed(9))
@@ -81,7 +76,6 @@ def test_the_null_of_a_flow_is_of_a_flow():
 
 def test_a_spectrum_of_few_samples():
     pipe = DDIMPipeline(unet_2d(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=4, num_inference_steps=1, covariance_type="spectrum")
     assert null.unet.config.covariance_type == "spectrum"
 
@@ -90,7 +84,6 @@ def test_of_large_samples_there_are_components(monkeypatch):
     for module in ("models.covariances", "pipelines.null"):
         monkeypatch.setattr(f"diffusers_xai.{module}.MAX_EXACT", 100)
     pipe = XAIPipeline(unet_2d(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     null = covariance_null(pipe, num_samples=9, batch_size=9, num_inference_steps=1)
     assert (null.unet.config.covariance_type, null.unet.config.rank) == ("low_rank", 2)
     calls = []

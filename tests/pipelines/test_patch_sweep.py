@@ -16,9 +16,7 @@ LAYERS = "mid_block.resnets.*"
 
 
 def make(scheduler=None, unet=None):
-    pipe = XAIPipeline(convnext_unet() if unet is None else unet, scheduler or DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(convnext_unet() if unet is None else unet, scheduler or DDPMScheduler())
 
 
 def separate(pipe, label, edits=(), record=(), seeds=SEEDS, **options):

@@ -25,9 +25,7 @@ from tests.tiny import convnext_unet, stable_diffusion, unet_2d
 
 
 def make(unet=None, scheduler=None):
-    pipe = XAIPipeline(unet or convnext_unet(), scheduler or DDPMScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(unet or convnext_unet(), scheduler or DDPMScheduler())
 
 
 def seeded(seed=0):
@@ -38,7 +36,6 @@ def seeded(seed=0):
 def test_pixels_of_ddpm_pipeline(prediction_type):
     unet, scheduler = unet_2d(), DDPMScheduler(prediction_type=prediction_type)
     reference = DDPMPipeline(unet, scheduler)
-    reference.set_progress_bar_config(disable=True)
     expected = reference(batch_size=2, generator=seeded(5), num_inference_steps=4, output_type="np").images
     ours = make(unet, scheduler)(batch_size=2, generator=seeded(5), num_inference_steps=4, output_type="np").images
     assert np.array_equal(ours, expected)
@@ -48,7 +45,6 @@ def test_pixels_of_ddpm_pipeline(prediction_type):
 def test_pixels_of_ddim_pipeline(eta):
     unet, scheduler = unet_2d(), DDIMScheduler()
     reference = DDIMPipeline(unet, scheduler)
-    reference.set_progress_bar_config(disable=True)
     arguments = {"batch_size": 2, "num_inference_steps": 4, "eta": eta, "output_type": "np"}
     expected = reference(generator=seeded(5), **arguments).images
     assert np.array_equal(make(unet, scheduler)(generator=seeded(5), **arguments).images, expected)
@@ -59,9 +55,7 @@ def test_from_pretrained_opens_ordinary_repositories(pipeline_class, tmp_path):
     scheduler = DDPMScheduler() if pipeline_class is DDPMPipeline else DDIMScheduler()
     pipeline_class(unet_2d(), scheduler).save_pretrained(tmp_path)
     reference = pipeline_class.from_pretrained(tmp_path)
-    reference.set_progress_bar_config(disable=True)
     pipe = XAIPipeline.from_pretrained(tmp_path)
-    pipe.set_progress_bar_config(disable=True)
     assert isinstance(pipe, XAIPipeline)
     expected = reference(generator=seeded(1), num_inference_steps=3, output_type="np").images
     assert np.array_equal(pipe(generator=seeded(1), num_inference_steps=3, output_type="np").images, expected)
@@ -71,7 +65,6 @@ def test_save_pretrained_round_trips(tmp_path):
     pipe = make(scheduler=DDIMScheduler(prediction_type="v_prediction", clip_sample=False))
     pipe.save_pretrained(tmp_path)
     loaded = XAIPipeline.from_pretrained(tmp_path)
-    loaded.set_progress_bar_config(disable=True)
     assert isinstance(loaded.unet, ConvNextUNet2DModel)
     assert isinstance(loaded.scheduler, DDIMScheduler)
     assert loaded.scheduler.config.prediction_type == "v_prediction"
@@ -303,8 +296,6 @@ def test_from_pipe_takes_over_the_network_and_gives_it_back(pipeline_class):
     assert XAIPipeline.from_pipe(pipe, scheduler=other).scheduler is other
     pipe = XAIPipeline(unet_2d(), DDIMScheduler())
     back = pipeline_class.from_pipe(pipe)
-    back.set_progress_bar_config(disable=True)
-    pipe.set_progress_bar_config(disable=True)
     arguments = {"num_inference_steps": 3, "output_type": "np"}
     expected = pipe(generator=seeded(), **arguments).images
     assert np.array_equal(back(generator=seeded(), **arguments).images, expected)

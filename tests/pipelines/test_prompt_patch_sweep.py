@@ -18,9 +18,7 @@ LAYERS = "up_blocks.*.resnets.0"
 
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = stable_diffusion()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stable_diffusion()
 
 
 def picture(pipe, prompt, seed=SEED, edits=(), specs=(), **arguments):
@@ -84,7 +82,6 @@ def test_up_to_its_first_step_a_patch_costs_nothing(pipe):
 def test_other_families_with_everything_patched_are_the_source(name):
     entry = ZOO[name]
     pipe = entry.make()
-    pipe.set_progress_bar_config(disable=True)
     given = {key: value for key, value in entry.call.items() if key not in ("prompt", "output_type", "generator")}
     arguments = {"num_inference_steps": entry.steps, **given}
     steps = count_steps(pipe, entry.steps)

@@ -14,9 +14,7 @@ STEPS = 10
 
 
 def make(scheduler):
-    pipe = XAIPipeline(convnext_unet(), scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return XAIPipeline(convnext_unet(), scheduler)
 
 
 def separate_run(pipe, switch, **options):

@@ -163,7 +163,6 @@ def test_a_subclass_is_its_parent_s_family():
     profiles = []
     for network in (original, mine):
         pipe = DDIMPipeline(network, DDIMScheduler())
-        pipe.set_progress_bar_config(disable=True)
         with record(pipe, [Samples(), AttentionWeights(), Activations("mid_block")]) as recording:
             pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(0))
         profiles.append(recording.profile)
@@ -174,7 +173,6 @@ def test_a_subclass_is_its_parent_s_family():
 
 def test_threads_get_their_own_run_or_a_refusal():
     pipe = XAIPipeline(unet_2d(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
 
     def recorded():
         generator = torch.Generator().manual_seed(0)
@@ -206,11 +204,9 @@ def test_contexts_that_would_overlap_are_refused_whoever_holds_the_network():
     with record(one, [Samples()]) as recording:
         with pytest.raises(RuntimeError, match="UNet2DModel is being recorded already"):
             record(two, [Samples()]).__enter__()
-        one.set_progress_bar_config(disable=True)
         one(num_inference_steps=2)
     assert recording.profile.provenance["complete"] is True
     with record(two, [Samples()]):
-        two.set_progress_bar_config(disable=True)
         two(num_inference_steps=2)
 
 
@@ -249,7 +245,6 @@ def test_attention_that_computes_its_own_softmax_gives_the_same_weights(how):
 def test_frames_that_are_the_scheduler_s_rows_stay_with_their_video():
     entry = ZOO["text-to-video"]
     pipe = entry.make()
-    pipe.set_progress_bar_config(disable=True)
     states = []
     step = pipe.scheduler.step
     pipe.scheduler.step = lambda output, t, sample, **more: states.append(sample) or step(output, t, sample, **more)
@@ -266,7 +261,6 @@ def test_frames_that_are_the_scheduler_s_rows_stay_with_their_video():
 def test_a_schedule_that_is_cut_short_has_its_own_last_step():
     entry = ZOO["stable-diffusion-xl"]
     pipe = entry.make()
-    pipe.set_progress_bar_config(disable=True)
     with record(pipe, [Samples(steps=[-1], measures=())]) as recording:
         latents = pipe(**entry.call, num_inference_steps=10, denoising_end=0.5, output_type="latent").images
     assert recording.profile["samples"].step.values.tolist() == [4]

@@ -61,7 +61,6 @@ def test_plain_diffusers_opens_the_pipeline_and_its_pictures_are_its_latents(tmp
     build_pipeline(build_text_encoder(tokenizer, 32, 1), unet, tokenizer, SCHEDULER).save_pretrained(tmp_path)
     pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     assert type(pipeline) is StableDiffusionPipeline
-    pipeline.set_progress_bar_config(disable=True)
     images = {
         kind: pipeline(
             CAPTIONS, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type=kind

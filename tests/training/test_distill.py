@@ -70,7 +70,6 @@ def test_the_student_comes_nearer_to_the_teacher_than_the_teacher_in_as_few_step
     assert few.scheduler.config.timestep_spacing == "trailing"
     wanted = teacher_states(many, [1] * 16, noise, 8, 8)[:, -1]
     before = teacher_states(many, [1] * 16, noise, 2, 2)[:, -1]
-    few.set_progress_bar_config(disable=True)
     images = few([1] * 16, num_inference_steps=2, sample=noise, output_type="pt").images
     learned, own = ((2 * images - 1 - wanted.clamp(-1, 1)).square().mean(), (before - wanted).square().mean())
     assert learned < own / 2

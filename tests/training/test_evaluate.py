@@ -82,7 +82,6 @@ def test_who_always_answers_alike_is_at_one_half():
 
 def test_samples_do_not_depend_on_the_batches():
     pipe = XAIPipeline(convnext_unet(), DDIMScheduler())
-    pipe.set_progress_bar_config(disable=True)
     one = sample_labels(pipe, [3, 5], 3, num_inference_steps=2, seed=4, batch_size=1)
     many = sample_labels(pipe, [3, 5], 3, num_inference_steps=2, seed=4, batch_size=4)
     torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-4)

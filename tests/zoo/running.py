@@ -21,7 +21,6 @@ def run(pipe, entry, call=None, seed=0):
     """The result of a run: latents where the pipeline gives them, else images."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     kind = {"output_type": entry.output} if "output_type" in parameters else {}
-    pipe.set_progress_bar_config(disable=True)
     diffusers.utils.logging.set_verbosity_error()
     call = functools.partial(type(pipe).__call__, pipe) if call is None else call
     generator = torch.Generator().manual_seed(seed)
