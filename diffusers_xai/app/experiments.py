@@ -29,6 +29,7 @@ from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError
 from diffusers_xai.app.theme import themed
 from diffusers_xai.app.values import some_of, whole
 from diffusers_xai.experiments import EXPERIMENTS, Experiment, ExperimentResult
+from diffusers_xai.experiments.figures import worth
 from diffusers_xai.experiments.nulls import NULLS
 from diffusers_xai.experiments.page import write_experiments
 
@@ -168,7 +169,7 @@ class ExperimentTab:
         shown = caption(replace(settings, mask=settings.mask if experiment.region else None), model, records=False)
         control = control_of(experiment)
         told = "without a control" if control == "none" else f"control: {NULLS[control]}"
-        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}."
+        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}. {worth(question.seeds)}".rstrip()
         rows = "" if table is None else table.to_html(index=False, border=0, justify="left", float_format="%.3g")
         return {
             c.experiment_status: "Done.",

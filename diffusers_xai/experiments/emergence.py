@@ -6,17 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-import torch
 import xarray as xr
 from plotly.subplots import make_subplots
-from torch.nn.functional import adaptive_avg_pool2d
 
 from diffusers_xai.analysis.structure import edge_strength, foreground
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns, null_name
-from diffusers_xai.experiments.maps import max_channel_maps
+from diffusers_xai.experiments.maps import max_channel_maps, pooled, standardised
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, batches
 from diffusers_xai.explainers import Activations, Samples
@@ -126,21 +124,21 @@ def _compared(seen: xr.Dataset, index: int) -> xr.Dataset:
     """The correlations of one layer, the targets and x_t averaged to its size."""
     height, width = seen[f"maps{index}"].shape[-2:]
     size = (height, width)
-    targets = np.stack([_pooled(seen[name].values, size) for name in TARGETS])
+    targets = np.stack([pooled(seen[name].values, size) for name in TARGETS])
     found: dict[str, Any] = {}
     for prefix in ("", "null_"):
         if f"{prefix}maps{index}" in seen:
             maps = seen[f"{prefix}maps{index}"].transpose("map", "step", "seed", ...).values
             found |= _against(targets, [maps], prefix, ("target", "map", "step", "seed"))
     # x_t is compared by its own edges too: whichever shows more of the image is taken.
-    views = [_pooled(seen[name].transpose("step", "seed", ...).values, size) for name in ("grey", "state_edges")]
+    views = [pooled(seen[name].transpose("step", "seed", ...).values, size) for name in ("grey", "state_edges")]
     return xr.Dataset(found | _against(targets, views, "state_", ("target", "step", "seed")))
 
 
 def _against(targets: np.ndarray, views: Sequence[np.ndarray], prefix: str, dims: tuple[str, ...]) -> dict[str, Any]:
     """Correlation of maps (…, seed, h, w) with the targets (target, seed, h, w) of the same seed and of all others."""
-    aimed = _standardised(targets)
-    pairs = np.max([np.abs(np.einsum("...ip,tjp->t...ij", _standardised(view), aimed)) for view in views], axis=0)
+    aimed = standardised(targets)
+    pairs = np.max([np.abs(np.einsum("...ip,tjp->t...ij", standardised(view), aimed)) for view in views], axis=0)
     count = pairs.shape[-1]
     own = np.diagonal(pairs, axis1=-2, axis2=-1)
     others = pairs[..., ~np.eye(count, dtype=bool)].reshape(*pairs.shape[:-1], count - 1)
@@ -151,20 +149,6 @@ def _against(targets: np.ndarray, views: Sequence[np.ndarray], prefix: str, dims
         f"{prefix}chance": (dims, others.mean(-1)),
         f"{prefix}shown": (dims, own > bar),
     }
-
-
-def _standardised(maps: np.ndarray) -> np.ndarray:
-    """(…, h, w) -> (…, pixel) of mean 0 and norm 1, so that products are correlations; 0 where a map is constant."""
-    flat = np.asarray(maps, dtype=np.float64).reshape(*maps.shape[:-2], -1)
-    flat = flat - flat.mean(-1, keepdims=True)
-    norm = np.linalg.norm(flat, axis=-1, keepdims=True)
-    return flat / np.where(norm > 0, norm, np.inf)
-
-
-def _pooled(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Means over the pixels of each cell of a map of the given size."""
-    flat = torch.from_numpy(np.asarray(maps, dtype=np.float64).reshape(1, -1, *maps.shape[-2:]))
-    return adaptive_avg_pool2d(flat, size).numpy().reshape(*maps.shape[:-2], *size)
 
 
 def _first(shown: xr.DataArray) -> xr.DataArray:

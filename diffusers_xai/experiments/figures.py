@@ -13,6 +13,7 @@ from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
 MIN_SURE = 8
+MOMENTS = 8  # of a curve in a table
 
 
 def band(
@@ -143,8 +144,9 @@ def crossing_text(found: xr.DataArray, name: str = "t") -> str:
 
 
 def interval_text(facts: xr.Dataset) -> str:
-    """What `analysis.summary` says of one mean, for a table: the mean and its interval."""
-    return f"{float(facts['mean']):.3f} ({float(facts['low']):.3f} to {float(facts['high']):.3f})"
+    """What `analysis.summary` says of one mean, for a table: the mean and its interval; of one value, only that."""
+    mean, low, high = (float(facts[name]) for name in ("mean", "low", "high"))
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(low) else f"{mean:.3f}"
 
 
 def excess_columns(data: xr.Dataset, name: str) -> dict[str, str]:
@@ -154,3 +156,21 @@ def excess_columns(data: xr.Dataset, name: str) -> dict[str, str]:
         null = data[f"null_{name}"]
         columns |= {"control": interval_text(summary(null)), "excess": interval_text(summary(data[name] - null))}
     return columns
+
+
+def rows_over_time(data: xr.Dataset, name: str, words: str) -> list[dict[str, str]]:
+    """A curve (seed, step) at evenly spread records, the first and the last among them, as rows of a table."""
+    timesteps = data[name]["timestep"].values
+    records = np.unique(np.linspace(0, len(timesteps) - 1, MOMENTS).round().astype(int)).tolist()
+    part = data[[key for key in (name, f"null_{name}") if key in data]]
+    return [
+        {"": words, "t": f"{timesteps[record]:.0f}", **excess_columns(part.isel(step=record), name)}
+        for record in records
+    ]
+
+
+def worth(count: int) -> str:
+    """What the intervals of so many seeds are worth, where that has to be said; else nothing."""
+    if count == 1:
+        return "One seed: no intervals."
+    return f"{count} seeds: too few for a sure interval." if count < MIN_SURE else ""

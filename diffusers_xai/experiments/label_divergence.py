@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
@@ -10,7 +11,14 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, label_text, null_name, short_label
+from diffusers_xai.experiments.figures import (
+    band,
+    excess_columns,
+    label_text,
+    null_name,
+    rows_over_time,
+    short_label,
+)
 from diffusers_xai.experiments.maps import by_noised_image, clean_image_volume, energy, region_or_middle
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
@@ -157,6 +165,16 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     return tile_grid(rows, [*times, "result"], row_labels, scale_title="each map in its own range")
 
 
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """SSIM of the states and of the images, and the distance of the attention maps, which no control has."""
+    data = result.data
+    rows = rows_over_time(data, "ssim", "SSIM of the states")
+    rows.append({"": "SSIM of the images", **excess_columns(data, "final_ssim")})
+    if "attention_distance" in data:
+        rows += rows_over_time(data, "attention_distance", "distance of the attention maps")
+    return pd.DataFrame(rows).fillna("")
+
+
 EXPERIMENT = register(
     Experiment(
         "label-divergence",
@@ -176,5 +194,6 @@ EXPERIMENT = register(
         calls=2.5,
         region="eyes",
         plot_images=plot_images,
+        table=table,
     )
 )

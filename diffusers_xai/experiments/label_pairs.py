@@ -4,12 +4,13 @@ from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import ALL_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import label_text, short_label
+from diffusers_xai.experiments.figures import excess_columns, label_text, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
@@ -75,6 +76,18 @@ def plot(result: ExperimentResult) -> go.Figure:
     )
 
 
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """The index of each label, the mean over those it is switched to, beside the control's."""
+    data, settings = result.data, result.settings
+    numbers = data[[name for name in ("index", "null_index") if name in data]].mean("second")
+    rows = [
+        {"switched from": label_text(settings, label), **excess_columns(numbers.sel(first=label), "index")}
+        for label in numbers["first"].values.tolist()
+    ]
+    rows.append({"switched from": "all labels", **excess_columns(numbers.mean("first"), "index")})
+    return pd.DataFrame(rows)
+
+
 EXPERIMENT = register(
     Experiment(
         "label-pairs",
@@ -90,5 +103,6 @@ EXPERIMENT = register(
         labels=ALL_LABELS,
         seeds=2,
         steps=50,
+        table=table,
     )
 )

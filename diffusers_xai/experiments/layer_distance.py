@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, null_name
+from diffusers_xai.experiments.figures import band, excess_columns, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling
@@ -81,16 +82,20 @@ def measure(
     return sampling.over_seeds(measure_batch, "distances of layers", seeds_at_once=at_once, of_first=pictures)
 
 
+def _relative(distance: xr.DataArray) -> xr.DataArray:
+    """Distances in units of each layer's mean."""
+    return distance / distance.mean(["seed", "step"])
+
+
 def plot(result: ExperimentResult) -> go.Figure:
     """Draws a curve for each layer, each in units of its own mean."""
     distance = result.data["distance"]
-    relative = distance / distance.mean(["seed", "step"])
+    relative = _relative(distance)
     figure = curves_over_time(distance, "distance to the next record,<br>in units of the layer's mean")
     for index, layer in enumerate(distance["layer"].values.tolist()):
         band(figure, distance["timestep"].values, relative.sel(layer=layer), layer, index)
     if "null_distance" in result.data:
-        null = result.data["null_distance"]
-        null = (null / null.mean(["seed", "step"])).mean("layer")
+        null = _relative(result.data["null_distance"]).mean("layer")
         band(figure, distance["timestep"].values, null, f"{null_name(result.settings)}, all layers", muted=True)
     figure.update_layout(height=480, showlegend=True)
     return figure
@@ -116,6 +121,19 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     return tile_grid(rows, layers, moments, scale_title="activation, in each map")
 
 
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """The largest jump of each layer, in units of its mean distance: of the model, of the control, and the excess."""
+    data = result.data
+    names = [name for name in ("distance", "null_distance") if name in data]
+    jumps = xr.Dataset({name: _relative(data[name]).max("step") for name in names})
+    return pd.DataFrame(
+        [
+            {"largest jump of": layer, **excess_columns(jumps.sel(layer=layer), "distance")}
+            for layer in data["layer"].values.tolist()
+        ]
+    )
+
+
 EXPERIMENT = register(
     Experiment(
         "layer-distance",
@@ -132,5 +150,6 @@ EXPERIMENT = register(
         steps=250,
         runs=2.3,
         plot_images=plot_images,
+        table=table,
     )
 )

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, excess_columns, null_name
+from diffusers_xai.experiments.figures import band, null_name, rows_over_time
 from diffusers_xai.experiments.maps import (
     by_noised_image,
     clean_image_volume,
@@ -238,12 +238,13 @@ def plot_images(result: ExperimentResult) -> go.Figure:
 
 def table(result: ExperimentResult) -> pd.DataFrame:
     """Each measure at each moment: of the model, of the control, and the excess."""
-    data = result.data
-    rows: list[dict[str, Any]] = []
-    for name in ("reached_step", "reached_noise", "radius", "inside"):
-        for i, t in enumerate(data["timestep"].values):
-            rows.append({"measure": name, "t": f"{t:.0f}", **excess_columns(data.isel(step=i), name)})
-    return pd.DataFrame(rows)
+    measures = {
+        "reached_step": "PGV of μ: share of input pixels above the volume's mean",
+        "reached_noise": "PGV of ε: the same",
+        "radius": "radius of x̂_0's gradient (px)",
+        "inside": "share of x̂_0's squared gradient within the region",
+    }
+    return pd.DataFrame([row for name, words in measures.items() for row in rows_over_time(result.data, name, words)])
 
 
 EXPERIMENT = register(

@@ -104,3 +104,18 @@ def identity_volume(volume: xr.DataArray) -> xr.DataArray:
 def energy(volume: xr.DataArray) -> xr.DataArray:
     """Squares summed over the region's pixels and the input's channels."""
     return (volume**2).sum(["pixel", "channel"])
+
+
+def standardised(maps: np.ndarray) -> np.ndarray:
+    """(…, h, w) -> (…, pixel) of mean 0 and norm 1, so that products are correlations; 0 where a map is constant."""
+    flat = np.asarray(maps, dtype=np.float64).reshape(*maps.shape[:-2], -1)
+    flat = flat - flat.mean(-1, keepdims=True)
+    norm = np.linalg.norm(flat, axis=-1, keepdims=True)
+    return flat / np.where(norm > 0, norm, np.inf)
+
+
+def pooled(maps: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Means over the pixels of each cell of a map of the given size."""
+    flat = torch.from_numpy(np.asarray(maps, dtype=np.float64).reshape(1, -1, *maps.shape[-2:]))
+    height, width = size
+    return F.adaptive_avg_pool2d(flat, (height, width)).numpy().reshape(*maps.shape[:-2], height, width)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_xai.experiments.base import EXPERIMENTS, ExperimentResult
+from diffusers_xai.experiments.figures import worth
 from diffusers_xai.report import write_page
 from diffusers_xai.report.page import Section, page, render, render_figure
 
@@ -40,11 +41,12 @@ def _section(result: ExperimentResult) -> str:
 
 def _made(settings: dict[str, Any]) -> str:
     seeds = settings["seeds"]
-    return (
+    made = (
         f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {settings['steps']} steps of"
         f" {settings['scheduler']}, guidance {settings['guidance_scale']:g}, labels"
         f" {', '.join(map(str, settings['labels'])) or 'none'}."
     )
+    return f"{made} {worth(len(seeds))}".rstrip()
 
 
 def _head(results: Sequence[ExperimentResult], command: str) -> str:

@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import label_text, null_band, seed_curves
+from diffusers_xai.experiments.figures import label_text, null_band, rows_over_time, seed_curves
 from diffusers_xai.experiments.nulls import Null, forward_path, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
@@ -68,6 +69,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     return figure
 
 
+def table(result: ExperimentResult) -> pd.DataFrame:
+    """SSIM at a few moments: of the model, of the control, and the excess."""
+    return pd.DataFrame(rows_over_time(result.data, "ssim", "SSIM with the next state"))
+
+
 EXPERIMENT = register(
     Experiment(
         "ssim-trajectory",
@@ -81,5 +87,6 @@ EXPERIMENT = register(
         plot,
         nulls=("forward-noising", "gaussian"),
         runs=1.0,
+        table=table,
     )
 )

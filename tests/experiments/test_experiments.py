@@ -1,12 +1,14 @@
 """Experiments that keep what a run gives, and all of them on a network of diffusers."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import Activations, XAIPipeline
 from diffusers_xai.experiments import EXPERIMENTS
-from tests.experiments.runs import SEEDS, run, ssim, states
+from diffusers_xai.experiments.page import write_experiments
+from tests.experiments.runs import SEEDS, measured, run, ssim, states
 from tests.tiny import unet_2d
 
 
@@ -17,12 +19,29 @@ def test_ssim_trajectory(pipe):
         run_states = states(pipe, 3, seed, 6)
         expected = [ssim(a, b) for a, b in zip(run_states, run_states[1:], strict=False)]
         np.testing.assert_allclose(result.data["ssim"].sel(seed=seed), expected, atol=1e-4)
+    table = EXPERIMENTS["ssim-trajectory"].table(result)
+    assert table["t"].tolist() == [f"{t:.0f}" for t in pipe.scheduler.timesteps]
+    for column, name in (("the model", "ssim"), ("control", "null_ssim")):
+        means = result.data[name].mean("seed").values
+        assert [text.split(" (")[0] for text in table[column]] == [f"{mean:.3f}" for mean in means]
+
+
+def test_tables_say_what_few_seeds_are_worth(pipe, tmp_path):
+    for count, words in ((1, "One seed: no intervals."), (3, "3 seeds: too few for a sure interval."), (8, None)):
+        result = measured("ssim-trajectory", pipe, labels=[3], seeds=range(count), steps=2)
+        write_experiments([result], tmp_path / "page.html", "")
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert words in page if words else "for a sure interval" not in page
+        assert "nan" not in EXPERIMENTS["ssim-trajectory"].table(result).to_string()
 
 
 def test_process_and_layer_types(pipe):
     result = run("process", pipe, labels=[3], seeds=SEEDS, steps=10)
     run_states = states(pipe, 3, 9, 10)
     np.testing.assert_allclose(result.data["samples"].sel(shown=9), torch.stack(run_states[:-1]), atol=1e-3)
+    for name, shown in (("ssim", run_states[:-1]), ("null_ssim", result.data["null_samples"].sel(shown=9).values)):
+        expected = [ssim(state, run_states[-1]) for state in shown]
+        np.testing.assert_allclose(result.data[name].sel(seed=9), expected, atol=1e-3)
     result = run("layer-types", pipe, labels=[3], seeds=SEEDS, steps=5)
     names = {"downs.0.0", "downs.0.0.ds_conv", "downs.0.1", "downs.0.2.fn", "downs.0.2"}
     assert set(result.data["layer"].values) == names
@@ -34,6 +53,10 @@ def test_process_and_layer_types(pipe):
     assert int(part["channel"]) == channel
     values = recorded.sel("activations/downs.0.1", timestep=200)[0, channel]
     np.testing.assert_allclose(part["map"], values, rtol=1e-3, atol=1e-4)
+    grey = part["final"].mean("rgb").values.ravel()  # of the map's own size
+    for name in ("", "null_"):
+        expected = abs(np.corrcoef(part[f"{name}map"].values.ravel(), grey)[0, 1])
+        assert float(part[f"{name}likeness"]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_networks_of_diffusers_without_labels():

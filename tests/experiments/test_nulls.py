@@ -119,7 +119,11 @@ def test_every_experiment_runs_on_a_closed_form(name):
     result = experiment.run(pipe, Sampling(labels, range(3), 5), null=null, **options)
     assert result.plot().data
     own, theirs = result.data, {str(key): key for key in result.data if str(key).startswith("null_")}
-    assert theirs  # the control is there
+    assert theirs  # the control is there, and in the table too
+    table = experiment.table(result)
+    assert any(str(name).startswith(("control", "random channel")) for name in table.columns)
+    if "excess" in table:
+        assert (table["control"][table["excess"] != ""] != "").all()
     if null is pipe:  # and of the same model the same
         for key in theirs:
             np.testing.assert_allclose(own[key], own[key.removeprefix("null_")], rtol=1e-3, atol=1e-4)
