@@ -1,5 +1,6 @@
-"""Where the tokens of an image or a video lie: (height, width) or (frame, height, width) of the token grid."""
+"""Where the tokens of a sample lie: (height, width), of videos (frame, height, width), of sound (frame,)."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ def patches_frames_first(call: DenoiserCall) -> tuple[int, ...]:
 
 
 def _patches(call: DenoiserCall, frames_axis: int) -> tuple[int, ...]:
-    config: Any = getattr(call.module, "config", {})
+    config = _config(call)
     patch, patch_t = config.get("patch_size", 1), config.get("patch_size_t")
     if isinstance(patch, (list, tuple)):
         patch_t, patch = (patch[0] if len(patch) == 3 else patch_t), patch[-1]
@@ -55,11 +56,24 @@ def keywords(call: DenoiserCall) -> tuple[int, ...]:
     return tuple(int(call.arguments[name]) for name in ("num_frames", "height", "width"))
 
 
-def strided(tokens: int, sample_size: tuple[int, int]) -> tuple[int, int] | None:
-    """(height, width) of `tokens` image tokens of a U-Net's level; `None` if they do not cover the sample evenly."""
-    height, width = sample_size
-    nearest = round((height * width / tokens) ** 0.5)
+def sequence(call: DenoiserCall) -> tuple[int, ...]:
+    """Patches of a sample (row, channel, frame)."""
+    return (call.sample.shape[2] // _config(call).get("patch_size", 1),)
+
+
+def sequence_frames_first(call: DenoiserCall) -> tuple[int, ...]:
+    """Patches of a sample (row, frame, channel), the last one filled up."""
+    return (-(-call.sample.shape[1] // _config(call).get("patch_size", 1)),)
+
+
+def _config(call: DenoiserCall) -> Any:
+    return getattr(call.module, "config", {})
+
+
+def strided(tokens: int, sample_size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The grid of `tokens` tokens of a U-Net's level; `None` if they do not cover the sample evenly."""
+    nearest = round((prod(sample_size) / tokens) ** (1 / len(sample_size)))
     for stride in (nearest, nearest + 1, nearest - 1):  # odd sizes are rounded up where a layer down-samples
-        if stride > 0 and (grid := (-(-height // stride), -(-width // stride)))[0] * grid[1] == tokens:
+        if stride > 0 and prod(grid := tuple(-(-size // stride) for size in sample_size)) == tokens:
             return grid
     return None

@@ -69,7 +69,7 @@ def _is_guided(pipeline: Any, layout: Layout | None, variables: Mapping[str, Any
         value = variables.get(flag)
         if isinstance(value, bool):
             return value
-    if layout is not None and layout.doubles_sample:
+    if layout is not None and layout.scale_guides:
         scale = variables.get("guidance_scale")
         return isinstance(scale, (int, float)) and scale > 1
     value = getattr(pipeline, "do_classifier_free_guidance", False)

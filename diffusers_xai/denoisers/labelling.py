@@ -17,11 +17,14 @@ from diffusers_xai.denoisers.grids import strided
 from diffusers_xai.denoisers.layouts import Layout, layout_of
 
 
-_POSITIONS = {1: ("token",), 2: ("height", "width"), 3: ("frame", "height", "width")}
+_POSITIONS = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
 # Layers that project what attention looks at: the condition always, or in cross-attention.
-_CONDITION_ALWAYS = ("add_k_proj", "add_v_proj", "add_q_proj", "to_add_out", "kv_mapper", "encoder_hid_proj")
+_CONDITION_ALWAYS = (
+    "add_k_proj", "add_v_proj", "add_q_proj", "to_add_out", "kv_mapper", "encoder_hid_proj", "condition_embedder",
+    "cross_attn_norm_c",
+)  # fmt: skip
 _OVER_TIME = re.compile("motion|temp")
-_CONDITION_IN_CROSS = ("to_k", "to_v", "norm_k", "norm_cross")
+_CONDITION_IN_CROSS = ("to_k", "to_v", "to_kv", "norm_k", "k_norm", "norm_cross")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Labelling:
 
     @cached_property
     def grid(self) -> tuple[int, ...] | None:
-        """(height, width) or (frame, height, width) of the image tokens; `None` where levels have their own grids."""
+        """The grid of the image tokens, see [`Layout`]; `None` where levels have their own grids."""
         return self.layout.grid(self.call) if self.layout is not None and self.layout.grid is not None else None
 
     @cached_property
@@ -72,37 +75,48 @@ class Labelling:
         return self.sample(self.call.sample).dims[1:]
 
     @property
-    def size(self) -> tuple[int, int] | None:
-        """Height and width of the sample, if it has them."""
-        return (self.positions[-2], self.positions[-1]) if len(self.positions) > 1 else None
+    def size(self) -> tuple[int, ...] | None:
+        """(height, width) of the sample, of sound (frame,); `None` if it is not known to have them."""
+        is_known = len(self.positions) > 1 or self.position_dims == _POSITIONS[1]
+        return self.positions[-2:] if is_known else None
 
     @property
     def frames(self) -> int | None:
-        """Number of frames of the sample, if it has them."""
+        """Number of frames of a video."""
         return self.positions[0] if len(self.positions) == 3 else None
 
     @cached_property
     def frames_first(self) -> bool:
-        """Whether a video sample is (row, frame, channel, …)."""
+        """Whether a sample of video or sound, or of tokens of an unknown kind, is (row, frame, channel, …)."""
         if self.layout is not None:
             return self.layout.frames_first
         channels, shape = self.denoiser.config.get("in_channels"), self.call.sample.shape
-        return len(shape) == 5 and shape[2] == channels != shape[1]
+        return len(shape) in (3, 5) and shape[2] == channels != shape[1]
 
     @property
     def registers(self) -> int:
         """Number of register tokens."""
         name = self.layout.registers if self.layout is not None else None
-        return getattr(self.call.module, name).shape[1] if name else 0
+        held = self.call.arguments.get(name, getattr(self.call.module, name, None)) if name else None
+        return 0 if held is None else held.shape[-2]
+
+    @property
+    def registers_beside_image(self) -> int:
+        """Number of register tokens in a sequence of the image alone, in front of it."""
+        order = self.layout.order if self.layout is not None else None
+        return self.registers if order is not None and "text" not in order else 0
 
     def sample(self, tensor: torch.Tensor) -> Labelled:
         """A state of the scheduler, or anything of its form, as (row, channel, *positions)."""
-        if tensor.ndim == 3 and self.grid is not None:  # packed: tokens, of which those of references stand last
+        if tensor.ndim == 3 and self.grid is not None and len(self.grid) > 1:  # packed; references stand last
             tokens = tensor[:, : prod(self.grid)].transpose(1, 2)
             return Labelled(tokens.unflatten(2, self.grid), ("channel", *_POSITIONS[len(self.grid)]))
         if tensor.ndim == 5:
             values = tensor.transpose(1, 2) if self.frames_first else tensor
             return Labelled(values, ("channel", *_POSITIONS[3]))
+        if tensor.ndim == 3:
+            values = tensor.transpose(1, 2) if self.frames_first else tensor
+            return Labelled(values, ("channel", "token") if self.layout is None else ("channel", *_POSITIONS[1]))
         return Labelled(tensor, ("channel", *_POSITIONS.get(tensor.ndim - 2, ())))
 
     def output(self, path: str, tensor: torch.Tensor) -> dict[str, Labelled]:
@@ -226,7 +240,7 @@ class Labelling:
         widths = [getattr(getattr(module, name, None), "in_features", None) for name in ("to_q", "to_k")]
         return bool(stated) and (widths[0] != widths[1] or self.call.text_tokens in (None, keys))
 
-    def over_time(self, path: str, batch: int, tokens: int) -> tuple[int, int] | None:
+    def over_time(self, path: str, batch: int, tokens: int) -> tuple[int, ...] | None:
         """(height, width) of the places that are rows of a layer whose tokens are frames; `None` in other layers."""
         if not self.frames or self.size is None or tokens != self.frames or batch <= self.rows:
             return None
@@ -248,7 +262,8 @@ class Labelling:
             return {"image": Labelled(rows.unflatten(2, cells).permute(0, 4, 1, 2, 3), ("channel", *_POSITIONS[3]))}
         if self._is_condition(path, tokens):
             return {"text": _as_tokens(rows)}
-        if self.grid is not None and self.call.sample.ndim == 3 and tokens == self.call.sample.shape[1]:
+        is_packed = self.grid is not None and len(self.grid) > 1 and self.call.sample.ndim == 3
+        if is_packed and self.grid is not None and tokens == self.call.sample.shape[1]:
             rows = rows[:, : prod(self.grid)]  # references stand behind the image
         grid = self.image_grid(rows.shape[1])
         if grid is not None:
@@ -256,7 +271,9 @@ class Labelling:
             return {"image": Labelled(values, ("channel", *_POSITIONS[len(grid)]))}
         if self.layout is not None and self.layout.order is not None and self.grid is not None:
             text = self.call.text_tokens or 0
-            if tokens in (text, text + self.registers) or tokens < prod(self.grid) or is_of_text(path):
+            alone = prod(self.grid) + self.registers_beside_image
+            has_image = "text" not in self.layout.order and tokens == alone
+            if not has_image and (tokens in (text, text + self.registers) or tokens < prod(self.grid)):
                 return {"text": _as_tokens(rows)}
             parts = self.parts(tokens, self.layout.order)
             image = rows[:, parts["image"]].transpose(1, 2).unflatten(2, self.grid)
@@ -276,6 +293,8 @@ class Labelling:
         """Whether (row, token, head, channel): what is inside the attention of a transformer."""
         if self.grid is None or self.layout is None:
             return False
+        if len(self.grid) == 1:
+            return True
         image, text = prod(self.grid), self.call.text_tokens
         return tensor.shape[1] in {image, text, image + (text or 0)} and tuple(tensor.shape[2:]) != self.grid
 
@@ -296,7 +315,7 @@ class Labelling:
 @functools.cache
 def is_of_text(path: str) -> bool:
     """Whether a layer sees the condition alone, before it meets the image, however many tokens either has."""
-    names = ("cap_", "caption_", "txt_", "add_time_condition")
+    names = ("cap_", "caption_", "txt_", "text_", "add_time_condition", "cross_attention_proj", "to_cond_")
     return any(name.startswith(names) or "context" in name for name in path.split("."))
 
 

@@ -16,19 +16,21 @@ class Layout:
     """What a class of denoisers does that its calls do not show.
 
     Args:
-        grid (`Callable`, *optional*): Gives (height, width) or (frame, height, width) of the image tokens of a call;
-            `None` where levels have grids of their own (U-Nets) or there is no image.
+        grid (`Callable`, *optional*): Gives (height, width), (frame, height, width), or of sound (frame,) of the image
+            tokens of a call; `None` where levels have grids of their own (U-Nets).
         order (`tuple[str, ...]`, *optional*): The parts of a sequence that holds image and text, in their order, from
-            `PARTS`. Needed by joint attention only.
+            `PARTS`. Needed by joint attention, and where registers stand beside the image.
         returns (`tuple[str, str]`): The streams of what a block with both returns, in their order; asked only where
             image and text have equally many tokens.
         cross_order (`tuple[str, ...]`): The parts of the keys of cross-attention whose keys hold image positions too.
         branches (`tuple[str, ...]`): Names of the guidance branches in the order in which they are computed.
         separate_calls (`bool`): Whether each branch is a call of its own instead of a part of the batch.
         doubles_sample (`bool`): Whether the scheduler's own state holds every image once per branch.
-        frames_first (`bool`): Whether a video sample is (row, frame, channel, …) instead of (row, channel, frame, …).
+        scale_guides (`bool`): Whether pipelines guide wherever their `guidance_scale` is above 1, and say so nowhere.
+        frames_first (`bool`): Whether a sample of video or sound is (row, frame, channel, …) instead of (row, channel,
+            frame, …).
         sign (`int`): -1 where pipelines turn the sign of the prediction around before `scheduler.step`.
-        registers (`str`, *optional*): Attribute with the parameter (1, token, channel) of the register tokens.
+        registers (`str`, *optional*): Attribute, or argument of the call, with the registers (…, token, channel).
         aliases (`str`, *optional*): Attribute that maps other layer names to module paths.
     """
 
@@ -39,6 +41,7 @@ class Layout:
     branches: tuple[str, ...] = ("uncond", "cond")
     separate_calls: bool = False
     doubles_sample: bool = False
+    scale_guides: bool = False
     frames_first: bool = False
     sign: int = 1
     registers: str | None = None
@@ -52,6 +55,7 @@ class Layout:
 
 _COND_FIRST = ("cond", "uncond")
 _TEXT_FIRST, _IMAGE_FIRST = ("text", "image"), ("image", "text")
+_REGISTERS_FIRST = ("register", "image")
 _SAMPLE, _PACKED = grids.patches, grids.image_ids
 
 # By class name: a class that a Hub repository carries as code has the same name and another module.
@@ -68,7 +72,7 @@ _LAYOUTS: dict[str, Layout] = {
     "UNet1DModel": Layout(),
     "Kandinsky3UNet": Layout(),
     "StableCascadeUNet": Layout(cross_order=_IMAGE_FIRST, branches=_COND_FIRST),
-    "DiTTransformer2DModel": Layout(_SAMPLE, branches=_COND_FIRST, doubles_sample=True),
+    "DiTTransformer2DModel": Layout(_SAMPLE, branches=_COND_FIRST, doubles_sample=True, scale_guides=True),
     "PixArtTransformer2DModel": Layout(_SAMPLE),
     "HunyuanDiT2DModel": Layout(_SAMPLE),
     "LuminaNextDiT2DModel": Layout(_SAMPLE, branches=_COND_FIRST, sign=-1),
@@ -101,7 +105,12 @@ _LAYOUTS: dict[str, Layout] = {
     "MochiTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST),
     "AllegroTransformer3DModel": Layout(_SAMPLE),
     "LatteTransformer3DModel": Layout(_SAMPLE),
-    "StableAudioDiTModel": Layout(),
+    "StableAudioDiTModel": Layout(grids.sequence, _REGISTERS_FIRST, registers="global_hidden_states"),
+    "StableAudio3DiTModel": Layout(grids.sequence, _REGISTERS_FIRST, registers="memory_tokens"),
+    "LongCatAudioDiTTransformer": Layout(
+        grids.sequence_frames_first, branches=_COND_FIRST, separate_calls=True, scale_guides=True, frames_first=True
+    ),
+    "AceStepTransformer1DModel": Layout(grids.sequence_frames_first, branches=_COND_FIRST, frames_first=True),
 }
 
 

@@ -21,10 +21,10 @@ class Activations(RecordSpec):
     """Records the output a_{l,t} of layers (thesis alg. 5).
 
     Arrays: `activations/<layer>` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
-    width), with `branch` after `sample` under guidance. Of a U-Net block that returns several tensors the first, its
-    hidden state, is recorded. Tokens that cover the image become a grid; other tokens keep dims (…, channel, token),
-    with the words as coordinate where they are known, and vectors (…, channel). A layer that runs twice in one call of
-    the network is recorded as `activations/<layer>` and `activations/<layer>@2`.
+    width), of sound (…, channel, frame), with `branch` after `sample` under guidance. Of a U-Net block that returns
+    several tensors the first, its hidden state, is recorded. Tokens that cover the image become a grid; other tokens
+    keep dims (…, channel, token), with the words as coordinate where they are known, and vectors (…, channel). A layer
+    that runs twice in one call of the network is recorded as `activations/<layer>` and `activations/<layer>@2`.
 
     Args:
         layers (`str` or list of `str`): Module paths, aliases (`downs.1.3`), or globs of either: `*` stands for one

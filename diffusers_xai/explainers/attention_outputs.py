@@ -24,7 +24,8 @@ class AttentionOutputs(RecordSpec):
     Outputs are taken before any residual sum (the thesis's layers "fn") and up-sampled linearly to the sample's size;
     of a layer that ends in one projection with an MLP (Flux 2's single blocks), what attention puts into it.
     Layers that attend to text alone are left out. These are not softmax attention weights. Array:
-    `attention_outputs` of dims (step, sample, [frame,] height, width), with `branch` after `sample` under guidance;
+    `attention_outputs` of dims (step, sample, [frame,] height, width), of sound (step, sample, frame), with `branch`
+    after `sample` under guidance;
     unbounded, signed.
 
     Args:
@@ -52,7 +53,7 @@ class AttentionOutputs(RecordSpec):
             if "image" not in streams and "text" in streams:
                 return
             summed = self._summed(run, path, streams)
-            mode = {2: "bilinear", 3: "trilinear"}[len(positions)]
+            mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(positions)]
             upsampled = F.interpolate(summed, size=positions, mode=mode, align_corners=False)[:, 0]
             call = run.current_call
             maps[call] = maps[call] + upsampled if call in maps else upsampled
@@ -78,11 +79,12 @@ class AttentionOutputs(RecordSpec):
     def _summed(self, run: Run, path: str, streams: Mapping[str, tuple[torch.Tensor, Labelled]]) -> torch.Tensor:
         """The sum over channels, and heads, of a layer's image: (row, 1, [frame,] height, width)."""
         labelled = streams["image"][1] if "image" in streams else streams[""][1]
-        values = labelled.values.detach().float()
+        values, is_placed = labelled.values.detach().float(), "image" in streams
         if labelled.dims == ("head", "channel", "token"):
             grid = run.labelling.image_grid(values.shape[-1])
-            values = values.flatten(1, 2) if grid is None else values.flatten(1, 2).unflatten(2, grid)
-        if values.ndim != 2 + len(run.positions) or len(run.positions) == 1:
+            values, is_placed = values.flatten(1, 2), grid is not None
+            values = values if grid is None else values.unflatten(2, grid)
+        if values.ndim != 2 + len(run.positions) or not is_placed:
             raise ValueError(
                 f"AttentionOutputs: expected layers whose tokens lie on the image; where those of {path} in"
                 f" {run.denoiser.name} lie is not known. Tell it with `register_layout`."

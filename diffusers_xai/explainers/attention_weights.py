@@ -39,9 +39,9 @@ class AttentionWeights(RecordSpec):
     | text_to_image | head, height, width (of the keys) | head, height, width, token | |
 
     The coordinates `row` and `column` say where a pixel or query lies, `token` holds the words. Videos have `frame`
-    before `height`. Attention whose tokens are not known to lie on an image is (head, [query,] token). A second
-    attention in one layer (IP-Adapter) is `…/<layer>@2`. Linear attention has no such weights: see
-    [`AttentionOutputs`].
+    before `height`, sound has `frame` in place of both. Attention whose tokens are not known to lie on an image is
+    (head, [query,] token). A second attention in one layer (IP-Adapter, differential attention) is `…/<layer>@2`.
+    Linear attention has no such weights: see [`AttentionOutputs`].
 
     Args:
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers of softmax attention if `None`.
@@ -173,7 +173,7 @@ class AttentionWeights(RecordSpec):
         else:
             weights = torch.cat([part(chunk) for chunk in chunks], dim=-2)
             dims = ("head", "pixel" if self.pixels is not None else "query")
-        names = {2: ("height", "width"), 3: ("frame", "height", "width")}
+        names = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
         if keys.grid is not None:
             weights, dims = weights.unflatten(-1, keys.grid), (*dims, *names[len(keys.grid)])
         else:

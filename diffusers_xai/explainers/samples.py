@@ -23,10 +23,10 @@ class Samples(RecordSpec):
     """Records the scheduler's state x_t and the predicted x̂_0 (thesis fig. 5.3, 5.4, 5.6).
 
     Arrays: `samples` and `x0` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
-    width), of sequences (…, channel, token); `final_sample` without `step`; and, of images and videos, `measures/ssim`
-    (step, sample): SSIM of a step's x_t and its result, at **every** step of the run, the mean over frames.
-    `final_sample` is what the last `scheduler.step` gave: of what a pipeline or its callback makes of it afterwards
-    (blending at inpainting), [`XAIPipeline`] alone tells.
+    width), of sound (…, channel, frame), of sequences of unknown kind (…, channel, token); `final_sample` without
+    `step`; and, of images and videos, `measures/ssim` (step, sample): SSIM of a step's x_t and its result, at
+    **every** step of the run, the mean over frames. `final_sample` is what the last `scheduler.step` gave: of what a
+    pipeline or its callback makes of it afterwards (blending at inpainting), [`XAIPipeline`] alone tells.
 
     Args:
         steps, timesteps, every: See [`RecordSpec`].

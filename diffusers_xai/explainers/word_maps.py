@@ -22,7 +22,8 @@ class WordMaps(RecordSpec):
 
     The softmax weights from image to text, the mean over heads, over a word's sub-tokens and over the layers, each
     layer's map enlarged (bi)linearly to the sample's size; of the branch with the prompt. Array: `word_maps` of dims
-    (step, sample, [frame,] height, width, token), with the words as coordinate `token`; in [0, 1].
+    (step, sample, [frame,] height, width, token), of sound (step, sample, frame, token), with the words as coordinate
+    `token`; in [0, 1], of differential attention (Stable Audio 3), the difference of two weights, in [-1, 1].
 
     Args:
         words (`str` or list of `str`): Whole words of the prompt; several in one string are a phrase. Of one that
@@ -66,7 +67,8 @@ class WordMaps(RecordSpec):
         totals: list[torch.Tensor] = []
 
         def add(path: str, calls: list[AttentionCall]) -> None:
-            call = next(iter(merged(calls, run.labelling, path, heads_of(layers[path]))), None)
+            every = merged(calls, run.labelling, path, heads_of(layers[path]))
+            call = every[0] if every else None
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None
             if call is None or relation is None or relation.queries.grid is None:
                 return
@@ -74,7 +76,10 @@ class WordMaps(RecordSpec):
             if not rows:
                 return
             device = None if recording.is_selected(self) else "meta"
-            weights = call.weights(relation.queries.index, heads_of(layers[path]), device)
+            index, heads = relation.queries.index, heads_of(layers[path])
+            weights = call.weights(index, heads, device)
+            if getattr(layers[path], "use_differential", False):  # what is put in is the difference of two
+                weights = weights - every[1].weights(index, heads, device)
             weights = weights.mean(dim=1)[..., relation.keys.index]
             if weights.shape[0] != run.labelling.rows:  # frames are rows
                 weights = weights.unflatten(0, (run.labelling.rows, -1)).flatten(1, 2)
@@ -82,7 +87,7 @@ class WordMaps(RecordSpec):
             grid, positions = relation.queries.grid, run.positions
             grid = grid if len(grid) == len(positions) else (positions[0], *grid)
             maps = of_words.transpose(1, 2).unflatten(2, grid)
-            mode = {2: "bilinear", 3: "trilinear"}[len(positions)]
+            mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(positions)]
             totals.append(F.interpolate(maps, size=positions, mode=mode, align_corners=False))
 
         def keep() -> None:

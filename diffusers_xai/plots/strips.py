@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from diffusers_xai.plots.over_frames import is_of_sound, over_frames
 from diffusers_xai.plots.style import evenly_spaced_steps, record_at, result_image, time_label
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile import DiffusionProfile
@@ -32,6 +33,8 @@ def process_strip(profile: DiffusionProfile, name: str = "samples", count: int =
 def attention_strip(profile: DiffusionProfile, count: int = 11, *, shared_scale: bool = False) -> go.Figure:
     """Draws the attention maps A_t at the times of [`process_strip`], one row for each sample, and the result.
 
+    Of sound, one map for each sample: its frames from left to right, every recorded step from top to bottom.
+
     Args:
         profile (`DiffusionProfile`): A profile that holds `attention_outputs`.
         count (`int`): Number of images in a row, the result included.
@@ -45,6 +48,10 @@ def attention_strip(profile: DiffusionProfile, count: int = 11, *, shared_scale:
     """
     symbol = "A<sub>t</sub>"
     scale_title = symbol if shared_scale else f"{symbol}, in each map"
+    array = profile["attention_outputs"]
+    if is_of_sound(array):
+        maps = [array.isel(sample=sample) for sample in range(array.sizes["sample"])]
+        return over_frames(maps, _row_labels(symbol, len(maps)), scale_title, shared_scale=shared_scale)
     return _strip(profile, "attention_outputs", symbol, count, shared_scale=shared_scale, scale_title=scale_title)
 
 
@@ -79,5 +86,9 @@ def _strip(
         if result is not None:
             row.append(Tile(to_rgb(result), "the result"))
         rows.append(row)
-    row_labels = [symbol if len(rows) == 1 else f"{symbol}, sample {i}" for i in range(len(rows))]
+    row_labels = _row_labels(symbol, len(rows))
     return tile_grid(rows, [*labels, "result"] if has_result else labels, row_labels, **grid)
+
+
+def _row_labels(symbol: str, samples: int) -> list[str]:
+    return [symbol] if samples == 1 else [f"{symbol}, sample {i}" for i in range(samples)]

@@ -65,7 +65,12 @@ def record_at(array: xr.DataArray, step: int, sample: int) -> np.ndarray:
 
     Under guidance, of the branch with the condition; of a video, its middle frame. Pictures in bytes become colours
     from -1 to 1, as samples are.
+
+    Raises:
+        ValueError: if it does not lie on an image.
     """
+    if not has_positions(array):
+        raise ValueError(f"Expected an array that lies on an image, got {array.name or 'one'} of dims {array.dims}.")
     return _picture(pick_branch(array.sel(step=step).isel(sample=sample), "cond"))
 
 

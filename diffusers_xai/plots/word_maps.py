@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
+from diffusers_xai.plots.over_frames import is_of_sound, over_frames
 from diffusers_xai.plots.style import (
     evenly_spaced_steps,
     predicted_images,
@@ -24,12 +25,13 @@ def word_maps(
 ) -> go.Figure:
     """Draws the map of every word over the predicted images, at equal distances; last the mean over the result.
 
-    Each map uses the whole colour range: maps tell where, their values (at the pointer) how much.
+    Each map uses the whole colour range: maps tell where, their values (at the pointer) how much. Of sound, one map
+    for each word: its frames from left to right, every recorded step from top to bottom.
 
     Args:
         profile (`DiffusionProfile`): A profile that holds `word_maps`.
         words (sequence of `str`, *optional*): Some of its words; all if `None`.
-        count (`int`): Number of columns, the mean included.
+        count (`int`): Number of columns, the mean included; of images.
         sample (`int`): Index of the sample.
 
     Raises:
@@ -43,6 +45,9 @@ def word_maps(
     unknown = sorted(set(words) - set(available))
     if unknown:
         raise KeyError(f"Expected words from {available}, got {unknown}.")
+    if is_of_sound(array):
+        maps = [array.isel(token=available.index(word), sample=sample) for word in words]
+        return over_frames(maps, [html.escape(word) for word in words], "share of attention, in each map")
     steps = evenly_spaced_steps(array, count - 1)
     labels = [time_label(array, step) for step in steps]
     predicted, result = predicted_images(profile), result_image(profile, sample)

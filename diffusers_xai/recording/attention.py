@@ -20,7 +20,7 @@ class Side:
 
     Attributes:
         index (`slice`): Where they stand in the sequence.
-        grid (`tuple[int, ...]` or `None`): (height, width) or (frame, height, width) of image positions.
+        grid (`tuple[int, ...]` or `None`): (height, width), (frame, height, width) or (frame,) of image positions.
     """
 
     index: slice
@@ -65,11 +65,12 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     is_frame = len(labelling.grid) == 3 and batch == labelling.rows * (labelling.frames or 1) > labelling.rows
     grid = labelling.grid[1:] if is_frame else labelling.grid
     image = prod(grid)
-    if queries == keys == text and text != image:
+    registers = labelling.registers_beside_image
+    if queries == keys == text and text != registers + image:
         return {}
-    own = Side(slice(0, image), grid)
-    if queries == image:
-        if keys == image and not labelling.crosses(path, keys):
+    own = Side(slice(registers, registers + image), grid)
+    if queries == registers + image:
+        if keys == queries and not labelling.crosses(path, keys):
             return {"image_to_image": Relation(own, own)}
         return {"image_to_text": Relation(own, Side(slice(0, keys)))}
     if queries != keys or queries < image:

@@ -127,7 +127,7 @@ class Run:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Sizes of the dims over which the sample extends: (height, width), (frame, height, width) or (token,)."""
+        """Sizes of the dims over which the sample extends: (height, width), (frame, height, width) or (frame,)."""
         return self.labelling.positions
 
     @property
@@ -138,10 +138,11 @@ class Run:
             ValueError: if it has none.
         """
         size = self.labelling.size
-        if size is None:
+        if size is None or len(size) != 2:
+            unknown = "; which tokens lie where can be told with `register_layout`" if size is None else ", over time"
             raise ValueError(
                 f"Expected a sample with height and width, got {tuple(self.calls[self.current_call].sample.shape)} in"
-                f" {self.denoiser.name}; which tokens lie where can be told with `register_layout`."
+                f" {self.denoiser.name}{unknown}."
             )
         return size
 

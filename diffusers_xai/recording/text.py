@@ -60,8 +60,17 @@ class PromptTokens:
 
     def strings(self, keys: int, row: int) -> list[str] | None:
         """The strings of `keys` tokens of the condition for the prompt of index `row`; `None` if not known."""
-        whole = next((strings for ids, strings in self._sequences(row) if len(ids) == keys), None)
-        return whole or self._cut(keys, row)
+        keys -= len(behind := self._behind())
+        whole = next((strings for ids, strings in self._sequences(row) if len(ids) == keys), None) or self._cut(
+            keys, row
+        )
+        return None if whole is None else [*whole, *behind]
+
+    def _behind(self) -> list[str]:
+        """What pipelines put behind the tokens of the text: the durations of sound."""
+        name = type(self.pipeline).__name__
+        durations = ["[seconds]"] if name.startswith("StableAudio3") else ["[start]", "[end]"]
+        return durations if name.startswith("StableAudio") else []
 
     def positions(self, word: str, keys: int, sample: int, samples: int) -> list[int]:
         """Indices among `keys` tokens of those that spell `word` in the prompt of an image; its first place.
@@ -126,7 +135,7 @@ class PromptTokens:
             ids = entry.ids[index]
             if type(self.pipeline).__name__.startswith("Sana") and len(ids) > keys:
                 return _strings(entry, torch.cat([ids[:1], ids[len(ids) - keys + 1 :]]))
-            if entry.attended is not None and len(self.encoded) == 1:
+            if entry.attended is not None and type(self.pipeline).__name__.startswith("ZImage"):
                 kept = ids[entry.attended[index].bool()]
                 if len(kept) < keys and keys % 32 == 0 and -(-len(kept) // 32) * 32 == keys:
                     return _strings(entry, kept) + [""] * (keys - len(kept))

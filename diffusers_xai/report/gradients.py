@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusers_xai import plots
 from diffusers_xai.plots.label_sensitivity import channel_names
-from diffusers_xai.plots.style import layers_with_maps
+from diffusers_xai.plots.style import has_positions, layers_with_maps
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.page import Section
 
@@ -20,7 +20,8 @@ def gradient_sections(profile: DiffusionProfile, mask: np.ndarray | None) -> lis
     """A section for each kind of gradient that the profile holds."""
     region = "outlined region" if mask is not None or "gradient_energy" not in profile else "whole image"
     found = []
-    if "gradient_energy" in profile or "gradient_volume" in profile:
+    of_pixels = [name for name in ("gradient_energy", "gradient_volume") if _lies_on_image(profile, name)]
+    if of_pixels:
         estimate = _spec(profile, "GradientEnergy")
         probes = f", estimated from {estimate['probes']} random projections" if estimate else ""
         found.append(
@@ -37,7 +38,7 @@ def gradient_sections(profile: DiffusionProfile, mask: np.ndarray | None) -> lis
                 wide=True,
             )
         )
-    if "gradient_volume" in profile:
+    if "gradient_volume" in of_pixels:
         found.append(
             Section(
                 "The same, pixel by pixel",
@@ -95,6 +96,10 @@ def gradient_sections(profile: DiffusionProfile, mask: np.ndarray | None) -> lis
             )
         )
     return found
+
+
+def _lies_on_image(profile: DiffusionProfile, name: str) -> bool:
+    return name in profile and has_positions(profile[name])
 
 
 def _spec(profile: DiffusionProfile, kind: str, **values: object) -> dict | None:

@@ -5,6 +5,7 @@ import html
 import numpy as np
 
 from diffusers_xai import plots
+from diffusers_xai.plots.over_frames import is_of_sound
 from diffusers_xai.plots.style import has_positions, is_latent, layers_over_time, layers_with_maps, predicted_images
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.gradients import gradient_sections
@@ -53,6 +54,20 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 "x̂<sub>0</sub> is computed from x<sub>t</sub> and the network's output by the scheduler"
                 f"{', and decoded by the autoencoder' if predicted == 'images' else ''}.",
                 lambda: plots.process_strip(profile, predicted),
+                wide=True,
+            )
+        )
+    if "word_maps" in profile and is_of_sound(profile["word_maps"]):
+        found.append(
+            Section(
+                "When the sound listens to each word",
+                "While the network denoises, each moment of the sound divides its attention among the words of the"
+                " prompt. A map is bright where the share that goes to its word is greatest: from left to right runs"
+                " the sound, from top to bottom the process, from noise to the result. Each map has its own colour"
+                " range.",
+                "One map per word: the moments of the sound across, the times of the process down.",
+                "Softmax weights from the sound's frames to text, the mean over heads and layers (Tang et al. 2023).",
+                lambda: plots.word_maps(profile),
                 wide=True,
             )
         )
@@ -107,6 +122,19 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
                 " colour range, so compare places within a map, not brightness between maps.",
                 "A row of attention maps at the times of the first strip, and the result.",
                 "Thesis section 4.3, fig. 4.4.",
+                lambda: plots.attention_strip(profile),
+                wide=True,
+            )
+        )
+    if "attention_outputs" in profile and is_of_sound(profile["attention_outputs"]):
+        found.append(
+            Section(
+                "When attention works",
+                "A<sub>t</sub> adds the outputs of all attention layers, stretched to the length of the sound. From"
+                " left to right runs the sound, from top to bottom the process. Bright places are those that attention"
+                " adds most to.",
+                "A map per sample: the moments of the sound across, the times of the process down.",
+                "Thesis section 4.3, there of images.",
                 lambda: plots.attention_strip(profile),
                 wide=True,
             )

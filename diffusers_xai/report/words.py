@@ -28,9 +28,16 @@ def prompts(provenance: Mapping[str, Any]) -> list[tuple[str, str]]:
 def headline(profile: DiffusionProfile) -> str:
     """The title of the page."""
     count = profile["final_sample"].sizes["sample"] if "final_sample" in profile else 1
-    frames = any("frame" in profile[name].dims for name in ("final_image", "final_sample") if name in profile)
-    noun = "face" if profile.class_attributes else "video" if frames else "image"
+    noun = "face" if profile.class_attributes else what_is_made(profile)
     return f"How the model formed this {noun}" if count == 1 else f"How the model formed these {count} {noun}s"
+
+
+def what_is_made(profile: DiffusionProfile) -> str:
+    """`"image"`, `"video"` or `"sound"`."""
+    arrays = [profile[name] for name in ("final_image", "final_sample", "samples") if name in profile]
+    if not any("frame" in array.dims for array in arrays):
+        return "image"
+    return "video" if any("height" in array.dims for array in arrays) else "sound"
 
 
 def changes(profile: DiffusionProfile, edited: DiffusionProfile) -> str:

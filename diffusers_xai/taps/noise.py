@@ -57,6 +57,7 @@ def noise_level(scheduler: Any, timestep: float, index: int | None = None, sigma
     if sigmas is not None and index is not None and index < len(sigmas):
         sigma = float(sigmas[index])
         if is_flow(scheduler):
+            sigma = 1 - sigma if _is_inverted(scheduler) else sigma
             return NoiseLevel(1 - sigma, sigma, sigma)
         scale = math.sqrt(1 + sigma**2)
         return NoiseLevel(1 / scale, sigma / scale, sigma)
@@ -67,6 +68,11 @@ def noise_level(scheduler: Any, timestep: float, index: int | None = None, sigma
     if type(scheduler).__name__ == "SCMScheduler":  # t is an angle (Lu and Song 2024, TrigFlow)
         return NoiseLevel(math.cos(timestep), math.sin(timestep), math.tan(timestep))
     return UNKNOWN
+
+
+def _is_inverted(scheduler: Any) -> bool:
+    """Whether a flow-matching scheduler counts from noise up to the image (Mochi)."""
+    return bool(scheduler.config.get("invert_sigmas", False))
 
 
 def _alpha_bar(scheduler: Any, timestep: float) -> float | None:
@@ -105,7 +111,8 @@ def x0_and_noise(
             " `Samples(x0=False)` and gradients `of='step'` with it."
         )
     if is_flow(scheduler):
-        return clean_and_noise("flow", prediction, model_input, level.signal, level.noise)
+        velocity = -prediction if _is_inverted(scheduler) else prediction
+        return clean_and_noise("flow", velocity, model_input, level.signal, level.noise)
     if hasattr(scheduler, "precondition_outputs"):
         state = model_input * math.sqrt(sigma**2 + scheduler.config.sigma_data**2)
         x0 = scheduler.precondition_outputs(state, prediction, torch.tensor(sigma, device=state.device))

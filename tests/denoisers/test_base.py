@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from diffusers_xai.denoisers import DenoiserCall, get_denoiser
+from diffusers_xai.denoisers import Denoiser, DenoiserCall, get_denoiser
 from diffusers_xai.denoisers.grids import strided
 from diffusers_xai.denoisers.labelling import Labelling
 from tests.tiny import make_pipeline
+from tests.zoo.pipelines import ZOO
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,9 @@ def test_lists_that_never_run_are_no_layers():
         (32, (16, 8), (8, 4)),
         (77, (64, 64), None),
         (12, (15, 9), (4, 3)),  # odd sizes are rounded up where a layer down-samples
+        (16, (64,), (16,)),
+        (33, (65,), (33,)),
+        (50, (64,), None),
     ],
 )
 def test_strided_grid(tokens, sample_size, expected):
@@ -78,3 +82,35 @@ def test_tokens_of_a_condition_are_no_image_whatever_their_number():
     assert list(labelled) == ["text"]
     assert labelled["text"].dims == ("channel", "token")
     assert torch.equal(labelled["text"].values, condition.transpose(1, 2))
+
+
+def test_registers_of_sound_stand_in_front_of_its_frames():
+    network = ZOO["stable-audio"].make().transformer
+    given = {"global_hidden_states": torch.zeros(2, 1, 16), "encoder_hidden_states": torch.zeros(2, 9, 8)}
+    call = DenoiserCall("transformer", network, (torch.zeros(2, 4, 8), torch.ones(1)), given)
+    labelling = Labelling(Denoiser({"transformer": network}), call)
+    values = torch.rand(2, 9, 8)  # as many tokens as the condition has
+    sound = labelling.output("transformer_blocks.0.attn1", values)
+    assert {name: part.dims for name, part in sound.items()} == {"image": ("channel", "frame")}
+    assert torch.equal(sound["image"].values, values[:, 1:].transpose(1, 2))
+    condition = labelling.output("transformer_blocks.0.attn2.to_k", values)
+    assert {name: part.dims for name, part in condition.items()} == {"text": ("channel", "token")}
+    edited = labelling.edited("transformer_blocks.0", values, "image", lambda stream: stream.values * 2)
+    assert torch.equal(edited[:, :1], values[:, :1])
+    assert torch.equal(edited[:, 1:], values[:, 1:] * 2)
+
+
+class Sequence(torch.nn.Module):
+    """A network of a class that nobody described, with what its configuration says."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+
+@pytest.mark.parametrize(("config", "swapped"), [({"in_channels": 3}, True), ({"in_channels": 5}, False), ({}, False)])
+def test_a_sequence_of_unknown_kind_has_its_channels_where_its_configuration_says(config, swapped):
+    network, sample = Sequence(config), torch.rand(2, 5, 3)
+    labelled = Labelling(Denoiser({"model": network}), DenoiserCall("model", network, (sample,), {})).sample(sample)
+    assert labelled.dims == ("channel", "token")
+    assert torch.equal(labelled.values, sample.transpose(1, 2) if swapped else sample)

@@ -80,3 +80,38 @@ def test_the_page_of_a_prompt(tmp_path, frames, noun):
     assert "Where the image looks at each word" in text
     assert text.count("three channels of the latent") == 1
     assert "Region of interest" in text
+
+
+def sound_profile():
+    """Of two samples with four channels over 20 frames."""
+    arrays = {
+        "samples": over_steps(RNG.normal(size=(3, 2, 4, 20)), ("channel", "frame")),
+        "word_maps": over_steps(RNG.uniform(0, 1, (3, 2, 20, 2)), ("frame", "token"), token=["red", "fox"]),
+        "attention_outputs": over_steps(
+            RNG.normal(size=(3, 2, 2, 20)), ("branch", "frame"), branch=["uncond", "cond"]
+        ),
+        "gradient_energy": over_steps(RNG.uniform(0, 1, (3, 2, 20)), ("frame",)),
+    }
+    return DiffusionProfile(arrays, {"prompt": ["a red fox", "a cat"], "num_inference_steps": 6})
+
+
+def test_maps_of_sound_lie_over_its_frames_and_the_process(tmp_path):
+    profile = sound_profile()
+    maps = plots.word_maps(profile, words=["fox", "red"], sample=1).data
+    for trace, word in zip(maps, ("fox", "red"), strict=True):
+        np.testing.assert_allclose(trace.z, profile["word_maps"].sel(token=word).isel(sample=1), rtol=1e-6)
+        assert trace.customdata[:, 0].tolist() == ["900", "700", "500"]
+    for sample, trace in enumerate(plots.attention_strip(profile).data):
+        expected = profile["attention_outputs"].sel(branch="cond").isel(sample=sample)
+        np.testing.assert_allclose(trace.z, expected, rtol=1e-6)
+    values = profile["attention_outputs"].sel(branch="cond")
+    for trace in plots.attention_strip(profile, shared_scale=True).data:
+        assert (trace.zmin, trace.zmax) == (values.min(), values.max())
+    with pytest.raises(ValueError, match="lies on an image, got samples of dims"):
+        plots.process_strip(profile)
+    write_report(profile, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "How the model formed this sound" in text
+    assert "When the sound listens to each word" in text
+    assert "When attention works" in text
+    assert "Which pixels" not in text

@@ -1,6 +1,9 @@
 import pytest
 
+from diffusers_xai import AttentionWeights, record
 from diffusers_xai.recording.text import spelled
+from tests.zoo.pipelines import ZOO
+from tests.zoo.running import run
 
 
 CLIP = ["<|startoftext|>", "a</w>", "fire", "fox</w>", ",</w>", "a</w>", "fox</w>", "<|endoftext|>", "<|endoftext|>"]
@@ -36,3 +39,17 @@ PLAIN = ["a", "fire", "fox", "fox"]
 )
 def test_words_are_whole(tokens, word, places):
     assert spelled(tokens, word) == places
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"), [("stable-audio", ["[start]", "[end]"]), ("stable-audio-3", ["[seconds]"])]
+)
+def test_durations_of_sound_stand_behind_the_tokens_of_the_prompt(name, behind):
+    entry = ZOO[name]
+    pipe = entry.make()
+    with record(pipe, [AttentionWeights(layers=entry.attention, steps=0)]) as recording:
+        run(pipe, entry)
+    text = recording.profile[f"attention_weights/{entry.attention}"]["text"].values
+    padding = ["<pad>"] * 8
+    assert text[0].tolist() == ["▁a", "▁r", "e", "d", "▁f", "o", "x", "</s>", *padding, *behind]
+    assert text[1].tolist() == ["▁a", "▁c", "a", "t", "</s>", *padding, *["<pad>"] * 3, *behind]

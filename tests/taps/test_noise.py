@@ -185,3 +185,21 @@ def test_what_cannot_be_known_is_refused():
         x0_and_noise(scheduler, noise_level(scheduler, 3), torch.zeros(1), torch.zeros(1))
     with pytest.raises(ValueError, match="tells its noise level, got IPNDMScheduler"):
         check_x0(IPNDMScheduler(), 3.0)
+
+
+def test_a_scheduler_that_counts_up_to_the_image_tells_the_share_of_noise():
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    scheduler.set_timesteps(4)
+    clean, noise = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0)).double()
+    state, shares = noise, []
+    with tap_step(scheduler, lambda step: shares.append(step.level)):
+        for t in scheduler.timesteps:
+            index = scheduler.step_index or 0
+            level = noise_level(scheduler, float(t), index, scheduler.sigmas)
+            x0, epsilon = x0_and_noise(scheduler, level, clean - noise, state)
+            torch.testing.assert_close(x0, clean, atol=1e-6, rtol=0)
+            torch.testing.assert_close(epsilon, noise, atol=1e-6, rtol=0)
+            state = scheduler.step(clean - noise, t, state).prev_sample
+    torch.testing.assert_close(state, clean, atol=1e-6, rtol=0)
+    assert [level.sigma for level in shares] == sorted((level.sigma for level in shares), reverse=True)
+    assert (shares[0].sigma, shares[0].signal) == (1, 0)

@@ -18,20 +18,23 @@ class Entry:
         make: Makes the pipeline.
         call: Arguments of its call, without steps, generator and output type.
         layer: A block or layer whose main output is compared.
-        grid: Where that layer's image tokens lie, (height, width) or (frame, height, width); `None` for convolutions.
+        grid: Where that layer's image tokens lie, (height, width), (frame, height, width) or (frame,); `None` for
+            convolutions.
         branches: The guidance branches, in the order in which they are computed.
         position: Which tensor of the layer's output is the image's.
         first: Index of the first image token in that tensor.
         attention: A layer of softmax attention; `None` if there is none.
         queries: Which of its queries are image.
         keys: Which of its keys are text; all of them in cross- and self-attention.
+        differential: Whether attention is the difference of two.
         crosses: Ends of the paths of all layers in which the image looks at the text; those of U-Nets by default.
         words: Words of the prompt, and which tokens they are; of given embeddings, the strings of `tokens=[…]`.
         predicts: What the network predicts: `"epsilon"`, `"v"`, `"sample"`, `"flow"` or, with the other sign,
-            `"-flow"`; `None` where no noise level is told.
+            `"-flow"`; `"inverted"` where the scheduler's sigmas are shares of the image; `None` where no noise level
+            is told.
         noisy: Axis of the network's input along which other channels or tokens are, and where the state begins there.
         doubled: Whether the scheduler's state holds every image once per branch.
-        frames_first: Whether the state of a video is (row, frame, channel, …).
+        frames_first: Whether the state is (row, frame, channel, …).
         frames_in_rows: Whether the scheduler gets the frames of a video as rows.
         text_only: Beginnings of the paths of layers that see the text alone.
         output: The output type in which the result is compared.
@@ -48,6 +51,7 @@ class Entry:
     attention: str | None = None
     queries: tuple[int, int | None] = (0, None)
     keys: tuple[int, int | None] = (0, None)
+    differential: bool = False
     crosses: tuple[str, ...] = ("attn2",)
     words: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     predicts: str | None = "epsilon"

@@ -27,6 +27,8 @@ def clean(seen, entry, step):
     told = seen.clean[step]
     if told is None and entry.predicts is not None and entry.predicts.endswith("flow"):
         told = seen.states[step] - seen.sigmas[step] * seen.predictions[step]
+    if entry.predicts == "inverted":  # the scheduler counts the share of the image
+        told = seen.states[step] + (1 - seen.sigmas[step]) * seen.predictions[step]
     return None if told is None else state(told, entry)[: samples_of(seen, entry)]
 
 
@@ -109,8 +111,8 @@ def attention_weights(seen, entry, step):
 
 
 def _texts(calls, entry):
-    """The attentions to the text; an IP-Adapter's follow each."""
-    return calls[::2] if "ip_adapter_image_embeds" in entry.call else calls
+    """The attentions to the text; an IP-Adapter's, or what is taken away from them, follow each."""
+    return calls[::2] if "ip_adapter_image_embeds" in entry.call or entry.differential else calls
 
 
 def word_map(seen, entry, step, tokens):
@@ -120,12 +122,14 @@ def word_map(seen, entry, step, tokens):
     cond, maps = entry.branches.index("cond"), []
     for calls in seen.attentions[step].values():
         every = torch.cat([weights(*call).mean(dim=1) for call in _texts(calls, entry)])
+        if entry.differential:
+            every = every - torch.cat([weights(*call).mean(dim=1) for call in calls[1::2]])
         own = every[:, slice(*entry.queries)][..., slice(*entry.keys)][..., slice(*tokens)].mean(dim=-1)
         own = own.unflatten(0, (rows, -1)).flatten(1)  # frames may be rows
         count = own.shape[1]
         known = entry.grid is not None and count == prod(entry.grid)
         grid = entry.grid if known else square(count, size)
-        mode = {2: "bilinear", 3: "trilinear"}[len(size)]
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
         own = own[cond * samples : (cond + 1) * samples].unflatten(1, grid)[:, None]
         maps.append(F.interpolate(own, size=size, mode=mode, align_corners=False)[:, 0])
     return torch.stack(maps).mean(dim=0)
@@ -142,7 +146,7 @@ def attention_outputs(seen, entry, step):
     """(sample, branch, *positions): outputs of attention layers, summed over channels, up-sampled and added."""
     samples, size, total = samples_of(seen, entry), state(seen.states[step], entry).shape[2:], 0
     rows = [rows_of(call) for call in seen.calls[step]]
-    mode = {2: "bilinear", 3: "trilinear"}[len(size)]
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(size)]
     for path, outputs in seen.attended[step].items():
         if path.startswith(entry.text_only):
             continue
@@ -156,6 +160,8 @@ def attention_outputs(seen, entry, step):
 def _spread(output, entry, rows, size):
     """An attention layer's output (row, channel, *positions)."""
     tensor = output if isinstance(output, torch.Tensor) else output[0]
+    if len(size) == 1 and entry.grid is None:  # (row, channel, frame) at every level
+        return tensor
     if tensor.ndim == 4 and entry.grid is not None and tensor.shape[1] == prod(entry.grid):  # heads behind tokens
         tensor = tensor.flatten(2)
     if tensor.ndim == 4:
@@ -174,6 +180,8 @@ def noise(predicts, x, prediction, scheduler, timestep, sigma):
     """ε by its definition, from what the network predicts of its input x."""
     if predicts == "epsilon":
         return prediction
+    if predicts == "inverted":
+        return x - sigma * prediction
     if predicts.endswith("flow"):
         return x + (1 - sigma) * (-prediction if predicts == "-flow" else prediction)
     if predicts == "v":

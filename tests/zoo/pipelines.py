@@ -8,6 +8,7 @@ import torch
 from tests.zoo.entry import Entry
 from tests.zoo.image_transformers import IMAGE_TRANSFORMERS
 from tests.zoo.packed import PACKED
+from tests.zoo.sound import SOUND
 from tests.zoo.stable_diffusion import STABLE_DIFFUSION
 from tests.zoo.unets import UNETS
 from tests.zoo.video import VIDEO
@@ -34,5 +35,5 @@ def _awake(make):
     return made
 
 
-_ENTRIES = {**STABLE_DIFFUSION, **UNETS, **IMAGE_TRANSFORMERS, **PACKED, **VIDEO}
+_ENTRIES = {**STABLE_DIFFUSION, **UNETS, **IMAGE_TRANSFORMERS, **PACKED, **VIDEO, **SOUND}
 ZOO: dict[str, Entry] = {name: replace(entry, make=_awake(entry.make)) for name, entry in _ENTRIES.items()}

@@ -165,7 +165,7 @@ hide:
 # What works with which pipeline
 
 {len(rows)} pipelines and variants × {len(COLUMNS)} specs: {counts}; "–" where a tiny
-pipeline has no prompt, no labels or no autoencoder.
+pipeline has no prompt, no labels or no autoencoder of pictures.
 
 Every row is a tiny pipeline of the real class with random weights, every cell a run of it. REFUSED: a clear error
 before the first step, with the reason below the tables. WRONG, CRASH and LATE (an error after a step was made) would

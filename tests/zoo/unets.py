@@ -15,7 +15,6 @@ from tests.zoo.entry import (
     Entry,
 )
 from tests.zoo.parts import (
-    around,
     clip_encoder,
     clip_tokenizer,
     conditional_unet,
@@ -76,18 +75,6 @@ def _cascade_prior():
     )  # fmt: skip
 
 
-def _stable_audio_like():
-    """An unconditional one-dimensional network in Dance Diffusion's pipeline."""
-    unet = diffusers.UNet1DModel(
-        block_out_channels=(32, 32, 64), extra_in_channels=64, sample_size=64, sample_rate=16, in_channels=2,
-        out_channels=2,
-        flip_sin_to_cos=True, use_timestep_embedding=False, time_embedding_type="fourier",
-        mid_block_type="UNetMidBlock1D", down_block_types=("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
-        up_block_types=("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),
-    ).eval()  # fmt: skip
-    return diffusers.DanceDiffusionPipeline(unet=unet, scheduler=diffusers.IPNDMScheduler())
-
-
 def _xai():
     torch.manual_seed(0)
     unet = ConvNextUNet2DModel(
@@ -124,26 +111,6 @@ def _cascade_decoder():
     return diffusers.StableCascadeDecoderPipeline(
         decoder=decoder, tokenizer=None, text_encoder=clip_encoder(), vqgan=None,
         scheduler=diffusers.DDPMWuerstchenScheduler(),
-    )  # fmt: skip
-
-
-def _stable_audio():
-    transformer = network(
-        "StableAudioDiTModel", sample_size=8, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4,
-        num_attention_heads=2, num_key_value_attention_heads=2, cross_attention_dim=8, time_proj_dim=8,
-        global_states_input_dim=16, cross_attention_input_dim=8,
-    )  # fmt: skip
-    scheduler = diffusers.EDMDPMSolverMultistepScheduler(prediction_type="v_prediction", sigma_data=1.0)
-    sound = diffusers.AutoencoderOobleck(
-        encoder_hidden_size=6, downsampling_ratios=[1, 2], decoder_channels=3, decoder_input_channels=4,
-        audio_channels=2, channel_multiples=[2, 4], sampling_rate=4,
-    ).eval()  # fmt: skip
-    durations = diffusers.StableAudioProjectionModel(
-        text_encoder_dim=8, conditioning_dim=8, min_value=0, max_value=32
-    ).eval()
-    return around(
-        "StableAudioPipeline", transformer, scheduler, vae=sound, projection_model=durations, text_encoder=None,
-        tokenizer=None,
     )  # fmt: skip
 
 
@@ -202,14 +169,6 @@ UNETS: dict[str, Entry] = {
         crosses=("attention",),
         words=GIVEN,
     ),
-    "dance-diffusion": Entry(
-        _stable_audio_like,
-        {"audio_length_in_s": 4},
-        "mid_block",
-        branches=COND,
-        attention="down_blocks.2.attentions.0",
-        predicts=None,
-    ),
     "xai": Entry(_xai, {"class_labels": [3, 12]}, "mid_block", branches=COND, output="np"),
     "xai, guided": Entry(_xai, {"class_labels": [3, 12], "guidance_scale": 2.0}, "mid_block", output="np"),
     "consistency model": Entry(
@@ -263,19 +222,5 @@ UNETS: dict[str, Entry] = {
         keys=(-4, None),
         crosses=("attention",),
         words=GIVEN,
-    ),
-    "stable-audio": Entry(
-        _stable_audio,
-        {
-            "prompt_embeds": embeddings(1, 7, 8),
-            "negative_prompt_embeds": embeddings(1, 7, 8, seed=2),
-            "attention_mask": torch.ones(1, 7, dtype=torch.long),
-            "negative_attention_mask": torch.ones(1, 7, dtype=torch.long),
-        },
-        "transformer_blocks.0",
-        (9,),
-        attention="transformer_blocks.0.attn2",
-        words=GIVEN,
-        predicts="edm",
     ),
 }

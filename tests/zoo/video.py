@@ -95,7 +95,8 @@ def _mochi():
         pooled_projection_dim=16, in_channels=12, qk_norm="rms_norm", text_embed_dim=32, time_embed_dim=4,
         max_sequence_length=16,
     )  # fmt: skip
-    return around("MochiPipeline", transformer, vae=None, text_encoder=None, tokenizer=None)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)  # as it is published
+    return around("MochiPipeline", transformer, scheduler, vae=None, text_encoder=None, tokenizer=None)
 
 
 def _wan_from_image():
@@ -260,7 +261,7 @@ VIDEO: dict[str, Entry] = {
         crosses=("attn1",),
         text_only=("time_embed",),
         words=GIVEN,
-        predicts="flow",
+        predicts="inverted",
     ),
     "wan, image to video": Entry(
         _wan_from_image,
