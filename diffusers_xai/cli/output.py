@@ -1,14 +1,13 @@
 """The folder that a command writes: claimed and checked before the work, there when it is complete."""
 
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from diffusers_xai.cli.base import CommandError
+from diffusers_xai.profile.locks import locked, uninterrupted
 from diffusers_xai.profile.repr import format_size
 
 
@@ -20,9 +19,6 @@ _LOCK = "diffusers-xai.lock"
 def claimed(out: Path, inside: bool = False) -> Iterator[None]:
     """Holds `out` against other commands while the context lasts.
 
-    The claim is the operating system's lock on a file, so that it ends with the process in any case. Folders that were
-    made for the file go with it, as long as they are empty.
-
     Args:
         out (`Path`): The folder that is written.
         inside (`bool`, defaults to `False`): Whether the file lies in the folder, not beside it.
@@ -30,26 +26,15 @@ def claimed(out: Path, inside: bool = False) -> Iterator[None]:
     Raises:
         CommandError: if another command holds `out`, or nothing can be written there.
     """
-    from filelock import FileLock, Timeout
-
     lock = out / f".{_LOCK}" if inside else out.with_name(f".{out.name}.{_LOCK}")
-    missing = [parent for parent in lock.absolute().parents if not parent.exists()]
-    try:
-        lock.absolute().parent.mkdir(parents=True, exist_ok=True)
-        claim = FileLock(lock).acquire(timeout=0)
-    except Timeout:
-        raise CommandError(f"another command is writing {out}: wait for it, or choose another --out") from None
-    except (OSError, NotImplementedError) as error:
-        _remove_empty(missing)
-        raise CommandError(f"cannot write to {out}: {getattr(error, 'strerror', None) or error}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(lock))
+        except BlockingIOError:
+            raise CommandError(f"another command is writing {out}: wait for it, or choose another --out") from None
+        except (OSError, NotImplementedError) as error:
+            raise CommandError(f"cannot write to {out}: {getattr(error, 'strerror', None) or error}") from error
         yield
-    finally:
-        with uninterrupted(), claim:
-            # Removed while it is held: who opened it meanwhile sees that it is gone, and makes a new one.
-            with suppress(OSError):
-                lock.unlink()
-            _remove_empty(missing)
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -89,23 +74,3 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         with uninterrupted():
             shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Keeps Ctrl-C out of a moment in which files change their places."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Removes `folders`, the deepest first, until one is not empty."""
-    with suppress(OSError):
-        for folder in folders:
-            folder.rmdir()

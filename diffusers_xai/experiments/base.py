@@ -170,6 +170,7 @@ class Experiment:
 
         Raises:
             ValueError: If the labels or an option do not fit, or `parts` was made for another request.
+            BlockingIOError: If another process writes `parts`.
         """
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == SPANNED_LABELS and len(sampling.labels) < 2:

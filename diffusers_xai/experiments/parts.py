@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
 from accelerate.utils import broadcast_object_list, gather_object
-from filelock import FileLock, Timeout
 
 from diffusers_xai.experiments.processes import process_state
 from diffusers_xai.profile.atomic import replacing
+from diffusers_xai.profile.locks import locked
 
 
 REQUEST = "_request.json"  # readers of parquet folders pass over names that begin so
@@ -134,11 +134,12 @@ def kept_parts(folder: str | os.PathLike, request: Mapping[str, Any]) -> Iterato
         request (`Mapping[str, Any]`): What tells these numbers from others, JSON-able.
 
     Raises:
-        ValueError: If the folder was made for another request, or another process holds it.
+        ValueError: If the folder was made for another request.
+        BlockingIOError: If another process writes it.
     """
     path = Path(folder)
     check_request(path, request)
-    with _claimed(path) if process_state().is_main_process else nullcontext():
+    with locked(path / ".lock") if process_state().is_main_process else nullcontext():
         if process_state().is_main_process:
             for unfinished in path.glob(".part-*.new"):  # of a process that was killed
                 unfinished.unlink()
@@ -149,17 +150,6 @@ def kept_parts(folder: str | os.PathLike, request: Mapping[str, Any]) -> Iterato
             yield
         finally:
             _FOLDER.reset(token)
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Holds a folder, which is made if need be, against other runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
-            yield
-    except Timeout:
-        raise ValueError(f"{folder} is being written by another process") from None
 
 
 def check_request(folder: Path, request: Mapping[str, Any]) -> None:

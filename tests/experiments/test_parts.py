@@ -85,7 +85,7 @@ def test_parts_of_something_else_are_refused(tmp_path):
     (tmp_path / "x" / "part-00001.parquet").write_bytes((tmp_path / "x" / "part-00001.parquet").read_bytes()[:99])
     with pytest.raises(ValueError, match="part-00001.parquet is damaged: remove it"):
         over_seeds(steps=2)
-    with FileLock(tmp_path / "x" / ".lock"), pytest.raises(ValueError, match="written by another process"):
+    with FileLock(tmp_path / "x" / ".lock"), pytest.raises(BlockingIOError, match="written by another process"):
         over_seeds(steps=2)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.png").touch()
