@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
+from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import predetermination_index, share_interval, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
@@ -18,7 +19,7 @@ from diffusers_xai.labels import attributes_of
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
-from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, line_style
+from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
 from diffusers_xai.plots.tiles import Tile, tile_rows
 from diffusers_xai.profile.pictures import to_rgb
 
@@ -57,7 +58,8 @@ def measure(
         done before the switch), `index` (seed), `null_ssim` and `null_index`, and the final states `images` (run, rgb,
         height, width) of the first seed, the unswitched run first. With a judge, its probabilities `judged` (seed,
         run, attribute), and `lock_in` (seed, attribute): the share of the process after which a switch no longer
-        changes whether the attribute is seen, NaN where a switch at the beginning does not change it either.
+        changes whether the attribute is seen, NaN where a switch at the beginning does not change it either; and the
+        same of the control's images, `null_judged` and `null_lock_in`.
     """
     switches = min(20, sampling.steps) if switches is None else switches
     if not 2 <= switches <= sampling.steps:
@@ -85,20 +87,19 @@ def measure(
         )
 
     def measure_batch(part: list[int]) -> xr.Dataset:
-        final = sweep(pipe, part)
-        data = xr.Dataset(
-            {
-                "ssim": (("seed", "switch"), _to_unswitched(final)),
-                "images": (("seed", "run", "rgb", "height", "width"), final.transpose(0, 1).float().cpu().numpy()),
-            },
-            coords,
-        )
-        if judge is not None:
-            data["judged"] = ("seed", "run", "attribute"), judged(judge, final, pipe, attributes).numpy()
-            data = data.assign_coords(attribute=attributes)
-        if other is not None:
-            data["null_ssim"] = ("seed", "switch"), _to_unswitched(sweep(other, part))
-        return data
+        data = xr.Dataset(coords=coords)
+        for prefix, which in (("", pipe), ("null_", other)):
+            if which is None:
+                continue
+            final = sweep(which, part)
+            data[f"{prefix}ssim"] = ("seed", "switch"), _to_unswitched(final)
+            if not prefix:
+                images = final.transpose(0, 1).float().cpu().numpy()
+                data["images"] = ("seed", "run", "rgb", "height", "width"), images
+            if judge is not None:
+                told = judged(judge, final, pipe, attributes).numpy()
+                data[f"{prefix}judged"] = ("seed", "run", "attribute"), told
+        return data if judge is None else data.assign_coords(attribute=attributes)
 
     data = sampling.over_seeds(
         measure_batch, "label switches", seeds_at_once=max(1, sampling.batch_size // 4), of_first=["images"]
@@ -106,8 +107,8 @@ def measure(
     for prefix in ("", "null_"):
         if f"{prefix}ssim" in data:
             data[f"{prefix}index"] = predetermination_index(data[f"{prefix}ssim"], THRESHOLD)
-    if judge is not None:
-        data["lock_in"] = _lock_in(data)
+        if f"{prefix}judged" in data:
+            data[f"{prefix}lock_in"] = _lock_in(data, prefix)
     return data.assign_attrs(threshold=THRESHOLD)
 
 
@@ -116,15 +117,15 @@ def _to_unswitched(final: torch.Tensor) -> np.ndarray:
     return torch.stack([structural_similarity(final[0], switched) for switched in final[1:]], dim=1).cpu().numpy()
 
 
-def _seen(data: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+def _seen(data: xr.Dataset, prefix: str) -> tuple[xr.DataArray, xr.DataArray]:
     """Whether an attribute is seen without a switch (seed, attribute), and after each (seed, attribute, switch)."""
-    seen = data["judged"] > 0.5
+    seen = data[f"{prefix}judged"] > 0.5
     after = seen.isel(run=slice(1, None)).rename(run="switch").assign_coords(share=("switch", data["share"].values))
     return seen.isel(run=0), after
 
 
-def _lock_in(data: xr.Dataset) -> xr.DataArray:
-    before, after = _seen(data)
+def _lock_in(data: xr.Dataset, prefix: str) -> xr.DataArray:
+    before, after = _seen(data, prefix)
     changed = after.isel(switch=0, drop=True) != before  # never where nothing is known: NaN is not seen
     return predetermination_index((after == before).astype(float), 0.5).where(
         changed.drop_vars("share", errors="ignore")
@@ -179,29 +180,37 @@ def _plot_first_seed(result: ExperimentResult) -> go.Figure:
 
 def _plot_attributes(result: ExperimentResult) -> go.Figure:
     """In how many seeds each attribute on which the labels differ is seen, over the step of the switch."""
-    data = result.data
-    figure = go.Figure()
-    before, after = _seen(data)
+    data, settings = result.data, result.settings
+    attributes = _switched_attributes(result)
+    figure = make_subplots(
+        cols=max(1, len(attributes)), shared_yaxes=True, horizontal_spacing=0.03,
+        subplot_titles=[f"{name.replace('_', ' ')} seen by the judge" for name in attributes],
+    )  # fmt: skip
     share = np.append(100 * data["share"].values, 100)  # a switch after the last step changes nothing
-    first, second = (label_text(result.settings, label) for label in result.settings["labels"])
-    for index, attribute in enumerate(_switched_attributes(result)):
-        seen = np.column_stack([x.sel(attribute=attribute).transpose("seed", ...) for x in (after, before)])
-        rate = seen.mean(0)
-        intervals = [share_interval(int(n), len(seen)) for n in seen.sum(0)]
-        low, high = (np.array(limits) for limits in zip(*intervals, strict=True))
-        color = LINE_COLORS[index % len(LINE_COLORS)]
-        figure.add_scatter(
-            x=share + 0.8 * index, y=rate, name=f"{attribute.replace('_', ' ')} seen by the judge",
-            mode="lines+markers", line=line_style(index),
-            error_y={"array": high - rate, "arrayminus": rate - low, "color": color, "thickness": 1},
-        )  # fmt: skip
+    first, second = (label_text(settings, label) for label in settings["labels"])
+    kinds = {"": ("the model", line_style(0)), "null_": (null_name(settings), {"color": MUTED_COLOR, "dash": "dot"})}
+    for column, attribute in enumerate(attributes, start=1):
+        for place, (prefix, (name, line)) in enumerate(kinds.items()):
+            if f"{prefix}judged" not in data:
+                continue
+            before, after = _seen(data, prefix)
+            seen = np.column_stack([x.sel(attribute=attribute).transpose("seed", ...) for x in (after, before)])
+            rate = seen.mean(0)
+            intervals = [share_interval(int(n), len(seen)) for n in seen.sum(0)]
+            low, high = (np.array(limits) for limits in zip(*intervals, strict=True))
+            figure.add_scatter(
+                x=share + 0.8 * place, y=rate, name=name, mode="lines+markers", line=line, showlegend=column == 1,
+                error_y={"array": high - rate, "arrayminus": rate - low, "color": line["color"], "thickness": 1},
+                row=1, col=column,
+            )  # fmt: skip
+    figure.update_xaxes(
+        title=f"share of the steps done before the switch (%)<br>0: only {second}<br>100: only {first}"
+    )
+    figure.update_yaxes(range=[-0.02, 1.02], tickformat=".0%")
+    figure.update_yaxes(title="share of the seeds", col=1)
+    figure.update_annotations(font={"size": 13})
     return figure.update_layout(
-        template=TEMPLATE,
-        height=460,
-        showlegend=True,
-        margin={"b": 88},
-        xaxis={"title": f"share of the steps done before the switch (%)<br>0: only {second}; 100: only {first}"},
-        yaxis={"title": "share of the seeds", "range": [-0.02, 1.02], "tickformat": ".0%"},
+        template=TEMPLATE, height=460, showlegend=True, legend={"y": 1.16}, margin={"b": 108, "t": 96}
     )
 
 
@@ -223,10 +232,19 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     rows.append({"": "predetermination index", **excess_columns(data, "index")})
     if "lock_in" in data:
         for attribute in _switched_attributes(result):
-            values = data["lock_in"].sel(attribute=attribute).dropna("seed")
-            text = interval_text(summary(values)) if values.sizes["seed"] > 1 else "never seen to change"
-            rows.append({"": f"lock-in of {attribute} ({values.sizes['seed']} seeds)", "the model": text})
+            part = data.sel(attribute=attribute)
+            columns = {"the model": part["lock_in"]}
+            if "null_lock_in" in data:
+                columns |= {"control": part["null_lock_in"], "excess": part["lock_in"] - part["null_lock_in"]}
+            texts = {name: _of_some_seeds(values.dropna("seed")) for name, values in columns.items()}
+            rows.append({"": f"lock-in of {attribute}", **texts})
     return pd.DataFrame(rows).fillna("")
+
+
+def _of_some_seeds(values: xr.DataArray) -> str:
+    """A mean with its interval and the number of seeds, of those in which a switch changes what is seen."""
+    count = values.sizes["seed"]
+    return f"{interval_text(summary(values))}, {count} seeds" if count > 1 else "never seen to change"
 
 
 EXPERIMENT = register(
@@ -237,7 +255,9 @@ EXPERIMENT = register(
         " was never switched. The index is the share of the process after which a switch leaves the image alike (SSIM"
         " of at least 0.9), with the 95 % interval over the seeds. Grey: the same of two Gaussians that are fitted to"
         " the model's samples of the two labels. With a judge, below: in how many seeds it sees each attribute after"
-        " a switch (Clopper–Pearson intervals); else the images of the first seed.",
+        " a switch (Clopper–Pearson intervals), in the model's images and in the Gaussians'; the table tells when an"
+        " attribute locks in, over the seeds in which a switch changes whether it is seen. Without one, the images of"
+        " the first seed.",
         "thesis section 5.3.2, fig. 5.17, D.2",
         measure,
         plot,

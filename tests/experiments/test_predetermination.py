@@ -51,7 +51,14 @@ def test_when_each_attribute_locks_in(pipe):
         brightness[seed] = [float(states(pipe, 3, seed, steps, edits=e)[-1].clamp(-1, 1).mean()) for e in runs]
     # So that the first switch of the first seed changes what the judge sees.
     middle = (brightness[SEEDS[0]][0] + brightness[SEEDS[0]][1]) / 2
-    data = run("predetermination", pipe, **settings, judge=judge).data
+    result = run("predetermination", pipe, **settings, judge=judge, null=pipe)
+    data = result.data
+    for name in ("judged", "lock_in"):  # of the same model the same
+        np.testing.assert_allclose(data[name], data[f"null_{name}"], atol=1e-6)
+    locked = EXPERIMENTS["predetermination"].table(result).set_index("").loc["lock-in of Bangs"]
+    assert locked["the model"] == locked["control"]
+    count = int(data["lock_in"].sel(attribute="Bangs").notnull().sum())
+    assert locked["the model"].endswith(f", {count} seeds" if count > 1 else "never seen to change")
     assert data["lock_in"].sel(attribute="Male").isnull().all()
     for seed in SEEDS:
         seen = np.array(brightness[seed]) > middle
