@@ -21,11 +21,12 @@ class Denoiser:
     """The network, or the networks, that a pipeline calls before `scheduler.step`.
 
     Args:
-        components (mapping from `str` to `nn.Module`): The pipeline's components by name, compiled or not. Layers of
-            the first go by their module path, those of further ones have the component's name in front.
+        components (mapping from `str` to `nn.Module`): The pipeline's components by name, wrapped (see [`unwrapped`])
+            or not. Layers of the first go by their module path, those of further ones have the component's name in
+            front.
 
     Attributes:
-        components (`dict[str, nn.Module]`): The networks themselves, out of any compiled wrapper.
+        components (`dict[str, nn.Module]`): The networks themselves, out of any wrapper.
         module (`nn.Module`): The first of them.
         layers (`dict[str, nn.Module]`): Layer name -> module, without the roots and the lists that never run.
         layout (`Layout` or `None`): What is known of the first one's class.
@@ -33,9 +34,7 @@ class Denoiser:
 
     def __init__(self, components: Mapping[str, nn.Module]):
         self.pipeline_modules = list(components.values())
-        self.components: dict[str, Any] = {
-            name: getattr(module, "_orig_mod", module) for name, module in components.items()
-        }
+        self.components: dict[str, Any] = {name: unwrapped(module) for name, module in components.items()}
         self.module: Any = next(iter(self.components.values()))
         self.layout: Layout | None = layout_of(self.module)
         self.layers: dict[str, nn.Module] = {}
@@ -127,6 +126,25 @@ class Denoiser:
     def short_name(self, path: str) -> str:
         """The shortest alias of a layer, or its path."""
         return short_name(path, self.aliases)
+
+
+def unwrapped(module: nn.Module) -> Any:
+    """The network in a wrapper that passes calls on and has no weights of its own.
+
+    Out of `torch.compile` and `DistributedDataParallel` comes any network. Of others, peft's or the user's own, it
+    comes only if its class is known: what they do beside that is then no part of a layer.
+    """
+    inner = getattr(module, "_orig_mod", None) or (
+        module.module if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else None
+    )
+    if inner is not None:
+        return unwrapped(inner)
+    found: nn.Module | None = module
+    while found is not None and layout_of(found) is None:
+        children = list(found.children())
+        is_wrapper = len(children) == 1 and not any(True for _ in found.parameters(recurse=False))
+        found = getattr(children[0], "_orig_mod", children[0]) if is_wrapper else None
+    return module if found is None else found
 
 
 def is_attention(module: nn.Module) -> bool:

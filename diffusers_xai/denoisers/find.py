@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusers_xai.denoisers.base import Denoiser
+from diffusers_xai.denoisers.base import Denoiser, unwrapped
 from diffusers_xai.denoisers.layouts import layout_of
 
 
@@ -36,7 +36,7 @@ def get_denoiser(pipeline: Any, component: str | Sequence[str] | None = None) ->
             )
         return Denoiser({name: networks[name] for name in names})
     named = {name: networks[name] for name in _NAMES if name in networks and not _is_codec(networks[name])}
-    known = {name: module for name, module in networks.items() if layout_of(_inner(module)) is not None}
+    known = {name: module for name, module in networks.items() if layout_of(unwrapped(module)) is not None}
     other = {name: module for name, module in networks.items() if not _is_auxiliary(module)}
     for found in (named, known, other):
         if len(found) == 1 or (found and found is named):
@@ -58,23 +58,21 @@ def networks_of(pipeline: Any) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if isinstance(module, nn.Module)}
 
 
-def _inner(module: nn.Module) -> Any:
-    return getattr(module, "_orig_mod", module)
-
-
 def _is_codec(module: nn.Module) -> bool:
     return hasattr(module, "encode") and hasattr(module, "decode")
 
 
 def _is_auxiliary(module: nn.Module) -> bool:
     """Whether a network only prepares or decodes: an autoencoder, an encoder of transformers, a ControlNet."""
-    name = type(_inner(module)).__name__
+    name = type(unwrapped(module)).__name__
     return (
         _is_codec(module)
-        or type(_inner(module)).__module__.startswith("transformers.")
+        or type(unwrapped(module)).__module__.startswith("transformers.")
         or any(word in name for word in ("ControlNet", "Adapter", "SafetyChecker", "Encoder", "Projection", "Decoder"))
     )
 
 
 def _listed(networks: Mapping[str, nn.Module]) -> str:
-    return ", ".join(f"{name} ({type(_inner(module)).__name__})" for name, module in networks.items()) or "no network"
+    return (
+        ", ".join(f"{name} ({type(unwrapped(module)).__name__})" for name, module in networks.items()) or "no network"
+    )

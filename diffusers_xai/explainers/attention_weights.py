@@ -171,7 +171,8 @@ class AttentionWeights(RecordSpec):
             weights = total / (index.stop - index.start)
             dims: tuple[str, ...] = ("head",)
         else:
-            weights = torch.cat([part(chunk) for chunk in chunks], dim=-2)
+            parts = [part(chunk) for chunk in chunks]
+            weights = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
             dims = ("head", "pixel" if self.pixels is not None else "query")
         names = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
         if keys.grid is not None:

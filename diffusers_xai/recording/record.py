@@ -1,8 +1,9 @@
 """record(): attaches explainers and interventions to a pipeline for one run; plan(): tells what that would cost."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import weakref
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,27 @@ from diffusers_xai.recording.stores import DiskStore, MemoryStore, free_bytes
 from diffusers_xai.taps import SchedulerStep, force_eager
 
 
-@contextmanager
+class _Ending(AbstractContextManager[Recording]):
+    """A recording that ends when it is dropped too, at the latest before the interpreter falls apart.
+
+    Args:
+        generator (iterator of [`Recording`]): Yields the recording, and ends it.
+    """
+
+    def __init__(self, generator: Generator[Recording, None, None]):
+        self._generator = generator
+        self._context = contextmanager(lambda: generator)()
+
+    def __enter__(self) -> Recording:
+        recording = self._context.__enter__()
+        self._dropped = weakref.finalize(self, self._generator.close)
+        return recording
+
+    def __exit__(self, *error: Any) -> bool | None:
+        self._dropped.detach()
+        return self._context.__exit__(*error)
+
+
 def record(
     pipeline: Any,
     specs: Sequence[RecordSpec] = (),
@@ -28,11 +49,12 @@ def record(
     profile_dir: str | os.PathLike | None = None,
     max_bytes: int | None = None,
     denoiser: str | Sequence[str] | None = None,
-) -> Iterator[Recording]:
+) -> AbstractContextManager[Recording]:
     """Records, and changes, the one run of `pipeline` that is made inside the context.
 
     Without `edits` the images are bit-identical to those of an unrecorded run, and when the context is left, also by
     an exception, nothing stays attached. After an exception `profile` holds the steps done, marked `complete: false`.
+    A context that is dropped without being left ends by itself.
 
     ```py
     with record(pipe, [Samples(every=10), AttentionOutputs()]) as recording:
@@ -53,8 +75,8 @@ def record(
         denoiser (`str` or sequence of `str`, *optional*): Name of the component that denoises, or of several that are
             recorded; found by itself in every pipeline of diffusers.
 
-    Yields:
-        `Recording`: its `profile` is set when the context is left.
+    Returns:
+        A context manager that gives a `Recording`; its `profile` is set when the context is left.
 
     Raises:
         TypeError: if no network can be found, or a spec is not one.
@@ -65,6 +87,17 @@ def record(
         RuntimeError: if the network or the scheduler is being recorded already; if a cache is enabled on the denoiser,
             if a requested layer does not run, or if the context does not hold exactly one run.
     """
+    return _Ending(_recording(pipeline, specs, edits, profile_dir, max_bytes, denoiser))
+
+
+def _recording(
+    pipeline: Any,
+    specs: Sequence[RecordSpec],
+    edits: Edits,
+    profile_dir: str | os.PathLike | None,
+    max_bytes: int | None,
+    denoiser: str | Sequence[str] | None,
+) -> Generator[Recording, None, None]:
     run, specs = _prepare(pipeline, specs, denoiser)
     with ExitStack() as stack:
         stack.enter_context(run.attached())

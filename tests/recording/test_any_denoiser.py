@@ -1,7 +1,10 @@
 """What is asked of every pipeline: own networks, threads, chunks, other attention processors, cut schedules."""
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +24,7 @@ from diffusers_xai import (
     Activations,
     AttentionWeights,
     ChannelAblation,
+    DiffusionProfile,
     GradientVolume,
     LayerEdit,
     Patch,
@@ -198,6 +202,45 @@ def test_threads_get_their_own_run_or_a_refusal():
     assert np.array_equal(recorded(), good)
 
 
+DROPPED = """
+import sys
+import torch
+from types import SimpleNamespace
+from diffusers import DDIMScheduler
+from diffusers_xai import Samples, record
+
+loop = SimpleNamespace(unet=torch.nn.Conv2d(3, 3, 1), scheduler=DDIMScheduler())
+loop.scheduler.set_timesteps(3)
+dropped = record(loop, [Samples()], profile_dir=sys.argv[1])
+dropped.__enter__()
+x = torch.zeros(1, 3, 8, 8)
+for t in loop.scheduler.timesteps[:2]:
+    x = loop.scheduler.step(loop.unet(x).detach(), t, x).prev_sample
+"""
+
+
+def test_a_context_that_the_interpreter_ends_with_ends_silently_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-c", DROPPED, str(tmp_path / "profile")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert "ignored" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+    profile = DiffusionProfile.from_pretrained(tmp_path / "profile")
+    assert profile["samples"].step.values.tolist() == [0, 1]
+    assert profile.provenance["complete"] is False
+
+
+def test_a_context_that_is_dropped_leaves_nothing():
+    pipe = DDIMPipeline(unet_2d(), DDIMScheduler())
+    dropped = record(pipe, [Samples()])
+    dropped.__enter__()
+    assert "step" in vars(pipe.scheduler)
+    del dropped
+    assert "step" not in vars(pipe.scheduler)
+    with record(pipe, [Samples()]) as recording:
+        pipe(num_inference_steps=2)
+    assert recording.profile.provenance["complete"] is True
+
+
 def test_contexts_that_would_overlap_are_refused_whoever_holds_the_network():
     network = unet_2d()
     one, two = (DDIMPipeline(network, DDIMScheduler()) for _ in range(2))
@@ -279,6 +322,55 @@ class Wrapper(torch.nn.Module):
         return self.inner(*args, **kwargs)
 
 
+class WrapperWithMore(Wrapper):
+    """One that has a layer of its own."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self.own = torch.nn.Identity()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Wrapper,
+        lambda network: Wrapper(Wrapper(network)),
+        lambda network: torch.compile(Wrapper(network), backend="eager"),
+        lambda network: Wrapper(torch.compile(network, backend="eager")),
+    ],
+)
+def test_a_wrapper_that_adds_nothing_is_the_network_in_it(wrap):
+    entry = ZOO["stable-diffusion"]
+    pipe = entry.make()
+    specs = [Activations("mid_block"), AttentionWeights(relation="image_to_text"), WordMaps("fox")]
+
+    def profile():
+        with record(pipe, [replace(spec, steps=-1) for spec in specs]) as recording:
+            result = run(pipe, entry)
+        return result, recording.profile
+
+    entry = replace(entry, call={**entry.call, "prompt": ["a red fox", "a fox"]})
+    plain, expected = profile()
+    pipe.unet = wrap(pipe.unet)
+    result, got = profile()
+    assert np.array_equal(result, plain)
+    assert list(got) == list(expected)
+    assert all(np.array_equal(got[name].values, array.values) for name, array in expected.items())
+    assert got.provenance["model"]["class"] == "UNet2DConditionModel"
+
+
+def test_data_parallel_is_the_network_in_it_whatever_its_class():
+    network = OwnNetwork()
+    loop = SimpleNamespace(unet=torch.nn.DataParallel(network), scheduler=DDIMScheduler(clip_sample=False))
+    loop.scheduler.set_timesteps(1)
+    noise = torch.randn(1, 3, 16, 16)
+    with torch.no_grad(), record(loop, [Activations("body.0")]) as recording:
+        loop.scheduler.step(loop.unet(noise, 1), loop.scheduler.timesteps[0], noise)
+    with torch.no_grad():
+        expected = network.body[0](noise)
+    assert np.array_equal(recording.profile["activations/body.0"].isel(step=0).values, expected)
+
+
 def test_of_a_network_inside_another_all_is_told_but_what_its_class_would_have_to_say():
     entry = ZOO["stable-diffusion"]
     pipe = entry.make()
@@ -287,7 +379,7 @@ def test_of_a_network_inside_another_all_is_told_but_what_its_class_would_have_t
         run(pipe, entry)
     expected = recording.profile["activations/mid_block"].values
     other = run(pipe, replace(entry, call={**entry.call, "prompt": ["b dog", "b dog"]}))
-    pipe.unet = Wrapper(pipe.unet)
+    pipe.unet = WrapperWithMore(pipe.unet)
     with record(pipe, [Activations("inner.mid_block"), AttentionWeights(steps=0)]) as recording:
         assert np.array_equal(run(pipe, entry), plain)
     assert np.array_equal(recording.profile["activations/inner.mid_block"].values, expected)
