@@ -41,8 +41,7 @@ def max_channel_maps(
     Args:
         profile (`DiffusionProfile`): A profile that holds activations.
         layers (`Sequence[str]`, *optional*): Module paths or aliases; every layer with maps by default.
-        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; those of the
-            other strips by default.
+        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; ten of them by default.
         mask (`np.ndarray` of shape `(H, W)`, *optional*): Boolean mask that weights the choice of c*.
         sample (`int`): Index of the sample.
         shared_scale (`bool`): One colour range for all maps instead of one for each.
@@ -66,16 +65,7 @@ def gradient_maps(
 ) -> go.Figure:
     """Draws the gradient map g_{l,t} of its max channel c* for layers (rows) at a few steps (columns).
 
-    Args:
-        profile (`DiffusionProfile`): A profile that holds gradient maps.
-        layers (`Sequence[str]`, *optional*): Module paths or aliases; every layer with maps by default.
-        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; ten of them by default.
-        sample (`int`): Index of the sample.
-        shared_scale (`bool`): One colour range for all maps instead of one for each.
-
-    Raises:
-        KeyError: for a layer that is not recorded.
-        ValueError: if no maps are recorded.
+    Arguments and errors are those of [`max_channel_maps`]; the profile holds gradient maps.
 
     Source: thesis section 4.3, fig. 5.9.
     """
@@ -138,16 +128,7 @@ def gradient_attention(
 ) -> go.Figure:
     """Draws where layers (rows) raise the score, at a few steps (columns).
 
-    Args:
-        profile (`DiffusionProfile`): A profile that holds gradient attention.
-        layers (`Sequence[str]`, *optional*): Module paths or aliases; every layer with maps by default.
-        timesteps (`Sequence[float]`, *optional*): The nearest recorded steps are drawn; ten of them by default.
-        sample (`int`): Index of the sample.
-        shared_scale (`bool`): One colour range for all maps instead of one for each.
-
-    Raises:
-        KeyError: for a layer that is not recorded.
-        ValueError: if no maps are recorded.
+    Arguments and errors are those of [`max_channel_maps`]; the profile holds gradient attention.
 
     Source: Liu et al. 2020, *Towards Visually Explaining Variational Autoencoders*.
     """
@@ -175,7 +156,9 @@ def _channel_maps(
     """The figure of [`max_channel_maps`], of the arrays `<group>/<layer>`."""
 
     def tile(path: str, array: xr.DataArray, step: int) -> Tile:
-        return _tile(profile, group, path, array, step, mask, sample)
+        channel = profile.max_channel(f"{group}/{path}", step=step, mask=mask, sample=sample)
+        title = f"{layer_label(profile, path, group=group)}, channel {channel} of {array.sizes['channel']}"
+        return Tile(record_at(array, step, sample)[channel], f"{title}<br>{time_label(array, step)}", f"c*={channel}")
 
     return _layer_maps(profile, group, layers, timesteps, tile, shared_scale, scale, scale_title)
 
@@ -206,22 +189,4 @@ def _layer_maps(
         shared_scale=shared_scale,
         scale=scale,
         scale_title=scale_title if shared_scale else f"{scale_title}, in each map",
-    )
-
-
-def _tile(
-    profile: DiffusionProfile,
-    group: str,
-    path: str,
-    array: xr.DataArray,
-    step: int,
-    mask: np.ndarray | None,
-    sample: int,
-) -> Tile:
-    channel = profile.max_channel(f"{group}/{path}", step=step, mask=mask, sample=sample)
-    label = layer_label(profile, path, group=group)
-    return Tile(
-        record_at(array, step, sample)[channel],
-        f"{label}, channel {channel} of {array.sizes['channel']}<br>{time_label(array, step)}",
-        f"c*={channel}",
     )
