@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
 
-from training.face_drawing import (  # noqa: E402
+from diffusers_xai.checkpoints.face_drawing import (  # noqa: E402
     ATTRIBUTES,
     BACKGROUND_COLORS,
     HAIR_COLORS,

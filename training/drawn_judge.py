@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from training.face_drawing import ATTRIBUTES, BACKGROUND_COLORS, HAIR_COLORS
+from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, BACKGROUND_COLORS, HAIR_COLORS
 
 
 Region = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -23,11 +23,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
 
 from diffusers_xai import XAIPipeline  # noqa: E402
+from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face  # noqa: E402
 from training.card import add_metrics, write_captioned_card  # noqa: E402
 from training.celeba import open_splits  # noqa: E402
 from training.diversity import nearest_distances  # noqa: E402
 from training.drawn_judge import DrawnFaceJudge  # noqa: E402
-from training.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face  # noqa: E402
 from training.label_fidelity import Share  # noqa: E402
 from training.sampling import sample_images, tiles, usable_device  # noqa: E402
 

@@ -14,10 +14,15 @@ from diffusers_xai.app.models import Model
 from diffusers_xai.app.session import Session
 from diffusers_xai.app.settings import MAX_GUIDANCE, SCHEDULERS, Limits, Settings
 from diffusers_xai.app.shown import EXAMPLES, shown
+from diffusers_xai.app.words import add_words_tab
 
 
 def build_layout(
-    models: Mapping[str, Model], settings: Settings, limits: Limits, folder: Path | None = None
+    models: Mapping[str, Model],
+    settings: Settings,
+    limits: Limits,
+    folder: Path | None = None,
+    prompts: bool = False,
 ) -> SimpleNamespace:
     """All components, within `gr.Blocks`, as they are for the `settings` of one of the models.
 
@@ -26,6 +31,7 @@ def build_layout(
         settings (`Settings`): What is chosen at first.
         limits (`Limits`): What a visitor may ask for.
         folder (`Path`, *optional*): Where visitors' files lie; the system's place for them by default.
+        prompts (`bool`, defaults to `False`): Whether there is a model with a prompt.
     """
     c = SimpleNamespace()
     c.session = gr.State(Session(folder))
@@ -37,7 +43,7 @@ def build_layout(
         with gr.Column(scale=2, min_width=320):
             _settings(c, values, list(models), limits)
         with gr.Column(scale=5, min_width=320):
-            _results(c, values, models)
+            _results(c, values, models, prompts)
     gr.HTML(texts.DEFINITIONS_HTML, elem_id="definitions")
     return c
 
@@ -120,7 +126,7 @@ def _plot(label: str) -> gr.Plot:
     return gr.Plot(label=label, elem_classes="figure", show_label=False, visible=False)
 
 
-def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Model]) -> None:
+def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Model], prompts: bool) -> None:
     gr.Markdown(texts.LIVE)
     c.live = gr.Image(label="x_t while it forms", height=220, interactive=False, elem_id="live", buttons=[])
     c.shown = gr.Markdown("", elem_id="shown")
@@ -165,6 +171,9 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
             gr.Markdown(texts.GRADIENT_MAP)
             _map_controls(c, "grad")
             c.grad_plot = _plot("Gradient map")
+        if prompts:
+            with gr.Tab("Words"):
+                add_words_tab(c)
         with gr.Tab("Compare"):
             c.pair_status = gr.Markdown(texts.NOT_KEPT, elem_classes="note", elem_id="pair-status")
             c.kept = gr.Dropdown([], label="Kept run", elem_id="kept", visible=False)

@@ -15,7 +15,7 @@ import torch
 
 from diffusers_xai import Activations, XAIPipeline
 from diffusers_xai.app.settings import SCHEDULERS, Limits, Settings, SettingsError
-from diffusers_xai.checkpoints import EYES
+from diffusers_xai.checkpoints import EYES, demo_checkpoint
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.labels import attributes_of, encode_label
@@ -24,7 +24,7 @@ from diffusers_xai.pipelines.checkpoint import open_checkpoint
 from diffusers_xai.profile.names import short_name
 
 
-EMBEDDED = "lfw-32 (in the package)"
+EMBEDDED, DRAWN = "lfw-32 (in the package)", "drawn-32 (in the package)"
 STEPS = (25, 50, 100, 250, 1000)
 
 
@@ -117,6 +117,11 @@ class Model:
     def null_label(self) -> int | None:
         """The label that means "no label", which guidance needs; `None` where there is none."""
         return self.pipe.unet.config.get("null_class_label") if self.classes else None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are pictures such as those of its training, with exact masks of their parts."""
+        return self.name == DRAWN
 
     @property
     def size(self) -> tuple[int, int]:
@@ -239,7 +244,7 @@ def relate(models: Mapping[str, Model]) -> None:
 
 
 def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:
-    """Name -> model: the given ones, the first of which visitors see first, and the embedded one.
+    """Name -> model: the given ones, the first of which visitors see first, and those of the package.
 
     Args:
         checkpoints (`Sequence[str]`): Folders or Hub ids of pipelines.
@@ -247,10 +252,12 @@ def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:
     Raises:
         ValueError: If one cannot be loaded, or two have the same name.
     """
-    models = {}
-    for checkpoint in (*checkpoints, None):
-        is_folder = checkpoint is not None and Path(checkpoint).is_dir()
-        name = EMBEDDED if checkpoint is None else Path(checkpoint).resolve().name if is_folder else checkpoint
+    named: list[tuple[str, str | None]] = [
+        (Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint, checkpoint)
+        for checkpoint in checkpoints
+    ]
+    models: dict[str, Model] = {}
+    for name, checkpoint in [*named, (EMBEDDED, None), (DRAWN, demo_checkpoint("drawn-32"))]:
         if name in models:
             raise ValueError(f"Expected checkpoints of different names, got two called {name}: rename a folder.")
         pipe = open_checkpoint(checkpoint)

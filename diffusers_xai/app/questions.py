@@ -7,45 +7,54 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from diffusers_xai.app import runs
-from diffusers_xai.app.models import Model
+from diffusers_xai.app.models import DRAWN, Model
 from diffusers_xai.app.settings import Limits, Settings, SettingsError
+from diffusers_xai.checkpoints.drawn_parts import CONCEPTS as PARTS
+from diffusers_xai.checkpoints.drawn_parts import parts
 from diffusers_xai.experiments import EXPERIMENTS, Experiment, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS
+from diffusers_xai.experiments.concepts import IMAGES
 from diffusers_xai.experiments.nulls import NULLS
 from diffusers_xai.labels import labels_between
 from diffusers_xai.recording.plan import RecordingPlan
 
 
 MAX_SEEDS = 8
-CHECKPOINTS = "checkpoints"  # `Experiment.needs` of those that compare several
+CHECKPOINTS, CONCEPTS = "checkpoints", "concepts"  # `Experiment.needs`: several models, pictures with masks
 BATCH = 4  # images at a time: what a batch records is held at once
 _PACKAGE = Path(__file__).parents[1]
 
 
 def offered() -> dict[str, Experiment]:
-    """Those that a visitor can run: of the models on offer, and not over every pair of labels, which takes hours."""
-    known = {name: entry for name, entry in EXPERIMENTS.items() if entry.needs in (None, CHECKPOINTS)}
+    """Those of a model with labels or without a condition; not over every pair of labels, which takes hours."""
+    known = {name: entry for name, entry in EXPERIMENTS.items() if entry.needs in (None, CHECKPOINTS, CONCEPTS)}
     return {name: entry for name, entry in known.items() if entry.labels != ALL_LABELS}
 
 
 def elsewhere() -> str:
-    """Which experiments are asked on the command line alone, in words."""
-    left = [f"{entry.title} (`{name}`)" for name, entry in EXPERIMENTS.items() if name not in offered()]
+    """Which experiments are asked elsewhere, in words."""
+    left = {name: f"{entry.title} (`{name}`)" for name, entry in EXPERIMENTS.items() if name not in offered()}
+    prompted = [left.pop(name) for name in list(left) if EXPERIMENTS[name].needs == "prompt"]
     return (
-        "The command `diffusers-xai experiment` asks more, where a page is too slow, or a pipeline with a prompt or"
-        f" a function of your own is needed: {'; '.join(left)}."
+        f"Of a prompt, on the tab **Words**: {'; '.join(prompted)}, and layers patched between two prompts. On the"
+        f" command line, `diffusers-xai experiment`, since a page is too slow: {'; '.join(left.values())}. There, all"
+        " of them are asked of any checkpoint, and with functions of your own."
     )
 
 
 def choices(models: Mapping[str, Model]) -> list[tuple[str, str]]:
     """(title, name) of what at least one of the models can answer."""
     labelled = any(model.classes > 1 for model in models.values())
-    several = any(model.others for model in models.values())
+    several, known = (any(getattr(model, name) for model in models.values()) for name in ("others", "has_masks"))
     return [
         (entry.title, name)
         for name, entry in offered().items()
-        if (labelled or entry.labels < 2) and (several or entry.needs != CHECKPOINTS)
+        if (labelled or entry.labels < 2)
+        and (several or entry.needs != CHECKPOINTS)
+        and (known or entry.needs != CONCEPTS)
     ]
 
 
@@ -72,10 +81,11 @@ class Question:
     name: str
     seeds: int
     seconds: float = 0.0
+    plan = staticmethod(runs.plan)
 
     def __call__(self, model: Model, settings: Settings, limits: Limits, tell: runs.Tell) -> ExperimentResult:
         """Runs it."""
-        experiment, start = EXPERIMENTS[self.name], time.monotonic()
+        experiment = EXPERIMENTS[self.name]
         self.check(model, settings)
         labels = self._labels(model, settings)
         seeds = range(settings.seed, settings.seed + self.seeds)
@@ -83,23 +93,18 @@ class Question:
         options: dict[str, Any] = {"null": control_of(experiment)}
         if experiment.region is not None:
             options["mask"] = settings.mask_array()
-
-        def told(unet: Any, inputs: tuple[Any, ...]) -> None:
-            tell(round(min(time.monotonic() - start, 0.95 * self.seconds)), max(round(self.seconds), 1), inputs[0][0])
-
         others = model.others if experiment.needs == CHECKPOINTS else []
-        hook = model.pipe.unet.register_forward_pre_hook(told)
-        try:
-            with model.scheduled(settings.scheduler), _held(others):
-                if others:
-                    options["others"] = [other.pipe for other in others]
-                result = experiment.run(model.pipe, sampling, **options)
-        except (ValueError, KeyError) as error:
-            if not _is_ours(error):
-                raise
-            raise SettingsError(f"{model.name} cannot answer this: {error.args[0]}") from error
-        finally:
-            hook.remove()
+        if others:
+            options["others"] = [other.pipe for other in others]
+        if experiment.needs == CONCEPTS:
+            options["concepts"] = parts(torch.empty(IMAGES, *model.pipe.sample_shape))
+        with (
+            in_words(model.name),
+            timed(model.pipe, self.seconds, tell),
+            model.scheduled(settings.scheduler),
+            _held(others),
+        ):
+            result = experiment.run(model.pipe, sampling, **options)
         return replace(result, settings=runs.without_paths(result.settings, model.name))
 
     def check(self, model: Model, settings: Settings) -> None:
@@ -116,6 +121,8 @@ class Question:
             raise SettingsError("This experiment compares two labels: choose another one than that of the image.")
         if experiment.needs == CHECKPOINTS and not model.others:
             raise SettingsError("This experiment compares checkpoints of one architecture, and only one is offered.")
+        if experiment.needs == CONCEPTS and not model.has_masks:
+            raise SettingsError(f"This is asked of pictures whose parts are known: choose the model {DRAWN}.")
         if self.seeds < experiment.min_seeds:
             raise SettingsError(f"This experiment needs at least {experiment.min_seeds} seeds, not {self.seeds}.")
 
@@ -133,9 +140,37 @@ class Question:
         pixels = 0 if experiment.region is None or mask is None else int(mask.sum())
         runs = experiment.runs
         if callable(runs):
-            runs = runs(len(self._labels(model, settings)))
-        call = plan.sampling_seconds / plan.steps
-        return replace(self, seconds=self.seeds * call * (runs * plan.steps + experiment.calls * pixels))
+            runs = runs(len(PARTS if experiment.needs == CONCEPTS else self._labels(model, settings)))
+        calls = self.seeds * (runs * plan.steps + experiment.calls * pixels) + experiment.once
+        return replace(self, seconds=calls * plan.sampling_seconds / plan.steps)
+
+
+@contextmanager
+def timed(pipe: Any, seconds: float, tell: runs.Tell) -> Iterator[None]:
+    """Tells at every call of a pipeline's network how much of the foretold time is over."""
+    start = time.monotonic()
+
+    def told(unet: Any, inputs: tuple[Any, ...]) -> None:
+        tell(round(min(time.monotonic() - start, 0.95 * seconds)), max(round(seconds), 1), inputs[0][0])
+
+    hook = pipe.unet.register_forward_pre_hook(told)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def in_words(name: str) -> Iterator[None]:
+    """What this package refuses is told to the visitor as what the model of this name cannot answer."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except (ValueError, KeyError) as error:
+        if not _is_ours(error):
+            raise
+        raise SettingsError(f"{name} cannot answer this: {error.args[0]}") from error
 
 
 @contextmanager

@@ -38,6 +38,22 @@ class Stop(Protocol):
         """Whether to end it."""
 
 
+class SharedModel(Protocol):
+    """What all visitors share, one run at a time."""
+
+    @property
+    def pipe(self) -> Any:
+        """The pipeline, whose network is its `unet`."""
+
+    @property
+    def lock(self) -> threading.Lock:
+        """Held by the run on its way."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a run."""
+
+
 @dataclass(frozen=True)
 class State:
     """A run on its way: how many of its steps are done, and its sample (channel, height, width)."""
@@ -114,8 +130,8 @@ def sweep_seconds(plan: RecordingPlan) -> float:
 
 def run_stream(
     task: Callable[..., Any],
-    model: Model,
-    settings: Settings,
+    model: SharedModel,
+    settings: Any,
     limits: Limits,
     stop: Stop | None = None,
     patience: float = math.inf,

@@ -25,12 +25,14 @@ from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
 from diffusers_xai.app.log import bounded_log  # noqa: E402
 from diffusers_xai.app.models import EMBEDDED, Model, load_models, relate  # noqa: E402
+from diffusers_xai.app.prompts import PromptModel, load_prompt_model  # noqa: E402
 from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream  # noqa: E402
 from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
-from diffusers_xai.app.settings import Limits, Settings, SettingsError  # noqa: E402
+from diffusers_xai.app.settings import Limits, SettingsError  # noqa: E402
 from diffusers_xai.app.showing import Showing  # noqa: E402
 from diffusers_xai.app.theme import CSS, HEAD, THEME  # noqa: E402
 from diffusers_xai.app.visitors import Visitors  # noqa: E402
+from diffusers_xai.app.words import WordsTab  # noqa: E402
 from diffusers_xai.app.workspace import workspace  # noqa: E402
 
 
@@ -88,6 +90,7 @@ def build(
     limits: Limits,
     folder: Path | None = None,
     shown: Result | None = None,
+    prompted: PromptModel | None = None,
     **defaults: Any,
 ) -> App:
     """The app.
@@ -97,18 +100,20 @@ def build(
         limits (`Limits`): What a visitor may ask for.
         folder (`Path`, *optional*): Where visitors' files lie; the system's place for them by default.
         shown (`Result`, *optional*): What a fresh page shows.
+        prompted (`PromptModel`, *optional*): Whose words are asked about; the page has no place for them without.
         defaults: Fields of `Settings`.
     """
+    every: dict[str, Any] = {**models, **({} if prompted is None else {prompted.name: prompted})}
     if "SPACES_ZERO_GPU" in os.environ:
         limits = replace(limits, max_seconds=min(limits.max_seconds, GPU_SECONDS))
-        stream, parallel = _stream_of_gpu(models, limits), 1
+        stream, parallel = _stream_of_gpu(every, limits), 1
     else:
-        stream, parallel = _stream(limits), len(models)
+        stream, parallel = _stream(limits), len(every)
     relate(models)
     settings = next(iter(models.values())).default(limits, **defaults)
     presence = Presence()
     with gr.Blocks(title="How a diffusion model makes a face", delete_cache=(600, 3600)) as demo:
-        c = build_layout(models, settings, limits, folder)
+        c = build_layout(models, settings, limits, folder, prompted is not None)
         controls = Controls(c, models, limits, **defaults)
         showing = Showing(controls, shown)
         Api(controls, stream, presence, parallel, folder).connect()  # first: its names are as they are documented
@@ -116,6 +121,8 @@ def build(
         events = Events(controls, stream, presence, parallel)
         events.connect(showing.after)
         ExperimentTab(events).connect()
+        if prompted is not None:
+            WordsTab(events, prompted).connect()
         showing.connect(demo)
     demo.queue(max_size=limits.queue, default_concurrency_limit=4, api_open=False)
     return App(demo, limits, presence, folder)
@@ -125,17 +132,17 @@ def _stream(limits: Limits) -> Callable[..., Iterator[Any]]:
     return lambda task, model, settings, stop, **options: run_stream(task, model, settings, limits, stop, **options)
 
 
-def _stream_of_gpu(models: dict[str, Model], limits: Limits) -> Callable[..., Iterator[Any]]:
+def _stream_of_gpu(models: dict[str, Any], limits: Limits) -> Callable[..., Iterator[Any]]:
     """The same on a ZeroGPU Space, where a run is in a process of its own: only names and results go across."""
     spaces: Any = import_module("spaces")  # `spaces/app.py` has imported it before torch
 
-    def in_worker(task: Any, name: str, settings: Settings, options: dict[str, Any]) -> Iterator[Any]:
+    def in_worker(task: Any, name: str, settings: Any, options: dict[str, Any]) -> Iterator[Any]:
         yield from run_stream(task, models[name], settings, limits, **options)
 
     # Of the errors in the worker, only Gradio's own come back with their text.
     on_gpu = spaces.GPU(duration=round(limits.max_seconds))(readable_errors(in_worker))
 
-    def stream(task: Any, model: Model, settings: Settings, stop: Any, **options: Any) -> Iterator[Any]:
+    def stream(task: Any, model: Any, settings: Any, stop: Any, **options: Any) -> Iterator[Any]:
         with closing(on_gpu(task, model.name, settings, options)) as items:  # closing them ends the worker's run
             try:
                 for item in items:
@@ -164,6 +171,7 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     first = next(iter(models.values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # files are deleted then too
     with bounded_log(), workspace() as folder:
-        app = build(models, limits, folder, example(first, limits) if first.name == EMBEDDED else None)
+        shown = example(first, limits) if first.name == EMBEDDED else None
+        app = build(models, limits, folder, shown, load_prompt_model())
         app.start(server_port=port, share=share)
         app.demo.block_thread()

@@ -45,6 +45,23 @@ BEFORE = "Shown is the run before."
 EMPTY_SWEEP = "Nothing to see yet: choose another label than that of the image, and run the sweep."
 CANCELLED = "Cancelled: a run on its way ends at its next step."
 EMPTY_EXPERIMENT = "Nothing to see yet: choose a question, and run the experiment."
+EMPTY_WORDS = "Nothing to see yet: type a prompt, and press **Run**."
+PROMPT = "a smiling woman with bangs, glasses and blond hair"
+OTHER_PROMPT = "a man with black hair, green background"
+VOCABULARY = (
+    "It knows: a (smiling) man or woman with bangs, lipstick, glasses; black, brown, ginger, blond, grey or blue hair;"
+    " blue, green, yellow, orange, purple or grey background."
+)
+WORDS = (
+    "**Words.** A small text-to-image model of drawn faces, which is in the package: see where its words look, what"
+    " they change, and which layer carries the prompt. The noise seed is that of the settings."
+)
+WORD_MAPS = (
+    "A row for each word, over the images x̂₀ that the network predicts on the way: bright places look at that word"
+    " most, by the softmax weights of all layers; last, the mean of all times. A map tells where the network looks,"
+    " not what the word does: for that, ask what it changes, which has controls. *Source: Tang et al. 2023 (DAAM),"
+    " here per step.*"
+)
 EXPERIMENTS = (
     "**Experiments.** One run shows one image; an experiment asks a question over several, beside a control that says"
     " what chance would show. Label, noise seed, steps, scheduler, guidance and region are those of the settings."

@@ -108,9 +108,10 @@ class Experiment:
         seeds (`int`): How many seeds the command takes by default, and
         steps (`int`): how many denoising steps.
         min_seeds (`int`): How many seeds it needs.
-        runs (`float`): What a seed costs, in plain runs of one image (a function of the number of labels, where that
-            matters), and
+        runs (`float`): What a seed costs, in plain runs of one image (a function of how many labels, words or concepts
+            there are, where that matters), and
         calls (`float`): in calls of the network for each pixel of the region: about, control included.
+        once (`float`): Calls of the network besides, however many seeds there are.
         plot_images (`Callable`, *optional*): Draws the images and maps behind its numbers.
         table (`Callable`, *optional*): Its numbers in a few rows, for the report.
         judged (`bool`): Whether `measure` takes a `judge`, see `Judge`.
@@ -137,6 +138,7 @@ class Experiment:
     min_seeds: int = 1
     runs: float | Callable[[int], float] = 2.0
     calls: float = 0.0
+    once: float = 0.0
     nulls: tuple[str, ...] = ()
     region: str | None = None
     plot_images: Callable[[ExperimentResult], go.Figure] | None = None

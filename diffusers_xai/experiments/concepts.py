@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
@@ -17,6 +18,7 @@ from diffusers_xai.experiments.figures import dots, interval_text
 from diffusers_xai.experiments.maps import resized
 from diffusers_xai.experiments.noised_pictures import (
     Concepts,
+    Masks,
     label_of_pictures,
     layers_of_noised,
     pictures_with_masks,
@@ -32,6 +34,7 @@ from diffusers_xai.recording.edits import EditSpec
 
 
 TIMES = (0.9, 0.7, 0.5, 0.3, 0.1)  # parts of the training's timesteps
+IMAGES = 64
 LEVEL = 0.05  # of the share of false discoveries
 _SHOWN = 4  # pictures of the images' figure
 
@@ -40,8 +43,8 @@ def measure(
     pipe: XAIPipeline,
     sampling: Sampling,
     *,
-    concepts: Concepts | None = None,
-    images: int = 64,
+    concepts: Concepts | tuple[torch.Tensor, Masks] | None = None,
+    images: int = IMAGES,
     layers: Sequence[str] | None = None,
     times: Sequence[float] = TIMES,
     units: int = 4,
@@ -63,7 +66,8 @@ def measure(
         sampling ([`Sampling`]): What is sampled.
         concepts (`Callable`): Takes finished samples of the model, `(image, 3, height, width)` in [-1, 1], and returns
             the masks of every concept by name, bool `(image, height, width)`; or pictures of its own, as many and as
-            large, and their masks. The network sees pictures of its own without a label, if it was trained for that.
+            large, and their masks. Or such a pair, without a function. The network sees pictures that come with masks
+            without a label, if it was trained for that.
         images (`int`): How many pictures.
         layers (`Sequence[str]`, *optional*): Globs of layers; those in the blocks if `None`.
         times (`Sequence[float]`): Timesteps as parts of the training's, in [0, 1).
@@ -360,6 +364,8 @@ EXPERIMENT = register(
         plot,
         seeds=8,
         steps=25,
+        runs=lambda concepts: 1.0 + 3 * concepts,
+        once=float(len(TIMES) * IMAGES),
         nulls=("permuted-masks",),
         plot_images=plot_images,
         table=table,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,26 +21,24 @@ Concepts = Callable[[torch.Tensor], Masks | tuple[torch.Tensor, Masks]]
 
 
 def pictures_with_masks(
-    pipe: XAIPipeline, sampling: Sampling, concepts: Concepts, count: int
+    pipe: XAIPipeline, sampling: Sampling, concepts: Concepts | tuple[torch.Tensor, Masks], count: int
 ) -> tuple[torch.Tensor, Masks, bool]:
     """Pictures (image, rgb, height, width), the masks of the concepts on them, and whether they came with the masks.
 
     Otherwise they are the model's own.
     """
-    seeds = [OTHER_NOISE + number for number in range(count)]
-    parts = [seeds[start : start + sampling.batch_size] for start in range(0, count, sampling.batch_size)]
-    what = [Samples(every=sampling.steps, x0=False, measures=())]
-    finals = [sampling.profile(pipe, part, what)["final_sample"].values for part in parts]
-    own = torch.from_numpy(np.concatenate(finals)).clamp(-1, 1)
-    answer = concepts(own)
-    if isinstance(answer, tuple):
-        pictures, masks = answer
-    else:
-        pictures, masks = own, answer
+    answer: Any = concepts
+    if callable(concepts):
+        own = _own_pictures(pipe, sampling, count)
+        answer = concepts(own)
+    given = isinstance(answer, tuple)
+    pictures, masks = answer if given else (own, answer)
     pictures = torch.as_tensor(pictures)
-    if pictures.shape != own.shape:
-        raise ValueError(f"concepts: expected pictures of shape {tuple(own.shape)}, got {tuple(pictures.shape)}.")
-    shape = (count, *own.shape[-2:])
+    if pictures.shape != (count, *pipe.sample_shape):
+        raise ValueError(
+            f"concepts: expected pictures of shape {(count, *pipe.sample_shape)}, got {tuple(pictures.shape)}."
+        )
+    shape = (count, *pictures.shape[-2:])
     checked = {str(name): np.asarray(mask) for name, mask in masks.items()}
     for name, mask in checked.items():
         if mask.shape != shape or mask.dtype != bool or not mask.any() or mask.all():
@@ -49,7 +48,15 @@ def pictures_with_masks(
             )
     if not checked:
         raise ValueError("concepts: expected the masks of at least one concept, got none.")
-    return pictures.to(own.dtype), checked, isinstance(answer, tuple)
+    return pictures.float(), checked, given
+
+
+def _own_pictures(pipe: XAIPipeline, sampling: Sampling, count: int) -> torch.Tensor:
+    seeds = [OTHER_NOISE + number for number in range(count)]
+    parts = [seeds[start : start + sampling.batch_size] for start in range(0, count, sampling.batch_size)]
+    what = [Samples(every=sampling.steps, x0=False, measures=())]
+    finals = [sampling.profile(pipe, part, what)["final_sample"].values for part in parts]
+    return torch.from_numpy(np.concatenate(finals)).clamp(-1, 1)
 
 
 def label_of_pictures(pipe: XAIPipeline, sampling: Sampling, given: bool) -> int | None:

@@ -324,6 +324,7 @@ EXPERIMENT = register(
         plot,
         seeds=8,
         steps=25,
+        runs=lambda words: 2.0 + words,
         nulls=("random-weights",),
         plot_images=plot_images,
         table=table,

@@ -8,6 +8,7 @@ from diffusers_xai import XAIPipeline
 from diffusers_xai.app.example import example
 from diffusers_xai.app.log import bounded_log
 from diffusers_xai.app.models import EMBEDDED, Model, load_models
+from diffusers_xai.app.prompts import load_prompt_model
 from diffusers_xai.app.server import build
 from diffusers_xai.app.settings import Limits
 from diffusers_xai.app.workspace import workspace
@@ -23,6 +24,6 @@ if __name__ == "__main__":
     models = load_models()
     models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
     with bounded_log(), workspace() as folder:
-        app = build(models, limits, folder, example(models[EMBEDDED], limits), steps=25, every=5)
+        app = build(models, limits, folder, example(models[EMBEDDED], limits), load_prompt_model(), steps=25, every=5)
         app.start(server_name="127.0.0.1", server_port=int(sys.argv[1]))
         app.demo.block_thread()

@@ -20,7 +20,7 @@ def test_models_of_folders_stand_before_the_embedded_one(tmp_path):
     for name in ("cats", "digits"):
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
     found = models.load_models([str(tmp_path / "cats"), str(tmp_path / "digits")])
-    assert list(found) == ["cats", "digits", models.EMBEDDED]
+    assert list(found) == ["cats", "digits", models.EMBEDDED, models.DRAWN]
     assert [model.name for model in found.values()] == list(found)
     assert found["cats"].classes == 0
     assert found[models.EMBEDDED].attributes == ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]

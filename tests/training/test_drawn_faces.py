@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, PARTS, caption, draw_face, random_face
 from tests.training.small_runs import make_config
 from training.data import load_splits
 from training.drawn_faces import contact_sheet, drawn_faces, main
-from training.face_drawing import ATTRIBUTES, PARTS, caption, draw_face, random_face
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
+from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, draw_face
 from training.drawn_faces import main as make_faces
 from training.evaluate_drawn import asked_traits, faces_asked_for, fidelity, main, quality, seen_traits
-from training.face_drawing import ATTRIBUTES, draw_face
 
 
 @pytest.fixture(scope="module")

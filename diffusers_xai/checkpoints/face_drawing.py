@@ -7,6 +7,7 @@ belongs to one part, so a pixel of the picture is the mean of its parts' colours
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -69,7 +70,7 @@ class Face:
     glasses: bool
     hair_color: str
     background_color: str
-    colors: dict[str, tuple[int, int, int]]
+    colors: dict[str, tuple[int, ...]]
     shift: tuple[float, float]
     scale: float
     tilt: float
@@ -108,7 +109,7 @@ class Drawing:
     coverage: np.ndarray
 
 
-def random_face(seed: int, **fixed: bool) -> Face:
+def random_face(seed: int, **fixed: Any) -> Face:
     """The face of this seed. Labels are fair coins, independent of each other and of everything else.
 
     Args:

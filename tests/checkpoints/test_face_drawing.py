@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from training.face_drawing import ATTRIBUTES, BACKGROUND_COLORS, HAIR_COLORS, PARTS, caption, draw_face, random_face
+from diffusers_xai.checkpoints.face_drawing import (
+    ATTRIBUTES,
+    BACKGROUND_COLORS,
+    HAIR_COLORS,
+    PARTS,
+    caption,
+    draw_face,
+    random_face,
+)
 
 
 FIELDS = ("bangs", "male", "smiling", "wearing_lipstick")

@@ -1,19 +1,21 @@
-"""Drawn faces with the exact masks of their parts, for `diffusers-xai experiment concepts` and `words`.
+"""Drawn faces with the exact masks of their parts, for the experiments `concepts` and `words`.
 
-diffusers-xai experiment concepts --checkpoint drawn-32 --concepts training/drawn_parts.py:parts
-diffusers-xai experiment words --prompt "a smiling woman with blond hair" --concepts training/drawn_parts.py:words
+FILE=diffusers_xai/checkpoints/drawn_parts.py
+diffusers-xai experiment concepts --checkpoint drawn-32 --concepts $FILE:parts
+diffusers-xai experiment words --prompt "a smiling woman with blond hair" --concepts $FILE:words
 """
-
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from training.face_drawing import BACKGROUND_COLORS, HAIR_COLORS, PARTS, Face, draw_face, random_face  # noqa: E402
+from diffusers_xai.checkpoints.face_drawing import (
+    BACKGROUND_COLORS,
+    HAIR_COLORS,
+    PARTS,
+    Face,
+    draw_face,
+    random_face,
+)
 
 
 FIRST_SEED = 30_000  # of the validation split: no face of the training
