@@ -110,7 +110,7 @@ class Controls:
         if drawn is not None:
             if min(map(sub, drawn.shape, model.size)) < 0:
                 raise SettingsError("The drawing is smaller than the image: paint it anew.")
-            session.region = (model.name, json.dumps(mask_to_runs(mask_from_drawing(drawn, model.size))))
+            return json.dumps(mask_to_runs(mask_from_drawing(drawn, model.size)))
         return self.region(session, model)
 
     def region(self, session: Session, model: Model) -> str:
@@ -133,7 +133,7 @@ class Controls:
 
     def take(self, session: Session, settings: Settings, told: str) -> dict[Any, Any]:
         """Sets all controls to settings from elsewhere, and draws their region."""
-        session.region = None if settings.mask is None else (settings.model, settings.mask)
+        session.ask_about(settings)
         return {**self.values(settings), self.c.editor: self.drawn(settings), self.c.status: told}
 
     def drawn(self, settings: Settings, image: np.ndarray | None = None) -> dict[str, Any]:

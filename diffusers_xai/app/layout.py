@@ -97,6 +97,7 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
         )  # fmt: skip
         gr.Markdown(texts.REGION.format(pixels=limits.max_mask_pixels))
         with gr.Column():
+            c.painted = gr.Button(visible="hidden", elem_id="painted")  # which the page itself clicks, see `HEAD`
             c.editor = gr.ImageEditor(
                 type="numpy", image_mode="RGBA", label="Region", elem_id="mask", height=420, sources=(),
                 brush=gr.Brush(default_size=24, colors=["#d55e00"], color_mode="fixed"), transforms=(), layers=False,
@@ -130,6 +131,7 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
     gr.Markdown(texts.LIVE)
     c.live = gr.Image(label="x_t while it forms", height=220, interactive=False, elem_id="live", buttons=[])
     c.shown = gr.Markdown("", elem_id="shown")
+    c.run = gr.Textbox(visible="hidden", elem_id="run", show_label=False)  # the id of what is shown
     with gr.Row():
         c.keep = gr.Button("Keep this run to compare", size="sm", elem_id="keep")
     with gr.Tabs():

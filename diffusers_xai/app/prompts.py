@@ -51,6 +51,20 @@ class PromptModel:
     def __post_init__(self) -> None:
         self.pipe.set_progress_bar_config(disable=True)
 
+    def check(self, prompt: str, what: str) -> str:
+        """The prompt itself.
+
+        Raises:
+            SettingsError: If the model would not see all of it.
+        """
+        count, most = len(self.pipe.tokenizer(prompt).input_ids), self.pipe.tokenizer.model_max_length
+        if count > most:
+            raise SettingsError(
+                f"{what}: expected at most {most} pieces, got {count}. Words that this model does not know are spelled"
+                " letter by letter: use those that it knows."
+            )
+        return prompt
+
 
 def load_prompt_model() -> PromptModel:
     """The one of the package."""
@@ -181,7 +195,7 @@ def checked_words(text: Any, prompt: str) -> tuple[str, ...]:
     """The words and phrases between commas; the prompt's own that stand for something, if there are none.
 
     Raises:
-        SettingsError: If they are too many.
+        SettingsError: If they are too many, or not in the prompt.
     """
     named = checked_prompt(text, "Words").split(",") if isinstance(text, str) and text.strip() else words_of(prompt)
     words = tuple(dict.fromkeys(word.strip() for word in named if word.strip()))
@@ -189,4 +203,7 @@ def checked_words(text: Any, prompt: str) -> tuple[str, ...]:
         raise SettingsError(
             f"Words: expected 1 to {MAX_WORDS} words or phrases with commas between them, got {len(words)}."
         )
+    for word in words:
+        if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE):
+            raise SettingsError(f"Words: “{word}” is not in the prompt.")
     return words

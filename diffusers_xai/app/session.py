@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Result:
         blocks (`dict[str, list[str]]`): The blocks of the model that made it, if that is offered.
         caption (`str`): What it shows, in words.
         is_shared (`bool`): Whether it is the same for all visitors, and costs none of them memory.
+        id (`str`): By which the page tells it from others, whose captions may be equal.
     """
 
     profile: DiffusionProfile
@@ -45,6 +46,7 @@ class Result:
     blocks: dict[str, list[str]]
     caption: str
     is_shared: bool = False
+    id: str = field(init=False, default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def region(self) -> np.ndarray | None:
@@ -108,8 +110,8 @@ class Session:
         results = {id(result): result for result in (self.result, *self.kept) if result is not None}
         return sum(result.nbytes for result in results.values())
 
-    def seen(self, told: Any) -> Result:
-        """The run that the page shows, by what it says of it.
+    def seen(self, shown: Any) -> Result:
+        """The run that the page shows, by the id that it sends.
 
         Raises:
             SettingsError: If there is none, or a newer one is on its way to the page.
@@ -117,9 +119,13 @@ class Session:
         result = self.result
         if result is None:
             raise SettingsError("Sample something first.")
-        if told != result.words:
+        if shown != result.id:
             raise SettingsError("A newer run is about to be shown: look at it first.")
         return result
+
+    def ask_about(self, settings: Settings) -> None:
+        """Takes the region of settings for what is asked next, where nothing new is painted."""
+        self.region = None if settings.mask is None else (settings.model, settings.mask)
 
     def keep(self, result: Result) -> None:
         """Keeps a run, and forgets the oldest of what was kept beyond the most."""

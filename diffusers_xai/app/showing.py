@@ -69,10 +69,11 @@ class Showing:
         shown |= {getattr(c, name): note for name, note in notes.items()}
         shown |= self.compare(session, None)
         if settings is not None:
+            session.ask_about(settings)
             shown[c.editor] = self.controls.drawn(settings, figures.final_image(result.profile))
         # The file and the link of this run are made next: until then there is none of an earlier one to take.
         waiting = {c.download: gr.update(interactive=False), c.link: ""}
-        return {**shown, **waiting, c.shown: result.words, c.stale: ""}
+        return {**shown, **waiting, c.shown: result.words, c.run: result.id, c.stale: ""}
 
     def _map(self, result: Result, dark: bool, name: str, group: str) -> dict[Any, Any]:
         c, choices = self.c, figures.layer_choices(result.profile, group)
@@ -91,38 +92,38 @@ class Showing:
             shown[c.mask_max] = gr.update(visible=there)
         return shown
 
-    # What acts on a run is sent what the page says of it: between the end of a run and its figures on the page, a
+    # What acts on a run is sent which one the page shows: between the end of a run and its figures on the page, a
     # click would be about the run before.
 
-    def channel(self, group: str, session: Session, told: Any, layer: Any, index: Any, channel: Any) -> Any:
+    def channel(self, group: str, session: Session, run: Any, layer: Any, index: Any, channel: Any) -> Any:
         """The map of the sliders, and what it is."""
         index = whole(index, "Time", 0, 10**4)
-        return figures.channel_figure(session.seen(told), session.dark, group, layer, index, channel)
+        return figures.channel_figure(session.seen(run), session.dark, group, layer, index, channel)
 
-    def channels_of(self, group: str, session: Session, told: Any, layer: Any) -> Any:
+    def channels_of(self, group: str, session: Session, run: Any, layer: Any) -> Any:
         """The range of the channel slider for a layer."""
-        profile = session.seen(told).profile
+        profile = session.seen(run).profile
         if f"{group}/{layer}" not in profile:
             return gr.skip()
         return gr.update(maximum=max(figures.map_sizes(profile, group, layer)[1] - 1, 1), value=0)
 
-    def mask_max(self, session: Session, told: Any, name: Any, layer: Any, index: Any, there: Any) -> Any:
+    def mask_max(self, session: Session, run: Any, name: Any, layer: Any, index: Any, there: Any) -> Any:
         """Adds the channel c* of the map that is shown to the masked channels."""
-        channel = figures.max_channel(session.seen(told), layer, whole(index, "Time", 0, 10**4))
+        channel = figures.max_channel(session.seen(run), layer, whole(index, "Time", 0, 10**4))
         return self.controls.mask_channel(name, layer, channel, there)
 
-    def layer_attention(self, session: Session, told: Any, layer: Any) -> Any:
+    def layer_attention(self, session: Session, run: Any, layer: Any) -> Any:
         """The max channel of one attention layer over time."""
-        return figures.layer_attention(session.seen(told), session.dark, layer)
+        return figures.layer_attention(session.seen(run), session.dark, layer)
 
-    def keep(self, session: Session, told: Any) -> dict[Any, Any]:
+    def keep(self, session: Session, run: Any) -> dict[Any, Any]:
         """Keeps the run for the comparison."""
-        session.keep(session.seen(told))
+        session.keep(session.seen(run))
         return self.compare(session, 0)
 
-    def choose_kept(self, session: Session, told: Any, chosen: Any) -> dict[Any, Any]:
+    def choose_kept(self, session: Session, run: Any, chosen: Any) -> dict[Any, Any]:
         """The comparison of the chosen one of the kept runs with what is shown."""
-        session.seen(told)
+        session.seen(run)
         return self.compare(session, chosen)
 
     def compare(self, session: Session, chosen: Any) -> dict[Any, Any]:
@@ -206,7 +207,7 @@ class Showing:
             safe(controls.load), c.session, controls.outputs, **RAW
         )
         for name, group in MAPS:
-            inputs = [c.session, c.shown, *(getattr(c, f"{name}_{part}") for part in ("layer", "step", "channel"))]
+            inputs = [c.session, c.run, *(getattr(c, f"{name}_{part}") for part in ("layer", "step", "channel"))]
             draw, outputs = safe(partial(self.channel, group)), [getattr(c, f"{name}_{part}") for part in DRAWN]
             inputs[2].input(safe(partial(self.channels_of, group)), inputs[:3], inputs[4], **RAW).then(
                 draw, inputs, outputs, **RAW
@@ -215,21 +216,22 @@ class Showing:
                 slider.input(draw, inputs, outputs, trigger_mode="always_last", **RAW)
         c.mask_max.click(
             safe(self.mask_max),
-            [c.session, c.shown, c.model, c.map_layer, c.map_step, c.ablations],
+            [c.session, c.run, c.model, c.map_layer, c.map_step, c.ablations],
             c.ablations,
             **RAW,
         )
         c.attention_layer.input(
-            safe(self.layer_attention), [c.session, c.shown, c.attention_layer], c.attention_maps, **RAW
+            safe(self.layer_attention), [c.session, c.run, c.attention_layer], c.attention_maps, **RAW
         )  # fmt: skip
         pairs = [c.pair_status, c.kept, *(getattr(c, name) for name in PAIRS)]
-        c.keep.click(safe(self.keep), [c.session, c.shown], pairs, **RAW)
-        c.kept.input(safe(self.choose_kept), [c.session, c.shown, c.kept], pairs, **RAW)
+        c.keep.click(safe(self.keep), [c.session, c.run], pairs, **RAW)
+        c.kept.input(safe(self.choose_kept), [c.session, c.run, c.kept], pairs, **RAW)
         outputs = list(dict.fromkeys([*controls.outputs, c.live]))
         self.after(c.upload.upload(safe(self.upload), [c.session, c.upload], outputs, **RAW))
         mark = {"fn": safe(self.mark), "inputs": [c.session, *controls.inputs], "outputs": c.stale}
+        # Were it asked for its own events, the editor would send every stroke by a route that is closed here.
         changed = [component.input for component in controls.inputs if component is not c.editor]
-        gr.on(changed, **mark, trigger_mode="always_last", **RAW)
+        gr.on([*changed, c.painted.click], **mark, trigger_mode="always_last", **RAW)
 
     def after(self, event: Any) -> None:
         """Shows a new result: figures, file, link and address."""
@@ -245,7 +247,17 @@ class Showing:
         maps = [getattr(c, f"{name}_{part}") for name, _ in MAPS for part in ("layer", "step", "channel", *DRAWN)]
         plots = [getattr(c, name) for name in (*figures.PLOTS, *PAIRS)]
         notes = [c.activations_note, c.attention_note, c.weights_note, c.gradients_note]
-        others = [c.mask_max, c.attention_layer, c.attention_maps, c.editor, c.pair_status, c.kept, c.shown, c.stale]
+        others = [
+            c.mask_max,
+            c.attention_layer,
+            c.attention_maps,
+            c.editor,
+            c.pair_status,
+            c.kept,
+            c.shown,
+            c.run,
+            c.stale,
+        ]
         return [*plots, *maps, *notes, *others, c.download, c.link]
 
 

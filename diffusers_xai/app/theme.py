@@ -33,6 +33,7 @@ CSS = """
 
 # What the browser tells about the theme, for the handler of the page's start.
 # Gradio shows a picture inside a button without a name: it gets that of the picture.
+# Of the region's editor it is told when something may have been painted or undone.
 # The page's margin on a phone is set here, since Gradio puts what is in CSS inside that margin.
 HEAD = """<style>
 @media (max-width: 700px) {.gradio-container > .main.fillable {padding: 16px 10px !important}}
@@ -43,6 +44,12 @@ new MutationObserver(() => {
     button.setAttribute("aria-label", button.closest(".block")?.querySelector("label")?.innerText.trim() || "Picture");
   }
 }).observe(document.documentElement, {childList: true, subtree: true});
+let painting = false;
+addEventListener("pointerdown", event => painting = Boolean(event.target.closest?.("#mask")), true);
+addEventListener("pointerup", () => {
+  if (painting) setTimeout(() => document.querySelector("#painted")?.click());
+  painting = false;
+}, true);
 </script>"""
 
 IS_DARK = "(session, _) => [session, document.body.classList.contains('dark')]"

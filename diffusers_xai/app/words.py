@@ -113,7 +113,7 @@ class WordsTab(AskingTab):
         """What is asked: the question, of the model, with which settings."""
         name, prompt, words, switch, other, at, steps, guidance, seeds, seed = values
         (name,) = some_of([name], "Question", QUESTIONS, 1)
-        prompt = checked_prompt(prompt, "Prompt")
+        prompt = self.model.check(checked_prompt(prompt, "Prompt"), "Prompt")
         steps = whole(steps, "Steps", 1, STEPS[-1])
         switches = name == MAPS and flag(switch, "Switch")
         settings = PromptSettings(
@@ -122,10 +122,13 @@ class WordsTab(AskingTab):
             seed=whole(seed, "Noise seed", 0, MAX_SEED - MAX_SEEDS - 1),
             steps=steps,
             guidance=number(guidance, "Guidance", 1, MAX_GUIDANCE),
-            other=checked_prompt(other, "The other prompt") if switches or name == PATCHING else None,
+            other=self._other(other) if switches or name == PATCHING else None,
             switch_at=whole(at, "Switch at step", 0, steps - 1) if switches else None,
         )
         return PromptQuestion(name, 1 if name == MAPS else whole(seeds, "Seeds", 2, MAX_SEEDS)), self.model, settings
+
+    def _other(self, prompt: Any) -> str:
+        return self.model.check(checked_prompt(prompt, "The other prompt"), "The other prompt")
 
     def word_maps(
         self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any

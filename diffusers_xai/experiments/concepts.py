@@ -36,6 +36,7 @@ from diffusers_xai.recording.edits import EditSpec
 TIMES = (0.9, 0.7, 0.5, 0.3, 0.1)  # parts of the training's timesteps
 IMAGES = 64
 LEVEL = 0.05  # of the share of false discoveries
+_UNITS_AT_ONCE = 64
 _SHOWN = 4  # pictures of the images' figure
 
 
@@ -108,15 +109,20 @@ def measure(
     size = pictures.shape[-2:]
     stacked = np.stack(list(masks.values()))
     telling = _telling(stacked)
-    found, activity, shown = [], [], []
+    found: list[list[Overlap]] = []
+    shown: list[list[np.ndarray]] = []
+    activity = []
     for timestep in timesteps:
         maps = layers_of_noised(
             {path: denoiser.layers[path] for path in paths}, pipe, pictures, timestep, label, sampling.batch_size
         )
-        enlarged = {path: resized(values, size, "bilinear") for path, values in maps.items()}
-        found.append([overlap(values, stacked, order) for values in enlarged.values()])
         activity.append(np.concatenate([np.abs(values).mean((0, 2, 3)) for values in maps.values()]))
-        shown.append(np.concatenate([values[telling] for values in enlarged.values()], axis=1))
+        found.append([])
+        shown.append([])
+        for some in (part for values in maps.values() for part in _few_units(values)):
+            enlarged = resized(some, size, "bilinear")
+            found[-1].append(overlap(enlarged, stacked, order))
+            shown[-1].append(enlarged[telling])
     widths = {path: values.shape[1] for path, values in maps.items()}
     narrow = [path for path, width in widths.items() if width < 2 * units]
     if narrow:
@@ -153,7 +159,9 @@ def measure(
         mask=(("concept", "shown", "height", "width"), stacked[:, telling]),
         map=(
             ("concept", "shown", "height", "width"),
-            np.stack([shown[time][:, best[0]] for best, time in zip(chosen, when, strict=True)]),
+            np.stack(
+                [np.concatenate(shown[time], axis=1)[:, best[0]] for best, time in zip(chosen, when, strict=True)]
+            ),
         ),
         inside=effects["inside"].isel(group=0),
         outside=effects["outside"].isel(group=0),
@@ -164,6 +172,11 @@ def measure(
         of_random = effects[["inside", "outside"]].isel(group=slice(1, None)).rename(group="draw")
         data = data.assign({f"null_{name}": values for name, values in of_random.items()})
     return data
+
+
+def _few_units(values: np.ndarray) -> list[np.ndarray]:
+    """Maps (image, unit, …) by units, as many as are enlarged and compared at a time."""
+    return np.split(values, range(_UNITS_AT_ONCE, values.shape[1], _UNITS_AT_ONCE), axis=1)
 
 
 def _telling(masks: np.ndarray) -> list[int]:
@@ -365,7 +378,7 @@ EXPERIMENT = register(
         seeds=8,
         steps=25,
         runs=lambda concepts: 1.0 + 3 * concepts,
-        once=float(len(TIMES) * IMAGES),
+        once=2300.0,  # of the model inside the package: most of it, as long as the comparison with the masks takes
         nulls=("permuted-masks",),
         plot_images=plot_images,
         table=table,

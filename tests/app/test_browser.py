@@ -110,10 +110,14 @@ def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):
     page.mouse.down()
     page.mouse.move(x + 15, y, steps=6)
     page.mouse.up()
-    expect(page.locator("#mask").get_by_role("button", name="Undo")).to_be_enabled()
-    page.wait_for_timeout(800)  # the editor hands its layers over in its own time, and shows nothing of it
+    expect(page.locator("#stale")).to_contain_text("have changed since")
+    page.locator("#mask").get_by_role("button", name="Undo").click()
+    expect(page.locator("#stale")).to_be_empty()
+    page.locator("#mask").get_by_role("button", name="Redo").click()
+    expect(page.locator("#stale")).to_contain_text("have changed since")
     sample(page)
     assert volume_titles(page) != before
+    expect(page.locator("#stale")).to_be_empty()
 
 
 def test_a_display_control_draws_anew_and_does_not_sample(page):
