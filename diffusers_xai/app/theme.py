@@ -33,6 +33,7 @@ CSS = """
 
 # What the browser tells about the theme, for the handler of the page's start.
 # Gradio shows a picture inside a button without a name: it gets that of the picture.
+# With a base, the page's own folder anyway, colour bars and links to definitions would not outlive a new address.
 # Of the region's editor it is told when something may have been painted or undone.
 # The page's margin on a phone is set here, since Gradio puts what is in CSS inside that margin.
 HEAD = """<style>
@@ -40,6 +41,7 @@ HEAD = """<style>
 </style>
 <script>
 new MutationObserver(() => {
+  document.querySelector("base[href]")?.removeAttribute("href");
   for (const button of document.querySelectorAll("button:has(> .image-frame):not([aria-label])")) {
     button.setAttribute("aria-label", button.closest(".block")?.querySelector("label")?.innerText.trim() || "Picture");
   }

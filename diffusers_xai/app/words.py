@@ -28,6 +28,7 @@ from diffusers_xai.app.session import Session, readable_errors
 from diffusers_xai.app.settings import MAX_GUIDANCE, MAX_SEED
 from diffusers_xai.app.values import flag, number, some_of, whole
 from diffusers_xai.experiments import EXPERIMENTS
+from diffusers_xai.experiments.figures import worth
 from diffusers_xai.experiments.nulls import NULLS
 from diffusers_xai.profile.archive import write_archive
 
@@ -158,7 +159,8 @@ class WordsTab(AskingTab):
             prompt += f", patched from **{settings.other}**"
         seeds = f"seeds {settings.seed} to {settings.seed + task.seeds - 1}"
         control = NULLS[questions.control_of(EXPERIMENTS[task.name])]
-        return self.answer_of(session, result, f"{title}; {prompt}; {seeds}; {made}; control: {control}.")
+        text = f"{title}; {prompt}; {seeds}; {made}; control: {control}. {worth(task.seeds)}".rstrip()
+        return self.answer_of(session, result, text)
 
     def connect(self) -> None:
         """Ties the handlers to the components."""

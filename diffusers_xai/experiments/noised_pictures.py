@@ -48,7 +48,7 @@ def pictures_with_masks(
             )
     if not checked:
         raise ValueError("concepts: expected the masks of at least one concept, got none.")
-    return pictures.float(), checked, given
+    return pictures.to(pipe.unet.dtype), checked, given
 
 
 def _own_pictures(pipe: XAIPipeline, sampling: Sampling, count: int) -> torch.Tensor:

@@ -42,6 +42,10 @@ def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path
     smiling = pixels(page)
     tab(page, "Layers")
     wait_for_plots(page, 6)
+    expect(page).to_have_url(re.compile("seed=321"))
+    bars = page.evaluate("[...document.querySelectorAll('.cbfill')].map(bar => bar.style.fill)")
+    assert bars
+    assert [bar for bar in bars if not bar.startswith('url("#')] == []  # seen whatever the address is by now
     page.click("#keep")
     page.click("#label label:has-text('Male')")
     page.wait_for_function("document.querySelector('#stale').innerText.includes('have changed since')")
@@ -221,10 +225,32 @@ def test_cancel_ends_a_run_and_leaves_the_run_before(page):
     assert "25 steps" in page.inner_text("#shown")
 
 
-def test_a_value_that_cannot_be_is_told_under_the_button(page):
+def test_a_laptop_shows_plan_progress_result_and_errors_under_the_button(browser, server):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = opened(context.new_page(), server.url)
+    # Every text that the status shows, and whether all of it was within the window at that time.
+    page.evaluate(
+        """() => {
+            const status = document.querySelector('#status')
+            window.seen = []
+            const note = () => {
+                const box = status.getBoundingClientRect()
+                const below = box.top >= document.querySelector('#sample').getBoundingClientRect().bottom
+                if (status.innerText.trim()) seen.push([
+                    status.innerText, below && box.bottom <= window.innerHeight && window.scrollY === 0])
+            }
+            new MutationObserver(note).observe(status, {childList: true, subtree: true, characterData: true})
+        }"""
+    )
+    sample(page)
     page.fill("#seed input", "1.5")
     page.click("#sample")
     expect(page.locator("#status")).to_contain_text("expected a whole number")
+    seen = page.evaluate("seen")
+    for words in ("Plan:", "step ", "Done:", "expected a whole number"):
+        assert [text for text, _ in seen if words in text], words
+    assert [text for text, is_in_view in seen if not is_in_view] == []
+    context.close()
 
 
 def test_files_outside_are_refused(server):

@@ -86,3 +86,27 @@ def test_an_experiment_is_chosen_run_and_downloaded(page, tmp_path):
     download.value.save_as(tmp_path / "experiment.zip")
     names = zipfile.ZipFile(tmp_path / "experiment.zip").namelist()
     assert {"report.html", "layer-types/profile.json"} <= set(names)
+
+
+def test_words_of_a_typed_prompt_are_shown_and_a_wrong_one_is_told(page):
+    tab(page, "Words")
+    page.fill("#words-words textarea, #words-words input", "hat")
+    page.click("#words-run")
+    expect(page.locator("#words-status")).to_contain_text("“hat” is not in the prompt")
+    page.fill("#words-words textarea, #words-words input", "glasses, blond hair")
+    page.check("#words-switch input")
+    page.wait_for_selector("#words-other", state="visible")
+    page.click("#words-run")
+    expect(page.locator("#words-status")).to_contain_text("Done.")
+    expect(page.locator("#words-shown")).to_contain_text("from step 10 on (“changed”) a man with black hair")
+    page.wait_for_selector("#words-plot .main-svg")
+    rows = page.locator("#words-plot .ytick text").all_text_contents()
+    assert rows == ["glasses", "blond hair"]
+    expect(page.locator("#words-images .ytick text")).to_have_text(["intact", "changed", "difference"])
+    page.click("#words input")
+    page.click("[role=option]:has-text('Which layer carries the prompt')")
+    page.wait_for_selector("#words-seeds", state="visible")
+    page.click("#words-run")
+    page.wait_for_function("/about \\d+% done/.test(document.querySelector('#words-status').innerText)")
+    page.click("#words-cancel")
+    expect(page.locator("#words-status")).to_contain_text("Cancelled")

@@ -76,8 +76,8 @@ def test_it_serves_every_checkpoint_and_leaves_no_file_behind(tmp_path, ending):
         assert 'property="og:title" content="How a diffusion model makes a face"' in page
         components = Visitor(url).config()["components"]
         (choices,) = [c["props"]["choices"] for c in components if c["props"].get("elem_id") == "model"]
-        expected = ["cats", "digits", "lfw-32 (in the package)"]
-        assert [name for name, _ in choices] == (expected if options else expected[-1:])
+        expected = ["cats", "digits", "lfw-32 (in the package)", "drawn-32 (in the package)"]
+        assert [name for name, _ in choices] == (expected if options else expected[-2:])
         uploaded(url, files)
         process.send_signal(ending)
         _, errors = process.communicate(timeout=120)

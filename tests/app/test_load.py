@@ -78,11 +78,12 @@ def test_anonymous_requests_leave_places_and_are_cancelled_when_nobody_listens(a
 
 def test_page_loads_do_not_evict_a_run(app):
     mine = Visitor(app.url)
-    _, told = mine.run("sample", steps=3)["data"]
+    mine.run("sample", steps=3)
+    (session,) = app.demo.app.state_holder.session_data[mine.session].state_data.values()
     for _ in range(3 * LIMITS.sessions):
         assert Visitor(app.url).call("share", data=mine.data(mine.function("share")))[0] == 200
     assert len(app.demo.app.state_holder.session_data) <= LIMITS.sessions
-    status, answer = mine.call("keep", shown=told.replace("Done: ", "Shown: "))
+    status, answer = mine.call("keep", run=session.result.id)
     assert status == 200
     assert "This run is kept" in str(answer["data"])
 
