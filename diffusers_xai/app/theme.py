@@ -22,6 +22,7 @@ CSS = """
 .tab-container button.selected {color: var(--link-text-color)}
 #status .pending, #sweep-status .pending {opacity: 1}
 #status {min-height: 2.2em}
+#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important}
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
   #sample, #cancel {min-height: 48px}
