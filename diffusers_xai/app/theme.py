@@ -22,11 +22,11 @@ CSS = """
 .tab-container button.selected {color: var(--link-text-color)}
 #status .pending, #sweep-status .pending {opacity: 1}
 #status {min-height: 2.2em}
-#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important}
+@media (min-width: 701px) {#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important}}
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
   #sample, #cancel {min-height: 48px}
-  .tab-container button {padding: 0 3px; font-size: 12px}
+  .tab-container button {padding: 0 2px; font-size: 11px; letter-spacing: -.1px}
   #sweep-images .grid-container {grid-template-columns: repeat(3, 1fr) !important}
   .figure::before {content: "Swipe sideways to see all of it."; color: var(--body-text-color-subdued); font-size: 12px}
 }
