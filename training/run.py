@@ -19,6 +19,10 @@ from training.schedule import TimeLimit
 from training.trainer import Trainer
 
 
+class TimeIsUpError(RuntimeError):
+    """The time of a run was over before its first step."""
+
+
 class Run:
     """Trains to the last step, until the time is up, or until `stop_requested`.
 
@@ -53,7 +57,14 @@ class Run:
         Raises:
             TrainingDivergedError: If the loss or the gradients are no longer finite.
             OSError: If writing fails. In both cases the last checkpoint stays as it was.
+            TimeIsUpError: If the time limit was over before the first step.
         """
+        left = self.trainer.step < self.trainer.schedule.max_steps
+        if left and self.time_limit is not None and self.time_limit.over:
+            raise TimeIsUpError(
+                f"the {self.time_limit.seconds / 60:g} minutes of --time-limit were over before the first step: they"
+                " count from the command's start, and reading the images belongs to them"
+            )
         trainer, done = self.trainer, []
         if self.main:
             remove_leftovers(self.output)

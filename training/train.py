@@ -38,7 +38,7 @@ from training.rehearsal import (  # noqa: E402
     rehearse_network,
     rehearse_scheduler,
 )
-from training.run import Run  # noqa: E402
+from training.run import Run, TimeIsUpError  # noqa: E402
 from training.schedule import TimeLimit  # noqa: E402
 from training.trainer import Trainer, TrainingDivergedError  # noqa: E402
 
@@ -204,7 +204,7 @@ def execute(
         signal.signal(signal.SIGTERM, request_stop)
         try:
             run.run()
-        except (TrainingDivergedError, OSError) as error:
+        except (TrainingDivergedError, TimeIsUpError, OSError) as error:
             print(f"error: training stopped: {error}", file=sys.stderr)
             return 1
         if run.stop_requested and run.main:

@@ -10,13 +10,14 @@ _FOLDER = Path(__file__).parent
 
 
 def demo_checkpoint(name: str = "lfw-32") -> str:
-    """Path of an embedded checkpoint of faces at 32 px.
+    """Path of an embedded checkpoint of faces.
 
     Args:
         name (`str`, *optional*, defaults to `"lfw-32"`): A folder beside this file. `"lfw-32"`: a small ConvNeXt U-Net
-            of photographed faces. `"drawn-32"`: a smaller one of faces that a program drew, whose labels and parts are
-            known exactly. Both are for `XAIPipeline.from_pretrained`. `"drawn-text-32"`: a text-to-image model of such
-            faces, for `DiffusionPipeline.from_pretrained`.
+            of photographed faces at 32 px. `"lfw-64"`: a larger one at 64 px, five times as slow. `"drawn-32"`: one
+            of faces that a program drew, whose labels and parts are known exactly. These are for
+            `XAIPipeline.from_pretrained`. `"drawn-text-32"`: a text-to-image model of drawn faces, for
+            `DiffusionPipeline.from_pretrained`.
 
     Data, limits and licence are in the folder's `README.md`.
 

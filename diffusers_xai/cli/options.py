@@ -106,7 +106,7 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--checkpoint", type=checkpoint, metavar="DIR|HUB_ID",
         help="pipeline to sample with, or a name inside the package: lfw-32 (photographed faces, the default),"
-        " drawn-32 (drawn faces) or drawn-text-32 (drawn faces by captions)",
+        " lfw-64 (the same at 64 px), drawn-32 (drawn faces) or drawn-text-32 (drawn faces by captions)",
     )  # fmt: skip
     add("--revision", type=revision, help="branch, tag or commit of a --checkpoint on the Hub")
     add("--scheduler", choices=SCHEDULERS, help="how to sample. Default: the checkpoint's own scheduler")

@@ -25,7 +25,7 @@ def device():
     device = torch.device(os.environ.get("TEST_DEVICE", "cuda"))
     if device.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device; TEST_DEVICE=cpu tries the same without one")
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_facts_that_are_not_ones(facts, message):
         check_facts(facts)
 
 
-@pytest.mark.parametrize(("name", "images"), [("lfw-32", 10_919), ("drawn-32", 30_000)])
+@pytest.mark.parametrize(("name", "images"), [("lfw-32", 10_919), ("lfw-64", 10_919), ("drawn-32", 30_000)])
 def test_the_card_of_an_embedded_checkpoint_is_rendered_from_its_facts(name, images):
     folder = Path(demo_checkpoint(name))
     facts = read_facts(folder)

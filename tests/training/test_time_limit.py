@@ -105,3 +105,13 @@ def test_no_time_is_refused(tmp_path, config_file, data_folder, option, capsys):
         run(config_file, data_folder, tmp_path / "run", option, "0")
     assert f"expected {option} above 0, got 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_time_that_is_over_before_the_first_step_says_so(config_file, data_folder, tmp_path, capsys):
+    assert (
+        run(config_file, data_folder, tmp_path / "run", "--time-limit", "0.0001", "--export", str(tmp_path / "out"))
+        == 1
+    )
+    error = capsys.readouterr().err
+    assert "the 0.0001 minutes of --time-limit were over before the first step" in error
+    assert not (tmp_path / "out").exists()
