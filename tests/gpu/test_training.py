@@ -10,9 +10,10 @@ from diffusers import DDPMScheduler
 from diffusers_xai import XAIPipeline
 from tests.tiny import convnext_unet
 from training.batches import BatchStream
-from training.config import TrainingConfig
-from training.data import FaceImages
+from training.config import TrainingConfig, load_config
+from training.data import FaceImages, load_splits
 from training.evaluate import main as evaluate
+from training.judges import HeldOutJudge
 from training.log import read_log
 from training.optim import orthogonalise
 from training.train import main
@@ -116,6 +117,10 @@ def test_evaluate_takes_a_device(device, tmp_path, config_file, data_folder):
     XAIPipeline(convnext_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pipe")
     arguments = ["--checkpoint", str(tmp_path / "pipe"), "--config", config_file, "--data", data_folder]
     arguments += ["--guidance", "1", "--per-label", "2", "--steps", "2", "--least-images", "2"]
+    arguments += ["--judge", str(tmp_path / "judge")]
+    attributes = convnext_unet().config.class_attributes
+    _, validation = load_splits(data_folder, None, load_config(config_file), attributes)
+    HeldOutJudge.train(validation, attributes, steps=2).save(tmp_path / "judge")
     results = []
     for name in ("cpu", str(device)):
         assert evaluate([*arguments, "--output", str(tmp_path / name), "--device", name]) == 0
