@@ -32,13 +32,14 @@ class WordMaps(RecordSpec):
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers that look from image to text if
             `None`.
         tokens (sequence of `str`, *optional*): The strings of the condition's tokens, for pipelines without a
-            tokenizer or calls with `prompt_embeds`.
+            tokenizer or calls with `prompt_embeds`: from the very first token on, start tokens included. Those behind
+            the last string, such as padding, have no name.
         steps, timesteps, every: See [`RecordSpec`].
 
     Raises:
         KeyError: when recording starts, if a name matches no layer.
         ValueError: if `words` is empty; before the first step, for a word that is not in the prompt, with the prompt's
-            tokens, or if no layer looks from image to text.
+            tokens, if no layer looks from image to text, or if a layer has fewer tokens than `tokens` names.
 
     Source: Tang et al. 2023 (DAAM), here per step.
     """
@@ -116,6 +117,10 @@ class WordMaps(RecordSpec):
     def _of_words(self, prompt: PromptTokens, weights: torch.Tensor) -> torch.Tensor:
         """(sample, query, key) -> (sample, query, word)."""
         samples, _, keys = weights.shape
+        if self.tokens is not None and len(self.tokens) > keys:
+            raise ValueError(
+                f"WordMaps: expected at most as many `tokens` as the layer looks at, {keys}, got {len(self.tokens)}."
+            )
         columns = []
         for word in self.words:
             if self.tokens is not None:

@@ -68,7 +68,7 @@ class Entry:
         """Arguments of `WordMaps`: the words that are in every prompt, or in given tokens."""
         prompts = np.atleast_1d(self.call.get("prompt", "w1"))
         words = [word for word in self.words if all(word in prompt for prompt in prompts)]
-        return {"words": words, "tokens": None if "prompt" in self.call else [f"w{i}" for i in range(5)]}
+        return {"words": words, "tokens": None if "prompt" in self.call else [f"w{i}" for i in range(4)]}
 
 
 PROMPT = {"prompt": ["a red fox", "a cat"]}
