@@ -33,7 +33,7 @@ def test_the_sweep_tells_its_steps_and_shows_curve_and_images(page):
 def test_a_cancelled_sweep_ends_and_the_model_is_free(page, button):
     start(page)
     page.click(button)
-    page.wait_for_function("document.querySelector('#sweep-status').innerText.includes('Cancelled')")
+    page.wait_for_function("told.some(text => text.includes('Cancelled: nothing was changed'))")  # it has ended
     assert not page.is_visible("#sweep-images")
     sample(page)
 
