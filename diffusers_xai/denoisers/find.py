@@ -64,11 +64,14 @@ def _is_codec(module: nn.Module) -> bool:
 
 def _is_auxiliary(module: nn.Module) -> bool:
     """Whether a network only prepares or decodes: an autoencoder, an encoder of transformers, a ControlNet."""
-    name = type(unwrapped(module)).__name__
+    network = type(unwrapped(module))
     return (
         _is_codec(module)
-        or type(unwrapped(module)).__module__.startswith("transformers.")
-        or any(word in name for word in ("ControlNet", "Adapter", "SafetyChecker", "Encoder", "Projection", "Decoder"))
+        or network.__module__.startswith("transformers.")
+        or any(
+            word in network.__name__
+            for word in ("ControlNet", "Adapter", "SafetyChecker", "Encoder", "Projection", "Decoder")
+        )
     )
 
 
