@@ -1,22 +1,16 @@
-"""What is asked of every pipeline: own networks, threads, chunks, other attention processors, cut schedules."""
+"""What is asked of every pipeline: own networks, chunks, other attention processors, cut schedules."""
 
-import subprocess
-import sys
-import threading
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMPipeline,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
-    UNet2DModel,
 )
 from diffusers.models.attention_processor import AttnProcessor
 
@@ -24,30 +18,18 @@ from diffusers_xai import (
     Activations,
     AttentionWeights,
     ChannelAblation,
-    DiffusionProfile,
     GradientVolume,
     LayerEdit,
     Patch,
     PromptSwitch,
     Samples,
     WordMaps,
-    XAIPipeline,
     plan,
     record,
 )
-from tests.tiny import unet_2d
+from tests.recording.own_network import OwnNetwork
 from tests.zoo.pipelines import ZOO
 from tests.zoo.running import run
-
-
-class OwnNetwork(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        layers = (torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.SiLU(), torch.nn.Conv2d(8, 3, 3, padding=1))
-        self.body = torch.nn.Sequential(*layers)
-
-    def forward(self, x, t):
-        return self.body(x)
 
 
 def test_a_plain_module_in_a_loop_of_one_s_own():
@@ -157,102 +139,6 @@ def test_attention_that_leaves_out_rows_is_refused_by_name_and_left_out_of_all()
     assert f"attention_weights/{path[:-1]}2" in recording.profile
 
 
-def test_a_subclass_is_its_parent_s_family():
-    class Mine(UNet2DModel):
-        pass
-
-    original = unet_2d()
-    mine = Mine.from_config(original.config).eval()
-    mine.load_state_dict(original.state_dict())
-    profiles = []
-    for network in (original, mine):
-        pipe = DDIMPipeline(network, DDIMScheduler())
-        with record(pipe, [Samples(), AttentionWeights(), Activations("mid_block")]) as recording:
-            pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(0))
-        profiles.append(recording.profile)
-    assert list(profiles[0]) == list(profiles[1])
-    for name in profiles[0]:
-        assert np.array_equal(profiles[0][name].values, profiles[1][name].values)
-
-
-def test_threads_get_their_own_run_or_a_refusal():
-    pipe = XAIPipeline(unet_2d(), DDIMScheduler())
-
-    def recorded():
-        generator = torch.Generator().manual_seed(0)
-        return pipe(num_inference_steps=6, generator=generator, record=[Samples()]).profile["x0"].values
-
-    good, results = recorded(), []
-
-    def work():
-        try:
-            results.append(recorded())
-        except RuntimeError as error:
-            results.append(str(error))
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert any(isinstance(result, np.ndarray) for result in results)
-    for result in results:
-        assert np.array_equal(result, good) if isinstance(result, np.ndarray) else "being recorded" in result
-    assert "step" not in vars(pipe.scheduler)
-    assert np.array_equal(recorded(), good)
-
-
-DROPPED = """
-import sys
-import torch
-from types import SimpleNamespace
-from diffusers import DDIMScheduler
-from diffusers_xai import Samples, record
-
-loop = SimpleNamespace(unet=torch.nn.Conv2d(3, 3, 1), scheduler=DDIMScheduler())
-loop.scheduler.set_timesteps(3)
-dropped = record(loop, [Samples()], profile_dir=sys.argv[1])
-dropped.__enter__()
-x = torch.zeros(1, 3, 8, 8)
-for t in loop.scheduler.timesteps[:2]:
-    x = loop.scheduler.step(loop.unet(x).detach(), t, x).prev_sample
-"""
-
-
-def test_a_context_that_the_interpreter_ends_with_ends_silently_and_loses_nothing(tmp_path):
-    command = [sys.executable, "-c", DROPPED, str(tmp_path / "profile")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert "ignored" not in ended.stderr
-    assert "Traceback" not in ended.stderr
-    profile = DiffusionProfile.from_pretrained(tmp_path / "profile")
-    assert profile["samples"].step.values.tolist() == [0, 1]
-    assert profile.provenance["complete"] is False
-
-
-def test_a_context_that_is_dropped_leaves_nothing():
-    pipe = DDIMPipeline(unet_2d(), DDIMScheduler())
-    dropped = record(pipe, [Samples()])
-    dropped.__enter__()
-    assert "step" in vars(pipe.scheduler)
-    del dropped
-    assert "step" not in vars(pipe.scheduler)
-    with record(pipe, [Samples()]) as recording:
-        pipe(num_inference_steps=2)
-    assert recording.profile.provenance["complete"] is True
-
-
-def test_contexts_that_would_overlap_are_refused_whoever_holds_the_network():
-    network = unet_2d()
-    one, two = (DDIMPipeline(network, DDIMScheduler()) for _ in range(2))
-    with record(one, [Samples()]) as recording:
-        with pytest.raises(RuntimeError, match="UNet2DModel is being recorded already"):
-            record(two, [Samples()]).__enter__()
-        one(num_inference_steps=2)
-    assert recording.profile.provenance["complete"] is True
-    with record(two, [Samples()]):
-        two(num_inference_steps=2)
-
-
 @pytest.mark.parametrize("name", ["stable-diffusion-xl", "sd3", "animatediff", "wan", "kandinsky-2.2", "z-image"])
 def test_chunks_of_pixels_equal_one_after_the_other(name):
     entry = ZOO[name]
@@ -309,86 +195,6 @@ def test_a_schedule_that_is_cut_short_has_its_own_last_step():
     assert recording.profile["samples"].step.values.tolist() == [4]
     assert len(recording.profile.provenance["timesteps"]) == 5
     assert np.array_equal(recording.profile["final_sample"].values, latents.numpy())
-
-
-class Wrapper(torch.nn.Module):
-    """A network inside another that only passes on what it gets, by names that its signature does not have."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner, self.config, self.dtype, self.device = inner, inner.config, inner.dtype, inner.device
-
-    def forward(self, *args, **kwargs):
-        return self.inner(*args, **kwargs)
-
-
-class WrapperWithMore(Wrapper):
-    """One that has a layer of its own."""
-
-    def __init__(self, inner):
-        super().__init__(inner)
-        self.own = torch.nn.Identity()
-
-
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        Wrapper,
-        lambda network: Wrapper(Wrapper(network)),
-        lambda network: torch.compile(Wrapper(network), backend="eager"),
-        lambda network: Wrapper(torch.compile(network, backend="eager")),
-    ],
-)
-def test_a_wrapper_that_adds_nothing_is_the_network_in_it(wrap):
-    entry = ZOO["stable-diffusion"]
-    pipe = entry.make()
-    specs = [Activations("mid_block"), AttentionWeights(relation="image_to_text"), WordMaps("fox")]
-
-    def profile():
-        with record(pipe, [replace(spec, steps=-1) for spec in specs]) as recording:
-            result = run(pipe, entry)
-        return result, recording.profile
-
-    entry = replace(entry, call={**entry.call, "prompt": ["a red fox", "a fox"]})
-    plain, expected = profile()
-    pipe.unet = wrap(pipe.unet)
-    result, got = profile()
-    assert np.array_equal(result, plain)
-    assert list(got) == list(expected)
-    assert all(np.array_equal(got[name].values, array.values) for name, array in expected.items())
-    assert got.provenance["model"]["class"] == "UNet2DConditionModel"
-
-
-def test_data_parallel_is_the_network_in_it_whatever_its_class():
-    network = OwnNetwork()
-    loop = SimpleNamespace(unet=torch.nn.DataParallel(network), scheduler=DDIMScheduler(clip_sample=False))
-    loop.scheduler.set_timesteps(1)
-    noise = torch.randn(1, 3, 16, 16)
-    with torch.no_grad(), record(loop, [Activations("body.0")]) as recording:
-        loop.scheduler.step(loop.unet(noise, 1), loop.scheduler.timesteps[0], noise)
-    with torch.no_grad():
-        expected = network.body[0](noise)
-    assert np.array_equal(recording.profile["activations/body.0"].isel(step=0).values, expected)
-
-
-def test_of_a_network_inside_another_all_is_told_but_what_its_class_would_have_to_say():
-    entry = ZOO["stable-diffusion"]
-    pipe = entry.make()
-    plain = run(pipe, entry)
-    with record(pipe, [Activations("mid_block")]) as recording:
-        run(pipe, entry)
-    expected = recording.profile["activations/mid_block"].values
-    other = run(pipe, replace(entry, call={**entry.call, "prompt": ["b dog", "b dog"]}))
-    pipe.unet = WrapperWithMore(pipe.unet)
-    with record(pipe, [Activations("inner.mid_block"), AttentionWeights(steps=0)]) as recording:
-        assert np.array_equal(run(pipe, entry), plain)
-    assert np.array_equal(recording.profile["activations/inner.mid_block"].values, expected)
-    with record(pipe, edits=[PromptSwitch(to="b dog", from_step=0)]):
-        assert np.array_equal(run(pipe, entry), other)
-    for unknown in (AttentionWeights(relation="image_to_text"), AttentionWeights(pixels=[(1, 1)]), WordMaps("fox")):
-        with pytest.raises(ValueError, match="expected|no layer of Wrapper"), record(pipe, [unknown]) as recording:
-            run(pipe, entry)
-        assert recording.run.step == 0
 
 
 def test_gradients_of_weights_that_are_cast_after_each_forward_pass_are_refused_before_a_step():
