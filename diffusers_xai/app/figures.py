@@ -26,7 +26,7 @@ from diffusers_xai.plots.tiles import Tile, tile_grid
 
 PLOTS = (
     "process", "predicted", "schematic", "max", "ssim", "distances", "attention", "weights_plot", "volume", "energy",
-    "sensitivity",
+    "sensitivity", "gradient_attention",
 )  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def overview(result: Result, dark: bool) -> dict[str, dict[str, Any]]:
         "volume": drawn(dark, _volume, profile),
         "energy": drawn(dark, plots.gradient_energy, profile),
         "sensitivity": drawn(dark, plots.label_sensitivity, profile),
+        "gradient_attention": drawn(dark, plots.gradient_attention, profile),
     }
 
 

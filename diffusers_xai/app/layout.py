@@ -173,6 +173,8 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
             gr.Markdown(texts.GRADIENT_MAP)
             _map_controls(c, "grad")
             c.grad_plot = _plot("Gradient map")
+            gr.Markdown(texts.GRADIENT_ATTENTION)
+            c.gradient_attention = _plot("Gradient attention")
         if prompts:
             with gr.Tab("Words"):
                 add_words_tab(c)

@@ -11,6 +11,7 @@ from diffusers_xai import (
     AttentionOutputs,
     AttentionWeights,
     ChannelAblation,
+    GradientAttention,
     GradientMaps,
     GradientVolume,
     LabelSwitch,
@@ -148,7 +149,8 @@ class Settings:
             times = sorted({round(share * (self.steps - 1)) for share in (0.1, 0.4, 0.9)})
             specs.append(GradientVolume(mask=self.mask_array(), steps=times))
             if self.layers:
-                specs.append(GradientMaps(layers=list(self.layers), mask=self.mask_array(), steps=times))
+                of_layers = (GradientMaps, GradientAttention)
+                specs += [spec(layers=list(self.layers), mask=self.mask_array(), steps=times) for spec in of_layers]
         return specs
 
     def edits(self) -> list[Any]:

@@ -16,11 +16,10 @@ _DEFINITIONS = {
      " (thesis section 4.3)."),
     "weights": ("Softmax attention weights", "In softmax attention every pixel, the query, spreads a weight of 1 over"
     " all places, the keys. Shown is the mean over queries and heads. Linear attention has no such weights."),
-    "gradient": ("Gradient volume (PGV), energy and gradient map", "The volume holds, for each masked output"
-    " pixel k, the"
-     " derivative of its colour sum by every input pixel (thesis eq. 4.1.2). Its energy is √Σ_k g_k². A"
-     " gradient map is"
-     " the derivative of the masked output's sum by a layer's output."),
+    "gradient": ("Gradient volume (PGV), energy, gradient map and attention", "The volume holds, for each masked"
+     " output pixel k, the derivative of its colour sum by every input pixel (thesis eq. 4.1.2). Its energy is"
+     " √Σ_k g_k². A gradient map is the derivative of the masked output's sum by a layer's output. Gradient attention"
+     " weights a layer's channels by the means of such derivatives, and keeps what is positive (Liu et al. 2020)."),
     "edit": ("Channel masking and label switch", "Masking sets channels of a layer to zero at every step"
     " (thesis alg. 6)."
      " A switch gives the network another label from some step on."),
@@ -151,6 +150,11 @@ GRADIENT_MAP = explain(
     "gradient",
     "**Gradient map.** How the masked output depends on one channel: blue lowers it, orange raises it, white"
     " does nothing.",
+)
+GRADIENT_ATTENTION = explain(
+    "gradient",
+    "**Gradient attention.** Where a layer raises the colour sum of your region in x̂₀, one row a layer (Liu et al."
+    " 2020). In this project's audit only the last block's map passes.",
 )
 COMPARE = explain(
     "edit",

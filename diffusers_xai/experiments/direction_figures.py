@@ -43,11 +43,11 @@ def plot(result: ExperimentResult) -> go.Figure:
         band(figure, times, dimension, f"x̂<sub>0</sub>, {control}", muted=True, **middle)
     for index, walk in enumerate(data["walk"].values.tolist()):
         band(figure, times, data["change"].sel(walk=walk).mean("direction"), WALKS[walk], index, **last)
-    figure.update_xaxes(title="number of the direction", row=1)
+    figure.update_xaxes(title="number of the direction", dtick=1, row=1)
     for row in (2, 3):
         figure.update_xaxes(title="timestep t", autorange="reversed", row=row)
-    figure.update_yaxes(type="log", dtick=1, row=1)
-    figure.update_yaxes(type="log", dtick=1, row=2)
+    for row in (1, 2):
+        figure.update_yaxes(type="log", dtick="D2", row=row)  # 1, 2, 5, 10 …
     figure.update_yaxes(rangemode="tozero", row=3)
     place = {"x": 1.02, "xanchor": "left", "yanchor": "top", "orientation": "v", "font": {"size": 11}}
     legends = {f"legend{name}": {**place, "y": y} for name, y in (("", 1.0), (2, 0.63), (3, 0.25))}

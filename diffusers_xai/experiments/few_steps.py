@@ -188,7 +188,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws nearness and index of each way with their controls, and how early each shows its image."""
     data = result.data
     few = data.isel(way=slice(1, None))
-    titles = ["SSIM to the image of many steps", "predetermination index", "SSIM of x̂<sub>0</sub> with the own image"]
+    titles = ["SSIM to the image of many steps", "predetermination index", "SSIM of x̂<sub>0</sub> with its own image"]
     figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles)
     for column, (name, part) in enumerate((("ssim", data), ("index", data)), start=1):
         for key, text, color in ((f"null_{name}", null_name(result.settings), MUTED_COLOR), (name, "the model", None)):
@@ -206,11 +206,10 @@ def plot(result: ExperimentResult) -> go.Figure:
         chance, line={"color": MUTED_COLOR, "dash": "dot"}, row=1, col=1, annotation_position="top right",
         annotation={"text": f"chance {chance:.2f}", "font": {"color": MUTED_COLOR}},
     )  # fmt: skip
-    least = int(few["steps"].min())
-    for index, way in enumerate(data["way"].values.tolist()):
+    shortest = [*few["way"].values[few["steps"].values == few["steps"].values.min()].tolist()]
+    students = [way for way in few["way"].values.tolist() if way.startswith("student") and way not in shortest]
+    for index, way in enumerate([str(data["way"].values[0]), *shortest, *students]):
         part = data.sel(way=way)
-        if int(part["steps"]) not in (least, int(data["steps"][0])) and not way.startswith("student"):
-            continue
         figure.add_scatter(
             x=part["timestep"].values, y=part["shown"].mean("seed").values, name=way, mode="lines+markers",
             line=line_style(index), row=1, col=3,
@@ -218,7 +217,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_xaxes(title="timestep t", autorange="reversed", col=3)
     figure.update_yaxes(autorange="reversed", automargin=True, col=1)
     figure.update_yaxes(matches=None, showticklabels=True, col=3)
-    figure.update_xaxes(range=[0, 1.05], col=1)
+    lowest = min(0.0, *(float(summary(data[name])["low"].min()) for name in ("ssim", "null_ssim") if name in data))
+    figure.update_xaxes(range=[lowest - 0.05 * (lowest < 0), 1.05], col=1)
     figure.update_xaxes(range=[0, 1.05], col=2)
     return figure.update_layout(template=TEMPLATE, height=500, legend={"y": -0.42}, margin={"b": 170})
 

@@ -1,6 +1,7 @@
 """Whether a direction inside the network does what the label does."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from diffusers_xai.experiments.figures import excess_columns, label_text
 from diffusers_xai.experiments.jacobians import middle_layer
 from diffusers_xai.experiments.judging import Judge, judged_attributes, named_attributes, probabilities
 from diffusers_xai.experiments.pushes import layer_push
-from diffusers_xai.experiments.sampling import Sampling, generators
+from diffusers_xai.experiments.sampling import MAX_HELD, Sampling, generators
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -45,11 +46,11 @@ def measure(
 ) -> xr.Dataset:
     """Runs of one label whose layer h is moved at every step by the mean difference that another label makes there.
 
-    The direction of a step is the mean over the *other* seeds of h with the second label less h with the first, so
-    that no seed is tested on its own runs. It is added to h by `LayerEdit` in runs of the first label, and the image
-    is compared with that of the second label: the share of the label's change that the edit makes is the projection
-    of its change on the label's. Controls: a random direction of the same norm at each step; and, without the network,
-    the mean difference of the finished images, added to the image.
+    The direction of a step is the mean over the *other* seeds, of the first 64, of h with the second label less h with
+    the first, so that no seed is tested on its own runs. It is added to h by `LayerEdit` in runs of the first label,
+    and the image is compared with that of the second label: the share of the label's change that the edit makes is the
+    projection of its change on the label's. Controls: a random direction of the same norm at each step; and, without
+    the network, the mean difference of the finished images, added to the image.
 
     Source: Haas et al. 2023, *Discovering Interpretable Directions in the Semantic Latent Space of Diffusion Models*;
     Kwon et al. 2023 (h-space).
@@ -102,23 +103,25 @@ def measure(
             }
         )
 
-    found = sampling.over_seeds(differences, "both labels")
-    seeds = list(sampling.seeds)
-    directions = _of_others(found["change"].values)
-    own = found["label_images"].values
-    pixels = _of_others(own[:, 1] - own[:, 0])
+    known = replace(sampling, seeds=sampling.seeds[:MAX_HELD]).over_seeds(differences, "both labels")
+    known["image_change"] = known["label_images"].diff("run").isel(run=0)
+    totals = known.sum("seed")
 
     def edited(part: list[int]) -> xr.Dataset:
-        rows = [seeds.index(seed) for seed in part]
-        intact, label_change = own[rows, 0], (own[rows, 1] - own[rows, 0]).astype(np.float64)
-        ways = {"layer": torch.from_numpy(directions[rows])}
+        mine = known if set(part) <= set(known["seed"].values.tolist()) else differences(part).assign_coords(seed=part)
+        mine = mine.sel(seed=part)
+        own = mine["label_images"].values
+        mine["image_change"] = mine["label_images"].diff("run").isel(run=0)
+        intact, label_change = own[:, 0], mine["image_change"].values.astype(np.float64)
+        directions, pixels = (_of_others(totals[name], mine[name], known) for name in ("change", "image_change"))
+        ways = {"layer": torch.from_numpy(directions)}
         if null != "none":
             ways["random"] = _as_long(ways["layer"], part)
         images = {
             kind: np.stack([_run(pipe, sampling, part, path, s * amounts) for s in strengths], 1)
             for kind, amounts in ways.items()
         }
-        images["pixels"] = np.stack([(intact + s * pixels[rows]).clip(-1, 1) for s in strengths], 1)
+        images["pixels"] = np.stack([(intact + s * pixels).clip(-1, 1) for s in strengths], 1)
         every_image = np.stack(list(images.values()), 1)
         change = every_image.astype(np.float64) - intact[:, None, None]
         norm = np.square(label_change).sum((1, 2, 3))
@@ -130,12 +133,12 @@ def measure(
                 "share": (dims, share),
                 "else": (dims, np.sqrt(np.square(beside).sum((3, 4, 5)) / norm[:, None, None])),
                 "images": ((*dims, "rgb", "height", "width"), every_image),
-                "label_images": (("seed", "run", "rgb", "height", "width"), own[rows]),
+                "label_images": (("seed", "run", "rgb", "height", "width"), own),
             },
             {"kind": list(images), "strength": list(map(float, strengths))},
         )
         if judge is not None:
-            for key, pictures in (("judged", every_image), ("judged_labels", own[rows])):
+            for key, pictures in (("judged", every_image), ("judged_labels", own)):
                 flat = torch.from_numpy(pictures.reshape(-1, *pictures.shape[-3:])).float()
                 told = probabilities(judge, flat, pipe).numpy().reshape(*pictures.shape[:-3], -1)
                 data[key] = (*(dims if key == "judged" else ("seed", "run")), "attribute"), told
@@ -150,9 +153,11 @@ def measure(
     return data.assign_attrs(layer=get_denoiser(pipe).short_name(path))
 
 
-def _of_others(values: np.ndarray) -> np.ndarray:
-    """For each seed the mean of the others, of dims (seed, …)."""
-    return (values.sum(0, keepdims=True) - values) / (len(values) - 1)
+def _of_others(total: xr.DataArray, values: xr.DataArray, known: xr.Dataset) -> np.ndarray:
+    """For each seed of `values` (seed, …) the mean over the other `known` seeds, whose sum is `total`."""
+    inside = values["seed"].isin(known["seed"])
+    others = (total - values.where(inside, 0)) / (known.sizes["seed"] - inside)
+    return others.transpose(*values.dims).values.astype(np.float32)
 
 
 def _as_long(directions: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:

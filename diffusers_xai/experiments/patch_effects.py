@@ -186,7 +186,8 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
             place = {"row": number * rows_of_kind + row + 1, "col": column + 1}
             facts, sure = _cells(data[kind].sel(of=of))
             mean = facts["mean"].transpose("layer", "band").values
-            text = np.where(np.isfinite(mean), np.char.mod("%.2f", np.nan_to_num(mean)), "")
+            rounded = np.nan_to_num(mean).round(2) + 0.0  # no −0
+            text = np.where(np.isfinite(mean), np.char.mod("%.2f", rounded), "")
             text = np.where(sure, np.char.add(np.char.add("<b>", text), "</b>"), text)
             half = (facts["high"] - facts["mean"]).transpose("layer", "band").values
             figure.add_heatmap(

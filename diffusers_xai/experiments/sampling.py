@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,9 @@ from diffusers_xai.recording import Edits, RecordSpec
 
 
 MAX_SHOWN = 3  # seeds whose pictures are kept, where it is more than the first one's
+MAX_HELD = 64  # seeds whose arrays are kept, where a number needs those of several seeds at once
 OTHER_NOISE = 10**6  # added to a seed: noise that no seed of an experiment has
+_LIMITS = {"shown": MAX_SHOWN, "held": MAX_HELD}
 _BAR_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("bar_options", default=MappingProxyType({"disable": None}))
 
 
@@ -111,6 +114,7 @@ class Sampling:
         at_least: int = 1,
         of_first: Sequence[str] = (),
         of_few: Sequence[str] = (),
+        of_held: Sequence[str] = (),
     ) -> xr.Dataset:
         """Calls `measure` with batches of seeds and joins what it returns along the dim `seed`.
 
@@ -126,7 +130,9 @@ class Sampling:
                 batch before.
             of_first (`Sequence[str]`): Variables, pictures say, that are kept of the first seed alone, without the
                 dim; those that there are.
-            of_few (`Sequence[str]`): Those that are kept of the first three seeds, their dim then being `shown`.
+            of_few (`Sequence[str]`): Those that are kept of the first three seeds, their dim then being `shown`, and
+            of_held (`Sequence[str]`): of the first 64, their dim being `held`. Whatever else has a dim `seed` stays in
+                memory: numbers, not arrays.
         """
         all_batches = batches(self.seeds, max(at_least, self.batch_size if seeds_at_once is None else seeds_at_once))
         if len(all_batches) > 1 and len(all_batches[-1]) < at_least:
@@ -138,22 +144,23 @@ class Sampling:
         with tqdm(total=sum(len(all_batches[i]) for i in mine), **options) as bar:
             for index in mine:
                 data = measure(all_batches[index]).assign_coords(seed=all_batches[index])
-                parts.keep(index, self._without_pictures(data, of_first, of_few))
+                parts.keep(index, self._without_pictures(data, of_first, {"shown": of_few, "held": of_held}))
                 bar.update(len(all_batches[index]))
-        return _joined(parts.all(), [*of_first, *of_few])
+        return _joined(parts.all(), [*of_first, *of_few, *of_held])
 
-    def _without_pictures(self, data: xr.Dataset, of_first: Sequence[str], of_few: Sequence[str]) -> xr.Dataset:
+    def _without_pictures(
+        self, data: xr.Dataset, of_first: Sequence[str], of_several: Mapping[str, Sequence[str]]
+    ) -> xr.Dataset:
         """The numbers of a batch, and of the run's first seeds the pictures."""
         data = data.drop_attrs()
-        numbers = data.drop_vars([*of_first, *of_few], errors="ignore")
         seeds = data["seed"].values.tolist()
         first = [seed for seed in seeds if seed == self.seeds[0]]
-        few = [seed for seed in seeds if seed in self.seeds[:MAX_SHOWN]]
         kept = {name: data[name].sel(seed=first[0], drop=True) for name in of_first if first and name in data}
-        for name in of_few:
-            if few and name in data:
-                kept[name] = data[name].sel(seed=few).rename(seed="shown")
-        return numbers.assign(kept)
+        for dim, names in of_several.items():
+            some = [seed for seed in seeds if seed in self.seeds[: _LIMITS[dim]]]
+            kept |= {name: data[name].sel(seed=some).rename(seed=dim) for name in names if some and name in data}
+        pictures = [*of_first, *chain.from_iterable(of_several.values())]
+        return data.drop_vars(pictures, errors="ignore").assign(kept)
 
 
 def batches(seeds: Sequence[int], size: int) -> list[list[int]]:
@@ -163,12 +170,13 @@ def batches(seeds: Sequence[int], size: int) -> list[list[int]]:
 
 def _joined(parts: Sequence[xr.Dataset], pictures: Sequence[str]) -> xr.Dataset:
     """All batches as one, the pictures of those that have some."""
-    numbers = [part.drop_vars(pictures, errors="ignore").drop_dims("shown", errors="ignore") for part in parts]
+    numbers = [part.drop_vars(pictures, errors="ignore").drop_dims(_LIMITS, errors="ignore") for part in parts]
     data = xr.concat(numbers, "seed", data_vars="minimal")
     for name in pictures:
         found = [part[name] for part in parts if name in part]
         if found:
-            data[name] = xr.concat(found, "shown") if "shown" in found[0].dims else found[0]
+            several = [dim for dim in _LIMITS if dim in found[0].dims]
+            data[name] = xr.concat(found, several[0]) if several else found[0]
     return data
 
 

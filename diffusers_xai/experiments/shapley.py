@@ -37,8 +37,8 @@ def measure(
     A player is an attribute in a half: out of the game it is as in the first label, in it as in the last one. All
     coalitions are sampled, from the same noise. What they are worth is the nearness to the image of the last label (1
     less the mean squared error to it, as a share of the first label's), and with a judge the probability of each
-    attribute that is not the same in all labels. Besides, how much of the variance of the pixels, and of each of these
-    probabilities, over the seeds and the unswitched labels is due to either.
+    attribute that is not the same in all labels. Besides, how much of the variance of the pixels (of the first 64
+    seeds), and of each of these probabilities, over the seeds and the unswitched labels is due to either.
 
     Source: Shapley 1953; Searle, Casella and McCulloch 1992.
 
@@ -98,14 +98,16 @@ def measure(
         parts = [measured(pipe, part, "")] + ([] if other is None else [measured(other, part, "null_")])
         return xr.merge(parts)
 
-    data = sampling.over_seeds(measure_batch, "coalitions", seeds_at_once=max(1, max_rows // 8), of_first=["images"])
+    data = sampling.over_seeds(
+        measure_batch, "coalitions", seeds_at_once=max(1, max_rows // 8), of_first=["images"],
+        of_held=["steady", "null_steady"],
+    )  # fmt: skip
     data = data.assign_coords(
         of=[IMAGE, *names], attribute=players, half=list(HALVES), first=labels, second=labels, label=labels
     )
     for prefix in ("", "null_") if other is not None else ("",):
         data[f"{prefix}variance"] = _variance(data[f"{prefix}steady"].values, data[f"{prefix}worth"].values[:, 1:])
-        data = data.drop_vars(f"{prefix}steady")
-    return data
+    return data.drop_dims("held")
 
 
 def _variance(steady: np.ndarray, worth: np.ndarray) -> Any:

@@ -96,7 +96,7 @@ def agreement(data: xr.Dataset) -> xr.Dataset:
 
     Returns:
         `xarray.Dataset`: `iou` (seed, word, by), of the map's mean over the steps, of what changes without the word,
-        and of the controls: the image's middle, the map with random weights, the map with the mask of the next seed,
+        and of the controls: the image's middle, the map with random weights, the map with the mask of another seed,
         and chance. `iou_by_step` (seed, word, step), of the map. NaN where a mask is empty or covers everything.
     """
     masks = data["mask"].transpose("seed", "word", ...).values

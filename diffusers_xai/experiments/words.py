@@ -33,8 +33,8 @@ from diffusers_xai.recording import record
 
 SHARE = 0.2  # of the image's places, which hold as large a share of the change by chance
 MOMENTS = 3  # at which maps are drawn
-_OF_FIRST = ("map", "changed", "image", "without", "seen")  # seed
-_COMPARED = ("seen_map", "seen_changed", "mask")  # with those of other seeds; then of the first one, too
+_OF_FIRST = ("map", "changed", "image", "without", "seen", "seen_map", "seen_changed", "mask")  # seed
+MASKED_TOGETHER = 8  # seeds whose masks are each other's control
 
 
 def measure(
@@ -127,7 +127,7 @@ def measure(
             mask=masks.expand_dims(sample=1), seen=(("sample", "image_height", "image_width", "rgb"), shown)
         )
 
-    def measure_batch(part: list[int]) -> xr.Dataset:
+    def measure_seed(part: list[int]) -> xr.Dataset:
         maps_of = WordMaps(words, every=every)
         final = Samples(every=sampling.steps, x0=False, measures=())
         profile, output = run(prompt, part, [final, maps_of])
@@ -154,13 +154,18 @@ def measure(
             data["without"] = ("word", *dims), np.stack([_pictures(result) for _, result in others])
         return data.assign_coords(word=words)
 
-    # One image in a call: so every pipeline takes it, also one with a picture to start from.
-    data = sampling.over_seeds(measure_batch, "words", seeds_at_once=1, of_first=_OF_FIRST)
-    data = data.transpose("seed", "word", "step", ...)
-    if concepts is not None:
-        data = data.assign(agreement(data)).drop_vars("null_seen_map", errors="ignore")
-        data = data.assign({name: data[name].isel(seed=0, drop=True) for name in _COMPARED})
-    return data.assign_attrs(prompt=prompt)
+    def measure_batch(part: list[int]) -> xr.Dataset:
+        # One image in a call: so every pipeline takes it, also one with a picture to start from.
+        data = xr.concat([measure_seed([seed]) for seed in part], "seed", data_vars="minimal")
+        if concepts is not None:
+            data = data.assign(agreement(data)).drop_vars("null_seen_map", errors="ignore")
+        return data
+
+    together = 1 if concepts is None else MASKED_TOGETHER
+    data = sampling.over_seeds(
+        measure_batch, "words", seeds_at_once=together, at_least=min(2, together), of_first=_OF_FIRST
+    )
+    return data.transpose("seed", "word", "step", ...).assign_attrs(prompt=prompt)
 
 
 def _graded(maps: xr.DataArray, changed: xr.DataArray) -> xr.Dataset:

@@ -14,6 +14,7 @@ from scipy import stats
 from diffusers_xai import XAIPipeline
 from diffusers_xai.experiments import EXPERIMENTS, Sampling, moments_over_seeds
 from diffusers_xai.experiments.parts import kept_parts
+from diffusers_xai.experiments.sampling import _LIMITS
 from diffusers_xai.models import GaussianDenoiser
 
 
@@ -24,8 +25,9 @@ def pipe():
     return XAIPipeline(GaussianDenoiser.fit(images, scheduler, rank=8), scheduler)
 
 
-def test_parts_hold_all_that_was_measured(tmp_path):
+def test_parts_hold_all_that_was_measured(tmp_path, monkeypatch):
     """Every kind of variable there is, and dims in any order."""
+    monkeypatch.setitem(_LIMITS, "held", 4)
     batches = []
 
     def measure(part):
@@ -40,17 +42,19 @@ def test_parts_hold_all_that_was_measured(tmp_path):
                 "shared": ("step", [np.nan, 1.0, 2.0]),
                 "picture": (("seed", "width"), np.stack([number, -number], 1)),
                 "pictures": (("width", "seed"), np.stack([number, -number])),
+                "arrays": (("seed", "width"), np.stack([number, -number], 1)),
             },
             {"layer": ["a", "b"], "kind": ("layer", [1, 2]), "timestep": ("step", np.float32([0.1, 0.2, 0.3]))},
         )
 
     sampling = Sampling(labels=[3], seeds=[4, 1, 9, 7, 2], batch_size=2)
-    settings = {"of_first": ["picture", "none"], "of_few": ["pictures"]}
+    settings = {"of_first": ["picture", "none"], "of_few": ["pictures"], "of_held": ["arrays"]}
     plain = sampling.over_seeds(measure, "x", **settings)
     assert plain["table"].dims == ("layer", "step", "seed")
     assert plain["picture"].values.tolist() == [4, -4]
     assert plain["pictures"].sel(shown=9).values.tolist() == [9, -9]
     assert plain.sizes["shown"] == 3
+    assert plain["arrays"].isel(width=0).values.tolist() == [4, 1, 9, 7]
     batches.clear()
     for _ in range(2):  # the second time, nothing is measured
         with kept_parts(tmp_path / "x", {"a": 1}):

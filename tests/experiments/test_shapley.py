@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler
 
 from diffusers_xai import LabelSwitch, Samples, XAIPipeline
 from diffusers_xai.experiments import EXPERIMENTS, Sampling
+from diffusers_xai.experiments.sampling import _LIMITS
 from diffusers_xai.labels import labels_between
 from tests.planted import OneBlockHearsTheLabel
 from tests.tiny import convnext_unet
@@ -64,6 +65,14 @@ def test_the_label_that_shifts_a_channel_takes_all_of_what_it_did():
         np.testing.assert_allclose(data["share"].sel(of="Lit", attribute="Lit").isel(half=half), expected, atol=1e-9)
     # The network's pixels differ by the seed's noise and the label's shift, and by nothing else.
     assert float(data["variance"].sel(of="image", source="both together", limit="estimate")) < 0.5
+
+
+def test_arrays_are_held_of_the_first_seeds_alone(monkeypatch):
+    pipe = make(OneBlockHearsTheLabel(class_attributes=("Lit",)).double())
+    monkeypatch.setitem(_LIMITS, "held", 3)
+    few, more = (EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], range(n), 2), null="none").data for n in (3, 4))
+    np.testing.assert_allclose(more["variance"].sel(of="image"), few["variance"].sel(of="image"))
+    assert not [name for name, array in more.items() if {"seed", "height"} <= {*array.dims}]
 
 
 def test_labels_that_are_not_all_between_two_are_refused():

@@ -111,9 +111,15 @@ def test_a_picture_of_the_functions_own_is_seen_and_its_mask_compared(pipe):
     expected = [iou(values.numpy(), masks["fox"]) for values in (large.mean(0), *large)]
     part = data.sel(seed=4, word="fox")
     assert float(part["iou"].sel(by="map")) == pytest.approx(expected[0], abs=0.03)  # ties of rounding
+    others = iou(large.mean(0).numpy(), known(picture, PROMPT, 9)[1]["fox"])
+    assert float(part["iou"].sel(by="another's mask")) == pytest.approx(others, abs=0.03)
     np.testing.assert_allclose(part["iou_by_step"], expected[1:], atol=0.03)
     assert (data["mask"].sel(word="fox").values == masks["fox"]).all()
     assert "IoU with another's mask" in EXPERIMENT.table(result)
+    # What stays of every seed are numbers.
+    assert not [
+        name for name, array in data.items() if "seed" in array.dims and {"height", "mask_height"} & {*array.dims}
+    ]
     assert result.plot().data
     assert result.plot_images().data
 
