@@ -254,7 +254,7 @@ class Api:
         return chosen, Settings(**{**vars(settings), "mask": mask}).check(limits)
 
     def _result(self, request: gr.Request, task: Any, model: Model, settings: Settings) -> Any:
-        stop = Wanted(Session(), self.presence, request.session_hash)
+        stop = Wanted(Session(), 0, self.presence, request.session_hash)
         *_, plan = self.stream(runs.plan, model, settings, stop)
         limits, seconds = self.controls.server_limits, plan.seconds
         if isinstance(task, Question):

@@ -95,11 +95,11 @@ class AskingTab(ABC):
     def cost(self, session: Session, *values: Any) -> str:
         """How long it would take, in words. Outside the queue, so it does not wait long for the model."""
         try:
-            return self._plan(*self.asked(session, *values), session.stop, patience=5)[0]
+            return self._plan(*self.asked(session, *values), None, patience=5)[0]
         except SettingsError as refused:
             return str(refused)
 
-    def _plan(self, task: Task, model: Any, settings: Any, stop: runs.Stop, **options: Any) -> tuple[str, Task]:
+    def _plan(self, task: Task, model: Any, settings: Any, stop: runs.Stop | None, **options: Any) -> tuple[str, Task]:
         *_, plan = self.events.stream(task.plan, model, settings, stop, **options)
         task, most = task.estimate(plan, model, settings), self.controls.server_limits.max_seconds
         if task.seconds > most:
@@ -110,14 +110,14 @@ class AskingTab(ABC):
         return f"**Plan:** about {max(1, task.seconds):.0f} s.", task
 
     def run(
-        self, request: gr.Request, session: Session, progress: gr.Progress, *values: Any
+        self, request: gr.Request, session: Session, run: Any, progress: gr.Progress, *values: Any
     ) -> Iterator[dict[Any, Any]]:
         """Runs it; streams how far it is, and ends with the answer."""
         status = getattr(self.c, f"{self.name}_status")
         try:
-            with session.running():
+            with session.running(run) as number:
                 question, model, settings = self.asked(session, *values)
-                stop = Wanted(session, self.events.presence, request.session_hash)
+                stop = Wanted(session, number, self.events.presence, request.session_hash)
                 progress(0, desc="Planning")
                 text, task = self._plan(question, model, settings, stop)
                 if self.events.asks_again(session, (question, settings), task.seconds):
@@ -178,13 +178,11 @@ class AskingTab(ABC):
             run (`Callable`): The tab's own handler, which calls `run`.
             asked (`Sequence`): The components whose values `asked` takes, after the session.
         """
-        safe, inputs = readable_errors, [self.c.session, *asked]
+        safe, session = readable_errors, self.c.session
         button, cost, cancel = (getattr(self.c, f"{self.name}_{part}") for part in ("run", "cost", "cancel"))
         status = self.outputs[0]
-        begin: dict[str, Any] = {"fn": safe(self.events.begin), "inputs": self.c.session, **RAW}
-        button.click(**begin).success(
-            safe(run), inputs, self.outputs, show_progress_on=[status], preprocess=False, concurrency_id="model",
-            concurrency_limit=self.events.parallel, api_visibility="private",
-        )  # fmt: skip
-        cost.click(**begin).success(safe(self.cost), inputs, status, **RAW)
-        cancel.click(safe(self.events.cancel), self.c.session, status, **RAW)
+        button.click(**self.events.numbered).success(
+            safe(run), [session, self.c.asked, *asked], self.outputs, show_progress_on=[status], **self.events.queued
+        )
+        cost.click(safe(self.cost), [session, *asked], status, **RAW)
+        cancel.click(safe(self.events.cancel), session, status, **RAW)

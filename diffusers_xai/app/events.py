@@ -9,7 +9,7 @@ from diffusers_xai.app import figures, runs, texts
 from diffusers_xai.app.captions import caption
 from diffusers_xai.app.controls import RAW, Controls
 from diffusers_xai.app.guard import Presence
-from diffusers_xai.app.session import Result, Session, enlarged, readable_errors
+from diffusers_xai.app.session import Busy, Result, Session, enlarged, readable_errors
 from diffusers_xai.app.settings import Settings, SettingsError
 from diffusers_xai.app.theme import TO_PICTURE, themed
 
@@ -20,12 +20,12 @@ NO_PROGRESS = gr.Progress()
 class Wanted:
     """Tells a run whether its visitor still wants it: it was not cancelled, and somebody listens."""
 
-    def __init__(self, session: Session, presence: Presence, session_hash: str | None):
-        self.session, self.presence, self.session_hash = session, presence, session_hash
+    def __init__(self, session: Session, run: int, presence: Presence, session_hash: str | None):
+        self.session, self.run, self.presence, self.session_hash = session, run, presence, session_hash
 
     def is_set(self) -> bool:
         """Whether to end the run."""
-        return self.session.stop.is_set() or self.presence.is_gone(self.session_hash)
+        return self.session.is_cancelled(self.run) or self.presence.is_gone(self.session_hash)
 
 
 class Events:
@@ -45,11 +45,11 @@ class Events:
     def cost(self, session: Session, *values: Any) -> str:
         """The plan of a run, in words. Outside the queue, so it does not wait long for the model."""
         try:
-            return self.plan(self.controls.settings(session, *values), session.stop, patience=5)[0]
+            return self.plan(self.controls.settings(session, *values), None, patience=5)[0]
         except SettingsError as refused:
             return str(refused)
 
-    def plan(self, settings: Settings, stop: runs.Stop, **options: Any) -> tuple[str, float]:
+    def plan(self, settings: Settings, stop: runs.Stop | None, **options: Any) -> tuple[str, float]:
         """What a run would cost, in words, and its seconds.
 
         Raises:
@@ -72,21 +72,21 @@ class Events:
         return f"**Plan:** about {max(1, plan.seconds):.0f} s, {size}{passes}.", plan.seconds
 
     def sample(
-        self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any
+        self, request: gr.Request, session: Session, run: Any, progress: gr.Progress = NO_PROGRESS, *values: Any
     ) -> Iterator[tuple]:
         """Samples; streams x_t and ends with the result in the session."""
         try:
-            with session.running():
-                yield from self._sample(request, session, progress, self.controls.settings(session, *values))
+            with session.running(run) as number:
+                stop = Wanted(session, number, self.presence, request.session_hash)
+                yield from self._sample(stop, session, progress, self.controls.settings(session, *values))
+        except Busy as refused:
+            yield gr.skip(), str(refused)
         except SettingsError as refused:  # told where one looks, beside the run that is still shown
             before = None if session.result is None else enlarged(figures.final_image(session.result.profile))
             yield before, f"{refused} {texts.BEFORE if session.result else ''}"
 
-    def _sample(
-        self, request: gr.Request, session: Session, progress: gr.Progress, settings: Settings
-    ) -> Iterator[tuple]:
+    def _sample(self, stop: Wanted, session: Session, progress: gr.Progress, settings: Settings) -> Iterator[tuple]:
         model = self.controls.model(settings.model)
-        stop = Wanted(session, self.presence, request.session_hash)
         progress(0, desc="Planning")
         text, seconds = self.plan(settings, stop)
         if self.asks_again(session, settings, seconds):
@@ -110,20 +110,20 @@ class Events:
         return True
 
     def sweep(
-        self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any
+        self, request: gr.Request, session: Session, run: Any, progress: gr.Progress = NO_PROGRESS, *values: Any
     ) -> Iterator[dict[Any, Any]]:
         """The switch sweep of three seeds."""
         try:
-            with session.running():
-                yield from self._sweep(request, session, progress, self.controls.sweep_settings(*values))
+            with session.running(run) as number:
+                stop = Wanted(session, number, self.presence, request.session_hash)
+                yield from self._sweep(stop, session, progress, self.controls.sweep_settings(*values))
         except SettingsError as refused:
             yield {self.c.sweep_status: str(refused)}
 
     def _sweep(
-        self, request: gr.Request, session: Session, progress: gr.Progress, settings: Settings
+        self, stop: Wanted, session: Session, progress: gr.Progress, settings: Settings
     ) -> Iterator[dict[Any, Any]]:
         model = self.controls.model(settings.model)
-        stop = Wanted(session, self.presence, request.session_hash)
         progress(0, desc="Planning")
         *_, plan = self.stream(runs.plan, model, settings, stop)
         seconds = runs.sweep_seconds(plan)
@@ -158,14 +158,29 @@ class Events:
             c.sweep_images: gr.update(value=images, visible=True),
         }
 
-    def begin(self, session: Session) -> None:
-        """Forgets an earlier cancellation. Not done by the run itself: it may be cancelled while it waits its turn."""
-        session.stop.clear()
+    def ask(self, session: Session) -> int:
+        """The number of the run that a button asks for, which may be cancelled while it waits its turn."""
+        return session.ask()
 
     def cancel(self, session: Session) -> str:
-        """Asks the run to end at its next step."""
-        session.stop.set()
+        """Asks the runs so far to end at their next step."""
+        session.cancel()
         return texts.CANCELLED
+
+    @property
+    def numbered(self) -> dict[str, Any]:
+        """The event of a button that asks for a run."""
+        return {"fn": readable_errors(self.ask), "inputs": self.c.session, "outputs": self.c.asked, **RAW}
+
+    @property
+    def queued(self) -> dict[str, Any]:
+        """The event of the run itself, after that."""
+        # The values come as the browser sent them, and are checked here: Gradio would decode pictures of any size.
+        # Several at a time: one may be asked for while another that was cancelled has not yet ended.
+        return {
+            "preprocess": False, "concurrency_id": "model", "concurrency_limit": self.parallel,
+            "api_visibility": "private", "trigger_mode": "multiple",
+        }  # fmt: skip
 
     def connect(self, after: Callable[[Any], Any]) -> None:
         """Ties the handlers to the components.
@@ -174,25 +189,20 @@ class Events:
             after (`Callable`): Continues the event of a run that has a new result.
         """
         c, safe = self.c, readable_errors
-        settings = [c.session, *self.controls.inputs]
-        begin: dict[str, Any] = {"fn": safe(self.begin), "inputs": c.session, **RAW}
-        # The values come as the browser sent them, and are checked here: Gradio would decode pictures of any size.
-        run: dict[str, Any] = {
-            "preprocess": False, "concurrency_id": "model", "concurrency_limit": self.parallel,
-            "api_visibility": "private",
-        }  # fmt: skip
-        sampled = c.sample.click(**begin).success(
-            safe(self.sample), settings, [c.live, c.status], show_progress_on=[c.status], **run
-        )
+        settings = self.controls.inputs
+        sampled = c.sample.click(**self.numbered).success(
+            safe(self.sample), [c.session, c.asked, *settings], [c.live, c.status], show_progress_on=[c.status],
+            **self.queued,
+        )  # fmt: skip
         sampled.success(None, None, None, js=TO_PICTURE)
         after(sampled)
         c.cancel.click(safe(self.cancel), c.session, c.status, **RAW)
-        c.plan.click(**begin).success(safe(self.cost), settings, c.status, **RAW)
-        c.sweep.click(**begin).success(
+        c.plan.click(safe(self.cost), [c.session, *settings], c.status, **RAW)
+        c.sweep.click(**self.numbered).success(
             safe(self.sweep),
-            [c.session, c.model, c.label_names, c.label_class, c.seed, c.sweep_names, c.sweep_class],
+            [c.session, c.asked, c.model, c.label_names, c.label_class, c.seed, c.sweep_names, c.sweep_class],
             [c.sweep_status, c.sweep_shown, c.sweep_plot, c.sweep_images],
             show_progress_on=[c.sweep_status],
-            **run,
+            **self.queued,
         )
         c.sweep_cancel.click(safe(self.cancel), c.session, c.sweep_status, **RAW)

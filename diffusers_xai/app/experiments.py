@@ -93,10 +93,10 @@ class ExperimentTab(AskingTab):
         return question, model, settings
 
     def experiment(
-        self, request: gr.Request, session: Session, progress: gr.Progress = NO_PROGRESS, *values: Any
+        self, request: gr.Request, session: Session, run: Any, progress: gr.Progress = NO_PROGRESS, *values: Any
     ) -> Iterator[dict[Any, Any]]:
         """Runs it; streams how far it is, and ends with figures, table and file."""
-        yield from self.run(request, session, progress, *values)
+        yield from self.run(request, session, run, progress, *values)
 
     def shown(self, session: Session, task: Any, model: Any, settings: Any, result: Any) -> dict[Any, Any]:
         """The result's figures, and what it is of."""

@@ -36,6 +36,7 @@ def build_layout(
     c = SimpleNamespace()
     c.session = gr.State(Session(folder))
     c.dark = gr.Checkbox(visible=False)
+    c.asked = gr.Number(0, visible="hidden", elem_id="asked", show_label=False)  # the number of the latest run
     model = models[settings.model]
     values = shown(model, settings, limits)
     gr.Markdown(texts.INTRO)

@@ -146,7 +146,7 @@ def _stream_of_gpu(models: dict[str, Any], limits: Limits) -> Callable[..., Iter
         with closing(on_gpu(task, model.name, settings, options)) as items:  # closing them ends the worker's run
             try:
                 for item in items:
-                    if stop.is_set():
+                    if stop is not None and stop.is_set():
                         raise Stopped(CANCELLED)
                     yield item
             except gr.Error as error:  # for the visitor, such as that a day's quota is used up

@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffusers_xai import DiffusionProfile
 from diffusers_xai.app.settings import Settings, SettingsError
+from diffusers_xai.app.values import whole
 from diffusers_xai.profile.pictures import to_rgb
 
 
@@ -26,6 +27,10 @@ _logger = logging.getLogger(__name__)
 SERVER_MESSAGE = "Something went wrong on the server. Please try again with other settings."
 MAX_KEPT = 4
 BUSY = "A run of yours is on its way: wait for it, or cancel it."
+
+
+class Busy(SettingsError):
+    """Another run of the visitor's is on its way."""
 
 
 @dataclass(eq=False)
@@ -79,8 +84,10 @@ class Session:
         self.dark = False  # the page's theme
         self.region: tuple[str, str] | None = None  # (model, mask as in Settings), where nothing new is painted
         self.confirmed: Any = None  # the long run that was asked for once
-        self.stop = threading.Event()
+        self._asked = 0  # the number of the last run that a button has asked for
+        self._cancelled = -1  # the last of those that are not wanted any more
         self._running = threading.Lock()
+        self._under_way = 0  # the number of the run that holds it
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __deepcopy__(self, memo: dict) -> "Session":
@@ -132,23 +139,43 @@ class Session:
         if result not in self.kept:
             self.kept = [result, *self.kept][:MAX_KEPT]
 
+    def ask(self) -> int:
+        """A number for the run that a button asks for: by it, it is cancelled, even while it waits its turn."""
+        self._asked += 1
+        return self._asked
+
+    def cancel(self) -> None:
+        """Ends every run that was asked for, and none that will be."""
+        self._cancelled = self._asked
+
+    def is_cancelled(self, run: int) -> bool:
+        """Whether a run is not wanted any more."""
+        return run <= self._cancelled
+
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """One run at a time.
+    def running(self, run: Any) -> Iterator[int]:
+        """One run at a time; the end of one that was cancelled is waited for.
+
+        Args:
+            run (`int`): Its number, from `ask`, as the page sends it.
 
         Raises:
-            SettingsError: If another one is on its way.
+            Busy: If another one is on its way.
+            SettingsError: If that is no number.
         """
-        if not self._running.acquire(blocking=False):
-            raise SettingsError(BUSY)
+        number = whole(run, "Run", 0, 2**53)
+        self._asked = max(self._asked, number)  # the page may be older than the session, if that was forgotten
+        if not self._running.acquire(blocking=self.is_cancelled(self._under_way)):
+            raise Busy(BUSY)
         try:
-            yield
+            self._under_way = number
+            yield number
         finally:
             self._running.release()
 
     def close(self) -> None:
         """Ends a run on its way and frees all."""
-        self.stop.set()
+        self.cancel()
         self.result, self.kept = None, []
         if self._folder is not None:
             self._folder.cleanup()

@@ -36,6 +36,7 @@ CSS = """
 # Gradio shows a picture inside a button without a name: it gets that of the picture.
 # With a base, the page's own folder anyway, colour bars and links to definitions would not outlive a new address.
 # Of the region's editor it is told when something may have been painted or undone.
+# A double click on a button that starts a run is one press.
 # The page's margin on a phone is set here, since Gradio puts what is in CSS inside that margin.
 HEAD = """<style>
 @media (max-width: 700px) {.gradio-container > .main.fillable {padding: 16px 10px !important}}
@@ -52,6 +53,9 @@ addEventListener("pointerdown", event => painting = Boolean(event.target.closest
 addEventListener("pointerup", () => {
   if (painting) setTimeout(() => document.querySelector("#painted")?.click());
   painting = false;
+}, true);
+addEventListener("click", event => {
+  if (event.detail > 1 && event.target.closest?.("button.primary")) event.stopImmediatePropagation();
 }, true);
 </script>"""
 

@@ -18,7 +18,7 @@ def handler(app, name):
     values = [visitor, *(component.value for component in found.inputs[1:])]
     if name not in ("sample", "sweep", "experiment"):
         return found.fn, visitor, values
-    return (lambda session, *rest: found.fn(REQUEST, session, lambda *a, **k: None, *rest)), visitor, values
+    return (lambda session, run, *rest: found.fn(REQUEST, session, run, lambda *a, **k: None, *rest)), visitor, values
 
 
 def of_page(app, name):

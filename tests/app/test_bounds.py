@@ -219,7 +219,7 @@ def test_seventy_page_loads_do_not_evict_a_run(visitors):
 
 def test_a_session_whose_run_is_on_its_way_is_kept_too(visitors):
     holder, visit = visitors
-    with visit("mine").running():
+    with visit("mine").running(1):
         for i in range(9):
             visit(f"fresh {i}")
         assert "mine" in holder.session_data
@@ -232,7 +232,7 @@ def test_the_runs_of_all_are_bounded_and_who_was_idle_longest_loses_his(visitors
     sessions["c"] = visit("c", 4000)
     assert set(holder.session_data) == {"a", "c"}
     assert sessions["b"].result is None
-    assert sessions["b"].stop.is_set()
+    assert sessions["b"].is_cancelled(0)
 
 
 def test_who_left_is_forgotten_after_an_hour(visitors):

@@ -1,5 +1,7 @@
 """The handlers behind the buttons, called as the page calls them."""
 
+import threading
+
 import gradio as gr
 import numpy as np
 import pytest
@@ -23,20 +25,36 @@ def demo():
 @pytest.mark.parametrize("name", ["sample", "sweep"])
 def test_a_run_that_was_cancelled_while_it_waited_does_not_start(demo, name):
     run, visitor, values = handler(demo, name)
-    visitor.stop.set()
+    visitor.cancel()
     last = list(run(*values))[-1]
     told = last.values() if isinstance(last, dict) else last
     assert "Cancelled: nothing was changed." in " ".join(map(str, told))
     assert visitor.result is None
 
 
-def test_a_new_run_is_not_cancelled_by_an_earlier_one(demo):
-    visitor = session.Session()
-    visitor.stop.set()
-    begins = [function for function in demo.demo.fns.values() if function.name == "begin" and not function.outputs]
-    assert len(begins) == 5  # of Sample, the sweep, the experiment, and two plans
-    begins[0].fn(visitor)
-    assert not visitor.stop.is_set()
+def test_a_run_after_a_cancelled_one_waits_for_its_end_and_neither_takes_the_other_s_cancellation(demo):
+    sample, visitor, values = handler(demo, "sample")
+    names = [c.elem_id for c in of_page(demo, "sample").inputs]
+    asks = [function.fn for function in demo.demo.fns.values() if function.name == "ask"]
+    assert len(asks) == 3  # of Sample, the sweep and the experiment
+
+    def asked(seed):
+        changes = {"asked": asks[0](visitor), "seed": seed}
+        return sample(*(changes.get(name, value) for name, value in zip(names, values, strict=True)))
+
+    cancelled = asked(7)
+    next(cancelled)
+    waiting = asked(8)  # in Gradio's queue
+    visitor.cancel()
+    told = []
+    later = threading.Thread(target=lambda run: told.extend(run), args=[asked(9)])
+    later.start()
+    assert "Cancelled" in list(cancelled)[-1][1]
+    later.join()
+    assert told[-1][1].startswith("Done:")
+    assert visitor.result.settings.seed == 9
+    assert "Cancelled" in list(waiting)[-1][1]
+    assert visitor.result.settings.seed == 9
 
 
 def test_only_runs_stand_in_the_queue_and_are_bounded(demo):
@@ -52,7 +70,7 @@ def test_only_models_of_the_server_can_be_chosen(demo, name):
     with pytest.raises(gr.Error, match="not offered here. Offered: faces, no labels"):
         choose(visitor, name, *values[2:])
     sample, visitor, values = handler(demo, "sample")
-    ((_, told),) = sample(visitor, name, *values[2:])
+    ((_, told),) = sample(visitor, 0, name, *values[3:])
     assert "not offered here" in told
 
 
@@ -75,7 +93,7 @@ def test_a_cancelled_run_leaves_picture_and_figures_of_the_one_before(demo):
     values[position] = 7
     run = sample(*values)
     next(run)
-    visitor.stop.set()
+    visitor.cancel()
     *_, (shown, told) = run
     assert np.array_equal(shown, first)
     assert "Cancelled" in told
@@ -189,6 +207,7 @@ def test_controls_that_were_changed_during_a_run_are_told_after_it(demo):
     assert len(after) == len(shows) == 2  # after a run, and after an opened file
     list(run)
     names = [c.elem_id for c in of_page(demo, "sample").inputs]
+    del names[1], values[1]  # the number of the run
     assert after[0].fn(*values) == ""
     for name, value in (("seed", 8), ("seed", 1.5), ("label", ["Male"])):
         changed = [value if there == name else old for there, old in zip(names, values, strict=True)]

@@ -39,7 +39,8 @@ def asked(demo, **changes):
     names = [component.elem_id for component in found.inputs[1:]]
     for name, value in {"words-steps": 6, "words-switch-at": 3, **changes}.items():
         values[names.index(name.replace("_", "-"))] = value
-    *_, last = found.fn(REQUEST, visitor, lambda *a, **k: None, *values)
+    run, *values = values
+    *_, last = found.fn(REQUEST, visitor, run, lambda *a, **k: None, *values)
     return visitor, {component.elem_id: value for component, value in last.items()}
 
 

@@ -103,7 +103,7 @@ def test_cancel_reaches_a_run_in_the_other_process(fake, demo):
     sweep, visitor, values = handler(demo[1], "sweep")
     run = sweep(*values)
     assert "step" in str(next(run).values())
-    visitor.stop.set()
+    visitor.cancel()
     assert [list(told.values()) for told in run] == [["Cancelled: nothing was changed."]]
     assert fake.closed == 1
 
