@@ -1,20 +1,16 @@
 """The command line: `diffusers-xai profile …`, `experiment …`, `audit …`, `app`, `push …`, `completion …`.
 
 Every command is one module that adds its parser and runs it. What is heavy to import is imported when a command runs,
-so that help, completion and errors come at once. Every error becomes one line on stderr and exit code 2.
+so that help, completion and errors come at once; the parser too, so that Ctrl-C can be answered before it is there.
+Every error becomes one line on stderr and exit code 2.
 """
 
-import argparse
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
-
-from diffusers_xai.cli import app, audit, completion, experiment, profile, push
-from diffusers_xai.cli.base import PROGRAM, CommandError, Console, Parser, add_common_options
+from types import FrameType, SimpleNamespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,9 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         `int`: The exit code: 0, 2 after an error, 130 after an interruption.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = argparse.Namespace(debug="--debug" in argv, kept=lambda args: "nothing was written")
+    args = SimpleNamespace(debug="--debug" in argv, kept=lambda args: "nothing was written")
     with _interruptions() as interrupted:
         try:
+            import warnings
+
+            from diffusers_xai.cli.base import Console
+            from diffusers_xai.cli.parser import make_parser
+
             make_parser().parse_args(argv, args)
             args.console = Console(quiet=args.quiet, json=args.json)
             with warnings.catch_warnings():
@@ -39,37 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Exception) as error:
             # What an interruption was turned into, by an import say, is one too.
             if isinstance(error, KeyboardInterrupt) or interrupted:
-                print(f"{PROGRAM}: interrupted, {args.kept(args)}", file=sys.stderr)
+                print(f"diffusers-xai: interrupted, {args.kept(args)}", file=sys.stderr)
                 return 130
             if args.debug:
                 raise
-            print(f"{PROGRAM}: error: {_one_line(error)}", file=sys.stderr)
+            print(f"diffusers-xai: error: {_one_line(error)}", file=sys.stderr)
             return 2
     return 0
-
-
-def make_parser() -> Parser:
-    """The parser of the whole command line."""
-    parser = Parser(prog=PROGRAM, description="Shows how a diffusion model forms an image, step by step.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for command in (profile, experiment, audit, app, push, completion):
-        command.add_command(commands)
-    for subparser in commands.choices.values():
-        add_common_options(subparser)
-    return parser
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
-        from importlib import metadata
-
-        try:
-            version = metadata.version(PROGRAM)
-        except metadata.PackageNotFoundError:  # run from a clone
-            version = "0 (not installed)"
-        print(f"{parser.prog} {version}")
-        parser.exit()
 
 
 @contextmanager
@@ -94,6 +71,8 @@ def _interruptions() -> Iterator[list[int]]:
 
 def _one_line(error: Exception) -> str:
     """The error's text, without its period; of one that is not known to be meant for the user with its type."""
+    from diffusers_xai.cli.base import CommandError
+
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     meant = (CommandError, ValueError, KeyError, TypeError, RuntimeError, OSError, ArithmeticError)
     if isinstance(error, meant) and text:

@@ -2,9 +2,6 @@
 
 import argparse
 import importlib.util
-import shutil
-import socket
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +67,8 @@ def kept(args: argparse.Namespace) -> str:
 def _check_port(port: int | None) -> None:
     """Raises if another program listens on the port."""
     if port is not None:
+        import socket
+
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -99,6 +98,9 @@ def push_space(folder: Path, repo_id: str, private: bool | None, console: Consol
     Raises:
         OSError, ValueError: see [`push_folder`]; the Hub is then unchanged.
     """
+    import shutil
+    import tempfile
+
     from diffusers_xai.hub.transfer import check_push, push_folder
 
     check_push(repo_id)

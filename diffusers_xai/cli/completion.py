@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> None:
     """Prints the script."""
     import shtab
 
-    from diffusers_xai.cli import make_parser  # which has this command in it
+    from diffusers_xai.cli.parser import make_parser  # which has this command in it
 
     script = shtab.complete(make_parser(), args.shell)
     args.console.result(script.rstrip("\n"), {"shell": args.shell, "script": script})

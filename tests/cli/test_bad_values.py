@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_xai import XAIPipeline, cli
+from diffusers_xai.cli.parser import make_parser
 from tests.cli import hostile
 
 
@@ -94,7 +95,7 @@ TOGETHER = [
 
 
 def all_cases():
-    parsers = next(action for action in cli.make_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
+    parsers = next(action for action in make_parser()._actions if action.dest == "==SUPPRESS==" and action.choices)
     lines = [line for name, parser in parsers.choices.items() for line in hostile.cases(parser, name, VALID[name])]
     return [line for line in lines if line != ["experiment"]] + TOGETHER
 

@@ -97,21 +97,17 @@ def test_the_second_of_two_commands_is_refused(place, capsys, command, inside):
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("moment", ["import torch", "Loading", "Sampling"])
+@pytest.mark.parametrize("moment", ["diffusers_xai.cli.parser", "torch.nn", "Loading", "Sampling"])
 def test_an_interruption_is_one_line_at_any_moment(place, moment):
     """The process is interrupted by itself when it gets there, so that no clock decides."""
     save_tiny(place / "tiny")
-    code = {
-        "import torch": "sys.meta_path.insert(0, Finder())",
-        "Loading": "import builtins; builtins.print = spy",
-        "Sampling": "import builtins; builtins.print = spy",
-    }[moment]
+    code = "sys.meta_path.insert(0, Finder())" if "." in moment else "import builtins; builtins.print = spy"
     program = f"""
 import os, signal, sys
 said = print
 class Finder:
     def find_spec(self, name, *args):
-        if name == "torch.nn":
+        if name == {moment!r}:
             os.kill(os.getpid(), signal.SIGINT)
 def spy(*args, **kwargs):
     said(*args, **kwargs)
