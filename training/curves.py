@@ -1,6 +1,6 @@
 """Draws the curves of a training: the loss, and L1, SSIM and PSNR on the validation images (thesis fig. B.1, B.2).
 
-    python training/curves.py RUN [RUN …] --out curves.html
+    python -m training.curves RUN [RUN …] --out curves.html
 
 A run is the folder that `train.py` wrote; several are drawn over each other.
 """
@@ -12,12 +12,9 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai.plots.style import TEMPLATE, line_style  # noqa: E402
-from training.figures import check_figure_path, write_figure  # noqa: E402
-from training.log import read_log  # noqa: E402
+from diffusers_xai.plots.style import TEMPLATE, line_style
+from training.figures import check_figure_path, write_figure
+from training.log import read_log
 
 
 _PANELS = (

@@ -1,6 +1,6 @@
 """Shows how often each label occurs, and how the attributes go together (thesis fig. 5.2).
 
-    python training/describe.py --data DATA --attributes Bangs Male Smiling Wearing_Lipstick --out labels.html
+    python -m training.describe --data DATA --attributes Bangs Male Smiling Wearing_Lipstick --out labels.html
 
 The figure is HTML, or PNG or SVG where kaleido and a Chrome are installed; the numbers are printed.
 """
@@ -14,12 +14,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai.labels import attributes_of, label_bits  # noqa: E402
-from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, LINE_COLORS, TEMPLATE  # noqa: E402
-from training.celeba import (  # noqa: E402
+from diffusers_xai.labels import attributes_of, label_bits
+from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, LINE_COLORS, TEMPLATE
+from training.celeba import (
     DEFAULT_ATTRIBUTES,
     MAX_ATTRIBUTES,
     attribute_values,
@@ -28,7 +25,7 @@ from training.celeba import (  # noqa: E402
     open_splits,
     row_faults,
 )
-from training.figures import check_figure_path, write_figure  # noqa: E402
+from training.figures import check_figure_path, write_figure
 
 
 def label_counts(values: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Distils a model into a student of few steps, without any photograph.
 
-    python training/distill.py --output RUN --export FOLDER
-    python training/distill.py --output RUN --resume --export FOLDER
-    python training/distill.py --teacher FOLDER --steps 8 --teacher-steps 40 --output RUN --export FOLDER
+    python -m training.distill --output RUN --export FOLDER
+    python -m training.distill --output RUN --resume --export FOLDER
+    python -m training.distill --teacher FOLDER --steps 8 --teacher-steps 40 --output RUN --export FOLDER
 
 The teacher, by default the model inside the package, samples by DDIM from its own noise. The student begins with the
 teacher's weights and learns to do in one step what the teacher does in several. A run stopped by Ctrl-C, SIGTERM or a
@@ -26,16 +26,13 @@ from diffusers import DPMSolverMultistepScheduler, LCMScheduler
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai import ConvNextUNet2DModel, XAIPipeline, demo_checkpoint  # noqa: E402
-from diffusers_xai.cli.options import checkpoint  # noqa: E402
-from diffusers_xai.experiments.few_steps import few_step_scheduler  # noqa: E402
-from diffusers_xai.measures import structural_similarity  # noqa: E402
-from training.batches import step_generator  # noqa: E402
-from training.card import write_facts  # noqa: E402
-from training.checkpoint import (  # noqa: E402
+from diffusers_xai import ConvNextUNet2DModel, XAIPipeline, demo_checkpoint
+from diffusers_xai.cli.options import checkpoint
+from diffusers_xai.experiments.few_steps import few_step_scheduler
+from diffusers_xai.measures import structural_similarity
+from training.batches import step_generator
+from training.card import write_facts
+from training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_optimizer_states,
@@ -43,13 +40,13 @@ from training.checkpoint import (  # noqa: E402
     remove_leftovers,
     save_checkpoint,
 )
-from training.export import load_weights  # noqa: E402
-from training.log import forget_after, write_record  # noqa: E402
-from training.objective import implied_clean_and_noise  # noqa: E402
-from training.schedule import TimeLimit  # noqa: E402
-from training.teacher_runs import RUNS_AT_ONCE, TeacherRuns, label_shares, teacher_states  # noqa: E402
-from training.train import check_folder  # noqa: E402
-from training.trainer import TrainingDivergedError  # noqa: E402
+from training.export import load_weights
+from training.log import forget_after, write_record
+from training.objective import implied_clean_and_noise
+from training.schedule import TimeLimit
+from training.teacher_runs import RUNS_AT_ONCE, TeacherRuns, label_shares, teacher_states
+from training.train import check_folder
+from training.trainer import TrainingDivergedError
 
 
 EMA_DECAY, MAX_NORM, WARMUP = 0.99, 1.0, 10

@@ -1,7 +1,7 @@
 """Makes the data set of drawn faces, whose labels, masks and captions are exact.
 
-    python training/drawn_faces.py --output drawn-faces --size 32
-    python training/train.py --config training/configs/drawn-32.json --data drawn-faces --output runs/drawn-32
+    python -m training.drawn_faces --output drawn-faces --size 32
+    python -m training.train --config training/configs/drawn-32.json --data drawn-faces --output runs/drawn-32
 
 The folder holds `train.parquet`, `validation.parquet`, a data card and a sheet to look at. In Python, `drawn_faces()`
 gives the same as a `DatasetDict`.
@@ -19,10 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from PIL import Image
 from tqdm.auto import tqdm
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai.checkpoints.face_drawing import (  # noqa: E402
+from diffusers_xai.checkpoints.face_drawing import (
     ATTRIBUTES,
     BACKGROUND_COLORS,
     HAIR_COLORS,

@@ -1,6 +1,6 @@
 """Measures a checkpoint: losses, label fidelity, diversity, and a sheet of samples.
 
-    python training/evaluate.py --checkpoint FOLDER --data DATA --output FOLDER
+    python -m training.evaluate --checkpoint FOLDER --data DATA --output FOLDER
 
 Writes `evaluation.json`, `evaluation.md` and `samples.png` to the output folder, and the judge that it trains to
 `--judge`, where the next evaluation finds it. A second judge, which saw none of our data, is asked if `--human-models`
@@ -15,19 +15,16 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai import XAIPipeline  # noqa: E402
-from training.attribute_classifier import label_bits  # noqa: E402
-from training.card import add_metrics  # noqa: E402
-from training.config import load_config  # noqa: E402
-from training.data import FaceImages, load_splits  # noqa: E402
-from training.diversity import diversity  # noqa: E402
-from training.evaluation import bucket_losses  # noqa: E402
-from training.evaluation_report import card_metrics, to_markdown  # noqa: E402
-from training.human_models import HOW_TO_GET  # noqa: E402
-from training.judges import (  # noqa: E402
+from diffusers_xai import XAIPipeline
+from training.attribute_classifier import label_bits
+from training.card import add_metrics
+from training.config import load_config
+from training.data import FaceImages, load_splits
+from training.diversity import diversity
+from training.evaluation import bucket_losses
+from training.evaluation_report import card_metrics, to_markdown
+from training.human_models import HOW_TO_GET
+from training.judges import (
     CONFIG_FILE,
     FOLDS,
     HeldOutJudge,
@@ -38,8 +35,8 @@ from training.judges import (  # noqa: E402
     softened,
     thresholds,
 )
-from training.label_fidelity import balanced_rows, label_fidelity, trainable_labels  # noqa: E402
-from training.sampling import sample_images, sample_labels, tiles, usable_device  # noqa: E402
+from training.label_fidelity import balanced_rows, label_fidelity, trainable_labels
+from training.sampling import sample_images, sample_labels, tiles, usable_device
 
 
 SHEET_COLUMNS, SHEET_SAMPLES = 8, 64

@@ -1,6 +1,6 @@
 """Measures a model of drawn faces by the exact judge: one of labels by its labels, one of captions by its captions.
 
-    python training/evaluate_drawn.py --checkpoint FOLDER --data drawn-faces --output FOLDER
+    python -m training.evaluate_drawn --checkpoint FOLDER --data drawn-faces --output FOLDER
 
 Writes `evaluation.json`, and `samples.png` of 64 samples without guidance, to the output folder. Captions are those of
 faces that are in no data set. `--update-card` puts the numbers into the checkpoint's `card.json`.
@@ -19,17 +19,14 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai import XAIPipeline  # noqa: E402
-from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face  # noqa: E402
-from training.card import add_metrics, write_captioned_card  # noqa: E402
-from training.celeba import open_splits  # noqa: E402
-from training.diversity import nearest_distances  # noqa: E402
-from training.drawn_judge import DrawnFaceJudge  # noqa: E402
-from training.label_fidelity import Share  # noqa: E402
-from training.sampling import sample_images, tiles, usable_device  # noqa: E402
+from diffusers_xai import XAIPipeline
+from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face
+from training.card import add_metrics, write_captioned_card
+from training.celeba import open_splits
+from training.diversity import nearest_distances
+from training.drawn_judge import DrawnFaceJudge
+from training.label_fidelity import Share
+from training.sampling import sample_images, tiles, usable_device
 
 
 SHEET_COLUMNS, SHEET_SAMPLES = 8, 64

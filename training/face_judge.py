@@ -6,17 +6,13 @@
 It reads `package/models` in the current directory.
 """
 
-import sys
 from functools import cache
 from pathlib import Path
 
 import torch
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # by its file name alone, it finds its own package
-
-from training.human_models import HOW_TO_GET  # noqa: E402
-from training.judges import OutsideJudge  # noqa: E402
+from training.human_models import HOW_TO_GET
+from training.judges import OutsideJudge
 
 
 MODELS = Path("package/models")

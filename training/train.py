@@ -1,8 +1,8 @@
 """Trains a label-conditioned ConvNeXt U-Net on face images, and exports it as a pipeline.
 
-    accelerate launch training/train.py --config training/configs/lfw-32.json --data DATA --output RUN
-    python training/train.py --config training/configs/lfw-32.json --data DATA --output RUN --resume
-    python training/train.py --config training/configs/lfw-32.json --output RUN --export FOLDER
+    accelerate launch -m training.train --config training/configs/lfw-32.json --data DATA --output RUN
+    python -m training.train --config training/configs/lfw-32.json --data DATA --output RUN --resume
+    python -m training.train --config training/configs/lfw-32.json --output RUN --export FOLDER
 
 Every random draw of a step follows from the seed and the number of the step, so that a resumed run goes on exactly as
 if it had never stopped. A run stopped by Ctrl-C or SIGTERM writes a checkpoint first.
@@ -20,27 +20,24 @@ from pathlib import Path
 
 _IMPORTS_BEGAN = time.monotonic()  # they take seconds, which are the time limit's too
 
-import torch  # noqa: E402
-from accelerate import PartialState  # noqa: E402
+import torch
+from accelerate import PartialState
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from diffusers_xai import ConvNextUNet2DModel  # noqa: E402
-from training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint  # noqa: E402
-from training.config import TrainingConfig, load_config  # noqa: E402
-from training.data import FaceImages, load_splits  # noqa: E402
-from training.export import export_pipeline, load_weights  # noqa: E402
-from training.rehearsal import (  # noqa: E402
+from diffusers_xai import ConvNextUNet2DModel
+from training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
+from training.config import TrainingConfig, load_config
+from training.data import FaceImages, load_splits
+from training.export import export_pipeline, load_weights
+from training.rehearsal import (
     check_same_data,
     check_same_run,
     rehearse_device,
     rehearse_network,
     rehearse_scheduler,
 )
-from training.run import Run, TimeIsUpError  # noqa: E402
-from training.schedule import TimeLimit  # noqa: E402
-from training.trainer import Trainer, TrainingDivergedError  # noqa: E402
+from training.run import Run, TimeIsUpError
+from training.schedule import TimeLimit
+from training.trainer import Trainer, TrainingDivergedError
 
 
 _IMPORT_SECONDS = time.monotonic() - _IMPORTS_BEGAN

@@ -1,8 +1,8 @@
 """Trains a small text-to-image model on captioned pictures, and exports it as a `StableDiffusionPipeline`.
 
-    python training/train_text.py --config training/configs/drawn-text-32.json --data DATA --output RUN
-    python training/train_text.py --config training/configs/drawn-text-32.json --data DATA --output RUN --resume
-    python training/train_text.py --config training/configs/drawn-text-32.json --output RUN --export FOLDER
+    python -m training.train_text --config training/configs/drawn-text-32.json --data DATA --output RUN
+    python -m training.train_text --config training/configs/drawn-text-32.json --data DATA --output RUN --resume
+    python -m training.train_text --config training/configs/drawn-text-32.json --output RUN --export FOLDER
 
 The data has a column `caption`. Text encoder and U-Net are trained together, with the settings and in the way of
 `train.py`; `model` holds the arguments of `UNet2DConditionModel` and `text_layers`.
@@ -19,28 +19,25 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script, it finds its own package
-
-from training.caption_model import (  # noqa: E402
+from training.caption_model import (
     build_pipeline,
     build_text_encoder,
     build_tokenizer,
     tokenize,
 )
-from training.card import run_facts, write_facts  # noqa: E402
-from training.celeba import open_splits  # noqa: E402
-from training.checkpoint import load_checkpoint  # noqa: E402
-from training.config import TrainingConfig, load_config  # noqa: E402
-from training.data import FaceImages, load_splits  # noqa: E402
-from training.export import load_weights  # noqa: E402
-from training.log import LOG_FILE, read_log  # noqa: E402
-from training.optim import build_optimizers  # noqa: E402
-from training.rehearsal import check_same_data, rehearse_device, rehearse_scheduler  # noqa: E402
-from training.run import Run  # noqa: E402
-from training.sampling import StoppedError  # noqa: E402
-from training.train import check_folder, checkpoint_to_resume, execute, parse_args, start  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
+from training.card import run_facts, write_facts
+from training.celeba import open_splits
+from training.checkpoint import load_checkpoint
+from training.config import TrainingConfig, load_config
+from training.data import FaceImages, load_splits
+from training.export import load_weights
+from training.log import LOG_FILE, read_log
+from training.optim import build_optimizers
+from training.rehearsal import check_same_data, rehearse_device, rehearse_scheduler
+from training.run import Run
+from training.sampling import StoppedError
+from training.train import check_folder, checkpoint_to_resume, execute, parse_args, start
+from training.trainer import Trainer
 
 
 TOKENIZER_FOLDER = "tokenizer"

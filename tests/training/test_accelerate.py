@@ -51,7 +51,7 @@ def test_two_processes_equal_one(tmp_path, config_file, data_folder):
     # What launches several GPUs launches several processes of a CPU too, if accelerate is told to leave GPUs alone.
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["training/train.py", "--config", config_file, "--data", data_folder]
+    command += ["-m", "training.train", "--config", config_file, "--data", data_folder]
     command += ["--output", str(tmp_path / "two"), *settings, "--set", "batch_size=3"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)

@@ -32,7 +32,7 @@ def test_a_run_killed_at_twenty_moments_ends_with_the_same_weights(tmp_path, con
     settings = ["--set", "max_steps=400", "--set", "checkpoint_every=2", "--set", "validate_every=1000"]
     settings += ["--set", "sample_every=1000", "--set", "tracker=null"]
     arguments = ["--config", config_file, "--data", data_folder, *settings]
-    whole = in_new_process("training/train.py", *arguments, "--output", tmp_path / "whole")
+    whole = in_new_process("-m", "training.train", *arguments, "--output", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr[-2000:]
     killing = ["-m", "tests.training.killed_run", 20, 7, 1.5, 18]
     done = in_new_process(*killing, *arguments, "--output", tmp_path / "killed")
