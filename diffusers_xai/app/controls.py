@@ -97,11 +97,11 @@ class Controls:
         paths = {name: path for path, name in model.layers.items()}
         pairs = []
         if not isinstance(written or [], list):
-            raise SettingsError("Masked channels are a list of texts such as layer:channel.")
+            raise SettingsError("Masked channels: expected a list of texts such as layer:channel.")
         for text in written or []:
             name, _, channel = str(text)[:200].rpartition(":")
             if name not in paths or not (channel.isascii() and channel.isdecimal()):
-                raise SettingsError(f"Masked channels are written layer:channel, not {shortened(text)}.")
+                raise SettingsError(f"Masked channels: expected layer:channel, got {shortened(text)}.")
             pairs.append((paths[name], int(channel)))
         return model.check_channels(tuple(dict.fromkeys(pairs)))
 
@@ -109,7 +109,7 @@ class Controls:
         drawn = painted(editor, self.server_limits)
         if drawn is not None:
             if min(map(sub, drawn.shape, model.size)) < 0:
-                raise SettingsError("The drawing is smaller than the image: paint it anew.")
+                raise SettingsError("The drawing is smaller than the image: paint it again.")
             return json.dumps(mask_to_runs(mask_from_drawing(drawn, model.size)))
         return self.region(session, model)
 
@@ -187,7 +187,7 @@ class Controls:
         added = (*self._ablations(model, there), (layer, channel))
         values = [f"{model.layers[path]}:{number}" for path, number in dict.fromkeys(added)]
         if len(values) > self.server_limits.max_ablations:
-            raise SettingsError(f"Mask at most {self.server_limits.max_ablations} channels.")
+            raise SettingsError(f"Expected at most {self.server_limits.max_ablations} masked channels.")
         return gr.update(choices=values, value=values)
 
     def share(self, session: Session, *values: Any) -> str:

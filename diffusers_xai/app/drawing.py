@@ -44,4 +44,4 @@ def _paint(layer: Any, max_side: int) -> np.ndarray:
     except SettingsError:
         raise
     except Exception as error:  # whatever Pillow raises
-        raise SettingsError("The drawing cannot be read: paint it anew.") from error
+        raise SettingsError("The drawing cannot be read: paint it again.") from error

@@ -82,7 +82,7 @@ class Model:
         """
         for block, paths in self.blocks.items():
             if len(set(paths) & set(layers)) > 1:
-                raise SettingsError(f"One layer of a block can be recorded at a time; these are several of {block}.")
+                raise SettingsError(f"Expected one layer of each block, got several of {block}.")
         return tuple(layers)
 
     def check_channels(self, pairs: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
@@ -94,7 +94,7 @@ class Model:
         for path, channel in pairs:
             if not 0 <= channel < self.channels.get(path, 0):
                 count = self.channels.get(path, 0)
-                raise SettingsError(f"{self.layers[path]} has the channels 0 to {count - 1}, not {channel}.")
+                raise SettingsError(f"{self.layers[path]}: expected a channel from 0 to {count - 1}, got {channel}.")
         return pairs
 
     @property

@@ -124,7 +124,7 @@ class Question:
         if experiment.needs == CONCEPTS and not model.has_masks:
             raise SettingsError(f"This is asked of pictures whose parts are known: choose the model {DRAWN}.")
         if self.seeds < experiment.min_seeds:
-            raise SettingsError(f"This experiment needs at least {experiment.min_seeds} seeds, not {self.seeds}.")
+            raise SettingsError(f"This experiment needs at least {experiment.min_seeds} seeds, got {self.seeds}.")
 
     def _labels(self, model: Model, settings: Settings) -> list[int]:
         experiment = EXPERIMENTS[self.name]

@@ -111,28 +111,28 @@ class Settings:
             SettingsError: If not; the text says what to change.
         """
         if not 1 <= self.steps <= limits.max_steps:
-            raise SettingsError(f"Choose 1 to {limits.max_steps} steps, not {self.steps}.")
+            raise SettingsError(f"Expected 1 to {limits.max_steps} steps, got {self.steps}.")
         if not 0 <= self.seed < MAX_SEED:
-            raise SettingsError("The noise seed is a whole number from 0 on, below 2⁶³.")
+            raise SettingsError(f"Expected a noise seed from 0 to 2⁶³ - 1, got {self.seed}.")
         if not 1 <= self.every <= self.steps:
-            raise SettingsError(f"Record every 1 to {self.steps} steps, not every {self.every}.")
+            raise SettingsError(f"Expected to record every 1 to {self.steps} steps, got {self.every}.")
         if self.scheduler not in SCHEDULERS:
-            raise SettingsError(f"Choose a scheduler out of {', '.join(SCHEDULERS)}.")
+            raise SettingsError(f"Expected a scheduler out of {', '.join(SCHEDULERS)}, got {self.scheduler!r}.")
         if not 1 <= self.guidance <= MAX_GUIDANCE:
-            raise SettingsError(f"Choose a guidance scale from 1 to {MAX_GUIDANCE}, not {self.guidance}.")
+            raise SettingsError(f"Expected a guidance scale from 1 to {MAX_GUIDANCE}, got {self.guidance}.")
         if len(self.layers) > limits.max_blocks:
-            raise SettingsError(f"Choose at most {limits.max_blocks} blocks at a time, not {len(self.layers)}.")
+            raise SettingsError(f"Expected at most {limits.max_blocks} blocks at a time, got {len(self.layers)}.")
         if len(self.ablations) > limits.max_ablations:
-            raise SettingsError(f"Mask at most {limits.max_ablations} channels, not {len(self.ablations)}.")
+            raise SettingsError(f"Expected at most {limits.max_ablations} masked channels, got {len(self.ablations)}.")
         if self.switch_at is not None and not 0 <= self.switch_at <= self.steps:
-            raise SettingsError(f"Switch the label at a step from 0 to {self.steps}, not {self.switch_at}.")
+            raise SettingsError(f"Expected a label switch at a step from 0 to {self.steps}, got {self.switch_at}.")
         if self.switch_at is not None and self.switch_to == self.label:
             raise SettingsError("The label is switched to itself: choose another one, or do not switch.")
         mask = self.mask_array()
         if self.gradients and mask is not None and not 1 <= mask.sum() <= limits.max_mask_pixels:
             raise SettingsError(
-                f"The gradients are computed for 1 to {limits.max_mask_pixels} pixels; the mask holds {mask.sum()}."
-                " Draw a smaller region, or leave the gradients out."
+                f"Expected 1 to {limits.max_mask_pixels} pixels to compute gradients of, got {mask.sum()}: draw another"
+                " region, or leave the gradients out."
             )
         return self
 

@@ -114,7 +114,7 @@ BAD_VALUES = [
     ("blocks", ["nowhere"], "not offered"), ("blocks", ["mid"] * 99, "a list of at most 6"),
     ("gradients", "yes", "expected yes or no"), ("weights", 1, "expected yes or no"),
     ("ablations", ["mid:5:7"], "layer:channel"), ("ablations", ["nowhere:5"], "layer:channel"),
-    ("ablations", ["downs.0.0:9999"], "has the channels 0 to"), ("ablations", "mid:5", "a list of texts"),
+    ("ablations", ["downs.0.0:9999"], "expected a channel from 0 to"), ("ablations", "mid:5", "a list of texts"),
     ("ablations", ["mid:٣"], "layer:channel"), ("switch", None, "expected yes or no"),
     ("mask", {"layers": [{"path": "/etc/passwd"}]}, "cannot be read"), ("mask", {"layers": [{}] * 9}, "at most 4"),
     ("mask", {"layers": {"0": 1}}, "at most 4"),
