@@ -13,17 +13,6 @@ from training.tables import Table, as_number, read_cells, read_table
 
 
 HUB_ID, HUB_CONFIG = "flwrlabs/celeba", "img_align+identity+attr"
-
-# fmt: off
-CELEBA_ATTRIBUTES = (
-    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose",
-    "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin", "Eyeglasses",
-    "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes",
-    "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling",
-    "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick", "Wearing_Necklace",
-    "Wearing_Necktie", "Young",
-)
-# fmt: on
 DEFAULT_ATTRIBUTES = ("Bangs", "Male", "Smiling", "Wearing_Lipstick")  # the thesis's label
 MAX_ATTRIBUTES = 8
 

@@ -131,8 +131,8 @@ class Settings:
         mask = self.mask_array()
         if self.gradients and mask is not None and not 1 <= mask.sum() <= limits.max_mask_pixels:
             raise SettingsError(
-                f"Expected 1 to {limits.max_mask_pixels} pixels to compute gradients of, got {mask.sum()}: draw another"
-                " region, or leave the gradients out."
+                f"Expected 1 to {limits.max_mask_pixels} pixels to compute gradients of, got {mask.sum()}: draw"
+                " another region, or leave the gradients out."
             )
         return self
 

@@ -19,7 +19,8 @@ from diffusers_xai.audit.permuting import check_same_network, trained_on_permute
 from diffusers_xai.audit.result import AuditResult, table_of
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM
 from diffusers_xai.audit.testing import SHARES, Tests
-from diffusers_xai.measures import Mask, as_mask
+from diffusers_xai.measures import Mask
+from diffusers_xai.measures.masks import region_or_middle
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.null import draw_samples, fit_to_samples
 from diffusers_xai.prediction import is_flow
@@ -87,7 +88,7 @@ def audit(
     """
     if not hasattr(pipe.scheduler, "alphas_cumprod") or is_flow(pipe.scheduler):
         raise ValueError(f"Expected a scheduler with `alphas_cumprod`, got {type(pipe.scheduler).__name__}.")
-    mask = _region(pipe, mask)
+    mask = region_or_middle(mask, pipe.sample_shape[-2:])
     seeds, timesteps = [int(seed) for seed in seeds], sorted({int(t) for t in timesteps}, reverse=True)
     if len(set(seeds)) < 3 or len(set(seeds)) < len(seeds):
         raise ValueError(f"Expected at least three different seeds, got {seeds}.")
@@ -196,15 +197,6 @@ def _check_permuted(pipe: XAIPipeline, permuted: XAIPipeline) -> None:
             )
     if _sum_of_parameters(pipe) == _sum_of_parameters(permuted):
         raise ValueError("Expected a network trained on permuted labels for `permuted`, got the model itself.")
-
-
-def _region(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:
-    height, width = pipe.sample_shape[-2:]
-    if mask is not None:
-        return as_mask(mask, (height, width))
-    region = np.zeros((height, width), dtype=bool)
-    region[3 * height // 8 : 5 * height // 8, 3 * width // 8 : 5 * width // 8] = True
-    return region
 
 
 def _own_samples(pipe: XAIPipeline, labels: Sequence[int], count: int, steps: int) -> torch.Tensor:

@@ -177,7 +177,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     return tile_rows(tiles, 5)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "ablation",
         "What the most active channel of a layer is worth",

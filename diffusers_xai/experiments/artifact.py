@@ -12,11 +12,11 @@ from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns
-from diffusers_xai.experiments.maps import region_or_middle
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import GradientMaps, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask
+from diffusers_xai.measures.masks import region_or_middle
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
@@ -57,7 +57,7 @@ def measure(
     denoiser = get_denoiser(pipe)
     name = layer or (LAYER if LAYER in denoiser.aliases else telling_layers(denoiser)[-1])
     path = next(iter(denoiser.resolve_layers([name])))
-    region = region_or_middle(pipe, mask)
+    region = region_or_middle(mask, pipe.sample_shape[-2:])
     time = timestep_at(pipe, TIME)
 
     def sample(part: list[int], record: list, edits: list) -> Any:
@@ -127,7 +127,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "artifact",
         "Which channel made a part of the image",

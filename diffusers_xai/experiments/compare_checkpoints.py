@@ -309,7 +309,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     return tile_grid(rows, [*times, "result"], names)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "compare-checkpoints",
         "Where two checkpoints part, in depth and in time",

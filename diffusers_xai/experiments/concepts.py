@@ -360,7 +360,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
     return tile_grid(rows, columns, names, scale_title="each map in its own range")
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "concepts",
         "Which units draw a part of the image",

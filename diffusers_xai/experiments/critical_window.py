@@ -244,7 +244,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "critical-window",
         "When a label is decided",

@@ -187,7 +187,7 @@ def plan(
     )
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "directions",
         "Along which directions the image can be pushed",

@@ -203,7 +203,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "emergence",
         "When structure shows",

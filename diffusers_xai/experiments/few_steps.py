@@ -256,7 +256,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "few-steps",
         "What remains in few steps",

@@ -113,7 +113,7 @@ def color_nearness(images: torch.Tensor, goal: torch.Tensor) -> torch.Tensor:
     return -(one - other).abs().mean((1, 2))
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "hierarchy",
         "Which layer makes the layout, the label and the colours",

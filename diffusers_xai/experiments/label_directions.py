@@ -246,7 +246,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "label-directions",
         "Whether a direction inside does what the label does",

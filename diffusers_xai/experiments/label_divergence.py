@@ -19,11 +19,12 @@ from diffusers_xai.experiments.figures import (
     rows_over_time,
     short_label,
 )
-from diffusers_xai.experiments.maps import by_noised_image, clean_image_volume, energy, region_or_middle
+from diffusers_xai.experiments.maps import by_noised_image, clean_image_volume, energy
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
 from diffusers_xai.measures import Mask, structural_similarity
+from diffusers_xai.measures.masks import region_or_middle
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -91,7 +92,7 @@ def measure(
         return data
 
     data = sampling.over_seeds(measure_batch, "two labels, same noise", seeds_at_once=max(1, sampling.batch_size // 2))
-    region = region_or_middle(pipe, mask)
+    region = region_or_middle(mask, pipe.sample_shape[-2:])
     pictures = _pictures(pipe, sampling, region, has_attention)
     return xr.merge([data, pictures]).assign(mask=(("height", "width"), region))
 
@@ -175,7 +176,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "label-divergence",
         "Where the runs of two labels part",

@@ -88,7 +88,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "label-pairs",
         "How early each pair of labels is settled",

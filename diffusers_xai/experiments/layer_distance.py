@@ -134,7 +134,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     )
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "layer-distance",
         "How much the layers change",

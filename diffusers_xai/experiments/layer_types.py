@@ -108,7 +108,7 @@ def _maps(profile: DiffusionProfile, paths: Sequence[str], prefix: str, final: n
     return found.rename({name: f"{prefix}{name}" for name in found.data_vars})
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "layer-types",
         "What the layers of one block see",

@@ -21,12 +21,12 @@ from diffusers_xai.experiments.maps import (
     energy,
     identity_volume,
     max_channel_maps,
-    region_or_middle,
 )
 from diffusers_xai.experiments.nulls import Null, noise_ratio, null_pipeline, state_size
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
 from diffusers_xai.measures import Mask
+from diffusers_xai.measures.masks import region_or_middle
 from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import TEMPLATE
@@ -83,7 +83,7 @@ def measure(
     """
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(_spread_layers(denoiser) if layers is None else layers))
-    region = region_or_middle(pipe, mask)
+    region = region_or_middle(mask, pipe.sample_shape[-2:])
     times = [timestep_at(pipe, time) for time in TIMES]
     volume = GradientVolume(mask=region, of="noise", channels="separate", timesteps=times)
     what = [Samples(timesteps=times), volume, GradientMaps(layers=paths, mask=region, of="noise", timesteps=times)]
@@ -247,7 +247,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame([row for name, words in measures.items() for row in rows_over_time(result.data, name, words)])
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "localisation",
         "Where the pixels of a region look",

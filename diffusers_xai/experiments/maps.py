@@ -9,8 +9,6 @@ import torch.nn.functional as F
 import xarray as xr
 
 from diffusers_xai.experiments.nulls import noise_ratio, state_size
-from diffusers_xai.measures import Mask, as_mask
-from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.prediction import is_flow
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
@@ -54,16 +52,6 @@ def resized(maps: np.ndarray, size: Sequence[int], mode: str) -> np.ndarray:
     """Maps of shape (…, height, width) -> (…, *size), float32, by `torch.nn.functional.interpolate`."""
     flat = torch.from_numpy(maps.astype(np.float32).reshape(1, -1, *maps.shape[-2:]))
     return F.interpolate(flat, size=tuple(size), mode=mode).numpy().reshape(*maps.shape[:-2], *size)
-
-
-def region_or_middle(pipe: XAIPipeline, mask: Mask | None) -> np.ndarray:
-    """The mask of shape (height, width), bool; a square in the middle of the image if it is `None`."""
-    height, width = pipe.sample_shape[-2:]
-    if mask is not None:
-        return as_mask(mask, (height, width))
-    region = np.zeros((height, width), dtype=bool)
-    region[3 * height // 8 : 5 * height // 8, 3 * width // 8 : 5 * width // 8] = True
-    return region
 
 
 def by_noised_image(volume: xr.DataArray, scheduler: Any) -> xr.DataArray:

@@ -159,7 +159,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "noise-and-back",
         "Up to which noise it is a denoiser, and from where on a generator",

@@ -170,7 +170,7 @@ def _squared_error(images: torch.Tensor, goal: torch.Tensor, mask: np.ndarray | 
     return squares.mean((1, 2)) if mask is None else squares[:, torch.as_tensor(mask)].mean(1)
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "patching",
         "Which layer carries the label or the prompt, and when",

@@ -247,7 +247,7 @@ def _of_some_seeds(values: xr.DataArray) -> str:
     return f"{interval_text(summary(values))}, {count} seeds" if count > 1 else "never seen to change"
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "predetermination",
         "From when on the label no longer matters",

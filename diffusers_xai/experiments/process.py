@@ -77,7 +77,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows_over_time(result.data, "ssim", "SSIM to the result"))
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "process",
         "From noise to an image",

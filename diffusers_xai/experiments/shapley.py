@@ -198,7 +198,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("")
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "shapley",
         "Who did it: attribute and half of the process, label or seed",

@@ -74,7 +74,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return pd.DataFrame(rows_over_time(result.data, "ssim", "SSIM with the next state"))
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "ssim-trajectory",
         "How much each step changes the image",

@@ -311,7 +311,7 @@ def _middle_frame(array: xr.DataArray) -> xr.DataArray:
     return array.astype(np.float32).transpose(..., *_places(array))
 
 
-EXPERIMENT = register(
+register(
     Experiment(
         "words",
         "Where a word looks, and what it changes",

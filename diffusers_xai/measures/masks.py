@@ -48,6 +48,14 @@ def as_mask(mask: ArrayLike | torch.Tensor | os.PathLike, size: tuple[int, ...] 
     return array
 
 
+def region_or_middle(mask: ArrayLike | torch.Tensor | os.PathLike | None, size: tuple[int, ...]) -> np.ndarray:
+    """The mask of this size, see [`as_mask`]; a square in the middle of the image if it is `None`."""
+    if mask is not None:
+        return as_mask(mask, size)
+    height, width = size
+    return mask_from_box((3 * width // 8, 3 * height // 8, 5 * width // 8, 5 * height // 8), (height, width))
+
+
 def mask_from_png(path: str | os.PathLike, size: tuple[int, ...] | None = None) -> np.ndarray:
     """The painted pixels of a picture file, turned upright.
 

@@ -9,6 +9,7 @@ from diffusers_xai.plots.style import (
     COLOR_SCALE,
     GRID_COLOR,
     TEMPLATE,
+    color_bar,
     evenly_spaced_steps,
     record_at,
     step_at,
@@ -70,7 +71,12 @@ def gradient_volume(
                 "color": colors.astype(np.float32),
                 "colorscale": COLOR_SCALE,
                 "showscale": i == 0,
-                "colorbar": _color_bar(float(colors.min()), float(colors.max())),
+                "colorbar": {
+                    **color_bar("value, in each scene, logarithmic"),
+                    "xpad": 16,
+                    "tickvals": [float(colors.min()), float(colors.max())],
+                    "ticktext": ["low", "high"],
+                },
             },
             hovertemplate="output pixel (%{customdata[1]:d}, %{customdata[2]:d})<br>input pixel (%{z}, %{x})"
             "<br>value %{customdata[0]:.4g}<extra></extra>",
@@ -139,24 +145,4 @@ def _axis(title: str, limits: list[int]) -> dict:
         "zeroline": False,
         "showspikes": False,
         "tickfont": {"size": 10},
-    }
-
-
-def _color_bar(low: float, high: float) -> dict:
-    return {
-        "title": {"text": "value, in each scene, logarithmic", "side": "bottom", "font": {"size": 13}},
-        "orientation": "h",
-        "thickness": 10,
-        "len": 240,
-        "lenmode": "pixels",
-        "outlinewidth": 0,
-        "x": 0,
-        "xanchor": "left",
-        "xpad": 16,
-        "yref": "container",
-        "y": 0,
-        "yanchor": "bottom",
-        "ypad": 0,
-        "tickvals": [low, high],
-        "ticktext": ["low", "high"],
     }

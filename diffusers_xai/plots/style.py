@@ -36,9 +36,27 @@ TEMPLATE = go.layout.Template(
 )
 
 
-def line_style(index: int, *, width: float = 2) -> dict:
+def line_style(index: int) -> dict:
     """The `index`-th line: a colour, and a dash that tells it apart where colours repeat or are not seen."""
-    return {"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": DASHES[index % len(DASHES)], "width": width}
+    return {"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": DASHES[index % len(DASHES)], "width": 2}
+
+
+def color_bar(title: str) -> dict:
+    """A colour bar below the figure's left corner."""
+    return {
+        "title": {"text": title, "side": "bottom", "font": {"size": 13}},
+        "orientation": "h",
+        "thickness": 10,
+        "len": 240,
+        "lenmode": "pixels",
+        "outlinewidth": 0,
+        "x": 0,
+        "xanchor": "left",
+        "yref": "container",
+        "y": 0,
+        "yanchor": "bottom",
+        "ypad": 0,
+    }
 
 
 def curves_over_time(array: xr.DataArray, y_title: str) -> go.Figure:

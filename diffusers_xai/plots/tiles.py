@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from diffusers_xai.plots.style import COLOR_SCALE, DIVERGING_COLOR_SCALE, TEMPLATE
+from diffusers_xai.plots.style import COLOR_SCALE, DIVERGING_COLOR_SCALE, TEMPLATE, color_bar
 from diffusers_xai.profile.pictures import png_data_uri, thumbnail
 
 
@@ -225,20 +225,7 @@ def _border(mask: np.ndarray) -> tuple[list[int | None], list[int | None]]:
 
 
 def _color_bar(low: float, high: float, shared_scale: bool, scale: str, title: str) -> dict:
-    bar = {
-        "title": {"text": title, "side": "bottom", "font": {"size": 13}},
-        "orientation": "h",
-        "thickness": 10,
-        "len": 240,
-        "lenmode": "pixels",
-        "outlinewidth": 0,
-        "x": 0,
-        "xanchor": "left",
-        "yref": "container",
-        "y": 0,
-        "yanchor": "bottom",
-        "ypad": 0,
-    }
+    bar = color_bar(title)
     if scale == "diverging" and not shared_scale:
         return {**bar, "tickvals": [low, 0, high], "ticktext": ["negative", "0", "positive"]}
     if not shared_scale:

@@ -51,11 +51,8 @@ def tap_output(
     def hook(module: nn.Module, args: tuple, output: Any) -> None:
         callback(read(output))
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -79,21 +76,15 @@ def edit_output(
         edited = edit(tensor)
         return output if edited is tensor else with_tensor(output, tensor, edited, skips)
 
-    handle = module.register_forward_hook(hook)
-    try:
+    with module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def tap_call(module: nn.Module, before: Callable[[tuple, dict], tuple[tuple, dict] | None]) -> Iterator[None]:
     """Calls `before(args, kwargs)` ahead of every call of `module`; what it returns, if anything, replaces them."""
-    handle = module.register_forward_pre_hook(lambda module, args, kwargs: before(args, kwargs), with_kwargs=True)
-    try:
+    with module.register_forward_pre_hook(lambda module, args, kwargs: before(args, kwargs), with_kwargs=True):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -103,8 +94,5 @@ def tap_whole_call(module: nn.Module, after: Callable[[tuple, dict, Any], None])
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         after(args, kwargs, output)
 
-    handle = module.register_forward_hook(hook, with_kwargs=True)
-    try:
+    with module.register_forward_hook(hook, with_kwargs=True):
         yield
-    finally:
-        handle.remove()

@@ -15,9 +15,9 @@ from PIL import Image
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli.requests import parse_label
 from tests.reference.local_hub import LocalHub
-from tests.training.celeba_folders import grey_and_label, official_folder, picture
+from tests.training.celeba_folders import CELEBA_ATTRIBUTES, grey_and_label, official_folder, picture
 from tests.training.small_runs import ATTRIBUTES, make_config, run, write_parquet
-from training.celeba import CELEBA_ATTRIBUTES, attribute_values, open_splits
+from training.celeba import attribute_values, open_splits
 from training.data import load_splits
 from training.describe import attribute_correlation, label_counts, label_figure
 from training.describe import main as describe
