@@ -15,6 +15,7 @@ from diffusers_xai.measures import (
     mask_to_runs,
     max_channel,
 )
+from diffusers_xai.measures.masks import region_or_middle
 
 
 def test_arrays_tensors_and_files_mean_the_same(tmp_path):
@@ -207,3 +208,10 @@ def test_pictures_without_a_mask_are_refused(tmp_path):
         as_mask(path)
     with pytest.raises(FileNotFoundError):
         as_mask(tmp_path / "missing.png")
+
+
+def test_the_region_by_default_is_the_middle_quarter_of_each_side():
+    expected = np.zeros((16, 8), bool)
+    expected[6:10, 3:5] = True
+    np.testing.assert_array_equal(region_or_middle(None, (16, 8)), expected)
+    np.testing.assert_array_equal(region_or_middle(~expected, (16, 8)), ~expected)
