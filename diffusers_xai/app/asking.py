@@ -95,7 +95,8 @@ class AskingTab(ABC):
     def cost(self, session: Session, *values: Any) -> str:
         """How long it would take, in words. Outside the queue, so it does not wait long for the model."""
         try:
-            return self._plan(*self.asked(session, *values), None, patience=5)[0]
+            with self.events.asking():
+                return self._plan(*self.asked(session, *values), None, patience=5)[0]
         except SettingsError as refused:
             return str(refused)
 

@@ -1,6 +1,8 @@
 """Runs: settings in, states of the sample while it forms, a result into the session."""
 
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -41,11 +43,27 @@ class Events:
     def __init__(self, controls: Controls, stream: Callable[..., Iterator[Any]], presence: Presence, parallel: int):
         self.c, self.controls, self.stream = controls.c, controls, stream
         self.presence, self.parallel = presence, parallel
+        self._asking = threading.Semaphore(controls.server_limits.asking)
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """A question of what a run would cost, which may wait for a model; many would keep the server's threads.
+
+        Raises:
+            SettingsError: If as many as are allowed are asked at the moment.
+        """
+        if not self._asking.acquire(blocking=False):
+            raise SettingsError("Too many visitors ask what a run would cost: ask again in a moment.")
+        try:
+            yield
+        finally:
+            self._asking.release()
 
     def cost(self, session: Session, *values: Any) -> str:
         """The plan of a run, in words. Outside the queue, so it does not wait long for the model."""
         try:
-            return self.plan(self.controls.settings(session, *values), None, patience=5)[0]
+            with self.asking():
+                return self.plan(self.controls.settings(session, *values), None, patience=5)[0]
         except SettingsError as refused:
             return str(refused)
 

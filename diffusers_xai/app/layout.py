@@ -201,7 +201,11 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
             _label(c, values, "sweep", "Switch to", "sweep-to")
             with gr.Row():
                 c.sweep = gr.Button(
-                    "Run the switch sweep (50 steps, 3 seeds)", elem_id="sweep", min_width=280, **values["sweep"]
+                    "Run the switch sweep (50 steps, 3 seeds)",
+                    variant="primary",
+                    elem_id="sweep",
+                    min_width=280,
+                    **values["sweep"],
                 )
                 c.sweep_cancel = gr.Button("Cancel", elem_id="sweep-cancel", min_width=120)
             c.sweep_status = gr.Markdown(elem_id="sweep-status", elem_classes="note", **values["sweep_status"])

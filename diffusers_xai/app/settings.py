@@ -52,6 +52,7 @@ class Limits:
         held (`int`): Bytes of all visitors' profiles.
         sessions (`int`): Visitors that are remembered; those that hold a run longest.
         queue (`int`): Jobs that wait.
+        asking (`int`): Questions of what a run would cost that wait for a model.
         jobs (`int`): Jobs of one visitor, waiting or under way.
         jobs_of_address (`int`): Jobs from one address.
         jobs_without_page (`int`): Jobs of all programs that have no page open.
@@ -72,6 +73,7 @@ class Limits:
     held: int = 2**30
     sessions: int = 256
     queue: int = 32
+    asking: int = 8
     jobs: int = 2
     jobs_of_address: int = 16
     jobs_without_page: int = 8

@@ -6,7 +6,7 @@ import gradio as gr
 import plotly.graph_objects as go
 import plotly.io
 
-from diffusers_xai.plots.style import GRID_COLOR, MUTED_COLOR, TEXT_COLOR
+from diffusers_xai.plots.style import GRID_COLOR, LINE_COLORS, MUTED_COLOR, TEXT_COLOR
 from diffusers_xai.plots.tiles import fit_width
 
 
@@ -105,6 +105,7 @@ _DARK = {
     TEXT_COLOR: "#f4f4f5", MUTED_COLOR: "#c3c9d2", GRID_COLOR: "#3f3f46", "#000000": "#f4f4f5", "#eef1f4": "#27272a",
     "#fafbfc": "#18181b",
 }  # fmt: skip
+_DARK_LINE = "#2f95dc"  # of curves in the darkest of the colours, which is weak even on its own band
 
 
 def themed(figure: go.Figure, dark: bool) -> go.Figure:
@@ -115,6 +116,7 @@ def themed(figure: go.Figure, dark: bool) -> go.Figure:
             text = text.replace(f'"{light}"', f'"{other}"')
         figure = plotly.io.from_json(text, skip_invalid=True)
         figure.update_layout(hoverlabel={"bgcolor": "#27272a", "font": {"color": "#f4f4f5"}})
+        figure.update_traces(line_color=_DARK_LINE, selector={"line_color": LINE_COLORS[0]})
     for axis in figure.select_yaxes():
         if axis.minor.showgrid:  # else Plotly would mix their colour with the background, which is clear
             axis.minor.gridcolor = _DARK[GRID_COLOR] if dark else GRID_COLOR

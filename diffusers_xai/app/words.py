@@ -57,7 +57,7 @@ def add_words_tab(c: SimpleNamespace) -> None:
         texts.PROMPT, label="Prompt", info=texts.VOCABULARY, max_length=MAX_PROMPT, elem_id="words-prompt"
     )  # fmt: skip
     c.words_words = gr.Textbox(
-        label="Words or phrases, commas between them", placeholder="each word of the prompt", max_length=MAX_PROMPT,
+        label="Words or phrases, separated by commas", placeholder="each word of the prompt", max_length=MAX_PROMPT,
         elem_id="words-words",
     )  # fmt: skip
     c.words_switch = gr.Checkbox(label="Switch to another prompt on the way", elem_id="words-switch")

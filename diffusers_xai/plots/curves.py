@@ -69,7 +69,7 @@ def layer_distances(profile: DiffusionProfile, layers: Sequence[str] | None = No
             hovertemplate="%{y:.4g}",
         )
     figure.update_layout(height=420)
-    figure.update_yaxes(type="log", dtick=1, minor={"ticks": "outside", "showgrid": True})  # layers differ by orders
+    figure.update_yaxes(type="log", tickformat="~g", minor={"ticks": "outside", "showgrid": True})  # orders apart
     return figure
 
 

@@ -1,6 +1,7 @@
 """The handlers behind the buttons, called as the page calls them."""
 
 import threading
+from contextlib import ExitStack
 
 import gradio as gr
 import numpy as np
@@ -9,6 +10,7 @@ from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.app import models, server, session, settings
+from diffusers_xai.app.events import Events
 from tests.app.handlers import handler, of_page
 from tests.tiny import convnext_unet, unet_2d
 
@@ -62,6 +64,21 @@ def test_only_runs_stand_in_the_queue_and_are_bounded(demo):
     private = {function.name for function in functions if function.api_visibility == "private"}
     assert private == {"sample", "sweep", "experiment"}
     assert not demo.demo.api_open
+
+
+def test_questions_of_cost_do_not_keep_the_threads_of_the_page(demo):
+    """Gradio has forty threads, and each question may wait some seconds for a model that is busy."""
+    asking = [function for function in demo.demo.fns.values() if function.name == "cost"]
+    events = next(f.fn.__wrapped__.__self__ for f in asking if isinstance(f.fn.__wrapped__.__self__, Events))
+    values = [[session.Session(), *(component.value for component in f.inputs[1:])] for f in asking]
+    assert len(asking) == 2  # of the settings, and of an experiment
+    with ExitStack() as others:
+        for _ in range(demo.limits.asking):
+            others.enter_context(events.asking())
+        for function, sent in zip(asking, values, strict=True):
+            assert "Too many visitors ask" in function.fn(*sent)
+    for function, sent in zip(asking, values, strict=True):
+        assert "Plan:" in function.fn(*sent)
 
 
 @pytest.mark.parametrize("name", ["google/ddpm-cat-256", "/etc", "", None, ["faces"], 3])
