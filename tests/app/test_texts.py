@@ -42,7 +42,7 @@ def test_every_panel_follows_its_explanation(components):
             assert text is not None, component.label
             shared += text in explained
             explained.setdefault(text, []).append(component.label)
-    # region, live; layers 7, attention 3, gradients 4, comparison 7, sweep 2
+    # region, live; layers 7, attention 3, gradients 5, comparison 7, sweep 2
     assert len(explained) + shared == 26
     assert all(len(panels) <= 2 for panels in explained.values())
     assert [panels for panels in explained.values() if len(panels) == 2] == [
