@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from types import FrameType, SimpleNamespace
 
 
+_MOST = 600  # characters of an error: libraries list whole registries
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -74,6 +77,7 @@ def _one_line(error: Exception) -> str:
     from diffusers_xai.cli.base import CommandError
 
     text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    text = text if len(text) <= _MOST else f"{text[:_MOST]} … (--debug shows all of it)"
     meant = (CommandError, ValueError, KeyError, TypeError, RuntimeError, OSError, ArithmeticError)
     if isinstance(error, meant) and text:
         return text.removesuffix(".")

@@ -55,8 +55,10 @@ def run(args: argparse.Namespace) -> None:
         raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
     _check_port(args.port)
     from diffusers_xai.app.server import serve  # needs Gradio, which is an extra
+    from diffusers_xai.cli.pipelines import quiet_libraries
 
-    serve(args.checkpoint, args.port, args.share)
+    with quiet_libraries(unless=args.debug):
+        serve(args.checkpoint, args.port, args.share)
 
 
 def kept(args: argparse.Namespace) -> str:

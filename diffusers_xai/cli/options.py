@@ -18,6 +18,7 @@ SCHEDULERS = {
 }
 DTYPES = ("float32", "float16", "bfloat16")
 MAX_CHANNEL = "max"
+MAX_SIDE = 2**16  # pixels
 MAX_SEED = 2**63 - 1
 _MAX_COUNT = 1_000_000
 _MAX_GUIDANCE = 1000.0

@@ -53,7 +53,8 @@ def check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # of many types, by backend
-        raise CommandError(f"--device {device} cannot be used: {' '.join(str(error).split())}") from error
+        why = " ".join(str(error).split()).partition(" This could be because")[0][:300]
+        raise CommandError(f"--device {device} cannot be used: {why}") from error
 
 
 def check_guidance(scale: float, config: Mapping[str, Any]) -> None:
@@ -70,6 +71,12 @@ def check_steps(steps: int, scheduler: SchedulerMixin) -> None:
     most = scheduler.config.get("num_train_timesteps", 1000)
     if steps > most:
         raise CommandError(f"--steps {steps}: expected at most the {most} timesteps of the training")
+
+
+def check_every(every: int | None, steps: int) -> None:
+    """Raises if a stride is longer than the run."""
+    if every is not None and every > steps:
+        raise CommandError(f"--every {every}: expected at most the {steps} steps of the run")
 
 
 def read_network_config(choice: PipelineChoice) -> dict[str, Any]:

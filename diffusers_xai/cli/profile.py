@@ -6,6 +6,7 @@ from typing import Any
 from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.options import (
     DTYPES,
+    MAX_SIDE,
     ablation,
     add_pipeline_options,
     count,
@@ -17,9 +18,6 @@ from diffusers_xai.cli.options import (
     switch,
 )
 from diffusers_xai.cli.profile_request import ProfileRequest
-
-
-_MAX_PIXELS = 65_536  # of a side of an image
 
 
 def add_command(commands: Any) -> None:
@@ -46,7 +44,7 @@ def add_command(commands: Any) -> None:
     add("--negative-prompt", type=nonempty, metavar="TEXT", help="what guidance leads away from; with --prompt")
     for side in ("height", "width"):
         help = f"{side} of the image; with --prompt. Default: the pipeline's own"
-        add(f"--{side}", type=integer(1, _MAX_PIXELS), metavar="PIXELS", help=help)
+        add(f"--{side}", type=integer(1, MAX_SIDE), metavar="PIXELS", help=help)
     add(
         "--words", nargs="+", type=nonempty, default=default.words, metavar="WORD",
         help="words of the prompt to make maps of. Default: all but articles and the like, at most twelve",
@@ -89,7 +87,7 @@ def add_command(commands: Any) -> None:
     )
     area.add_argument(
         "--box",
-        type=integer(0, _MAX_PIXELS),
+        type=integer(0, MAX_SIDE),
         nargs=4,
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
         help="region of interest: a rectangle in pixels, right and bottom excluded. Default: the eyes"

@@ -14,6 +14,7 @@ from diffusers_xai.cli.base import CommandError, Console
 from diffusers_xai.cli.output import check_disk, check_out, claimed
 from diffusers_xai.cli.pipelines import (
     check_device,
+    check_every,
     check_guidance,
     check_steps,
     load_pipeline,
@@ -128,6 +129,7 @@ def _check(request: ProfileRequest) -> _Setting:
     check_guidance(guidance, config)
     steps = request.steps or default_steps(scheduler)
     check_steps(steps, scheduler)
+    check_every(request.every, steps)
     scheduler.set_timesteps(steps)
     calls = len(scheduler.timesteps)
     label = chosen_label(request.label, config)

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.options import SCHEDULERS
-from diffusers_xai.cli.pipelines import check_steps, pipeline_of_prompts, read_json, read_scheduler
+from diffusers_xai.cli.pipelines import check_every, check_steps, pipeline_of_prompts, read_json, read_scheduler
 from diffusers_xai.cli.profile_request import ProfileRequest
 from diffusers_xai.interventions import PromptSwitch
 
@@ -75,6 +75,7 @@ def call_arguments(request: ProfileRequest, kind: type[DiffusionPipeline]) -> di
     steps = request.steps or (default if isinstance(default, int) else _DEFAULT_STEPS)
     scheduler = read_scheduler(request)
     check_steps(steps, scheduler)
+    check_every(request.every, steps)
     if request.scheduler is not None:
         own = str(read_json(request, "scheduler/scheduler_config.json").get("_class_name"))
         fitting = {own, *getattr(getattr(diffusers, own, None), "_compatibles", ())}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffusers_xai.cli.base import CommandError
-from diffusers_xai.cli.options import MAX_CHANNEL
+from diffusers_xai.cli.options import MAX_CHANNEL, MAX_SIDE
 from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.labels import encode_label, label_bits, label_from_bits
@@ -72,7 +72,10 @@ def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -
     elif re.fullmatch("-?(0|[1-9][0-9]{0,17})", text):
         label = int(text)
     elif attributes and not text[:1].isdecimal():
-        label = {name.strip(): True for name in text.split(",")}
+        names = [name.strip() for name in text.split(",")]
+        if len(set(names)) < len(names):
+            raise CommandError(f"{option} {text}: expected each attribute once")
+        label = dict.fromkeys(names, True)
     else:
         bits = f", {len(attributes)} digits 0 or 1, or names from {', '.join(attributes)}" if attributes else ""
         raise CommandError(f"{option} {text}: expected an integer in 0..{count - 1}{bits}")
@@ -83,9 +86,20 @@ def parse_label(text: str, config: Mapping[str, Any], option: str = "--label") -
 
 
 def sample_size(config: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width of the model's images."""
-    size = config.get("sample_size") or 0
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    """Height and width of the model's images; 0 if its configuration does not tell them.
+
+    Raises:
+        CommandError: if it tells what no image has.
+    """
+    size = config.get("sample_size")
+    if size is None:
+        return 0, 0
+    sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in sides):
+        raise CommandError(
+            f"the checkpoint's network: expected `sample_size` of 1 to {MAX_SIDE} pixels, got {str(size)[:60]}"
+        )
+    return sides[0], sides[1]
 
 
 def region(
@@ -181,7 +195,7 @@ def named_function(text: str, option: str) -> Callable:
         raise CommandError(f"{option} {text}: expected FILE:FUNCTION, got no file {file or text}")
     try:
         found = runpy.run_path(file)
-    except Exception as error:  # of the user's code
+    except (Exception, SystemExit) as error:  # of the user's code, which may also end the process
         raise CommandError(f"{option} {text}: {file}: {type(error).__name__}: {error}") from error
     if not callable(found.get(name)):
         functions = [key for key, value in found.items() if callable(value) and not key.startswith("_")]

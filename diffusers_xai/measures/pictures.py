@@ -1,6 +1,7 @@
 """Picture files as cameras and editors write them."""
 
 import os
+from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
@@ -29,6 +30,8 @@ def open_picture(source: str | os.PathLike | BinaryIO) -> Image.Image:
         OSError: If Pillow cannot read it, whatever Pillow raises then: `SyntaxError`, `ValueError`, `struct.error`,
             `DecompressionBombError` and others.
     """
+    if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
+        raise OSError("not a readable picture: not a file")  # of a pipe, it would wait for ever
     try:
         with Image.open(source) as image:
             image.load()

@@ -35,6 +35,12 @@ TOGETHER = [
     ["profile", "--switch", "500:0011"],
     ["profile", "--switch", "5000:0111"],
     ["profile", "--steps", "1001"],
+    ["profile", "--steps", "20", "--every", "21"],
+    ["profile", "--label", "Male,Male"],
+    ["profile", "--device", "mps:0"],
+    *(["profile", "--checkpoint", name] for name in ("negative", "endless", "worded")),
+    *(["profile", "--mask", name] for name in ("pipe", "loop", "vector.svg", "/dev/zero")),
+    ["push", "user/name", "--checkpoint", "tiny", "--sample-grid", "pipe"],
     ["profile", "--mask", "white.png", "--box", "1", "1", "4", "4"],
     ["profile", "--box", "1", "1", "4", "33"],
     ["profile", "--mask", "small.png"],
@@ -131,6 +137,20 @@ def place(tmp_path_factory):
         scheduler = "FlowMatchEulerDiscreteScheduler" if name == "flow" else "DDIMScheduler"
         config = {"_class_name": scheduler, "num_train_timesteps": 1000}
         (place / name / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    os.mkfifo(place / "pipe")
+    (place / "loop").symlink_to("loop")
+    (place / "vector.svg").write_text("<svg/>")
+    (place / "exits.py").write_text("raise SystemExit(0)")
+    for name, size in {"negative": -4, "endless": 10**9, "worded": "big"}.items():
+        for part, config in (
+            ("unet", {"_class_name": "UNet2DModel", "sample_size": size}),
+            ("scheduler", {"_class_name": "DDPMScheduler"}),
+        ):
+            (place / name / part).mkdir(parents=True)
+            (place / name / part / ("config.json" if part == "unet" else "scheduler_config.json")).write_text(
+                json.dumps(config)
+            )
+        (place / name / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline"}))
     picture = Image.fromarray(np.full((32, 32), 255, np.uint8))
     picture.save(place / "white.png")
     (place / "cut.png").write_bytes((place / "white.png").read_bytes()[:40])
