@@ -31,7 +31,7 @@ def open_picture(source: str | os.PathLike | BinaryIO) -> Image.Image:
             `DecompressionBombError` and others.
     """
     if isinstance(source, (str, os.PathLike)) and Path(source).exists() and not Path(source).is_file():
-        raise OSError("not a readable picture: not a file")  # of a pipe, it would wait for ever
+        raise OSError("not a readable picture: a directory, a pipe or a device")  # whose end may never come
     try:
         with Image.open(source) as image:
             image.load()
