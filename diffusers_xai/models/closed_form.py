@@ -78,15 +78,14 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
     Layers for recording: `class_embedding` (the labels' weights), `posterior_weights` (of mixtures and images) and
     `x0` (the predicted clean image). Everything is computed in single precision at least.
 
-    The fields that all of them have in their config:
+    The fields that all of them have in their config, beside those of a scheduler's noise schedule (`num_train_timesteps`,
+    `beta_start`, `beta_end`, `beta_schedule`, `trained_betas`, `rescale_betas_zero_snr`):
 
     Parameters:
         sample_size (`int` or `tuple[int, ...]`): Height and width of the samples; of videos, frames before them.
         in_channels (`int`): Their channels.
         prediction_type (`str`): What the output is: `"epsilon"`, `"sample"`, `"v_prediction"` or, of flow matching,
             `"flow_prediction"`; as the scheduler's.
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
-            schedule, as in the config of a scheduler.
         num_class_embeds (`int`, *optional*): Number of labels; `None` without labels.
         null_class_label (`int`): The label that means "no label".
         class_attributes (`tuple[str]`, *optional*): Names of the label's bits, most significant first.

@@ -24,12 +24,10 @@ class EmpiricalDenoiser(LabelledDenoiser):
     The p_i ([`posterior`]) are the exact share of each image in the prediction; under a label they are those of the
     label's images. At small t use float64: differences of large numbers decide there.
 
+    The fields beside these are those of [`ClosedFormDenoiser`].
+
     Parameters:
         num_images (`int`, *optional*, defaults to 1): Number of images.
-        sample_size, in_channels, prediction_type, num_class_embeds, null_class_label, class_attributes: See
-            [`ClosedFormDenoiser`].
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
-            schedule, as in the config of a scheduler.
     """
 
     @register_to_config

@@ -22,15 +22,13 @@ class GaussianDenoiser(ClosedFormDenoiser):
     XAIPipeline(denoiser, pipe.scheduler)(record=[GradientEnergy(mask=eyes)])
     ```
 
+    The fields beside these are those of [`ClosedFormDenoiser`].
+
     Parameters:
         covariance_type (`str`, *optional*, defaults to `"low_rank"`): `"low_rank"`, principal components (all of them:
             any covariance); `"spectrum"`, the same at every place; or `"shrunk"`, the images' own drawn towards that
             of their spectrum as far as few images leave it to chance.
         rank (`int`, *optional*): Number of principal components; all if `None`.
-        sample_size, in_channels, prediction_type, num_class_embeds, null_class_label, class_attributes: See
-            [`ClosedFormDenoiser`].
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
-            schedule, as in the config of a scheduler.
     """
 
     @register_to_config

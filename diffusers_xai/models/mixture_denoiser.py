@@ -31,15 +31,13 @@ class MixtureDenoiser(LabelledDenoiser):
     Under a label the mixture is that of the label's components, under the null label that of all. P(y | x_t) is exact
     ([`label_posterior`]).
 
+    The fields beside these are those of [`ClosedFormDenoiser`].
+
     Parameters:
         num_components (`int`, *optional*, defaults to 2): Number of Gaussians.
         covariance_type (`str`, *optional*, defaults to `"low_rank"`): See [`GaussianDenoiser`].
         rank (`int`, *optional*): Number of principal components of each; all if `None`.
         shared_covariance (`bool`, *optional*, defaults to `True`): One covariance for all components.
-        sample_size, in_channels, prediction_type, num_class_embeds, null_class_label, class_attributes: See
-            [`ClosedFormDenoiser`].
-        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: The noise
-            schedule, as in the config of a scheduler.
     """
 
     @register_to_config
