@@ -78,7 +78,7 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
     Layers for recording: `class_embedding` (the labels' weights), `posterior_weights` (of mixtures and images) and
     `x0` (the predicted clean image). Everything is computed in single precision at least.
 
-    The fields that all of them have in their config, beside those of a scheduler's noise schedule (`num_train_timesteps`,
+    The fields that all of them have in their config, beside those of a noise schedule (`num_train_timesteps`,
     `beta_start`, `beta_end`, `beta_schedule`, `trained_betas`, `rescale_betas_zero_snr`):
 
     Parameters:
