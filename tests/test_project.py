@@ -128,6 +128,20 @@ def test_distributions_carry_the_checkpoints_and_no_tests(distributions):
     assert names == package | {"LICENSE", "PKG-INFO", "README.md", "model_card.md", "pyproject.toml", ".gitignore"}
 
 
+def test_the_package_is_imported_without_its_extras():
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "extras = ['datasets', 'gradio', 'kaleido', 'starlette', 'tensorboard', 'transformers']\n"
+        "sys.modules.update(dict.fromkeys(extras))\n"
+        "import diffusers_xai\n"
+        "for module in pkgutil.walk_packages(diffusers_xai.__path__, 'diffusers_xai.'):\n"
+        "    if not module.name.startswith('diffusers_xai.app.'): importlib.import_module(module.name)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])
 def test_a_distribution_works_without_the_checkout(distributions, kind, tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 import xarray as xr
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.experiments.figures import dots, interval_text
@@ -67,7 +66,8 @@ def seeing(pipe: Any, picture: torch.Tensor, seed: int) -> dict[str, Any]:
             raise ValueError(f"words: to see a picture, expected a pipeline with {name}, got {type(pipe).__name__}.")
     vae = pipe.vae
     with torch.no_grad():
-        latents = retrieve_latents(vae.encode(picture[None].to(vae.device, vae.dtype)), sample_mode="argmax")
+        encoded = vae.encode(picture[None].to(vae.device, vae.dtype))
+        latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     latents = (latents - (vae.config.get("shift_factor") or 0)) * vae.config.get("scaling_factor", 1.0)
     noise = torch.randn(latents.shape, generator=generators([seed])[0]).to(latents)
 
