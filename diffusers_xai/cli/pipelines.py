@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils.import_utils import DummyObject
 
 from diffusers_xai import models
 from diffusers_xai.checkpoints import demo_checkpoint
@@ -134,10 +135,13 @@ def pipeline_of_prompts(choice: PipelineChoice) -> type[DiffusionPipeline] | Non
     """The class of the checkpoint's pipeline if it takes a prompt, without its weights; else `None`.
 
     Raises:
-        CommandError, ValueError, OSError: if there is no such checkpoint.
+        CommandError, ValueError, OSError: if there is no such checkpoint, or its class needs what is not installed.
     """
     name = read_json(choice, "model_index.json").get("_class_name")
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if isinstance(kind, DummyObject):  # in place of a class whose libraries are not installed
+        libraries = " ".join(library for library in kind._backends if library != "torch")
+        raise CommandError(f"{name} needs libraries that are not installed: pip install {libraries}")
     takes_one = inspect.isclass(kind) and "prompt" in inspect.signature(kind.__call__).parameters
     return kind if takes_one else None
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import dummy_torch_and_transformers_objects
 
 from diffusers_xai import DiffusionProfile, cli
 from diffusers_xai.cli.prompt_run import PromptRun
@@ -126,3 +127,14 @@ def test_bad_requests_are_one_line_before_sampling(profile, monkeypatch, args, t
     code, _, lines = profile(*args)
     assert code == 2
     assert text in lines[-1]
+
+
+def test_missing_libraries_are_named(profile, monkeypatch):
+    """diffusers puts such a class in the place of each pipeline whose libraries are not installed."""
+    monkeypatch.setattr(
+        "diffusers.StableDiffusionPipeline", dummy_torch_and_transformers_objects.StableDiffusionPipeline
+    )
+    code, _, lines = profile("--prompt", "a fox")
+    assert (code, lines[-1].split(": ", 2)[2]) == (
+        2, "StableDiffusionPipeline needs libraries that are not installed: pip install transformers"
+    )  # fmt: skip
