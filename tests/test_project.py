@@ -112,7 +112,7 @@ def test_distributions_carry_the_checkpoints_and_no_tests(distributions):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert "diffusers_xai/py.typed" in package
-    checkpoint = "diffusers_xai/checkpoints/lfw-32"
+    checkpoint = "diffusers_xai/checkpoints/lfw-64"
     assert {f"{checkpoint}/README.md", f"{checkpoint}/model_index.json"} <= package
     assert any(name.startswith(checkpoint) and name.endswith(".safetensors") for name in package)
     (wheel,), (sdist,) = distributions.glob("*.whl"), distributions.glob("*.tar.gz")

@@ -61,7 +61,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--teacher",
         type=checkpoint,
-        default=demo_checkpoint(),
+        default=demo_checkpoint("lfw-32"),
         help="folder, Hub id, or the name of an embedded model. Default: lfw-32",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")

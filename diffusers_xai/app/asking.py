@@ -106,7 +106,7 @@ class AskingTab(ABC):
         if task.seconds > most:
             raise SettingsError(
                 f"This would take about {task.seconds:.0f} s; here at most {most:.0f} s are allowed. Take fewer"
-                " seeds or steps, or ask about less."
+                " seeds or steps or a faster model, or ask about less."
             )
         return f"**Plan:** about {max(1, task.seconds):.0f} s.", task
 

@@ -15,16 +15,23 @@ import torch
 
 from diffusers_xai import Activations, XAIPipeline
 from diffusers_xai.app.settings import SCHEDULERS, Limits, Settings, SettingsError
-from diffusers_xai.checkpoints import EYES, demo_checkpoint
+from diffusers_xai.checkpoints import demo_checkpoint, part_of_face
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.labels import attributes_of, encode_label
 from diffusers_xai.measures import mask_from_box
-from diffusers_xai.pipelines.checkpoint import open_checkpoint
+from diffusers_xai.pipelines.arguments import default_steps
+from diffusers_xai.pipelines.checkpoint import open_pipeline
 from diffusers_xai.profile.names import short_name
 
 
-EMBEDDED, DRAWN = "lfw-32 (in the package)", "drawn-32 (in the package)"
+# What visitors call a model of the package -> its name there; the first is what they see at first.
+EMBEDDED = {
+    "lfw-64 (in the package)": "lfw-64",
+    "lfw-32 (in the package, fast)": "lfw-32",
+    "drawn-32 (in the package)": "drawn-32",
+}
+DEMO, FAST, DRAWN = EMBEDDED
 STEPS = (25, 50, 100, 250, 1000)
 
 
@@ -129,14 +136,14 @@ class Model:
         return self.pipe.sample_shape[1], self.pipe.sample_shape[2]
 
     @property
-    def is_small(self) -> bool:
-        """Whether one thread is the fastest, and gradients take no long wait."""
-        return sum(parameter.numel() for parameter in self.pipe.unet.parameters()) < 2e7
+    def parameters(self) -> int:
+        """The number of weights."""
+        return sum(parameter.numel() for parameter in self.pipe.unet.parameters())
 
     @property
     def threads(self) -> int:
         """CPU threads of a run: in a small network more would only wait for each other."""
-        return 1 if self.is_small else os.cpu_count() or 1
+        return 1 if self.parameters < 2e7 else os.cpu_count() or 1
 
     @property
     def about(self) -> str:
@@ -178,10 +185,11 @@ class Model:
             model=self.name,
             label=label,
             layers=tuple(map(self.default_layer, self.default_blocks())),
-            gradients=self.is_small,
+            gradients=self.parameters < 5e6,  # else a visitor would wait for them
             switch_to=other if other != label else min(other + 1, max(self.classes - 1, 0)),
         )
-        settings = replace(settings, **changes)
+        count = min(settings.steps, default_steps(self.pipe.scheduler))
+        settings = replace(settings, **{"steps": count, "every": max(count // 10, 1), **changes})
         steps = min(settings.steps, self.limits(limits).max_steps)
         return replace(settings, steps=steps, every=min(settings.every, steps))
 
@@ -200,13 +208,16 @@ class Model:
         return [names[i] for i in sorted({0, len(names) // 3, len(names) // 2, len(names) - 1})] if names else []
 
     def default_mask(self, max_pixels: int) -> np.ndarray:
-        """The eyes in a face of the embedded model, or the middle of any other image: bool (height, width).
+        """The eyes in a photographed face, or one of them, or the middle of any other image: bool (height, width).
 
         Args:
             max_pixels (`int`): The most that are allowed; the middle is as large as they suffice for, up to a quarter.
         """
-        if self.name == EMBEDDED:
-            return mask_from_box(EYES, self.size)
+        checkpoint = demo_checkpoint(EMBEDDED[self.name]) if self.name in EMBEDDED else None
+        for part in ("eyes", "eye"):
+            box = part_of_face(part, checkpoint, self.size)
+            if box is not None and (mask := mask_from_box(box, self.size)).sum() <= max_pixels:
+                return mask
         height, width = self.size
         shrink = min(1.0, (4 * max_pixels / (height * width)) ** 0.5) / 2
         tall, wide = max(int(height * shrink), 1), max(int(width * shrink), 1)
@@ -252,14 +263,14 @@ def load_models(checkpoints: Sequence[str] = ()) -> dict[str, Model]:
     Raises:
         ValueError: If one cannot be loaded, or two have the same name.
     """
-    named: list[tuple[str, str | None]] = [
+    named = [
         (Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint, checkpoint)
         for checkpoint in checkpoints
     ]
     models: dict[str, Model] = {}
-    for name, checkpoint in [*named, (EMBEDDED, None), (DRAWN, demo_checkpoint("drawn-32"))]:
+    for name, checkpoint in [*named, *((name, demo_checkpoint(inside)) for name, inside in EMBEDDED.items())]:
         if name in models:
             raise ValueError(f"Expected checkpoints of different names, got two called {name}: rename a folder.")
-        pipe = open_checkpoint(checkpoint)
+        pipe = open_pipeline(XAIPipeline, checkpoint)
         models[name] = Model(name, pipe.to("cuda") if torch.cuda.is_available() else pipe)
     return models

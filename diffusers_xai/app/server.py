@@ -24,7 +24,7 @@ from diffusers_xai.app.experiments import ExperimentTab  # noqa: E402
 from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
 from diffusers_xai.app.log import bounded_log  # noqa: E402
-from diffusers_xai.app.models import EMBEDDED, Model, load_models, relate  # noqa: E402
+from diffusers_xai.app.models import DEMO, Model, load_models, relate  # noqa: E402
 from diffusers_xai.app.prompts import PromptModel, load_prompt_model  # noqa: E402
 from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream  # noqa: E402
 from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
@@ -159,8 +159,8 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     """Starts the server and stays until it is stopped.
 
     Args:
-        checkpoints (`Sequence[str]`): Folders or Hub ids of pipelines that visitors can choose beside the embedded
-            one.
+        checkpoints (`Sequence[str]`): Folders or Hub ids of pipelines that visitors can choose beside those of
+            the package.
         port (`int`, *optional*): Port of 127.0.0.1; a free one from 7860 on, or `GRADIO_SERVER_PORT`, by default.
         share (`bool`, defaults to `False`): Whether Gradio's servers also give a public link for a few days.
 
@@ -171,7 +171,7 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     first = next(iter(models.values()))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # files are deleted then too
     with bounded_log(), workspace() as folder:
-        shown = example(first, limits) if first.name == EMBEDDED else None
+        shown = example(first, limits) if first.name == DEMO else None
         app = build(models, limits, folder, shown, load_prompt_model())
         app.start(server_port=port, share=share)
         app.demo.block_thread()

@@ -89,7 +89,7 @@ class Settings:
 
     model: str = ""
     label: int | None = 0
-    seed: int = 321
+    seed: int = 7
     steps: int = 100
     every: int = 10
     scheduler: str = OWN_SCHEDULER

@@ -8,7 +8,7 @@ from diffusers_xai.app.models import Model
 from diffusers_xai.app.settings import Limits, Settings
 
 
-EXAMPLES = [(["Smiling"], 321), (["Smiling", "Wearing_Lipstick"], 7), (["Male", "Bangs"], 12)]
+EXAMPLES = [(["Smiling"], 7), (["Smiling", "Wearing_Lipstick"], 5), (["Male", "Bangs"], 7)]
 
 
 def shown(model: Model, settings: Settings, limits: Limits) -> dict[str, dict[str, Any]]:

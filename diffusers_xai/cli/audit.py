@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diffusers_xai.checkpoints import EYES
+from diffusers_xai.checkpoints import FAST, demo_checkpoint, part_of_face
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.experiment import FORMATS
-from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, integer, nonempty, path
+from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, integer, nonempty, path, spoken
 
 
 _MIN_SEEDS = 3
@@ -36,8 +36,8 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add(
         "--mask", type=path, metavar="IMAGE",
-        help="region of the image that is asked about: the bright part of this image. Default: the eyes of the model"
-        " inside the package, else the middle",
+        help="region of the image that is asked about: the bright part of this image. Default: the eyes with"
+        " lfw-32 or lfw-64, else the middle",
     )  # fmt: skip
     add("--seeds", type=integer(_MIN_SEEDS, 1000), default=6, metavar="N", help="number of seeds. Default: 6")
     add("--steps", type=count, default=50, metavar="N", help="denoising steps. Default: 50")
@@ -55,7 +55,7 @@ def add_command(commands: Any) -> None:
         " the checkpoint that is trained further on them",
     )  # fmt: skip
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figure as a picture too (needs kaleido)")
-    add_pipeline_options(parser)
+    add_pipeline_options(parser, demo_checkpoint(FAST), f"{FAST}, since hundreds of images are sampled")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -97,12 +97,12 @@ def run(args: argparse.Namespace) -> None:
             check_same_network(config, read_network_config(other))
         check_steps(args.steps, scheduler)
         labels = labels_to_compare(args, config)
-        box = EYES if args.checkpoint is None and args.mask is None else None
-        mask = region(args.mask, box, sample_size(config))
+        size = sample_size(config)
+        mask = region(args.mask, part_of_face("eyes", args.checkpoint, size), size)
         asked = {"label": labels[0], "other_label": labels[1]} if labels else {"label": None, "other_label": None}
         known = {**asked, "seeds": list(range(args.seeds)), "steps": args.steps}
         finished(args.out, known)  # the rest is known once the network is loaded
-        args.console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
+        args.console.say(f"Loading {spoken(args.checkpoint)}")
         pipe = load_pipeline(args, scheduler)
         pipe.set_progress_bar_config(disable=True)
         permuted = None if args.permuted is None else load_pipeline(other, read_scheduler(other))

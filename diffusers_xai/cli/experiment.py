@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from diffusers_xai.checkpoints import FAST
 from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, guidance, nonempty, path
 
 
@@ -51,7 +52,7 @@ def add_command(commands: Any) -> None:
         type=path,
         metavar="IMAGE",
         help="region that localisation, artifact and ablation ask about: the bright part of this image. Default, with"
-        " the model inside the package: the eyes, for ablation the face",
+        " lfw-32 or lfw-64: the eyes, for ablation the face",
     )
     add(
         "--judge", type=nonempty, metavar="FILE:FUNCTION",
@@ -65,7 +66,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add(
         "--prompt", type=nonempty, metavar="TEXT",
-        help="of words, and of patching in place of --label: the prompt. Without --checkpoint, of drawn-text-32",
+        help="of words, and of patching in place of --label: the prompt",
     )  # fmt: skip
     add(
         "--other-prompt", type=nonempty, metavar="TEXT",
@@ -77,7 +78,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add("--format", nargs="+", choices=FORMATS, default=[], help="write the figures as pictures too (needs kaleido)")
     add("--null", choices=_Nulls(), metavar="NAME", help="the control. Default: the first that the experiment knows")
-    add_pipeline_options(parser)
+    add_pipeline_options(parser, None, f"{FAST}, since thousands of images are sampled; with --prompt drawn-text-32")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.experiment import ALL, FINDINGS
 from diffusers_xai.cli.experiment_options import (
@@ -146,7 +145,7 @@ def _requested(option: str, value: Any) -> Any:
 
 def identity(args: argparse.Namespace) -> list[Any]:
     """What tells one checkpoint's results from another's: its name, and a digest of its weights if they lie here."""
-    checkpoint = args.checkpoint or demo_checkpoint()
+    checkpoint = args.checkpoint
     networks = ("unet", "transformer", "transformer_2", "prior")
     found = (path for name in networks for path in sorted(Path(checkpoint, name).glob("*.safetensors")))
     weights = list(found) if Path(checkpoint).is_dir() else []

@@ -8,8 +8,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
-from diffusers_xai.checkpoints import EYES, FACE, demo_checkpoint
+from diffusers_xai.checkpoints import part_of_face
 from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.options import spoken
 from diffusers_xai.cli.pipelines import pipeline_of_prompts
 from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
 from diffusers_xai.experiments import EXPERIMENTS
@@ -21,7 +22,6 @@ from diffusers_xai.prompts import without, words_of
 
 FUNCTIONS = ("judge", "concepts")  # options that name a function of the user's, as FILE:FUNCTION
 MIN_IMAGES = 50  # of a label that counts as trained
-_REGIONS = {"eyes": EYES, "face": FACE}
 
 
 def user_functions(args: argparse.Namespace) -> dict[str, Callable]:
@@ -52,7 +52,7 @@ def prompt_pipeline(args: argparse.Namespace) -> type[DiffusionPipeline]:
     kind = pipeline_of_prompts(args)
     if kind is None:
         raise CommandError(
-            f"expected a --checkpoint of diffusers whose pipeline takes a prompt, got {args.checkpoint}"
+            f"expected a --checkpoint of diffusers whose pipeline takes a prompt, got {spoken(args.checkpoint)}"
         )
     return kind
 
@@ -99,7 +99,7 @@ def labels_of(
 
 def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[int]:
     """The labels with enough training images, where the checkpoint's `card.json` tells; all of them otherwise."""
-    folder = Path(args.checkpoint or demo_checkpoint())
+    folder = Path(args.checkpoint)
     counts = read_facts(folder).get("label_counts") if folder.is_dir() else None
     if counts is None:
         return list(range(config["num_class_embeds"]))
@@ -118,8 +118,8 @@ def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[st
         known = ", ".join((*experiment.nulls, "none"))
         raise CommandError(f"--null {args.null}: {name} knows {known}")
     if experiment.region is not None:
-        box = _REGIONS.get(experiment.region) if args.checkpoint is None and args.mask is None else None
-        options["mask"] = region(args.mask, box, sample_size(config))
+        size = sample_size(config)
+        options["mask"] = region(args.mask, part_of_face(experiment.region, args.checkpoint, size), size)
     if experiment.judged and args.judge is not None:
         options["judge"] = args.judge
     options |= _prompts(experiment, args)

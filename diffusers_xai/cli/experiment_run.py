@@ -13,11 +13,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.checkpoints import FAST, demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, Console
 from diffusers_xai.cli.experiment import FINDINGS
 from diffusers_xai.cli.experiment_job import Job, identity, jobs_of
 from diffusers_xai.cli.experiment_options import labels_to_compare, takes_prompt, user_functions
+from diffusers_xai.cli.options import spoken
 from diffusers_xai.cli.output import check_disk, claimed
 from diffusers_xai.cli.pipelines import (
     check_device,
@@ -104,22 +105,23 @@ def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
     Raises:
         CommandError: If there are fewer or more checkpoints than the experiment takes.
     """
+    default = demo_checkpoint("drawn-text-32" if takes_prompt(args) else FAST)
+    chosen = _with_checkpoint(args, args.checkpoint or default)
     if args.name in EXPERIMENTS and EXPERIMENTS[args.name].may_take == "students":
-        return [
-            args,
-            *(argparse.Namespace(**{**vars(args), "checkpoint": name, "revision": None}) for name in args.checkpoints),
-        ]
+        return [chosen, *(_with_checkpoint(args, name, revision=None) for name in args.checkpoints)]
     if args.name not in EXPERIMENTS or EXPERIMENTS[args.name].needs != "checkpoints":
         if args.checkpoints:
             raise CommandError(f"{args.name} takes one checkpoint, by --checkpoint, got {', '.join(args.checkpoints)}")
-        if takes_prompt(args) and args.checkpoint is None:
-            return [argparse.Namespace(**{**vars(args), "checkpoint": demo_checkpoint("drawn-text-32")})]
-        return [args]
+        return [chosen]
     if args.checkpoint is not None or args.revision is not None:
         raise CommandError(f"{args.name} takes its checkpoints without --checkpoint and --revision")
     if len(args.checkpoints) < 2:
         raise CommandError(f"{args.name}: expected two or more checkpoints after it, got {len(args.checkpoints)}")
-    return [argparse.Namespace(**{**vars(args), "checkpoint": name}) for name in args.checkpoints]
+    return [_with_checkpoint(args, name) for name in args.checkpoints]
+
+
+def _with_checkpoint(args: argparse.Namespace, checkpoint: str, **changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), "checkpoint": checkpoint, **changes})
 
 
 def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipeline, console: Console) -> XAIPipeline:
@@ -139,7 +141,7 @@ def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipelin
 
 
 def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> Any:
-    console.say(f"Loading {args.checkpoint or 'the model inside the package'}")
+    console.say(f"Loading {spoken(args.checkpoint)}")
     return (load_prompt_pipeline if takes_prompt(args) else load_pipeline)(args, scheduler)
 
 

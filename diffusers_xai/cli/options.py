@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusers_xai.checkpoints import demo_checkpoint, embedded_checkpoints
+from diffusers_xai.checkpoints import demo_checkpoint, embedded_checkpoints, name_of_embedded
 
 
 SCHEDULERS = {
@@ -70,6 +70,11 @@ def checkpoint(text: str) -> str:
     return demo_checkpoint(text) if embedded else text
 
 
+def spoken(checkpoint: str) -> str:
+    """How a checkpoint is called: by its name if it lies inside the package."""
+    return name_of_embedded(checkpoint) or checkpoint
+
+
 def path(text: str) -> Path:
     """The path of a file or folder, for argparse."""
     return Path(nonempty(text))
@@ -101,13 +106,20 @@ def switch(text: str) -> tuple[int, str]:
     return int(step), label
 
 
-def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that say which pipeline samples, where, and with how many threads."""
+def add_pipeline_options(parser: argparse.ArgumentParser, default: str | None, about: str) -> None:
+    """Adds the options that say which pipeline samples, where, and with how many threads.
+
+    Args:
+        parser (`argparse.ArgumentParser`): The command's.
+        default (`str`, *optional*): Value of `--checkpoint` where none is given.
+        about (`str`): That value in words.
+    """
     add = parser.add_argument
     add(
-        "--checkpoint", type=checkpoint, metavar="DIR|HUB_ID",
-        help="pipeline to sample with, or a name inside the package: lfw-32 (photographed faces, the default),"
-        " lfw-64 (the same at 64 px), drawn-32 (drawn faces) or drawn-text-32 (drawn faces by captions)",
+        "--checkpoint", type=checkpoint, metavar="DIR|HUB_ID", default=default,
+        help="pipeline to sample with, or a name inside the package: lfw-64 (photographed faces at 64 px), lfw-32 (at"
+        " 32 px, five times as fast), drawn-32 (drawn faces) or drawn-text-32 (drawn faces by captions). Default:"
+        f" {about}",
     )  # fmt: skip
     add("--revision", type=revision, help="branch, tag or commit of a --checkpoint on the Hub")
     add("--scheduler", choices=SCHEDULERS, help="how to sample. Default: the checkpoint's own scheduler")
@@ -116,5 +128,5 @@ def add_pipeline_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=threads,
         metavar="N",
-        help="CPU threads. Default: 1 for the model inside the package, which is too small for more, else all cores",
+        help="CPU threads. Default: 1 for the models inside the package, which are too small for more, else all cores",
     )

@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils.import_utils import DummyObject
 
 from diffusers_xai import models
-from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.checkpoints import name_of_embedded
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.options import SCHEDULERS
 from diffusers_xai.hub.transfer import fetch_file, is_hub_id
@@ -29,8 +29,8 @@ class PipelineChoice(Protocol):
     """What the options of `add_pipeline_options` say."""
 
     @property
-    def checkpoint(self) -> str | None:
-        """Folder or Hub id; the checkpoint inside the package if `None`."""
+    def checkpoint(self) -> str:
+        """Folder or Hub id."""
 
     @property
     def revision(self) -> str | None:
@@ -126,7 +126,7 @@ def load_prompt_pipeline(choice: PipelineChoice, scheduler: SchedulerMixin, **op
 
 
 def _load(kind: type[_Pipeline], choice: PipelineChoice, scheduler: SchedulerMixin, **options: Any) -> _Pipeline:
-    pipe = open_pipeline(kind, choice.checkpoint or demo_checkpoint(), choice.revision, **options)
+    pipe = open_pipeline(kind, choice.checkpoint, choice.revision, **options)
     pipe.scheduler = scheduler
     return pipe.to(choice.device)
 
@@ -150,11 +150,11 @@ def pipeline_of_prompts(choice: PipelineChoice) -> type[DiffusionPipeline] | Non
 def num_threads(choice: PipelineChoice) -> Iterator[None]:
     """Computes with as many threads as asked for.
 
-    By default with one for the model inside the package: threads that wait for each other take longer than one alone
+    By default with one for the models inside the package: threads that wait for each other take longer than one alone
     when the network is small and the cores are shared.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(choice.threads or (before if choice.checkpoint else 1))
+    torch.set_num_threads(choice.threads or (before if name_of_embedded(choice.checkpoint) is None else 1))
     try:
         yield
     finally:
@@ -185,7 +185,7 @@ def read_json(choice: PipelineChoice, file: str) -> dict[str, Any]:
     Raises:
         CommandError, ValueError, OSError: if there is no such checkpoint, or no such file in it.
     """
-    checkpoint = choice.checkpoint or demo_checkpoint()
+    checkpoint = choice.checkpoint
     path = Path(checkpoint, file)
     if not Path(checkpoint).is_dir():
         if not is_hub_id(checkpoint):

@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from diffusers_xai.checkpoints import EYES
 from diffusers_xai.cli.options import (
     DTYPES,
     MAX_SIDE,
@@ -34,7 +33,7 @@ def add_command(commands: Any) -> None:
         "--label",
         type=nonempty,
         help="what to generate: a digit 0 or 1 for each attribute (0011), names of those that hold"
-        " (Smiling,Wearing_Lipstick), or an integer (3). Default: 0011 for the attributes of the model inside the"
+        " (Smiling,Wearing_Lipstick), or an integer (3). Default: 0011 for the attributes of the models inside the"
         " package, else the first label",
     )
     add(
@@ -90,8 +89,8 @@ def add_command(commands: Any) -> None:
         type=integer(0, MAX_SIDE),
         nargs=4,
         metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="region of interest: a rectangle in pixels, right and bottom excluded. Default: the eyes"
-        f" ({' '.join(map(str, EYES))}) with the model inside the package, else the whole image",
+        help="region of interest: a rectangle in pixels, right and bottom excluded. Default: the eyes with"
+        " lfw-64 or lfw-32, else the whole image",
     )
     add(
         "--no-gradients", dest="gradients", action="store_false",
@@ -115,7 +114,7 @@ def add_command(commands: Any) -> None:
         help="sample again with another label, or with --prompt another prompt, from this step on, counted from 0, and"
         " compare. Repeatable, and together with --ablate",
     )
-    add_pipeline_options(parser)
+    add_pipeline_options(parser, default.checkpoint, "lfw-64")
 
 
 def run(args: argparse.Namespace) -> None:

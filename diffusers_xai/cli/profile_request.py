@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from diffusers_xai.checkpoints import EYES
+from diffusers_xai.checkpoints import demo_checkpoint, name_of_embedded, part_of_face
 from diffusers_xai.cli.base import PROGRAM, CommandError
+from diffusers_xai.cli.options import spoken
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,11 @@ class ProfileRequest:
     Args:
         out (`Path`): The folder to write.
         overwrite (`bool`): Replace the profile that is there, once the new one is complete.
-        checkpoint (`str`, *optional*): Folder or Hub id of the pipeline; the one inside the package if `None`.
+        checkpoint (`str`): Folder or Hub id of the pipeline.
         revision (`str`, *optional*): Branch, tag or commit of a checkpoint on the Hub.
         scheduler (`str`, *optional*): A key of `SCHEDULERS`; the checkpoint's own if `None`.
         device (`str`): Where to compute.
-        threads (`int`, *optional*): CPU threads; one for the model inside the package, else all, if `None`.
+        threads (`int`, *optional*): CPU threads; one for a model inside the package, else all, if `None`.
         prompt (`str`, *optional*): For a pipeline that takes prompts, which needs one.
         negative_prompt (`str`, *optional*): What its guidance leads away from.
         height, width (`int`, *optional*): Of its image in pixels; the pipeline's own if `None`.
@@ -35,8 +36,8 @@ class ProfileRequest:
         layers (`tuple[str]`): Globs of layers to record; attention layers and blocks if empty.
         every (`int`, *optional*): Record every n-th step; so that the profile stays near 60 MB if `None`.
         mask (`Path`, *optional*): Image of the region of interest, or else
-        box (`tuple[int]`, *optional*): its left, top, right and bottom in pixels. Without both, the eyes for the model
-            inside the package, else the whole image.
+        box (`tuple[int]`, *optional*): its left, top, right and bottom in pixels. Without both, the eyes for a model
+            of photographed faces inside the package, else the whole image.
         gradients (`bool`): Whether gradients are recorded.
         ablate (`tuple`): `(layer, channels)` to set to zero in a second run.
         switch (`tuple`): `(step, label or prompt)` to switch to in a second run.
@@ -44,7 +45,7 @@ class ProfileRequest:
 
     out: Path = Path("profile")
     overwrite: bool = False
-    checkpoint: str | None = None
+    checkpoint: str = demo_checkpoint()
     revision: str | None = None
     scheduler: str | None = None
     device: str = "cpu"
@@ -56,7 +57,7 @@ class ProfileRequest:
     words: tuple[str, ...] = ()
     dtype: str | None = None
     label: str | None = None
-    seed: int = 321
+    seed: int = 7
     steps: int | None = None
     guidance_scale: float | None = None
     layers: tuple[str, ...] = ()
@@ -90,27 +91,28 @@ class ProfileRequest:
         values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given}
         return cls(**values)
 
-    @property
-    def region_box(self) -> tuple[int, int, int, int] | None:
-        """The box, or the eyes where nothing was asked for and the model inside the package has gradients."""
-        if self.box is None and self.mask is None and self.checkpoint is None and self.gradients:
-            return EYES
+    def region_box(self, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """The box in images of this height and width, or the eyes where nothing was asked for and gradients are."""
+        if self.box is None and self.mask is None and self.gradients:
+            return part_of_face("eyes", self.checkpoint, size)
         return self.box
 
-    def command(self, label: str | None, steps: int, every: int, guidance: float | None) -> list[str]:
+    def command(
+        self, label: str | None, steps: int, every: int, guidance: float | None, box: tuple[int, int, int, int] | None
+    ) -> list[str]:
         """The command line with every default written out, so that it means the same in later versions."""
         values = {
             "prompt": self.prompt, "negative-prompt": self.negative_prompt, "height": self.height, "width": self.width,
             "label": label, "seed": self.seed, "steps": steps, "guidance-scale": guidance, "every": every,
-            "scheduler": self.scheduler, "checkpoint": self.checkpoint, "revision": self.revision, "mask": self.mask,
-            "dtype": self.dtype,
+            "scheduler": self.scheduler, "checkpoint": spoken(self.checkpoint), "revision": self.revision,
+            "mask": self.mask, "dtype": self.dtype,
         }  # fmt: skip
         command = [PROGRAM, "profile"]
         for name, value in values.items():
             text = str(value)  # a prompt may begin like an option
             command += [] if value is None else [f"--{name}={text}"] if text[:1] == "-" else [f"--{name}", text]
-        if self.region_box is not None:
-            command += ["--box", *map(str, self.region_box)]
+        if box is not None:
+            command += ["--box", *map(str, box)]
         if not self.gradients:
             command.append("--no-gradients")
         for layer, channels in self.ablate:
@@ -124,8 +126,9 @@ class ProfileRequest:
         return [*command, "--out", self.out.name]
 
 
-def check_revision(checkpoint: str | None, revision: str | None) -> None:
+def check_revision(checkpoint: str, revision: str | None) -> None:
     """Raises if `revision` belongs to nothing."""
-    if revision is not None and (checkpoint is None or Path(checkpoint).is_dir()):
-        got = "no --checkpoint" if checkpoint is None else f"the folder {checkpoint}"
+    if revision is not None and Path(checkpoint).is_dir():
+        name = name_of_embedded(checkpoint)
+        got = f"the folder {checkpoint}" if name is None else f"{name} inside the package"
         raise CommandError(f"--revision {revision}: expected a --checkpoint on the Hub beside it, got {got}")

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from diffusers_xai.checkpoints import name_of_embedded
 from diffusers_xai.cli.base import CommandError, Console
+from diffusers_xai.cli.options import spoken
 from diffusers_xai.cli.output import check_disk, check_out, claimed
 from diffusers_xai.cli.pipelines import (
     check_device,
@@ -61,7 +63,7 @@ _PROBES = 16
 _VOLUME_TIMES = (0.95, 0.6, 0.1)  # parts of the training's timesteps; thesis fig. 5.8
 # About how many steps to record, and how many bytes at most.
 _RECORDED_STEPS, _PROFILE_BYTES = 100, 48e6
-_GRADIENT_STEPS, _GRADIENT_BYTES = 10, 8e6
+_GRADIENT_STEPS, _GRADIENT_BYTES = 10, 16e6
 _VOLUME_BYTES = 16e6
 
 
@@ -86,10 +88,10 @@ def make_profile(request: ProfileRequest, console: Console) -> dict[str, Any]:
         if kind is not None:
             return _make_of_prompt(request, kind, console)
         setting = _check(request)
-        if request.label is None and setting.label is not None and request.checkpoint is not None:
+        if request.label is None and setting.label is not None and name_of_embedded(request.checkpoint) is None:
             classes = setting.config["num_class_embeds"]
             console.say(f"Label {setting.label_text}; --label chooses another of 0..{classes - 1}")
-        console.say(f"Loading {request.checkpoint or 'the model inside the package'}")
+        console.say(f"Loading {spoken(request.checkpoint)}")
         run = _Run(request, setting, load_pipeline(request, setting.scheduler))
         with num_threads(request):
             return run.write(console)
@@ -105,6 +107,7 @@ class _Setting:
     calls: int  # some schedulers call the network twice in a step
     guidance: float
     label: int | None
+    box: tuple[int, int, int, int] | None
     mask: np.ndarray | None
     switches: list[LabelSwitch]
 
@@ -116,7 +119,7 @@ class _Setting:
 
 def _make_of_prompt(request: ProfileRequest, kind: type[DiffusionPipeline], console: Console) -> dict[str, Any]:
     arguments = call_arguments(request, kind)
-    console.say(f"Loading {request.checkpoint}")
+    console.say(f"Loading {spoken(request.checkpoint)}")
     dtype = getattr(torch, request.dtype or "float32")
     run = PromptRun(request, load_prompt_pipeline(request, read_scheduler(request), dtype=dtype), arguments)
     with num_threads(request):
@@ -133,9 +136,11 @@ def _check(request: ProfileRequest) -> _Setting:
     scheduler.set_timesteps(steps)
     calls = len(scheduler.timesteps)
     label = chosen_label(request.label, config)
-    mask = region(request.mask, request.region_box, sample_size(config))
+    size = sample_size(config)
+    box = request.region_box(size)
+    mask = region(request.mask, box, size)
     switches = resolve_switches(request.switch, label, config, calls)
-    return _Setting(config, scheduler, steps, calls, guidance, label, mask, switches)
+    return _Setting(config, scheduler, steps, calls, guidance, label, box, mask, switches)
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class _Run:
         request, setting = self.request, self.setting
         gradients = self.gradients()
         volume = self.volume()
-        if gradients and setting.mask is not None and not volume:
+        if gradients and (request.box or request.mask) and not volume:
             console.say("The region is too large for its gradient volume: only the energy is estimated")
         self.rehearse(gradients)
         record = [*self.states(self.every), *gradients, *volume]
@@ -270,5 +275,5 @@ class _Run:
         """Writes the folder; returns its size in bytes."""
         request, setting = self.request, self.setting
         label = None if setting.label is None else request.label or setting.label_text
-        command = request.command(label, setting.steps, self.every, setting.guidance)
+        command = request.command(label, setting.steps, self.every, setting.guidance, setting.box)
         return save_profile(request.out, profile, edited, command, setting.mask, setting.mask)

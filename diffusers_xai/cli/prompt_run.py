@@ -85,7 +85,7 @@ class PromptRun:
             edited = self.sample(compared, edits)
         console.say("Writing the profile and its report")
         guidance = self.arguments.get("guidance_scale")
-        command = request.command(None, steps, every, guidance)
+        command = request.command(None, steps, every, guidance, request.box)
         written = save_profile(request.out, profile, edited, command, mask, area)
         return {
             "profile": str(request.out),

@@ -7,7 +7,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from diffusers_xai.cli.base import CommandError
-from diffusers_xai.cli.options import SCHEDULERS
+from diffusers_xai.cli.options import SCHEDULERS, spoken
 from diffusers_xai.cli.pipelines import check_every, check_steps, pipeline_of_prompts, read_json, read_scheduler
 from diffusers_xai.cli.profile_request import ProfileRequest
 from diffusers_xai.interventions import PromptSwitch
@@ -27,7 +27,7 @@ def prompt_pipeline(request: ProfileRequest) -> type[DiffusionPipeline] | None:
         for option, value in _options(request).items():
             if value is not None:
                 raise CommandError(
-                    f"{option}: {request.checkpoint or 'the model inside the package'} takes no prompt: expected"
+                    f"{option}: {spoken(request.checkpoint)} takes no prompt: expected"
                     " --label, or a --checkpoint whose pipeline takes one"
                 )
         return None

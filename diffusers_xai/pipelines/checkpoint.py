@@ -6,20 +6,8 @@ from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
 
-from diffusers_xai.checkpoints import demo_checkpoint
-from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
-
 
 _Pipeline = TypeVar("_Pipeline", bound=DiffusionPipeline)
-
-
-def open_checkpoint(checkpoint: str | None = None, revision: str | None = None) -> XAIPipeline:
-    """The pipeline of a folder or a Hub id, or else the one inside the package.
-
-    Raises:
-        ValueError: if there is no such checkpoint, or it cannot be loaded.
-    """
-    return open_pipeline(XAIPipeline, checkpoint or demo_checkpoint(), revision)
 
 
 def open_pipeline(kind: type[_Pipeline], checkpoint: str, revision: str | None = None, **options: Any) -> _Pipeline:

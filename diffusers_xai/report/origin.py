@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from diffusers_xai.checkpoints import demo_checkpoint, name_of_embedded
+from diffusers_xai.checkpoints import name_of_embedded
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.report.page import fill
@@ -199,9 +199,7 @@ def _facts(provenance: dict) -> list[tuple[str, str]]:
 def _call_of_embedded(checkpoint: str | None) -> str | None:
     """The call that gives the path of an embedded checkpoint; `None` for any other path."""
     name = name_of_embedded(checkpoint)
-    if name is None:
-        return None
-    return "demo_checkpoint()" if checkpoint == demo_checkpoint() else f'demo_checkpoint("{name}")'
+    return None if name is None else f'demo_checkpoint("{name}")'
 
 
 def _call(spec: dict) -> str:

@@ -1,13 +1,13 @@
-"""The app on a port, with few steps, and tiny models beside the embedded one: `python -m tests.app.serve PORT`."""
+"""The app on a port, with few steps, the fast model first and tiny ones last: `python -m tests.app.serve PORT`."""
 
 import sys
 
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
-from diffusers_xai.app.example import example
+from diffusers_xai.app.example import fresh, run, shared
 from diffusers_xai.app.log import bounded_log
-from diffusers_xai.app.models import EMBEDDED, Model, load_models
+from diffusers_xai.app.models import FAST, Model, load_models
 from diffusers_xai.app.prompts import load_prompt_model
 from diffusers_xai.app.server import build
 from diffusers_xai.app.settings import Limits
@@ -22,8 +22,12 @@ if __name__ == "__main__":
     # On a busy machine plans are long: none of them asks for a second press here.
     limits = Limits(max_mask_pixels=128, confirm_seconds=600, max_seconds=600)
     models = load_models()
+    fast, defaults = models.pop(FAST), {"steps": 25, "every": 5}
+    models = {FAST: fast, **models}
     models |= {name: Model(name, XAIPipeline(unet, DDPMScheduler())) for name, unet in TINY.items()}
     with bounded_log(), workspace() as folder:
-        app = build(models, limits, folder, example(models[EMBEDDED], limits), load_prompt_model(), steps=25, every=5)
+        settings = fresh(fast, limits, **defaults)
+        example = shared(run(fast, settings, limits), fast, settings)
+        app = build(models, limits, folder, example, load_prompt_model(), **defaults)
         app.start(server_name="127.0.0.1", server_port=int(sys.argv[1]))
         app.demo.block_thread()

@@ -10,7 +10,7 @@ from tests.app.browser import opened, pixels, sample, status, tab, wait_for_plot
 
 
 pytestmark = [pytest.mark.browser]
-EMBEDDED, NO_LABELS, CLASSES = "lfw-32 (in the package)", "no labels", "ten classes, no attention"
+EMBEDDED, NO_LABELS, CLASSES = "lfw-32 (in the package, fast)", "no labels", "ten classes, no attention"
 
 
 def choose(page, name):

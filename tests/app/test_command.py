@@ -75,9 +75,11 @@ def test_it_serves_every_checkpoint_and_leaves_no_file_behind(tmp_path, ending):
         assert left is None or not os.path.exists(left)
         assert 'property="og:title" content="How a diffusion model makes a face"' in page
         components = Visitor(url).config()["components"]
-        (choices,) = [c["props"]["choices"] for c in components if c["props"].get("elem_id") == "model"]
-        expected = ["cats", "digits", "lfw-32 (in the package)", "drawn-32 (in the package)"]
-        assert [name for name, _ in choices] == (expected if options else expected[-2:])
+        (offered,) = [c["props"] for c in components if c["props"].get("elem_id") == "model"]
+        expected = ["lfw-64 (in the package)", "lfw-32 (in the package, fast)", "drawn-32 (in the package)"]
+        expected = ["cats", "digits", *expected] if options else expected
+        assert [name for name, _ in offered["choices"]] == expected
+        assert offered["value"] == expected[0]
         uploaded(url, files)
         process.send_signal(ending)
         _, errors = process.communicate(timeout=120)
@@ -121,7 +123,7 @@ print(json.dumps([[f.rfilename for f in info.siblings], card]))
         "diffusers_xai/__init__.py",
         "diffusers_xai/app/server.py",
     } <= set(files)
-    assert any(name.startswith("diffusers_xai/checkpoints/lfw-32") for name in files)
+    assert any(name.startswith("diffusers_xai/checkpoints/lfw-64") for name in files)
     assert not [name for name in files if "__pycache__" in name]
     metadata = yaml.safe_load(card.split("---")[1])
     assert (metadata["sdk"], metadata["app_file"], metadata["python_version"]) == ("gradio", "app.py", "3.12")

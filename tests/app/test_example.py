@@ -1,4 +1,4 @@
-"""The example in the package: it is of the embedded model, and of the settings that a fresh page has."""
+"""The example in the package: it is of the first model, and of the settings that a fresh page has."""
 
 from dataclasses import replace
 
@@ -13,14 +13,15 @@ from diffusers_xai.app.session import Session
 from diffusers_xai.app.settings import Limits
 
 
-def test_the_example_is_small_and_of_the_embedded_model():
+def test_the_example_is_small_and_of_the_first_model():
     offered = models.load_models()
-    model = offered[models.EMBEDDED]
+    model = offered[models.DEMO]
     result = example(model, Limits())
     profile = result.profile
-    assert FILE.stat().st_size < 2 * 2**20
+    assert FILE.stat().st_size < 8 * 2**20
     assert result.nbytes == 0  # shared by all
-    assert settings_of(profile, offered, Limits()) == replace(result.settings, switch_to=0)  # nothing is switched
+    # Nothing is switched, and no gradient takes a region.
+    assert settings_of(profile, offered, Limits()) == replace(result.settings, switch_to=0, mask=None)
 
     # The recorded x̂_0 is that of the weights in the package, to the rounding of half precision.
     step = int(profile["samples"]["step"][-1])
@@ -35,7 +36,7 @@ def test_the_example_is_small_and_of_the_embedded_model():
 
     shown = figures.overview(result, dark=False)
     empty = {name for name, update in shown.items() if not update["visible"]}
-    assert empty == {"weights_plot"}  # linear attention has none
+    assert empty == {"weights_plot", "volume", "energy", "sensitivity"}  # linear attention has no weights
 
     # Everyone who opens the page sees it, though Gradio takes the figures out of what it is given.
     demo = build(offered, Limits(), shown=result).demo

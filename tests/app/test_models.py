@@ -20,10 +20,10 @@ def test_models_of_folders_stand_before_the_embedded_one(tmp_path):
     for name in ("cats", "digits"):
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
     found = models.load_models([str(tmp_path / "cats"), str(tmp_path / "digits")])
-    assert list(found) == ["cats", "digits", models.EMBEDDED, models.DRAWN]
+    assert list(found) == ["cats", "digits", models.DEMO, models.FAST, models.DRAWN]
     assert [model.name for model in found.values()] == list(found)
     assert found["cats"].classes == 0
-    assert found[models.EMBEDDED].attributes == ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]
+    assert found[models.DEMO].attributes == ["Bangs", "Male", "Smiling", "Wearing_Lipstick"]
 
 
 def test_checkpoints_that_cannot_be_offered_are_told(tmp_path):
@@ -89,14 +89,20 @@ def test_limits_are_those_of_the_model():
     assert (limits.max_steps, limits.max_mask_pixels) == (60, 256)
     model = make(unet_2d(), DDIMScheduler(num_train_timesteps=60))
     assert model.step_choices(LIMITS, 60) == [25, 50, 60]
-    assert (model.default(LIMITS).steps, model.default(LIMITS).every) == (60, 10)
+    assert (model.default(LIMITS).steps, model.default(LIMITS).every) == (50, 5)
 
 
 def test_the_default_mask_is_the_eyes_or_the_middle():
-    embedded = models.load_models()[models.EMBEDDED]
+    offered = models.load_models()
     expected = np.zeros((32, 32), dtype=bool)
     expected[11:17, 7:25] = True  # the box of the command line and of the experiments
-    assert np.array_equal(embedded.default_mask(256), expected)
+    assert np.array_equal(offered[models.FAST].default_mask(256), expected)
+    larger = np.kron(expected, np.ones((2, 2), dtype=bool))
+    assert np.array_equal(offered[models.DEMO].default_mask(432), larger)
+    eye = offered[models.DEMO].default_mask(256)  # of the two, for which these pixels do not suffice
+    assert 40 <= eye.sum() <= 80
+    assert larger[eye].all()
+    assert not eye[:, 32:].any()
     middle = make(convnext_unet(sample_size=32)).default_mask(256)
     assert middle.sum() == 256
     assert np.array_equal(middle, middle[::-1, ::-1])

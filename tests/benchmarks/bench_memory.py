@@ -24,7 +24,7 @@ def sample(steps, profile_dir):
     """Samples in this process; prints the peak of resident memory and the profile's size."""
     torch.set_num_threads(1)
     logging.disable_progress_bar()
-    pipe = XAIPipeline.from_pretrained(demo_checkpoint())
+    pipe = XAIPipeline.from_pretrained(demo_checkpoint("lfw-32"))
     pipe.set_progress_bar_config(disable=True)
     profile = pipe(class_labels=3, num_inference_steps=steps, record=SPECS, profile_dir=profile_dir).profile
     nbytes = pipe.plan(SPECS, num_inference_steps=steps).nbytes

@@ -230,7 +230,7 @@ def main():
         targets = {"diffusers_xai": "≤ 1.03" if on_gpu else "≤ 1.05"} | more
         compare(f"Overhead, thesis network at 64 px, {where}", thesis, args.steps, args.rounds, clock, targets)
     if args.only != "thesis":
-        embedded = XAIPipeline.from_pretrained(demo_checkpoint()).to(args.device)
+        embedded = XAIPipeline.from_pretrained(demo_checkpoint("lfw-32")).to(args.device)
         embedded.scheduler = DDPMScheduler.from_config(embedded.scheduler.config)
         embedded.set_progress_bar_config(disable=True)
         targets = {"diffusers_xai": "≤ 1.10"} | more

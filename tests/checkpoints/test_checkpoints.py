@@ -8,20 +8,31 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 from diffusers_xai import XAIPipeline, demo_checkpoint
-from diffusers_xai.checkpoints import name_of_embedded
+from diffusers_xai.checkpoints import name_of_embedded, part_of_face
 from diffusers_xai.cli.options import checkpoint
 from training.card import write_captioned_card
 from training.drawn_judge import DrawnFaceJudge
 
 
+SIZES = {"lfw-32": 32, "lfw-64": 64}
+
+
 def test_a_checkpoint_is_found_by_its_name_and_another_name_is_answered_with_those_there_are():
-    assert Path(demo_checkpoint()) == Path(demo_checkpoint("lfw-32"))
+    assert Path(demo_checkpoint()) == Path(demo_checkpoint("lfw-64"))
     assert (Path(demo_checkpoint()) / "model_index.json").is_file()
     for name in ("lfw-33", "", "..", "__pycache__"):
         with pytest.raises(
             ValueError, match=r"Expected the name of an embedded checkpoint, got .*; available: .*lfw-32"
         ):
             demo_checkpoint(name)
+
+
+def test_parts_of_faces_lie_where_they_do_at_any_size():
+    small, large = (part_of_face("face", demo_checkpoint(name), (size, size)) for name, size in SIZES.items())
+    assert small == (6, 8, 26, 28)
+    assert large == (12, 16, 52, 56)
+    assert part_of_face("face", demo_checkpoint("drawn-32"), (32, 32)) is None
+    assert part_of_face("image", demo_checkpoint(), (64, 64)) is None
 
 
 def test_names_and_paths_of_embedded_checkpoints_lead_to_each_other(tmp_path, monkeypatch):

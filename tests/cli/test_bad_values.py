@@ -42,7 +42,7 @@ TOGETHER = [
     *(["profile", "--mask", name] for name in ("pipe", "loop", "vector.svg", "/dev/zero")),
     ["push", "user/name", "--checkpoint", "tiny", "--sample-grid", "pipe"],
     ["profile", "--mask", "white.png", "--box", "1", "1", "4", "4"],
-    ["profile", "--box", "1", "1", "4", "33"],
+    ["profile", "--box", "1", "1", "4", "65"],
     ["profile", "--mask", "small.png"],
     *([*command, "--out", out] for command in (["profile"], ["experiment", "ablation"], ["audit"]) for out in (
         "notes.txt", "notes.txt/sub", "folder", "hidden", "damaged", "link", "x" * 300, ".", "/", "/proc/new",

@@ -81,14 +81,14 @@ def test_a_profile_with_its_report(profile, place, checkpoint):
     assert [path.name for path in (place / "a").iterdir()] == ["b"]
     made = DiffusionProfile.from_pretrained("a/b")
     assert made.provenance["class_labels"] == [3]
-    assert made.provenance["seeds"] == [321]
+    assert made.provenance["seeds"] == [7]
     assert made["samples"].sizes["step"] == made["measures/ssim"].sizes["step"] == STEPS
     layers = {alias for alias, path in made.provenance["layer_aliases"].items() if f"activations/{path}" in made}
     assert {"downs.0.2.fn", "downs.1.2.fn", "mid_attn.fn", "ups.0.2.fn"} <= layers
     assert {"downs.0.3", "downs.1.3", "mid_block2", "ups.0.3"} <= layers
 
     pipe = XAIPipeline.from_pretrained(checkpoint)
-    generator = [torch.Generator().manual_seed(321)]
+    generator = [torch.Generator().manual_seed(7)]
     image = pipe(class_labels=[3], num_inference_steps=STEPS, generator=generator, output_type="pt").images
     np.testing.assert_array_equal((made["final_sample"].values / 2 + 0.5).clip(0, 1), image.numpy())
 
@@ -304,7 +304,7 @@ def test_ablation_of_the_max_channel_beside_the_intact_run(profile, place, check
         return changed
 
     pipe.unet.get_submodule(pipe.unet.layer_aliases["downs.0.3"]).register_forward_hook(ablate)
-    generator = [torch.Generator().manual_seed(321)]
+    generator = [torch.Generator().manual_seed(7)]
     images = pipe(class_labels=[3], num_inference_steps=STEPS, generator=generator, output_type="pt").images
     np.testing.assert_array_equal((edited["final_sample"].values / 2 + 0.5).clip(0, 1), images.numpy())
     page = (place / "profile" / "report.html").read_text()
