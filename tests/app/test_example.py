@@ -36,7 +36,13 @@ def test_the_example_is_small_and_of_the_first_model():
 
     shown = figures.overview(result, dark=False)
     empty = {name for name, update in shown.items() if not update["visible"]}
-    assert empty == {"weights_plot", "volume", "energy", "sensitivity"}  # linear attention has no weights
+    assert empty == {
+        "weights_plot",
+        "volume",
+        "energy",
+        "sensitivity",
+        "gradient_attention",
+    }  # linear attention has no weights
 
     # Everyone who opens the page sees it, though Gradio takes the figures out of what it is given.
     demo = build(offered, Limits(), shown=result).demo
