@@ -10,14 +10,16 @@ from diffusers_xai.plots.style import GRID_COLOR, LINE_COLORS, MUTED_COLOR, TEXT
 from diffusers_xai.plots.tiles import fit_width
 
 
-WIDTH = 820  # CSS pixels of a figure on most screens; a phone is swiped over 760 of them
+WIDTH = 820  # CSS pixels of a figure: a phone is swiped over them, a wide screen has a little more
 
 
-CSS = """
+CSS = (
+    f".figure .js-plotly-plot {{min-width: {WIDTH}px}}"
+    + """
 .gradio-container {max-width: 1400px !important}
 .figure {background: white; border-radius: 8px; overflow-x: auto; padding: 4px}
 .dark .figure {background: #18181b}
-.figure .js-plotly-plot {min-width: 760px}
+.table {overflow-x: auto}
 .gradio-container a {color: var(--link-text-color); text-decoration: underline}
 .tab-container button.selected {color: var(--link-text-color)}
 #status .pending, #sweep-status .pending {opacity: 1}
@@ -31,6 +33,7 @@ CSS = """
   .figure::before {content: "Swipe sideways to see all of it."; color: var(--body-text-color-subdued); font-size: 12px}
 }
 """
+)
 
 # What the browser tells about the theme, for the handler of the page's start.
 # Gradio shows a picture inside a button without a name: it gets that of the picture.

@@ -18,7 +18,7 @@ from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.labels import labels_between
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_tree import label_tree
-from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
+from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, TEXT_COLOR
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
 
@@ -137,6 +137,7 @@ def plot(result: ExperimentResult) -> go.Figure:
         vertical_spacing=0.12 / len(measures), shared_xaxes=True, subplot_titles=titles,
     )  # fmt: skip
     players = [_words(name) for name in data["attribute"].values]
+    whiskers = {"thickness": 1.5, "color": TEXT_COLOR}
     for row, of in enumerate(measures, start=1):
         for index, half in enumerate(HALVES):
             for prefix in ("", "null_") if "null_share" in data else ("",):
@@ -146,19 +147,21 @@ def plot(result: ExperimentResult) -> go.Figure:
                 figure.add_bar(
                     x=players, y=facts["mean"].values, name=name, legendgroup=name, showlegend=row == 1,
                     marker={"color": color, "opacity": 0.45 + 0.4 * index if prefix else 1},
-                    error_y={"array": (facts["high"] - facts["mean"]).values, "thickness": 1.5}, row=row, col=1,
+                    error_y={"array": (facts["high"] - facts["mean"]).values, **whiskers},
+                    row=row, col=1,
                 )  # fmt: skip
         for prefix in ("", "null_") if "null_variance" in data else ("",):
             part = data[f"{prefix}variance"].sel(of=of)
             estimate, low, high = (part.sel(limit=limit).values for limit in ("estimate", "low", "high"))
             figure.add_bar(
                 x=list(SOURCES), y=estimate, showlegend=False, marker_color=MUTED_COLOR if prefix else LINE_COLORS[2],
-                error_y={"array": high - estimate, "arrayminus": estimate - low, "thickness": 1.5}, row=row, col=2,
+                error_y={"array": high - estimate, "arrayminus": estimate - low, **whiskers}, row=row, col=2,
             )  # fmt: skip
     figure.update_yaxes(title="Shapley value", col=1, zeroline=True)
     figure.update_yaxes(tickformat=".0%", range=[0, 1], col=2)
     height = 110 + 240 * len(measures)
-    return figure.update_layout(template=TEMPLATE, height=height, barmode="group", margin={"t": 70})
+    legend = {"yref": "container", "y": 1, "yanchor": "top"}  # above the titles
+    return figure.update_layout(template=TEMPLATE, height=height, barmode="group", margin={"t": 70}, legend=legend)
 
 
 def _words(name: str) -> str:
@@ -193,7 +196,8 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                 if f"{prefix}variance" in data:
                     limits = part[f"{prefix}variance"].sel(source=source)
                     at = {limit: float(limits.sel(limit=limit)) for limit in ("estimate", "low", "high")}
-                    columns[who] = f"{at['estimate']:.0%} ({at['low']:.0%} to {at['high']:.0%})"
+                    known = f" ({at['low']:.0%} to {at['high']:.0%})" if np.isfinite(at["low"]) else ""
+                    columns[who] = f"{at['estimate']:.0%}{known}"
             rows.append({"of": _words(of), **columns})
     return pd.DataFrame(rows).fillna("")
 
