@@ -55,8 +55,14 @@ def run(args: argparse.Namespace) -> None:
         raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
     _check_port(args.port)
     from diffusers_xai.app.server import serve  # needs Gradio, which is an extra
-    from diffusers_xai.cli.pipelines import quiet_libraries
+    from diffusers_xai.cli.pipelines import pipeline_of_prompts, quiet_libraries
 
+    for name in args.checkpoint:
+        if pipeline_of_prompts(argparse.Namespace(checkpoint=name, revision=None)) is not None:
+            raise CommandError(
+                f"--checkpoint {name}: it takes a prompt, and of prompts the page has the embedded model alone: ask"
+                " with `diffusers-xai profile --prompt` or `diffusers-xai experiment words`"
+            )
     with quiet_libraries(unless=args.debug):
         serve(args.checkpoint, args.port, args.share)
 

@@ -41,6 +41,7 @@ TOGETHER = [
     *(["profile", "--checkpoint", name] for name in ("negative", "endless", "worded")),
     *(["profile", "--mask", name] for name in ("pipe", "loop", "vector.svg", "/dev/zero")),
     ["push", "user/name", "--checkpoint", "tiny", "--sample-grid", "pipe"],
+    ["app", "--checkpoint", "text"],
     ["profile", "--mask", "white.png", "--box", "1", "1", "4", "4"],
     ["profile", "--box", "1", "1", "4", "65"],
     ["profile", "--mask", "small.png"],
