@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import json
-import os
 import re
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import diffusers_xai
+from tests.processes import environment
 
 
 ROOT = Path(__file__).parents[1]
@@ -137,8 +137,7 @@ def test_the_package_is_imported_without_its_extras():
         "for module in pkgutil.walk_packages(diffusers_xai.__path__, 'diffusers_xai.'):\n"
         "    if not module.name.startswith('diffusers_xai.app.'): importlib.import_module(module.name)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -148,12 +147,17 @@ def test_a_distribution_works_without_the_checkout(distributions, kind, tmp_path
     (file,) = distributions.glob(kind)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", tmp_path / "site", file], check=True, cwd=tmp_path)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     code = (
         "import diffusers_xai; from diffusers_xai.cli.app import space_folder; from diffusers_xai.hub import cards; "
     )
     code += "print(diffusers_xai.__file__, space_folder(), len(cards.template()) > 100)"
-    python = {"cwd": tmp_path, "env": environment, "check": True, "capture_output": True, "text": True}
+    python = {
+        "cwd": tmp_path,
+        "env": environment(PYTHONPATH=str(tmp_path / "site")),
+        "check": True,
+        "capture_output": True,
+        "text": True,
+    }
     package, space, card = subprocess.run([sys.executable, "-c", code], **python).stdout.split()
     assert card == "True"
     assert all(Path(path).is_relative_to(tmp_path) for path in (package, space))

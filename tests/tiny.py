@@ -19,7 +19,6 @@ from diffusers import (
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
 
 
-PIPELINES = ["xai", "ddpm", "ddim", "stable_diffusion"]
 SCHEDULERS = {
     "ddpm": DDPMScheduler,
     "ddim": DDIMScheduler,

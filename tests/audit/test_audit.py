@@ -1,12 +1,10 @@
 """The audit from end to end: verdicts on models of a known answer, controls, and what is kept."""
 
 import json
-import os
 import runpy
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,6 +19,7 @@ from diffusers_xai.audit.permuting import permuted
 from diffusers_xai.audit.result import table_of
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, PASSES, TOLD
 from tests.audit.models import MASK, gaussian, images, mixture, network
+from tests.processes import environment
 
 
 EDGES, GRADIENT = "edges of the image (control)", "gradient"
@@ -198,8 +197,8 @@ def test_the_command_goes_on_after_a_kill(tmp_path, capsys, monkeypatch):
     assert not out.exists()
 
     arguments += ["--explainer", f"{tmp_path / 'own.py'}:constant"]
-    environment = {**os.environ, "DIE": "1", "PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    killed = subprocess.run([sys.executable, "-m", "diffusers_xai.cli", *arguments], env=environment, check=False)
+    command = [sys.executable, "-m", "diffusers_xai.cli", *arguments]
+    killed = subprocess.run(command, env=environment(DIE="1"), check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "audit.json").exists()
     kept = [row["explanation"] for row in json.loads((out / "scores.json").read_text())["rows"]]

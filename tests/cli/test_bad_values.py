@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from PIL import Image
 from diffusers_xai import XAIPipeline, cli
 from diffusers_xai.cli.parser import make_parser
 from tests.cli import hostile
+from tests.processes import environment
 
 
 # What a command needs beside the option that is wrong.
@@ -196,7 +196,3 @@ def test_the_script_leaves_with_two(line, place):
     assert done.stdout == ""
     assert done.stderr.startswith("diffusers-xai: error: ")
     assert done.stderr.count("\n") == 1
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}

@@ -1,7 +1,6 @@
 """Folders that two commands want, interruptions, and what both leave."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -13,6 +12,7 @@ from diffusers_xai import DiffusionProfile, cli
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.output import claimed, new_folder
 from tests.cli.checkpoints import save_tiny
+from tests.processes import environment
 
 
 @pytest.fixture
@@ -169,7 +169,3 @@ def test_experiments_say_what_is_kept(place, monkeypatch, capsys):
     assert cli.main([*command, "--out", "new"]) == 130
     assert capsys.readouterr().err.splitlines()[-1].endswith("interrupted, no experiment was finished")
     assert not (place / "new").exists()
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}

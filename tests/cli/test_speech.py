@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from diffusers_xai import cli
 from diffusers_xai.cli.base import Console
 from tests.cli.checkpoints import save_tiny
+from tests.processes import environment
 
 
 HEAVY = ("torch", "diffusers", "numpy", "xarray", "plotly", "huggingface_hub", "gradio")
@@ -134,7 +134,3 @@ def test_a_floating_point_error_is_one_line(monkeypatch, capsys, place):
     monkeypatch.setattr("diffusers_xai.cli.profile_run.make_profile", fail)
     assert cli.main(["profile"]) == 2
     assert capsys.readouterr().err == "diffusers-xai: error: expected finite gradients, got NaN\n"
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}

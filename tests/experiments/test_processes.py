@@ -1,6 +1,5 @@
 """Experiments under `accelerate launch`: the numbers of one process, also after one of two was killed."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ from diffusers import DDPMScheduler
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from tests.processes import environment
 from tests.tiny import convnext_unet
 
 
-ROOT = Path(__file__).parents[2]
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 SAMPLING = Sampling(labels=[1, 2], seeds=range(12), steps=4, batch_size=8)
@@ -54,9 +53,9 @@ def test_two_processes_one_of_which_is_killed_give_the_result_of_one(tmp_path, c
     Path("script.py").write_text(SCRIPT)
     command = ["experiment", "predetermination", "--checkpoint", "pipe", "--label", "01", "--other-label", "10"]
     command += ["--null", "none", "--seeds", "12", "--steps", "4", "--batch-size", "8", "--judge", "judge.py:seen"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     arguments = [sys.executable, *LAUNCH, "script.py", "pipe", *command, "--out", "two"]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    variables = environment(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "Signal 9" in done.stderr, done.stderr[-3000:]
     kept = {path.name: path.stat().st_mtime_ns for path in Path("two/predetermination.parquet").glob("part-*")}

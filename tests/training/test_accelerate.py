@@ -1,7 +1,6 @@
 """Several processes, several forward passes per step, and other numbers than fp32."""
 
 import json
-import os
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
+from tests.processes import environment
 from tests.training.small_runs import all_tensors, run
 from training.train import main
 
@@ -53,8 +53,8 @@ def test_two_processes_equal_one(tmp_path, config_file, data_folder):
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "training.train", "--config", config_file, "--data", data_folder]
     command += ["--output", str(tmp_path / "two"), *settings, "--set", "batch_size=3"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    variables = environment(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_same_run(tmp_path / "one", tmp_path / "two", 1e-5)
     images = [json.loads((tmp_path / f / "log.jsonl").read_text().splitlines()[0])["images"] for f in ("one", "two")]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.processes import environment
 from tests.training.small_runs import all_tensors, run
 from training.checkpoint import list_checkpoints, save_checkpoint
 from training.log import read_log
@@ -21,10 +22,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def in_new_process(*arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
+    command, variables = [sys.executable, *map(str, arguments)], environment(OMP_NUM_THREADS="1")
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
