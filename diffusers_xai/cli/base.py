@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 
 PROGRAM = "diffusers-xai"
+_CURSOR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # how tqdm goes back to the line of an outer bar
 _LINE_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
 
@@ -113,7 +115,7 @@ class _Lines(io.TextIOBase):
         self._last = ""
 
     def write(self, text: str) -> int:
-        line = text.strip("\r\n ")
+        line = _CURSOR.sub("", text).strip("\r\n ")
         if line and line != self._last:
             print(line, file=sys.stderr, flush=True)
             self._last = line

@@ -86,6 +86,15 @@ def test_without_a_terminal_progress_is_lines(place, capsys):
     assert len(lines) == len(set(lines))
 
 
+def test_bars_within_bars_are_lines_of_words_too(capsys):
+    for _ in tqdm(range(2), **Console().bar_options("seeds")):
+        for _ in tqdm(range(2), **Console().bar_options("steps")):
+            pass
+    err = capsys.readouterr().err
+    assert not {"\r", "\x1b"} & set(err)
+    assert all(line.startswith(("seeds: ", "steps: ")) for line in err.splitlines())
+
+
 def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
