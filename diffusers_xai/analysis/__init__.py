@@ -1,11 +1,12 @@
 """Numbers over many runs: means with intervals, and what curves say."""
 
-from diffusers_xai.analysis.crossing import falling_crossing
+from diffusers_xai.analysis.crossing import crossing_difference, falling_crossing
 from diffusers_xai.analysis.moments import Moments
 from diffusers_xai.analysis.overlap import Overlap, overlap
 from diffusers_xai.analysis.predetermination import predetermination_index
 from diffusers_xai.analysis.shapley import shapley_values, variance_share_intervals, variance_shares
 from diffusers_xai.analysis.statistics import (
+    above_test,
     benjamini_hochberg,
     equivalence_test,
     mean_interval,
@@ -17,7 +18,9 @@ from diffusers_xai.analysis.statistics import (
 __all__ = [
     "Moments",
     "Overlap",
+    "above_test",
     "benjamini_hochberg",
+    "crossing_difference",
     "equivalence_test",
     "falling_crossing",
     "mean_interval",

@@ -126,10 +126,37 @@ def benjamini_hochberg(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     return corrected
 
 
+def above_test(values: np.ndarray, bound: float = 0.0, *, axis: int = 0) -> np.ndarray:
+    """p-value of "the mean is at most `bound`": small where a mean is shown to lie above. A one-sided t-test.
+
+    Source: Student 1908.
+
+    Args:
+        values (`np.ndarray`): Independent draws along `axis`, at least two.
+        bound (`float`, defaults to 0.0): What the mean should exceed.
+        axis (`int`, defaults to 0): The axis of the draws.
+
+    Returns:
+        `np.ndarray`: the p-values, without the axis. Draws that are all alike (to a billionth of their distance to
+        the bound) have no spread to compare with: 0 where they lie above the bound, else 1. NaN where a draw is.
+
+    Raises:
+        ValueError: If there are fewer than two draws.
+    """
+    away = np.moveaxis(np.asarray(values, dtype=np.float64) - bound, axis, -1)
+    if away.shape[-1] < 2:
+        raise ValueError(f"Expected at least two values to test, got {away.shape[-1]}.")
+    alike = np.ptp(away, axis=-1) <= 1e-9 * np.abs(away).max(-1)
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # draws that are all alike
+        p_values = stats.ttest_1samp(away, 0, axis=-1, alternative="greater").pvalue
+    return np.where(alike, np.where(away[..., 0] > 0, 0.0, 1.0), p_values)
+
+
 def equivalence_test(values: np.ndarray, low: float, high: float, *, axis: int = 0) -> np.ndarray:
     """p-value of "the mean lies outside [low, high]": small where a mean is shown to lie within, as "changes little".
 
-    Two one-sided t-tests. A difference that is merely not significant shows nothing of the kind.
+    Two one-sided t-tests, see [`above_test`]. A difference that is merely not significant shows nothing of the kind.
 
     Source: Schuirmann 1987.
 
@@ -145,16 +172,10 @@ def equivalence_test(values: np.ndarray, low: float, high: float, *, axis: int =
     Raises:
         ValueError: If `low` is not below `high`, or there are fewer than two draws.
     """
-    values = np.asarray(values, dtype=np.float64)
     if not low < high:
         raise ValueError(f"Expected margins with low < high, got {low} and {high}.")
-    if values.shape[axis] < 2:
-        raise ValueError(f"Expected at least two values to test, got {values.shape[axis]}.")
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # draws that are all alike: t is infinite
-        above = stats.ttest_1samp(values, low, axis=axis, alternative="greater").pvalue
-        below = stats.ttest_1samp(values, high, axis=axis, alternative="less").pvalue
-    return np.maximum(above, below)
+    values = np.asarray(values, dtype=np.float64)
+    return np.maximum(above_test(values, low, axis=axis), above_test(-values, -high, axis=axis))
 
 
 def summary(values: xr.DataArray, dim: str = "seed", **options: Any) -> xr.Dataset:

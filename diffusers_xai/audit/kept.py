@@ -89,6 +89,7 @@ def finished(out: str | os.PathLike, settings: Mapping[str, Any] = MappingProxyT
     others = [name for name, value in settings.items() if found.get(name) != value]
     if others:
         raise FileExistsError(
-            f"Expected an audit of these settings, got another {others[0]} in {out}: choose another folder."
+            f"Expected an audit of these settings, got one that differs in `{others[0]}` in {out}: choose another"
+            " folder."
         )
     return done

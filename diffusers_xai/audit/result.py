@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from scipy import stats
 
-from diffusers_xai.analysis import benjamini_hochberg, mean_interval
+from diffusers_xai.analysis import above_test, benjamini_hochberg, mean_interval
 from diffusers_xai.audit.figure import audit_figure, row_name
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, GRADES, LEVEL, NEEDED, PASSES, TOLD
 
@@ -111,6 +110,7 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
             values = np.asarray(numbers["values"]).mean(0)
             reference = grade.limit if "reference" not in numbers else np.asarray(numbers["reference"]).mean(0)
             low, high = mean_interval(values)
+            sign = 1 if grade.higher_is_better else -1
             is_judged = grade.judged and not numbers.get("told", False)
             rows.append(
                 {
@@ -122,7 +122,7 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
                     "low": float(low),
                     "high": float(high),
                     "reference": np.nan if reference is None else float(np.mean(reference)),
-                    "p": _p_value(values - reference, grade.higher_is_better) if is_judged else np.nan,
+                    "p": float(above_test(sign * (values - reference))) if is_judged else np.nan,
                     "seeds": len(values),
                 }
             )
@@ -131,16 +131,6 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
     judged = np.where(table["q"] <= LEVEL, PASSES, FAILS)
     table["verdict"] = np.where(table["p"].isna(), TOLD, judged)
     return table
-
-
-def _p_value(differences: np.ndarray, higher_is_better: bool) -> float:
-    """One-sided, of a mean difference that is on the good side."""
-    if np.ptp(differences) <= 1e-9 * abs(
-        differences[0]
-    ):  # no spread to compare with, as where a map ignores the model
-        good = differences[0] > 0 if higher_is_better else differences[0] < 0
-        return 0.0 if good else 1.0
-    return float(stats.ttest_1samp(differences, 0, alternative="greater" if higher_is_better else "less").pvalue)
 
 
 def _cell(rows: pd.DataFrame) -> str:

@@ -124,7 +124,7 @@ def measure(
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
-    """SSIM to the intact image, layer by layer: after c*, after random channels, and how much lower c* is.
+    """SSIM to the intact image, layer by layer: after c*, after random channels, and how much more c* hurts.
 
     Source: thesis tables 5.1, 5.2.
     """
@@ -132,7 +132,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     columns = {"c*": summary(ssim)}
     if "null_ssim" in result.data:
         random = result.data["null_ssim"].mean("draw")
-        columns |= {"random channel": summary(random), "difference": summary(random - ssim)}
+        columns |= {"random channel": summary(random), "excess": summary(random - ssim)}
     data: dict[str, Any] = {
         "layer": ssim["layer"].values,
         "kind": ssim["kind"].values,

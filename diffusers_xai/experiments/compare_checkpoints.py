@@ -200,16 +200,22 @@ def _pictures(arrays: Sequence[xr.DataArray]) -> xr.DataArray:
 def table(result: ExperimentResult) -> pd.DataFrame:
     """Distance from the first checkpoint, layer by layer, the mean over the steps; in the last row SSIM of the images.
 
-    The control of the layers are random weights, that of the images those of other noise.
+    The control of the layers are random weights, that of the images those of other noise; the excess is what a
+    checkpoint's number is more than the control's.
     """
     data = result.data
     layers = data["layer"].values.tolist()
+    names = data["checkpoint"].values.tolist()
     columns = [
-        (name, data["distance"].sel(checkpoint=name), data["final_ssim"].sel(checkpoint=name))
-        for name in data["checkpoint"].values.tolist()
+        (name, data["distance"].sel(checkpoint=name), data["final_ssim"].sel(checkpoint=name)) for name in names
     ]
     if "null_distance" in data:
-        columns.append(("control", data["null_distance"], data["null_final_ssim"]))
+        control = data["null_distance"], data["null_final_ssim"]
+        excess = [
+            (f"excess: {name}" if len(names) > 1 else "excess", distance - control[0], ssim - control[1])
+            for name, distance, ssim in columns
+        ]
+        columns += [("control", *control), *excess]
     return pd.DataFrame(
         {
             "": [*layers, "SSIM of the images"],

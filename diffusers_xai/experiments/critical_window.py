@@ -14,7 +14,7 @@ from plotly.subplots import make_subplots
 from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, crossing_text, limits_of, null_name, short_label
+from diffusers_xai.experiments.figures import band, crossing_columns, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.pipelines import XAIPipeline
@@ -232,16 +232,19 @@ def _step(data: xr.Dataset, timestep: float) -> int:
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
-    """Where each window opens, is half decided and closes: of the model, and of the control."""
+    """Where each window opens, is half decided and closes: of the model, of the control, and the excess."""
     data = result.data
-    rows = []
-    for name in data["of"].values.tolist():
-        row = {"": _words(name)}
-        for prefix, who in (("", ""), ("null_", "control: ")):
-            if f"{prefix}doubt" in data:
-                row |= {f"{who}{end}": crossing_text(data[f"{prefix}{end}"].sel(of=name)) for end in WINDOW}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {
+                "": _words(name),
+                "doubt left": f"{level:.0%}",
+                **crossing_columns(data.sel(of=name, drop=True), "doubt", end, level, "step"),
+            }
+            for name in data["of"].values.tolist()
+            for end, level in WINDOW.items()
+        ]
+    )
 
 
 register(

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.analysis import summary
+from diffusers_xai.analysis import crossing_difference, summary
 from diffusers_xai.labels import attributes_of, label_bits
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
@@ -141,6 +141,28 @@ def crossing_text(found: xr.DataArray, name: str = "t") -> str:
     """A crossing with its interval, for a table."""
     early, estimate, late = limits_of(found)
     return f"{name} = {estimate:.0f} ({early:.0f} to {late:.0f})" if np.isfinite(estimate) else "never"
+
+
+def crossing_columns(data: xr.Dataset, curves: str, found: str, threshold: float, along: str) -> dict[str, str]:
+    """Where the mean curve falls through a threshold, its control and the excess, for a row of a table.
+
+    Args:
+        data (`xarray.Dataset`): The curves (seed, `along`) under the name `curves`, where their mean falls (limit)
+            under `found`, each with `null_` of the control, if there is one.
+        curves (`str`): The name of the curves, and
+        found (`str`): of what was found.
+        threshold (`float`): What was fallen through.
+        along (`str`): The dim of the curves.
+    """
+    columns = {"the model": crossing_text(data[found])}
+    if f"null_{curves}" in data:
+        excess = crossing_difference(data[curves], data[f"null_{curves}"], threshold, along=along)
+        mean, low, high = (float(excess[name]) for name in ("mean", "low", "high"))
+        columns["control"] = crossing_text(data[f"null_{found}"])
+        columns["excess"] = "" if np.isnan(mean) else f"{mean:+.0f}"
+        if np.isfinite(low):
+            columns["excess"] += f" ({low:+.0f} to {high:+.0f})"
+    return columns
 
 
 def interval_text(facts: xr.Dataset) -> str:

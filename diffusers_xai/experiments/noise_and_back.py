@@ -10,7 +10,15 @@ import xarray as xr
 
 from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, crossing_text, label_text, limits_of, null_name, short_label
+from diffusers_xai.experiments.figures import (
+    band,
+    crossing_columns,
+    excess_columns,
+    label_text,
+    limits_of,
+    null_name,
+    short_label,
+)
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, generators
 from diffusers_xai.pipelines import XAIPipeline
@@ -148,15 +156,15 @@ def plot_images(result: ExperimentResult) -> go.Figure:
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
-    """t* of both sets: of the model and of the control."""
-    data, rows = result.data, []
+    """t* of both sets, and how far they come back from each time: of the model, of the control, and the excess."""
+    data = result.data
+    levels = range(data.sizes["level"])
+    columns = [(name, "t*", crossing_columns(data.sel(set=name), "returned", "turn", HALF, "level")) for name in SETS]
     for name in SETS:
-        row = {"images": name}
-        for prefix, who in (("", "the model"), ("null_", "control")):
-            if f"{prefix}turn" in data:
-                row[who] = crossing_text(data[f"{prefix}turn"].sel(set=name), "t*")
-        rows.append(row)
-    return pd.DataFrame(rows)
+        part = data.sel(set=name)
+        texts = [f"come back from t = {t:.0f}" for t in data["timestep"].values]
+        columns += [(name, texts[i], excess_columns(part.isel(level=i), "returned")) for i in levels]
+    return pd.DataFrame([{"images": name, "": what, **texts} for name, what, texts in columns])
 
 
 register(

@@ -13,7 +13,7 @@ from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.sampling import Sampling, generators
 from diffusers_xai.models.noise_schedule import schedule_of
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.pipelines.null import covariance_null
+from diffusers_xai.pipelines.null import NUM_SAMPLES, covariance_null
 from diffusers_xai.prediction import is_flow
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording import RecordSpec
@@ -36,9 +36,9 @@ FIT_STEPS = 20
 
 
 def gaussian_null(
-    pipe: XAIPipeline, labels: Sequence[int] = (), *, num_samples: int = 1024, batch_size: int = 32
+    pipe: XAIPipeline, labels: Sequence[int] = (), *, num_samples: int = NUM_SAMPLES, batch_size: int = 32
 ) -> XAIPipeline:
-    """[`covariance_null`] of many samples, drawn by a solver that needs few steps (DPM-Solver++, 20 of them).
+    """[`covariance_null`] of samples that are drawn by a solver that needs few steps (DPM-Solver++, 20 of them).
 
     A flow is followed by the model's own scheduler.
 

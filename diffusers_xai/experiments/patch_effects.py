@@ -236,16 +236,19 @@ def plot_patched(result: ExperimentResult) -> go.Figure:
 
 
 def table_of_effects(result: ExperimentResult) -> pd.DataFrame:
-    """The effect of every patch with its interval, of each measure."""
+    """The effect of every patch with its interval, of each measure, the control's, and the excess over it."""
     data = result.data
     bands, rows = _band_names(data), []
     for layer in data["layer"].values:
         for i, band in enumerate(bands):
             row = {"layer": layer, "from t": band}
             for of in data["of"].values.tolist():
-                for kind, who in (("effect", ""), ("null_effect", "control: ")):
-                    if kind in data:
-                        values = data[kind].sel(of=of, layer=layer).isel(band=i).dropna("seed")
-                        row[f"{who}{in_words(of)}"] = interval_text(summary(values)) if values.size > 1 else ""
+                cell = data.sel(of=of, layer=layer).isel(band=i)
+                columns = {"": cell["effect"]}
+                if "null_effect" in data:
+                    columns |= {"control: ": cell["null_effect"], "excess: ": cell["effect"] - cell["null_effect"]}
+                for who, effect in columns.items():
+                    values = effect.dropna("seed")
+                    row[f"{who}{in_words(of)}"] = interval_text(summary(values)) if values.size > 1 else ""
             rows.append(row)
     return pd.DataFrame(rows)

@@ -143,18 +143,19 @@ def plot(result: ExperimentResult) -> go.Figure:
             for prefix in ("", "null_") if "null_share" in data else ("",):
                 facts = summary(data[f"{prefix}share"].sel(of=of, half=half))
                 color = MUTED_COLOR if prefix else LINE_COLORS[index]
-                name = f"{null_name(settings)}, {half}" if prefix else half
+                name = f"{null_name(settings)}, of the half to its left" if prefix else half
                 figure.add_bar(
-                    x=players, y=facts["mean"].values, name=name, legendgroup=name, showlegend=row == 1,
-                    marker={"color": color, "opacity": 0.45 + 0.4 * index if prefix else 1},
-                    error_y={"array": (facts["high"] - facts["mean"]).values, **whiskers},
-                    row=row, col=1,
+                    x=players, y=facts["mean"].values, name=name, legendgroup=name, marker_color=color,
+                    offsetgroup=f"{prefix}{half}", showlegend=row == 1 and not (prefix and index),
+                    legendrank=3 if prefix else 1 + index,
+                    error_y={"array": (facts["high"] - facts["mean"]).values, **whiskers}, row=row, col=1,
                 )  # fmt: skip
         for prefix in ("", "null_") if "null_variance" in data else ("",):
             part = data[f"{prefix}variance"].sel(of=of)
             estimate, low, high = (part.sel(limit=limit).values for limit in ("estimate", "low", "high"))
             figure.add_bar(
-                x=list(SOURCES), y=estimate, showlegend=False, marker_color=MUTED_COLOR if prefix else LINE_COLORS[2],
+                x=list(SOURCES), y=estimate, marker_color=MUTED_COLOR if prefix else LINE_COLORS[2],
+                offsetgroup=f"{prefix}variance", showlegend=False,
                 error_y={"array": high - estimate, "arrayminus": estimate - low, **whiskers}, row=row, col=2,
             )  # fmt: skip
     figure.update_yaxes(title="Shapley value", col=1, zeroline=True)

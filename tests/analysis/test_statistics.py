@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import binom, norm
+from scipy.stats import binom, norm, t
 
 from diffusers_xai.analysis import (
+    above_test,
     benjamini_hochberg,
     equivalence_test,
     mean_interval,
@@ -100,6 +101,19 @@ def test_equivalence_is_claimed_wrongly_as_rarely_as_it_says():
     assert np.mean(equivalence_test(rng.normal(0.0, 0.2, size=(100, 200)), -0.1, 0.1) <= 0.05) > 0.95
     assert equivalence_test(np.full(5, 0.05), -0.1, 0.1) == 0
     assert equivalence_test(np.full(5, 0.2), -0.1, 0.1) == 1
+    assert equivalence_test(np.full(5, 0.1), -0.1, 0.1) == 1  # on the margin: not shown to lie within
+
+
+def test_a_mean_above_a_bound_by_hand():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    expected = t.sf((2.5 - 1.5) / (np.sqrt(5 / 3) / 2), 3)
+    assert above_test(values, 1.5) == pytest.approx(expected)
+    assert above_test(-values, -1.5) == pytest.approx(1 - expected)
+    np.testing.assert_array_equal(above_test(np.array([[0.3, 0.3, 0.3], [0.1, 0.1, 0.1]]), 0.1, axis=1), [0, 1])
+    assert above_test(0.71 + 1e-17 * values - 0.7) == 0  # the noise of arithmetic is no spread
+    assert np.isnan(above_test(np.array([1.0, np.nan, 2.0])))
+    with pytest.raises(ValueError, match="at least two"):
+        above_test(np.ones(1))  # one seed shows nothing
 
 
 def test_other_axes_keep_their_place():

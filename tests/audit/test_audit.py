@@ -74,7 +74,7 @@ def test_the_table_says_how_sure_it_is(of_mixture):
 
 def test_other_settings_need_another_folder(of_mixture):
     _, out = of_mixture
-    with pytest.raises(FileExistsError, match="audit of these settings, got another steps"):
+    with pytest.raises(FileExistsError, match="audit of these settings, got one that differs in `steps`"):
         audit(mixture(), [noise], out=out, **{**QUICK, "steps": 6}, **LABELS)
 
 

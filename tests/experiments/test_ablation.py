@@ -41,7 +41,7 @@ def test_the_ablation_table(pipe):
     table = EXPERIMENTS["ablation"].table(result).set_index("layer")
     best, others = (result.data[name].sel(layer="downs.0.3").values for name in ("ssim", "null_ssim"))
     assert table.loc["downs.0.3", "c*"].startswith(f"{best.mean():.3f} (")
-    assert table.loc["downs.0.3", "difference"].startswith(f"{(others.mean(1) - best).mean():.3f} (")
+    assert table.loc["downs.0.3", "excess"].startswith(f"{(others.mean(1) - best).mean():.3f} (")
     assert table.loc["mid_attn.fn", "kind"] == "attention"
 
 

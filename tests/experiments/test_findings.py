@@ -7,10 +7,10 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from diffusers_xai.experiments import ExperimentResult
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
 from diffusers_xai.experiments.claims import NEEDED
 from diffusers_xai.experiments.findings import CANNOT_TELL, FAILS, HOLDS, NOT_BEYOND, findings
-from diffusers_xai.experiments.findings_page import to_markdown, verdict_rows
+from diffusers_xai.experiments.findings_page import markdown_rows, to_markdown, verdict_rows
 
 
 SEEDS = np.arange(30)
@@ -136,6 +136,12 @@ def test_what_scatters_around_the_bar_cannot_be_told():
     assert changed[SWITCH] == CANNOT_TELL
 
 
+def test_seeds_without_a_number_tell_nothing():
+    data = make_results()["predetermination"].data
+    unknown = data["ssim"].where(data["seed"] > 0)
+    assert verdicts(make_results(predetermination=data.assign(ssim=unknown)))[SWITCH] == CANNOT_TELL
+
+
 def test_effects_controls_and_intervals_are_those_of_the_numbers():
     results = make_results()
     table = {finding.claim.text: finding for finding in findings(results)}
@@ -199,6 +205,14 @@ def test_the_published_page_says_what_its_kept_results_say():
     results = {name: ExperimentResult.load(docs / "findings" / name) for name in NEEDED}
     for row in verdict_rows(findings(results)):
         assert row in page
+    for name, shown in (
+        ("localisation", ("PGV", "radius")),
+        ("predetermination", ("predetermination index", "lock-in")),
+    ):
+        table = EXPERIMENTS[name].table(results[name])
+        rows = markdown_rows(table[table[""].str.startswith(shown)])[2:]
+        assert len(rows) > 2
+        assert set(rows) <= set(page)
     assert {len(result.settings["seeds"]) for result in results.values()} == {30}
 
 

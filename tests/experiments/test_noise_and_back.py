@@ -44,7 +44,9 @@ def test_the_error_is_that_of_a_draw_from_the_exact_posterior(pipe):
     np.testing.assert_allclose(data["returned"].mean("seed"), expected, atol=1e-9)
     for figure in (result.plot(), result.plot_images()):
         assert figure.data
-    assert EXPERIMENTS[NAME].table(result)["images"].tolist() == ["own", "another set"]
+    table = EXPERIMENTS[NAME].table(result)
+    assert table["images"].tolist() == ["own", "another set", *["own"] * 4, *["another set"] * 4]
+    assert table["the model"][9].startswith(f"{expected[1, 3]:.3f} (")
 
 
 def test_hardly_noised_images_come_back_and_starts_are_checked(pipe):

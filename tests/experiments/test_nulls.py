@@ -117,12 +117,15 @@ def test_every_experiment_runs_on_a_closed_form(name):
     null = pipe if experiment.nulls[0] == "gaussian" else experiment.nulls[0]
     options = {"others": [pipe]} if name == "compare-checkpoints" else {}
     result = experiment.run(pipe, Sampling(labels, range(3), 5), null=null, **options)
-    assert result.plot().data
+    figures = [figure for figure in (result.plot(), result.plot_images()) if figure is not None]
+    assert all(figure.data for figure in figures)
+    assert any("control" in figure.to_json() for figure in figures)
     own, theirs = result.data, {str(key): key for key in result.data if str(key).startswith("null_")}
     assert theirs  # the control is there, and in the table too
     table = experiment.table(result)
     assert any(str(name).startswith(("control", "random channel")) for name in table.columns)
-    if "excess" in table:
+    assert any(str(name).startswith("excess") for name in table.columns)
+    if "excess" in table and "control" in table:
         assert (table["control"][table["excess"] != ""] != "").all()
     if null is pipe:  # and of the same model the same
         for key in theirs:

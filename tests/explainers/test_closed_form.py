@@ -20,6 +20,7 @@ from diffusers_xai import (
     AttentionOutputs,
     AttentionWeights,
     ChannelAblation,
+    DecodedImages,
     EmpiricalDenoiser,
     GaussianDenoiser,
     GradientAttention,
@@ -96,6 +97,7 @@ def recorded(name, scale):
         GradientAttention("x0", judge=lambda images: images.square().sum((1, 2, 3)) / 2, steps=[STEP]),
         Activations("x0"),
         Activations("posterior_weights"),
+        DecodedImages(),
     ]
     return run(name, scale, specs)
 
@@ -127,6 +129,8 @@ def test_samples_and_predicted_images(name, scale):
         x, t, _ = moment(profile, step, name)
         expected = guided(lambda labels, x=x, t=t: MIXTURE.predict_x0(x, t, labels), scale)
         np.testing.assert_allclose(profile["x0"].sel(step=step), expected, **TOLERANCE)
+        bytes_of = (255 * (expected / 2 + 0.5).clamp(0, 1)).numpy()
+        assert abs(profile["images"].sel(step=step) - bytes_of).max() < 0.51  # rounded
 
 
 def colours_summed(jacobian):
@@ -200,15 +204,24 @@ def test_gradients_of_the_step(name, scale):
     for branch, share in enumerate(shares):
         own = maps if scale == 1 else maps[:, branch]
         np.testing.assert_allclose(own, np.broadcast_to(share * a * MASK, own.shape), **TOLERANCE)
+    np.testing.assert_allclose(profile["label_sensitivity"].values[0], scale * a * by_label(x, t), **TOLERANCE)
 
 
 @every_run
-def test_the_volume_of_the_clean_image(name, scale):
+def test_gradients_of_the_clean_image(name, scale):
     at = {"mask": MASK, "of": "x0", "steps": [STEP]}
-    profile = run(name, scale, [Samples(measures=()), GradientVolume(**at, dtype="float64")])
+    energy = GradientEnergy(**at, probes=PROBES, dtype="float64")
+    specs = [Samples(measures=()), GradientVolume(**at, dtype="float64"), energy, GradientMaps("x0", **at)]
+    profile = run(name, scale, specs)
     x, t, _ = moment(profile, STEP, name)
     expected = branches(lambda labels: colours_summed(MIXTURE.jacobian(x, t, labels)), scale)
     np.testing.assert_allclose(profile["gradient_volume"].values[0], expected, **TOLERANCE)
+    assert_estimates(profile, np.sqrt((expected**2).sum(-3)))
+    maps = profile["gradient_maps/x0"].values[0]
+    np.testing.assert_allclose(maps, np.broadcast_to(MASK, maps.shape), **TOLERANCE)
+    sensitivity = profile["label_sensitivity"].values[0]
+    own_branch = sensitivity if scale == 1 else sensitivity[:, 1]  # of the branch with the label
+    np.testing.assert_allclose(own_branch, by_label(x, t), **TOLERANCE)
 
 
 @every_run
@@ -239,6 +252,8 @@ def test_maps_of_a_layer(name, scale):
         expected = branches(lambda labels, function=function: function(x, t, labels), scale)
         values = profile[f"activations/{layer}"].sel(step=STEP).values
         np.testing.assert_allclose(values, expected.reshape(values.shape), **TOLERANCE)
+    most_active = MIXTURE.predict_x0(x, t, LABELS).sum((-2, -1)).argmax(1)  # c*, of the branch with the label
+    np.testing.assert_array_equal(profile.max_channels("activations/x0").sel(step=STEP), most_active)
 
     def attention(labels):
         clean = MIXTURE.predict_x0(x, t, labels)
@@ -247,23 +262,27 @@ def test_maps_of_a_layer(name, scale):
     np.testing.assert_allclose(profile["gradient_attention/x0"].values[0], branches(attention, scale), **TOLERANCE)
 
 
+def by_label(x, t):
+    """The derivative of x̂_0 by every label's weight: towards that label's own, as likely as it is; (2, pixel, 4)."""
+    ratio = MIXTURE.label_posterior(x, t) / MIXTURE.class_embedding.shares
+    own = MIXTURE.predict_x0(x, t, LABELS)
+    of_label = torch.stack([MIXTURE.predict_x0(x, t, torch.full((2,), label)) for label in range(4)], 1)
+    ratio = ratio / ratio.gather(1, LABELS[:, None])
+    change = ratio[:, :, None, None] * (of_label - own[:, None]).sum(2)
+    return change[:, :, torch.from_numpy(MASK)].mT.numpy()
+
+
 @every_run
 def test_label_sensitivity_is_the_weight_of_the_other_labels(name, scale):
     profile = recorded(name, scale)
     x, t, alpha = moment(profile, STEP, name)
-    ratio = MIXTURE.label_posterior(x, t) / MIXTURE.class_embedding.shares
     sensitivity = profile["label_sensitivity"].values[0]
-    assert sensitivity.shape[-1] == 4
-    for i, label in enumerate(LABELS.tolist()):
-        own_branch = sensitivity[i] if scale == 1 else sensitivity[i, 1]  # of the branch with the label
-        own = MIXTURE.predict_x0(x, t, LABELS)[i]
-        for other in range(4):
-            away = MIXTURE.predict_x0(x, t, torch.full((2,), other))[i] - own
-            change = -((alpha / (1 - alpha)) ** 0.5) * ratio[i, other] / ratio[i, label] * away.sum(0)
-            np.testing.assert_allclose(own_branch[:, other], change[MASK], **TOLERANCE)
+    own_branch = sensitivity if scale == 1 else sensitivity[:, 1]  # of the branch with the label
+    np.testing.assert_allclose(own_branch, -((alpha / (1 - alpha)) ** 0.5) * by_label(x, t), **TOLERANCE)
 
 
 HALF = torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64)[:, None, None]
+WITHIN = torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64)[:, None, None] * torch.from_numpy(MASK)
 
 
 @every_run
@@ -272,6 +291,10 @@ def test_edits_change_what_they_say(name, scale):
     switched = torch.tensor([3, 3])
     edits = {
         "ablation": (ChannelAblation("x0", 1), lambda x0: x0 * torch.tensor([1.0, 0.0, 1.0])[:, None, None]),
+        "ablation by the mean, within a mask": (
+            ChannelAblation("x0", 1, replace="mean", mask=MASK, amount=0.5),
+            lambda x0: x0 + (x0.mean((2, 3), keepdim=True) - x0) * WITHIN,
+        ),
         "layer edit": (LayerEdit("x0", lambda values: values * HALF), lambda x0: x0 * HALF),
         "switch": (LabelSwitch(from_step=2, to=3), lambda x0: x0),
     }
