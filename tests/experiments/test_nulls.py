@@ -109,6 +109,10 @@ CLOSED = {"mixture": mixture(), "gaussian": gaussian()}
 WITHOUT_LAYERS = [name for name, experiment in EXPERIMENTS.items() if experiment.needs in (None, "checkpoints")]
 
 
+def drawn(result):
+    return [figure and figure.to_json() for figure in (result.plot(), result.plot_images())]
+
+
 @pytest.mark.parametrize("name", WITHOUT_LAYERS)
 def test_every_experiment_runs_on_a_closed_form(name):
     experiment = EXPERIMENTS[name]
@@ -117,11 +121,12 @@ def test_every_experiment_runs_on_a_closed_form(name):
     null = pipe if experiment.nulls[0] == "gaussian" else experiment.nulls[0]
     options = {"others": [pipe]} if name == "compare-checkpoints" else {}
     result = experiment.run(pipe, Sampling(labels, range(3), 5), null=null, **options)
-    figures = [figure for figure in (result.plot(), result.plot_images()) if figure is not None]
-    assert all(figure.data for figure in figures)
-    assert any("control" in figure.to_json() for figure in figures)
+    assert result.plot().data
     own, theirs = result.data, {str(key): key for key in result.data if str(key).startswith("null_")}
-    assert theirs  # the control is there, and in the table too
+    assert theirs  # the control is there, in the figures and in the table too
+    without = experiment.run(pipe, Sampling(labels, range(3), 5), null="none", **options)
+    assert drawn(result) != drawn(without)
+    assert not experiment.table(without).equals(experiment.table(result))
     table = experiment.table(result)
     assert any(str(name).startswith(("control", "random channel")) for name in table.columns)
     assert any(str(name).startswith("excess") for name in table.columns)
