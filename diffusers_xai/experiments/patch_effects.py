@@ -200,7 +200,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
     figure.update_xaxes(title={"text": "patched from t on", "font": {"size": 12}}, row=rows)
     figure.update_annotations(font={"size": 13})
     height = 150 + rows * (70 + 24 * data.sizes["layer"])
-    return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50})
+    return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50, "r": 40})
 
 
 def in_words(of: str) -> str:

@@ -1,5 +1,6 @@
 """Where a word looks, and whether the image changes there without it."""
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from diffusers_xai.experiments.word_masks import (
     seeing,
 )
 from diffusers_xai.explainers import Samples, WordMaps
+from diffusers_xai.plots.over_frames import is_of_sound, over_frames
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
@@ -197,10 +199,10 @@ def _places(array: xr.DataArray) -> list[Any]:
 
 
 def _near_the_middle(changed: xr.DataArray) -> xr.DataArray:
-    """A map that is higher the nearer a place is to the image's middle, in every frame alike."""
+    """A map that is higher the nearer a place is to the image's middle, in every frame alike; or to the sound's."""
     distance = xr.zeros_like(changed, dtype=np.float64)
     for dim in _places(changed):
-        if dim != "frame":
+        if dim != "frame" or is_of_sound(changed):
             steps = xr.DataArray(np.arange(changed.sizes[dim]) + 0.5, dims=dim)
             distance = distance + (steps / changed.sizes[dim] - 0.5) ** 2
     return -distance
@@ -278,8 +280,13 @@ def plot(result: ExperimentResult) -> go.Figure:
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
-    """Draws the first seed's image, each word's maps, what changes without the word, and the image without it."""
+    """Draws the first seed's image, each word's maps, what changes without the word, and the image without it.
+
+    Of sound, a map of each word over its frames and the process, and below it what changes without the word.
+    """
     data = result.data
+    if is_of_sound(data["map"]):
+        return _plot_sound(data)
     moments = np.unique(np.linspace(0, data.sizes["step"] - 1, MOMENTS).round().astype(int))
     columns = [*(f"t = {t:.0f}" for t in data["timestep"].values[moments]), "mean", "changes"]
     if "image" in data:
@@ -304,6 +311,18 @@ def plot_images(result: ExperimentResult) -> go.Figure:
             ]
         rows.append(row)
     return tile_grid(rows, columns, data["word"].values.tolist(), scale_title="each map in its own range")
+
+
+def _plot_sound(data: xr.Dataset) -> go.Figure:
+    maps, titles = [], []
+    for word in data["word"].values.tolist():
+        changed = data["changed"].sel(word=word).expand_dims(step=1).assign_coords(timestep=("step", [0.0]))
+        maps += [data["map"].sel(word=word), changed]
+        titles += [html.escape(word), "what it<br>changes"]
+    figure = over_frames(maps, titles, "each map in its own range")
+    for row in range(2, len(maps) + 1, 2):
+        figure.update_yaxes(showticklabels=False, row=row)
+    return figure
 
 
 def _middle_frame(array: xr.DataArray) -> xr.DataArray:

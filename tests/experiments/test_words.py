@@ -72,15 +72,21 @@ def test_the_trained_weights_come_back(pipe):
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "stable-diffusion, image to image"])
+@pytest.mark.parametrize("name", ["sd3", "flux", "stable-diffusion, image to image", "stable-audio"])
 def test_other_pipelines_too(name):
     entry = ZOO[name]
     pipe = entry.make()
     arguments = {key: value for key, value in entry.call.items() if key != "prompt"}
     sampling = Sampling(seeds=[1, 2], steps=entry.steps, guidance_scale=2.0)
-    data = EXPERIMENT.run(pipe, sampling, prompt="a red fox", words=["fox"], arguments=arguments, null="none").data
+    result = EXPERIMENT.run(pipe, sampling, prompt="a red fox", words=["fox"], arguments=arguments, null="none")
+    data = result.data
     assert ((data["covered"] >= 0) & (data["covered"] <= 1)).all()
     assert (data["change"] > 0).all()
+    assert result.plot_images().data
+    if "height" not in data["changed"].dims:  # of sound, the middle is that of its frames
+        changed = data["changed"].isel(word=0).values
+        middle = -abs(np.arange(len(changed)) + 0.5 - len(changed) / 2)
+        assert float(data["centre"][0, 0]) == pytest.approx(covered(middle, changed), abs=1e-6)
 
 
 def test_the_command_takes_a_prompt(pipe, tmp_path, capsys):
