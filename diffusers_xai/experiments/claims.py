@@ -43,6 +43,9 @@ class Claim:
         """By how much the effect exceeds the control's in the claim's direction.
 
         Where the claim is that a number is small, by how much nearer it is to the middle of the range.
+
+        Raises:
+            ValueError: If the claim has no control.
         """
         if self.control is None:
             raise ValueError(f"Expected a claim with a control, got {self.text!r}.")

@@ -33,6 +33,9 @@ def measure(
     Returns:
         `xarray.Dataset`: `index`, `null_index` and `switched_ssim` (SSIM of the switch at step 0) of dims (seed,
         first, second); NaN where both are the same.
+
+    Raises:
+        ValueError: If there are fewer than two different labels.
     """
     labels, seeds = sampling.labels, sampling.seeds
     if len(set(labels)) < 2:

@@ -60,6 +60,10 @@ def measure(
         run, attribute), and `lock_in` (seed, attribute): the share of the process after which a switch no longer
         changes whether the attribute is seen, NaN where a switch at the beginning does not change it either; and the
         same of the control's images, `null_judged` and `null_lock_in`.
+
+    Raises:
+        ValueError: If there are fewer than two switches or more than steps, or there is a judge and the model's
+            attributes have no names.
     """
     switches = min(20, sampling.steps) if switches is None else switches
     if not 2 <= switches <= sampling.steps:

@@ -169,7 +169,11 @@ def check_covariance_type(kind: str, dim: int = 1) -> None:
 
 
 def make_covariance(kind: str, shape: tuple[int, ...], rank: int | None) -> Covariance:
-    """An empty covariance of a kind, to be fitted or loaded."""
+    """An empty covariance of a kind, to be fitted or loaded.
+
+    Raises:
+        ValueError: If the kind is unknown or does not fit the shape, or the rank is not one of the shape's.
+    """
     dim = math.prod(shape)
     check_covariance_type(kind, dim)
     if kind == "spectrum":
