@@ -91,7 +91,7 @@ def test_every_picture_has_a_text_and_every_section_a_heading(report):
 @pytest.mark.parametrize(
     ("missing", "heading"),
     [
-        (["x0"], "What the network predicts on the way"),
+        (["x0"], "What the network predicts along the way"),
         (["attention_outputs"], "Where attention works"),
         (["measures/ssim", "samples"], "How much the image changes"),
         ([f"activations/{ATTENTION}", f"activations/{CONV}"], "What single channels see"),

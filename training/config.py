@@ -47,7 +47,7 @@ class TrainingConfig:
             image alike, 1 every label alike.
         class_balance_floor (`int`): Labels with fewer images than this are weighted as if they had so many.
         label_dropout (`float`): Probability of the null label, for classifier-free guidance.
-        permuted_labels (`bool`): Deal the training images' labels out anew among them, so that they mean nothing: for
+        permuted_labels (`bool`): Shuffle the training images' labels among them, so that they mean nothing: for
             `diffusers-xai audit --permuted`.
         loss (`str`): `"l1"` or `"l2"`, taken on the prediction.
         min_snr_gamma (`float`, *optional*): Weight timesteps by min(SNR, gamma) ** min_snr_power on the scale of

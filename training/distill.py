@@ -361,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: training stopped: {error}", file=sys.stderr)
         return 1
     if distiller.stop_requested:
-        print(f"stopped after step {distiller.step}; --resume goes on from there", file=sys.stderr)
+        print(f"stopped after step {distiller.step}; --resume continues from there", file=sys.stderr)
     if args.export is not None:
         try:
             measures = export(args, distiller.teacher)

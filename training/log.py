@@ -31,7 +31,7 @@ def write_record(run: Path, record: dict) -> None:
 
 
 def forget_after(run: Path, step: int) -> list[dict]:
-    """Takes out what a killed run wrote after the step that this one goes on from; returns the records that stay."""
+    """Takes out what a killed run wrote after the step that this one resumes from; returns the records that stay."""
     log = run / LOG_FILE
     if not log.is_file():
         return []

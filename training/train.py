@@ -4,8 +4,8 @@
     python -m training.train --config training/configs/lfw-32.json --data DATA --output RUN --resume
     python -m training.train --config training/configs/lfw-32.json --output RUN --export FOLDER
 
-Every random draw of a step follows from the seed and the number of the step, so that a resumed run goes on exactly as
-if it had never stopped. A run stopped by Ctrl-C or SIGTERM writes a checkpoint first.
+Every random draw of a step follows from the seed and the number of the step, so that a resumed run continues
+exactly as if it had never stopped. A run stopped by Ctrl-C or SIGTERM writes a checkpoint first.
 """
 
 import argparse
@@ -205,7 +205,7 @@ def execute(
             print(f"error: training stopped: {error}", file=sys.stderr)
             return 1
         if run.stop_requested and run.main:
-            print(f"stopped after step {run.trainer.step}; --resume goes on from there", file=sys.stderr)
+            print(f"stopped after step {run.trainer.step}; --resume continues from there", file=sys.stderr)
     if args.export is not None and (run is None or run.main):
         try:
             steps = export(args.output, config, args.export)

@@ -1,4 +1,4 @@
-"""What a fresh page shows: a result in the package, which `python -m diffusers_xai.app.example` makes anew."""
+"""What a fresh page shows: a result in the package, which `python -m diffusers_xai.app.example` regenerates."""
 
 import json
 import tempfile

@@ -112,7 +112,7 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
             multiselect=True, allow_custom_value=True, label="Masked channels (× removes one)", elem_id="ablations",
             **values["ablations"],
         )  # fmt: skip
-    with panel("Switch the label on the way", elem_id="switch-panel", **values["switch_panel"]) as c.switch_panel:
+    with panel("Switch the label during the run", elem_id="switch-panel", **values["switch_panel"]) as c.switch_panel:
         gr.Markdown(texts.SWITCH)
         c.switch = gr.Checkbox(label="Switch the label", elem_id="switch", **values["switch"])
         c.switch_at = gr.Slider(0, step=1, label="At step", elem_id="switch-at", **values["switch_at"])

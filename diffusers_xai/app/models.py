@@ -49,7 +49,7 @@ class Model:
         channels (`dict[str, int]`): Path of a layer -> its number of channels; only layers whose output is maps.
         has_attention (`bool`): Whether there is a layer that attention maps can be made of.
         has_weights (`bool`): Whether there is softmax attention, whose weights can be recorded.
-        lock (`threading.Lock`): Held by the run on its way: a pipeline has one scheduler.
+        lock (`threading.Lock`): Held by the current run: a pipeline has one scheduler.
         others (`list[Model]`): The other models on offer that have the same architecture.
     """
 

@@ -40,7 +40,7 @@ class PromptModel:
         threads (`int`): CPU threads of a run.
 
     Attributes:
-        lock (`threading.Lock`): Held by the run on its way.
+        lock (`threading.Lock`): Held by the current run.
     """
 
     name: str

@@ -47,7 +47,7 @@ class SharedModel(Protocol):
 
     @property
     def lock(self) -> threading.Lock:
-        """Held by the run on its way."""
+        """Held by the current run."""
 
     @property
     def threads(self) -> int:
@@ -56,7 +56,7 @@ class SharedModel(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """A run on its way: how many of its steps are done, and its sample (channel, height, width)."""
+    """A run in progress: how many of its steps are done, and its sample (channel, height, width)."""
 
     done: int
     total: int

@@ -26,11 +26,11 @@ from diffusers_xai.profile.pictures import to_rgb
 _logger = logging.getLogger(__name__)
 SERVER_MESSAGE = "Something went wrong on the server. Please try again with other settings."
 MAX_KEPT = 4
-BUSY = "A run of yours is on its way: wait for it, or cancel it."
+BUSY = "You already have a run in progress: wait for it, or cancel it."
 
 
 class Busy(SettingsError):
-    """Another run of the visitor's is on its way."""
+    """Another run of the visitor's is in progress."""
 
 
 @dataclass(eq=False)
@@ -160,7 +160,7 @@ class Session:
             run (`int`): Its number, from `ask`, as the page sends it.
 
         Raises:
-            Busy: If another one is on its way.
+            Busy: If another one is in progress.
             SettingsError: If that is no number.
         """
         number = whole(run, "Run", 0, 2**53)
@@ -174,7 +174,7 @@ class Session:
             self._running.release()
 
     def close(self) -> None:
-        """Ends a run on its way and frees all."""
+        """Ends the current run and frees all."""
         self.cancel()
         self.result, self.kept = None, []
         if self._folder is not None:

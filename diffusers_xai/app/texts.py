@@ -42,7 +42,7 @@ EMPTY = "Press **Sample**, or click an example."
 STALE = "The controls have changed since: press **Sample** to see what they do."
 BEFORE = "Shown is the run before."
 EMPTY_SWEEP = "Nothing to see yet: choose another label than that of the image, and run the sweep."
-CANCELLED = "Cancelled: a run on its way ends at its next step."
+CANCELLED = "Cancelled: the current run ends at its next step."
 EMPTY_EXPERIMENT = "Nothing to see yet: choose a question, and run the experiment."
 EMPTY_WORDS = "Nothing to see yet: type a prompt, and press **Run**."
 PROMPT = "a smiling woman with bangs, glasses and blond hair"
@@ -56,7 +56,7 @@ WORDS = (
     " they change, and which layer carries the prompt. The noise seed is that of the settings."
 )
 WORD_MAPS = (
-    "A row for each word, over the images x̂₀ that the network predicts on the way: bright places look at that word"
+    "A row for each word, over the images x̂₀ that the network predicts along the way: bright places look at that word"
     " most, by the softmax weights of all layers; last, the mean of all times. A map tells where the network looks,"
     " not what the word does: for that, ask what it changes, which has controls. *Source: Tang et al. 2023 (DAAM),"
     " here per step.*"
@@ -179,7 +179,7 @@ SWEEP_IMAGES = explain(
     "**Images of the sweep.** The last states of one seed: never switched, then switched at later and later steps;"
     " those like the first were decided before the switch.",
 )
-LIVE = explain("samples", "**The image while it forms.** x_t of the run on its way; at the end the sample itself.")
+LIVE = explain("samples", "**The image while it forms.** x_t of the current run; at the end, the sample itself.")
 REGION = explain(
     "gradient",
     "Paint which pixels you ask about, with the mouse or a finger; at most {pixels} for gradients. Without paint it is"

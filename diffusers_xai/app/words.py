@@ -60,7 +60,7 @@ def add_words_tab(c: SimpleNamespace) -> None:
         label="Words or phrases, separated by commas", placeholder="each word of the prompt", max_length=MAX_PROMPT,
         elem_id="words-words",
     )  # fmt: skip
-    c.words_switch = gr.Checkbox(label="Switch to another prompt on the way", elem_id="words-switch")
+    c.words_switch = gr.Checkbox(label="Switch to another prompt during the run", elem_id="words-switch")
     c.words_other = gr.Textbox(
         texts.OTHER_PROMPT, label="The other prompt", max_length=MAX_PROMPT, elem_id="words-other", visible=False
     )  # fmt: skip

@@ -90,10 +90,10 @@ class Bench:
         self._far = self._away(self._other[None])[0]
 
     def infidelity(self, explanation: torch.Tensor) -> np.ndarray:
-        """How badly an explanation foretells what noise in random patches changes, `(batch,)`: 0 is perfect.
+        """How badly an explanation predicts what noise in random patches changes, `(batch,)`: 0 is perfect.
 
-        An attribution foretells the change of the answer, f(x) − f(x − I) ≈ I·Φ, and what is left is taken relative to
-        the change itself. A map foretells the size of the change of x̂_0 within the mask, up to a factor.
+        An attribution predicts the change of the answer, f(x) − f(x − I) ≈ I·Φ, and what is left is taken relative to
+        the change itself. A map predicts the size of the change of x̂_0 within the mask, up to a factor.
 
         Source: Yeh et al. 2019, eq. 2, relative.
         """
@@ -106,7 +106,7 @@ class Bench:
     def deletion(self, maps: np.ndarray) -> np.ndarray:
         """How far x̂_0 within the mask goes when the places of the highest ranks are replaced, of all, `(batch,)`.
 
-        Replaced by the average image, noised anew: 1 if what counts is at the top, the mean share of it at random.
+        Replaced by the average image with fresh noise: 1 if what counts is at the top, the mean share of it at random.
         """
         return self._curve(maps, insert=False).mean(0)
 
@@ -152,7 +152,7 @@ class Bench:
 
 
 def label_misfit(case: Case, explanation: torch.Tensor) -> np.ndarray:
-    """How badly a label's explanation foretells where x̂_0 changes when the label does, `(batch,)`: 0 is perfect."""
+    """How badly a label's explanation predicts where x̂_0 changes when the label does, `(batch,)`: 0 is perfect."""
     with torch.no_grad():
         change = (case.predict_x0(label=case.other_label) - case.predict_x0()).sum(1)
     values = as_maps(explanation)

@@ -20,7 +20,7 @@ _SCORES, _SAMPLES = "scores.json", "samples.safetensors"
 
 
 class Kept:
-    """What is finished, in memory and, where there is a folder, on disk: the same audit goes on from there.
+    """What is finished, in memory and, where there is a folder, on disk: the same audit resumes from there.
 
     Args:
         out (`str` or `os.PathLike`, *optional*): The folder.

@@ -57,7 +57,7 @@ def trained_on_permuted_labels(
 ) -> XAIPipeline:
     """The same model after it has learned labels that mean nothing.
 
-    A closed form is fitted anew to the samples with permuted labels. A copy of a network, in single precision, is
+    A closed form is refitted to the samples with permuted labels. A copy of a network, in single precision, is
     trained further on them: it keeps what it knows of images, and loses what it knows of labels.
 
     Source: Adebayo et al. 2018, section 3.2 (data randomisation), here from the trained weights on.

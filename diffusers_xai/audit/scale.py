@@ -53,7 +53,7 @@ GRADES = {
     ),
     "infidelity": Grade(
         "infidelity",
-        "what the explanation fails to foretell of the change that noise in patches of x_t, or the other label, makes;"
+        "what the explanation fails to predict of the change that noise in patches of x_t, or the other label, makes;"
         " passes below that of random maps of the same smoothness",
         False,
     ),

@@ -23,9 +23,7 @@ def add_command(commands: Any) -> None:
     add("--revision", type=revision, metavar="BRANCH", help="branch to commit to; made if need be. Default: main")
     add("--message", type=nonempty, default="Upload the pipeline", help="of the commit")
     grid = parser.add_mutually_exclusive_group()
-    grid.add_argument(
-        "--sample-grid", type=path, metavar="IMAGE", help="picture for the card. Default: samples are drawn anew"
-    )
+    grid.add_argument("--sample-grid", type=path, metavar="IMAGE", help="picture for the card. Default: new samples")
     grid.add_argument("--no-sample-grid", action="store_true", help="no picture in the card")
 
 

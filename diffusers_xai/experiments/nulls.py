@@ -70,13 +70,13 @@ def gaussian_null(
 
 
 def random_weights(pipe: XAIPipeline, seed: int = 10**6) -> XAIPipeline:
-    """The same pipeline with a network whose weights were drawn anew, as before its training."""
+    """The same pipeline with a network whose weights were redrawn, as before its training."""
     return _in_place_of(pipe, _untrained(pipe.unet, seed).eval())
 
 
 @contextmanager
 def random_weights_inside(pipe: Any, seed: int = 10**6) -> Iterator[None]:
-    """The denoisers of any pipeline with weights that were drawn anew, in place, while the context lasts."""
+    """The denoisers of any pipeline with redrawn weights, in place, while the context lasts."""
     networks = get_denoiser(pipe).components.values()
     trained = [copy.deepcopy(network.state_dict()) for network in networks]
     try:
@@ -183,7 +183,7 @@ def on_states_of(
 
 
 def forward_path(final: np.ndarray, sigmas: np.ndarray, seeds: Sequence[int], scheduler: Any) -> Iterator[np.ndarray]:
-    """Finished images on their way into noise, one path for each, as in training.
+    """Finished images with more and more noise, one path for each, as in training.
 
     Of an ideal model, the paths of sampling by DDPM have exactly this law.
 

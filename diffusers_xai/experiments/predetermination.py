@@ -38,7 +38,7 @@ def measure(
 ) -> xr.Dataset:
     """Switches the label at several steps and compares the image with the unswitched run's.
 
-    The steps before a switch are done once for all, see `switch_sweep`. The control is the same of two Gaussians that
+    The steps before a switch are done only once, see `switch_sweep`. The control is the same of two Gaussians that
     are fitted to the model's own samples of the two labels.
 
     Source: thesis section 5.3.2, fig. 5.17, D.2.

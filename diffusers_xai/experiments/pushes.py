@@ -1,4 +1,4 @@
-"""Runs that are pushed once on their way: in their state, or in what a layer puts out."""
+"""Runs that are pushed once: in their state, or in what a layer puts out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

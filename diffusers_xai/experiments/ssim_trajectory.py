@@ -21,7 +21,7 @@ from diffusers_xai.pipelines import XAIPipeline
 def measure(pipe: XAIPipeline, sampling: Sampling, *, null: Null = "forward-noising") -> xr.Dataset:
     """SSIM of each state with the next one, for every seed.
 
-    The control: the same of the finished images on their way into noise. The states of an ideal model have that law,
+    The control: the same of the finished images as noise is added to them. The states of an ideal model have that law,
     so that a difference is an error of the model.
 
     Source: thesis eq. 4.1.8, fig. 5.6.
@@ -80,7 +80,7 @@ register(
         "How much each step changes the image",
         "SSIM between each state of the process and the next, for many seeds. High values mean that a step changes"
         " little. The line is the mean over the seeds, the light band one standard deviation of the seeds, the dark"
-        " band the 95 % interval of the mean. Grey: the same of the finished images on their way into noise, where"
+        " band the 95 % interval of the mean. Grey: the same of the finished images as noise is added to them, where"
         " there is no network. An ideal model cannot be told from it; where the curves part, the model errs.",
         "thesis eq. 4.1.8, fig. 5.6",
         measure,

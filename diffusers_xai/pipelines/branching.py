@@ -1,4 +1,4 @@
-"""Runs that go on together, and that can be branched: the steps before a branch are done once for all."""
+"""Runs that proceed together and can be branched: the steps before a branch are done once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

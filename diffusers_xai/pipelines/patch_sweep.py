@@ -1,4 +1,4 @@
-"""Patches of many layers and times in one pass: the steps before a patch are done once for all."""
+"""Patches of many layers and times in one pass: the steps before a patch are done once."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Label switches at many steps in one pass: the steps before a switch are done once for all."""
+"""Label switches at many steps in one pass: the steps before a switch are done once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -153,7 +153,7 @@ class MeasuredProfile(ProfileArrays):
             layer (`str`, *optional*): Module path or alias; for measures of activations.
             branch (`str`, defaults to `"cond"`): Guidance branch of the activations.
             options: Passed to the measure's function, as in `trajectory("distance", layer=…, normalize="minmax")`; a
-                stored measure is then computed anew.
+                stored measure is then recomputed.
 
         Returns:
             `xarray.DataArray` of dims (step, sample): the value at a step belongs to it and the one recorded after it.

@@ -1,4 +1,4 @@
-"""Writes a profile's folder, at once or shard by shard while a run goes on."""
+"""Writes a profile's folder, at once or shard by shard during a run."""
 
 import contextlib
 import os

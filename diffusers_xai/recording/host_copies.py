@@ -1,4 +1,4 @@
-"""How recorded tensors come to the host while a GPU goes on sampling."""
+"""How recorded tensors reach the host while a GPU continues sampling."""
 
 from collections import deque
 from collections.abc import Callable

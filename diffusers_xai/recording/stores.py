@@ -96,7 +96,7 @@ class MemoryStore:
 
 
 class DiskStore(MemoryStore):
-    """Writes what was recorded into a profile's folder while the run goes on.
+    """Writes what was recorded into a profile's folder during the run.
 
     From the first step on the folder is a profile at any time, marked `complete: false` until the run has ended. It
     lacks at most what waits in memory for the next shard.

@@ -46,7 +46,7 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
     if predicted is not None:
         found.append(
             Section(
-                "What the network predicts on the way",
+                "What the network predicts along the way",
                 "At every step the network's output implies a guess of the finished image, x̂<sub>0</sub>. The first"
                 " guesses are blurred averages of all that is still possible; large shapes and colours are decided"
                 " early, details late.",

@@ -96,7 +96,7 @@ def test_a_visitor_has_one_run_at_a_time(demo):
     run = sample(*values)
     next(run)
     ((_, told),) = sample(*values)
-    assert "A run of yours is on its way" in told
+    assert "You already have a run in progress" in told
     run.close()
     *_, (_, told) = sample(*values)
     assert told.startswith("Done:")

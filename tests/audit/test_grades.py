@@ -61,7 +61,7 @@ def test_random_maps_are_as_smooth_and_have_the_same_values():
     assert many < 0.45  # of maps of a few blobs, by chance
 
 
-def test_the_gradient_foretells_a_linear_model_exactly():
+def test_the_gradient_predicts_a_linear_model_exactly():
     given = case(gaussian())
     bench = Bench(given)
     assert bench.infidelity(explainers.gradient(given)).max() < 1e-12
@@ -106,7 +106,7 @@ def test_deletion_and_insertion_replace_the_highest_ranks():
     assert bench.deletion(maps)[0] > 1.3 * bench.deletion(-maps)[0]
 
 
-def test_label_sensitivity_foretells_what_a_label_changes():
+def test_label_sensitivity_predicts_what_a_label_changes():
     given = case(mixture(), label=0, other_label=1)
     assert label_misfit(given, explainers.label_sensitivity(given)).max() < 1e-6
     assert label_misfit(given, smooth_random(explainers.label_sensitivity(given), 0)).min() > 0.3

@@ -67,7 +67,7 @@ def test_a_profile_of_a_prompt(profile, checkpoints):
 
     text = page()
     headings = re.findall(r"<h2>(.*?)</h2>", text)
-    assert {"Where the image looks at each word", "What the network predicts on the way"} <= set(headings)
+    assert {"Where the image looks at each word", "What the network predicts along the way"} <= set(headings)
     assert "a red fox" in text
     assert "three channels of the latent" in text
 

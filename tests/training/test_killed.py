@@ -155,7 +155,7 @@ def test_a_signal_amid_validation_or_samples_saves_and_stops(
     step = 4 if last else 3
     error = capsys.readouterr().err
     assert f"stopped amid the validation or the samples of step {step}" in error
-    assert f"stopped after step {step}; --resume goes on from there" in error
+    assert f"stopped after step {step}; --resume continues from there" in error
     assert list_checkpoints(tmp_path / "stopped")[-1].name == f"checkpoint-{step:08d}"
     assert any("ssim" in record for record in read_log(tmp_path / "stopped")) == (what == "samples")
     assert not (tmp_path / "stopped" / f"samples-{step:08d}.png").exists()
