@@ -125,7 +125,10 @@ def _finished(folder: Path, parts: Path, request: dict[str, Any]) -> ExperimentR
     try:
         if (folder / "profile.json").is_file():
             finished = ExperimentResult.load(folder)
-            check_same(folder, finished.settings.get("request", {}), request)
+            made = finished.settings.get("request", {})
+            # What a function told is kept with the rest: it is not needed again, to read it.
+            told = {name: made[name] for name in FUNCTIONS if name in made and request.get(name) is None}
+            check_same(folder, made, {**request, **told})
             return finished
         if folder.exists():
             raise CommandError(f"{folder} is not a result of {folder.name}: choose another --out")

@@ -1,12 +1,18 @@
 """`diffusers-xai experiment`: what it keeps, and what it refuses."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
+from diffusers_xai.checkpoints import FAST, demo_checkpoint
 from diffusers_xai.cli import main
+from diffusers_xai.cli.experiment_job import jobs_of
+from diffusers_xai.cli.parser import make_parser
+from diffusers_xai.cli.pipelines import read_network_config, read_scheduler
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
 from tests.tiny import convnext_unet
 
@@ -59,13 +65,28 @@ def test_another_judge_is_another_request(tmp_path, capsys):
         str(tmp_path / "out"),
     ]
     command += ["--label", "01", "--other-label", "10", "--null", "none", "--seeds", "2", "--steps", "2"]
+    plain = [*command]
     command += ["--judge", f"{judge}:seen"]
     assert main(command) == 0
     stamp = (tmp_path / "out" / "predetermination" / "profile.json").stat().st_mtime_ns
     judge.write_text("def seen(images):\n    return images.mean((2, 3))[:, 1:].sigmoid()\n")
     assert main(command) == 2
     assert 'predetermination was made with judge ["judge.py:seen", "' in capsys.readouterr().err.splitlines()[-1]
+    assert main(plain) == 0  # what was judged is kept, and read without the judge
+    assert "seen by the judge" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "predetermination" / "profile.json").stat().st_mtime_ns == stamp
+
+
+def test_the_published_findings_are_finished_for_the_command_of_their_page():
+    """It draws and tests what is kept, whatever became of the judge's code; nothing is sampled."""
+    docs = Path(__file__).parents[2] / "docs"
+    command = "diffusers-xai experiment findings --out docs/findings --seeds 30 --format png"
+    assert f"\n{command}\n" in (docs / "findings.md").read_text(encoding="utf-8")
+    args = make_parser().parse_args(command.split()[1:])
+    args.out, args.checkpoint = docs / "findings", demo_checkpoint(FAST)
+    jobs = jobs_of(args, read_network_config(args), read_scheduler(args), [])
+    assert [job.name for job in jobs if job.finished is None] == []
+    assert len(jobs) == 6
 
 
 @pytest.mark.parametrize(
