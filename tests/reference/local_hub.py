@@ -32,7 +32,7 @@ class LocalHub(Store):
         self._thr.start()
         t0 = time.time()
         while not self._srv.started:
-            if time.time() - t0 > 20:
+            if time.time() - t0 > 300:
                 raise TimeoutError("local hub did not start")
             time.sleep(0.02)
         self.endpoint = f"http://127.0.0.1:{self._srv.servers[0].sockets[0].getsockname()[1]}"
