@@ -167,9 +167,10 @@ hide:
 {len(rows)} pipelines and variants × {len(COLUMNS)} specs: {counts}; "–" where a tiny
 pipeline has no prompt, no labels or no autoencoder of pictures.
 
-Every row is a tiny pipeline of the real class with random weights, every cell a run of it. REFUSED: a clear error
-before the first step, with the reason below the tables. WRONG, CRASH and LATE (an error after a step was made) would
-be faults. Other pipelines go the same way, see [Record a run](how-to/record.md): these are the ones that are tried.
+Every row is a tiny pipeline of the real class with random weights, and every cell is a run of it. REFUSED: a clear
+error before the first step, with the reason below the tables. WRONG, CRASH and LATE (an error after a step was made)
+would be faults. Other pipelines are recorded the same way, see [Record a run](how-to/record.md); these are the ones
+that are tested.
 
 `python -m tests.zoo.support` writes this page.
 """
