@@ -46,8 +46,9 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_xaxes(title="number of the direction", dtick=1, row=1)
     for row in (2, 3):
         figure.update_xaxes(title="timestep t", autorange="reversed", row=row)
+    ticks = [digit * 10.0**power for power in range(-4, 6) for digit in (1, 2, 5)]
     for row in (1, 2):
-        figure.update_yaxes(type="log", dtick="D2", row=row)  # 1, 2, 5, 10 …
+        figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks], row=row)
     figure.update_yaxes(rangemode="tozero", row=3)
     place = {"x": 1.02, "xanchor": "left", "yanchor": "top", "orientation": "v", "font": {"size": 11}}
     legends = {f"legend{name}": {**place, "y": y} for name, y in (("", 1.0), (2, 0.63), (3, 0.25))}
