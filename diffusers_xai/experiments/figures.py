@@ -29,8 +29,8 @@ def band(
 ) -> None:
     """Adds the mean over `seed`, a band of one standard deviation, and a darker one of the mean's interval.
 
-    A control is `muted`: grey and dotted, without the band of one standard deviation. `place` is `row` and `col` of a
-    figure of several parts, and the `legend` of that part.
+    A control is `muted`: grey and dotted (a second one dashed, too), without the band of one standard deviation.
+    `place` is `row` and `col` of a figure of several parts, and the `legend` of that part.
     """
     color = MUTED_COLOR if muted else LINE_COLORS[index % len(LINE_COLORS)]
     facts = summary(values)
@@ -50,7 +50,7 @@ def band(
             figure.add_scatter(x=x, y=low.values, fill="tonexty", fillcolor=_with_alpha(color, opacity), **group)
     # The scatter of few seeds is hardly known itself: an interval from three is worth little if they are skewed.
     worth = ", too few for a sure interval" if count < MIN_SURE else ""
-    dash = "dot" if muted else ("solid", "dash", "dot")[index % 3]
+    dash = ("dot", "dashdot")[index % 2] if muted else ("solid", "dash", "dot")[index % 3]
     figure.add_scatter(
         x=x,
         y=facts["mean"].values,

@@ -132,8 +132,8 @@ def plot(result: ExperimentResult) -> go.Figure:
                 estimate, line={"color": color, "width": 1}, annotation={"text": f"t* = {estimate:.0f}"},
                 annotation_position="top left" if index else "bottom right",
             )  # fmt: skip
-    if "null_returned" in data:
-        band(figure, times, data["null_returned"].sel(set=SETS[1]), f"{null_name(settings)}, {SETS[1]}", muted=True)
+    for index, name in enumerate(SETS if "null_returned" in data else ()):
+        band(figure, times, data["null_returned"].sel(set=name), f"{null_name(settings)}, {name}", index, muted=True)
     return figure.update_layout(
         template=TEMPLATE,
         height=440,
@@ -175,7 +175,7 @@ register(
         " noise images of the other label come back as well as the label's own: there the model only denoises."
         " From more of it they come back as something that the first label makes: there it generates. 1 is the"
         " very image, 0 one that is no nearer to it than an image made afresh; t*, with the 95 % interval, is"
-        " where half is lost. Grey: the same images denoised by a Gaussian of the first label's samples. The"
+        " where half is lost. Grey: the same images denoised by Gaussians fitted to the model's samples. The"
         " images are those of the first seed.",
         "Deja et al. 2022",
         measure,
