@@ -1,5 +1,6 @@
 """Where the tokens of a sample lie: (height, width), of videos (frame, height, width), of sound (frame,)."""
 
+import functools
 from math import prod
 from typing import Any
 
@@ -70,6 +71,7 @@ def _config(call: DenoiserCall) -> Any:
     return getattr(call.module, "config", {})
 
 
+@functools.cache
 def strided(tokens: int, sample_size: tuple[int, ...]) -> tuple[int, ...] | None:
     """The grid of `tokens` tokens of a U-Net's level; `None` if they do not cover the sample evenly."""
     nearest = round((prod(sample_size) / tokens) ** (1 / len(sample_size)))

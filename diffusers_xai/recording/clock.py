@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of,
 from diffusers_xai.denoisers.labelling import Labelling
 from diffusers_xai.recording.states import folded, frames_in_rows, planned_timesteps, predicted_part, unfolded
 from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step, tap_whole_call
-from diffusers_xai.taps.call import PipelineCall, running_call
+from diffusers_xai.taps.call import PipelineCall, running_call, running_frame
 
 
 class Run:
@@ -61,6 +62,7 @@ class Run:
         self.current_call = 0  # index in `calls` of the one that runs
         self.needs_rows = False  # whether an edit relies on the order of the branches
         self._thread: int | None = None
+        self._callers: list[FrameType | None] = []  # the pipeline's frame below each of `calls`
         self._labelling: Labelling | None = None
         self._on_start: list[Callable[[], None]] = []
         self._on_call: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
@@ -223,6 +225,7 @@ class Run:
                 stack.enter_context(tap_call(module, partial(self._before_control, name, module)))
                 stack.enter_context(tap_whole_call(module, partial(self._after_control, name, module)))
             stack.enter_context(tap_step(self.scheduler, self._after_step, self._ahead_of_step))
+            stack.callback(self._callers.clear)
             yield
 
     @contextmanager
@@ -254,6 +257,7 @@ class Run:
                 " one recording holds one run. Open a new `record(…)` for the next."
             )
         self.calls.append(DenoiserCall(name, module, args, kwargs))
+        self._callers.append(running_frame(self.pipeline))
         self.current_call = len(self.calls) - 1
         if not self.timesteps:
             self._start()
@@ -292,6 +296,12 @@ class Run:
                 f"`scheduler.step` was called without a call of the recorded network ({self.denoiser.name}): the"
                 " pipeline uses another one. Say which: `record(pipeline, …, denoiser='…')`."
             )
+        caller = running_frame(self.pipeline)
+        if any(other is not caller for other in self._callers):
+            raise RuntimeError(
+                f"{self.denoiser.name} was called beside the recorded run, by another pipeline or by hand: expected"
+                " calls of one run inside `record(…)`, which would be mixed up with them."
+            )
         self.step_arguments, self._state = arguments, self.unfolded(arguments["sample"])
         for callback in self._before_step:
             callback()
@@ -318,6 +328,7 @@ class Run:
         self.calls.clear()
         self.outputs.clear()
         self.controls.clear()
+        self._callers.clear()
         self.step += 1
 
     def branch_outputs(self) -> list[torch.Tensor] | None:

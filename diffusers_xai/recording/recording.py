@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -214,7 +213,10 @@ class Recording:
         def move() -> None:
             if arrived is not None:
                 arrived()
-            arrays = {name: self._step_array(name, parts, samples, calls) for (name, _), parts in pending.items()}
+            arrays = {
+                name: self._step_array(name, parts, samples, calls, len(self._selected[spec]))
+                for (name, spec), parts in pending.items()
+            }
             self._store.add_step(index, timestep, sigma, arrays, lambda: {**self._describe(), "complete": False})
 
         if arrived is None:
@@ -255,9 +257,11 @@ class Recording:
         parts: list[tuple[int | None, torch.Tensor]],
         samples: int,
         calls: list[tuple[str, ...]],
+        steps: int,
     ) -> StepArray:
+        dims, coords = ("sample", *self._dims[name]), self._coords[name]
         if not self._per_branch[name]:
-            return StepArray(_pageable(parts[0][1][:samples]), ("sample", *self._dims[name]), self._coords[name])
+            return StepArray(parts[0][1][:samples].numpy(), dims, coords, steps)
         by_branch: dict[str, torch.Tensor] = {}
         for call, tensor in parts:
             own = [name for part in calls for name in part] if call is None else calls[call]
@@ -271,12 +275,12 @@ class Recording:
                 " pipeline guides in another way at this step."
             )
         if len(branches) == 1:
-            return StepArray(_pageable(by_branch[branches[0]]), ("sample", *self._dims[name]), self._coords[name])
+            return StepArray(by_branch[branches[0]].numpy(), dims, coords, steps)
         # A pipeline may leave out a branch at some steps, or a layer may run in one branch only: NaN there.
         absent = torch.full_like(next(iter(by_branch.values())), torch.nan)
         values = torch.stack([by_branch.get(branch, absent) for branch in branches], dim=1)
-        coords = {**self._coords[name], "branch": list(branches)}
-        return StepArray(values.numpy(), ("sample", "branch", *self._dims[name]), coords)
+        coords = {**coords, "branch": list(branches)}
+        return StepArray(values.numpy(), ("sample", "branch", *self._dims[name]), coords, steps)
 
     def _describe(self) -> dict[str, Any]:
         recorded = {name.split("/", 1)[1].partition("@")[0] for name in tuple(self._dims) if "/" in name}
@@ -285,8 +289,3 @@ class Recording:
 
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", recorded_dtype(tensor.dtype), copy=True)
-
-
-def _pageable(tensor: torch.Tensor) -> np.ndarray:
-    """The values of a tensor of the CPU; pinned memory is left to those that come after it."""
-    return (tensor.clone() if tensor.is_pinned() else tensor).numpy()

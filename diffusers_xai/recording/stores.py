@@ -25,11 +25,49 @@ SHARD_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class StepArray:
-    """What one step adds to an array: values, and the dims and coordinates they have, all without `step`."""
+    """What one step adds to an array: values, and the dims and coordinates they have, all without `step`.
+
+    `steps` is how many steps the array is expected to have in the end, at least 1.
+    """
 
     values: np.ndarray
     dims: tuple[str, ...]
     coords: Mapping[str, Any] = field(default_factory=dict)
+    steps: int = 1
+
+
+class _GrowingArray:
+    """An array that steps are copied into, in memory that is taken once where their number is known.
+
+    Args:
+        first ([`StepArray`]): The first step, which tells dims and coordinates of all.
+        capacity (`int`): For how many steps there is room at first.
+    """
+
+    def __init__(self, first: StepArray, capacity: int):
+        self.dims, self.coords = first.dims, first.coords
+        self.steps: list[int] = []
+        self._values = np.empty((capacity, *first.values.shape), first.values.dtype)
+
+    def add(self, step: int, values: np.ndarray) -> None:
+        """Adds a step.
+
+        Raises:
+            ValueError: if its shape is not that of the steps before.
+        """
+        if values.shape != self._values.shape[1:]:
+            raise ValueError(f"Expected {self._values.shape[1:]} as at the steps before, got {values.shape}.")
+        if len(self.steps) == len(self._values):
+            self._values = np.concatenate([self._values, np.empty_like(self._values)])
+        if values.dtype != self._values.dtype:
+            self._values = self._values.astype(np.result_type(self._values, values))
+        self._values[len(self.steps)] = values
+        self.steps.append(step)
+
+    @property
+    def values(self) -> np.ndarray:
+        """Those of the steps added, (step, …)."""
+        return self._values[: len(self.steps)]
 
 
 def free_bytes(folder: str | os.PathLike | None) -> int:
@@ -44,7 +82,7 @@ class MemoryStore:
     """Keeps what was recorded in memory."""
 
     def __init__(self) -> None:
-        self._steps: dict[str, dict[int, StepArray]] = {}
+        self._steps: dict[str, _GrowingArray] = {}
         self._clock: dict[int, tuple[float, float]] = {}
         self._final: dict[str, xr.DataArray] = {}
 
@@ -71,7 +109,9 @@ class MemoryStore:
         """
         self._clock[step] = (timestep, sigma)
         for name, array in arrays.items():
-            self._steps.setdefault(name, {})[step] = array
+            if name not in self._steps:
+                self._steps[name] = _GrowingArray(array, self._capacity(array))
+            self._steps[name].add(step, array.values)
 
     def close(self) -> None:
         """Leaves nothing behind where nothing was recorded."""
@@ -79,20 +119,22 @@ class MemoryStore:
     def finish(self, provenance: dict[str, Any]) -> DiffusionProfile:
         """The profile of all steps added."""
         clocks: dict[tuple[int, ...], xr.Coordinates] = {}
-        arrays = {name: self._stack(self._steps.pop(name), clocks) for name in list(self._steps)}
+        arrays = {name: self._labelled(array, clocks) for name, array in self._steps.items()}
         return DiffusionProfile({**arrays, **self._final}, provenance)
 
-    def _stack(self, steps: Mapping[int, StepArray], clocks: dict[tuple[int, ...], xr.Coordinates]) -> xr.DataArray:
+    def _capacity(self, array: StepArray) -> int:
+        """For how many steps memory is taken at once; pages are not used before they are written."""
+        return array.steps
+
+    def _labelled(self, array: _GrowingArray, clocks: dict[tuple[int, ...], xr.Coordinates]) -> xr.DataArray:
         """The array of all steps; those of the same steps share coordinates, which are slow to make, in `clocks`."""
-        key = tuple(steps)
+        key = tuple(array.steps)
         if key not in clocks:
-            timesteps, sigmas = zip(*(self._clock[step] for step in steps), strict=True)
+            timesteps, sigmas = zip(*(self._clock[step] for step in key), strict=True)
             of_steps = {"timestep": ("step", np.array(timesteps)), "sigma": ("step", np.array(sigmas))}
             clocks[key] = xr.Coordinates({"step": np.array(key), **of_steps})
-        first = next(iter(steps.values()))
-        values = np.stack([array.values for array in steps.values()])
-        array = xr.DataArray(values, dims=("step", *first.dims), coords=clocks[key])
-        return array.assign_coords(first.coords) if first.coords else array
+        labelled = xr.DataArray(array.values, dims=("step", *array.dims), coords=clocks[key])
+        return labelled.assign_coords(array.coords) if array.coords else labelled
 
 
 class DiskStore(MemoryStore):
@@ -146,6 +188,9 @@ class DiskStore(MemoryStore):
             return DiffusionProfile({}, provenance)
         return DiffusionProfile.from_pretrained(self._writer.folder)
 
+    def _capacity(self, array: StepArray) -> int:
+        return min(array.steps, 1 + SHARD_BYTES // max(array.values.nbytes, 1))
+
     def _flush(self, provenance: dict[str, Any], final: bool = False) -> None:
         arrays = itertools.chain(self._waiting(), self._final.items() if final else ())
         try:
@@ -163,5 +208,5 @@ class DiskStore(MemoryStore):
 
     def _waiting(self) -> Iterator[tuple[str, xr.DataArray]]:
         clocks: dict[tuple[int, ...], xr.Coordinates] = {}
-        for name, steps in self._steps.items():
-            yield name, self._stack(steps, clocks)
+        for name, array in self._steps.items():
+            yield name, self._labelled(array, clocks)

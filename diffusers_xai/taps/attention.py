@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class AttentionCall:
     arguments: Mapping[str, Any]
     probabilities: torch.Tensor | None = None
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, int, int]:
         """Rows (batch, or batch times head), queries and keys."""
         if self.probabilities is not None:

@@ -24,18 +24,27 @@ class PipelineCall:
     given: dict[str, Any] | None = None
 
 
-def running_call(pipeline: Any) -> PipelineCall:
-    """The innermost call of `pipeline` on this thread's stack; an empty one if somebody else drives its denoiser."""
+def running_frame(pipeline: Any) -> FrameType | None:
+    """The frame of the innermost call of `pipeline` on this thread's stack; `None` if somebody else runs."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
         if code.co_name == "__call__" and names and frame.f_locals.get(names[0]) is pipeline:
-            variables = dict(frame.f_locals)
-            arguments = {name: variables[name] for name in names[1:] if name in variables}
-            return PipelineCall(arguments, variables, _given(pipeline, frame.f_back))
+            return frame
         frame = frame.f_back
-    return PipelineCall()
+    return None
+
+
+def running_call(pipeline: Any) -> PipelineCall:
+    """The innermost call of `pipeline` on this thread's stack; an empty one if somebody else drives its denoiser."""
+    frame = running_frame(pipeline)
+    if frame is None:
+        return PipelineCall()
+    code, variables = frame.f_code, dict(frame.f_locals)
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    arguments = {name: variables[name] for name in names[1:] if name in variables}
+    return PipelineCall(arguments, variables, _given(pipeline, frame.f_back))
 
 
 def _given(pipeline: Any, frame: FrameType | None) -> dict[str, Any] | None:

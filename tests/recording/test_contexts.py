@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusers import (
 )
 
 from diffusers_xai import (
+    Activations,
     DiffusionProfile,
     Samples,
     XAIPipeline,
@@ -98,3 +100,19 @@ def test_contexts_that_would_overlap_are_refused_whoever_holds_the_network():
     assert recording.profile.provenance["complete"] is True
     with record(two, [Samples()]):
         two(num_inference_steps=2)
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_calls_of_the_network_beside_the_run_are_not_mixed_into_it(by_hand):
+    network = unet_2d()
+    one, two = (DDIMPipeline(network, DDIMScheduler()) for _ in range(2))
+    call = partial(network, torch.randn(1, 3, 16, 16), 5) if by_hand else partial(two, num_inference_steps=1)
+
+    def both():
+        with record(one, [Activations("mid_block")]):
+            call()
+            one(num_inference_steps=2)
+
+    with pytest.raises(RuntimeError, match="called beside the recorded run"):
+        both()
+    assert "step" not in vars(one.scheduler)

@@ -92,9 +92,22 @@ def test_a_wrapper_that_adds_nothing_is_the_network_in_it(wrap):
     assert got.provenance["model"]["class"] == "UNet2DConditionModel"
 
 
-def test_data_parallel_is_the_network_in_it_whatever_its_class():
+def distributed(network):
+    return torch.nn.parallel.DistributedDataParallel(network)
+
+
+@pytest.fixture
+def a_group_of_one(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, distributed])
+@pytest.mark.usefixtures("a_group_of_one")
+def test_data_parallel_is_the_network_in_it_whatever_its_class(wrap):
     network = OwnNetwork()
-    loop = SimpleNamespace(unet=torch.nn.DataParallel(network), scheduler=DDIMScheduler(clip_sample=False))
+    loop = SimpleNamespace(unet=wrap(network), scheduler=DDIMScheduler(clip_sample=False))
     loop.scheduler.set_timesteps(1)
     noise = torch.randn(1, 3, 16, 16)
     with torch.no_grad(), record(loop, [Activations("body.0")]) as recording:
