@@ -150,6 +150,8 @@ def kept_parts(folder: str | os.PathLike, request: Mapping[str, Any]) -> Iterato
             yield
         finally:
             _FOLDER.reset(token)
+            if process_state().num_processes == 1 and not any(path.glob(PART)):  # then there is nothing to continue
+                (path / REQUEST).unlink(missing_ok=True)
 
 
 def check_request(folder: Path, request: Mapping[str, Any]) -> None:

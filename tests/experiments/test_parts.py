@@ -74,6 +74,12 @@ def test_parts_hold_all_that_was_measured(tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.stack(rows["table"])[:, 3], rows["seed"] + 300)
 
 
+def test_where_no_batch_was_finished_nothing_is_left(tmp_path):
+    with pytest.raises(KeyboardInterrupt), kept_parts(tmp_path / "experiments" / "x.parquet", {"steps": 2}):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_parts_of_something_else_are_refused(tmp_path):
     sampling = Sampling(seeds=range(3), batch_size=2)
 
