@@ -26,6 +26,8 @@ CLOSED = (
 )  # fmt: skip
 TOO_MANY = "You have as many runs waiting as one visitor may have: wait for them, or cancel them."
 TOO_LARGE = "This request is larger than this server takes."
+MAX_NAME = 128  # characters of a session's name, which is remembered for a while
+TOO_LONG = f"Expected a session's name of at most {MAX_NAME} characters."
 
 
 class Presence:
@@ -102,12 +104,14 @@ class Guard:
         route = scope["path"].rstrip("/").removeprefix("/gradio_api")
         if route.startswith(tuple(f"/{name}" for name in CLOSED)):
             await _answer(send, 404, "This app has no such route.")
+        elif len(_session_of(scope, route)) > MAX_NAME:
+            await _answer(send, 400, TOO_LONG)
         elif scope["method"] == "POST":
             await self._post(route, scope, receive, send)
         elif route == "/queue/data" or route.startswith("/call/"):
             await self._listen(scope, receive, send)
         elif route.startswith("/heartbeat/"):
-            with self.presence.page(route.rpartition("/")[2]):
+            with self.presence.page(_session_of(scope, route)):
                 await self.app(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -136,8 +140,13 @@ class Guard:
                 return
             if not message.get("more_body"):
                 break
-        if route == "/queue/join" or route.startswith("/call/"):
-            session, body = _with_session(body)
+        asks = route == "/queue/join" or route.startswith("/call/")
+        session, named = _with_session(body)
+        if len(session) > MAX_NAME:
+            await _answer(send, 400, TOO_LONG)
+            return
+        if asks:
+            body = named
             address = _address(scope)
             if refused := self._refused(session, address):
                 await _answer(send, 503, refused)
@@ -165,12 +174,19 @@ class Guard:
         return None
 
     async def _listen(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
+        session = _session_of(scope, "")
         if not session:
             job = self.demo._queue.event_ids_to_events.get(scope["path"].rstrip("/").rpartition("/")[2])
             session = job.session_hash if job is not None else ""
         with self.presence.listening(session):
             await self.app(scope, receive, send)
+
+
+def _session_of(scope: Scope, route: str) -> str:
+    """The session that an address names."""
+    if route.startswith("/heartbeat/"):
+        return route.rpartition("/")[2]
+    return parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
 
 
 def _with_session(body: bytes) -> tuple[str, bytes]:

@@ -38,7 +38,7 @@ def drive(coroutine):
         coroutine.send(None)
 
 
-def post(standing, path, body=b"", address="1.1.1.1", headers=(), pieces=1):
+def post(standing, path, body=b"", address="1.1.1.1", headers=(), pieces=1, method="POST", query=b""):
     """The status of a request whose body comes in pieces."""
     size = max(-(-len(body) // pieces), 1)
     parts = [body[i : i + size] for i in range(0, len(body), size)] or [b""]
@@ -53,8 +53,8 @@ def post(standing, path, body=b"", address="1.1.1.1", headers=(), pieces=1):
     async def send(message):
         statuses.append(message.get("status"))
 
-    scope = {"type": "http", "method": "POST", "path": f"/gradio_api{path}", "headers": list(headers),
-             "client": (address, 1), "query_string": b""}  # fmt: skip
+    scope = {"type": "http", "method": method, "path": f"/gradio_api{path}", "headers": list(headers),
+             "client": (address, 1), "query_string": query}  # fmt: skip
     drive(standing(scope, receive, send))
     return statuses[0]
 
@@ -119,6 +119,16 @@ def test_one_address_cannot_fill_the_queue(standing):
 def test_a_job_without_a_session_gets_its_own(standing, gradio):
     assert post(standing, "/call/plan", b'{"data": []}') == 200
     assert len(json.loads(gradio.bodies[0])["session_hash"]) == 32
+
+
+def test_a_session_s_name_is_short(standing, gradio):
+    """It is remembered: of a thousand names of a megabyte each, a gigabyte would stay."""
+    for route in ("/queue/join", "/run/predict", "/call/plan", "/cancel"):
+        assert post(standing, route, json.dumps({"session_hash": "x" * 129}).encode()) == 400
+    for route in (f"/heartbeat/{'x' * 129}", "/queue/data"):
+        assert post(standing, route, method="GET", query=b"session_hash=" + b"x" * 129) == 400
+    assert gradio.bodies == []
+    assert join(standing, "x" * 128) == 200
 
 
 def test_who_never_listens_or_has_left_is_gone(monkeypatch):
