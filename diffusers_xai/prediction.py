@@ -3,9 +3,9 @@
 In all of them the denoiser sees x_t = signal · x_0 + noise · ε. The factors are numbers, or tensors that broadcast.
 """
 
-from typing import Any
-
 import torch
+
+from diffusers_xai.passed import Scheduler
 
 
 KINDS = ("epsilon", "sample", "v_prediction", "trigflow", "flow")
@@ -71,7 +71,7 @@ def prediction_from(
     raise ValueError(f"Expected a kind of prediction from {KINDS}, got {kind!r}.")
 
 
-def is_flow(scheduler: Any) -> bool:
+def is_flow(scheduler: Scheduler) -> bool:
     """Whether the scheduler's states lie on straight lines from noise to image: (1 − σ) · x_0 + σ · ε."""
     config = scheduler.config
     if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":

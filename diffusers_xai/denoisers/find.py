@@ -1,19 +1,19 @@
 """Finds the denoiser among a pipeline's components."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
 from diffusers_xai.denoisers.base import Denoiser, unwrapped
 from diffusers_xai.denoisers.layouts import layout_of
+from diffusers_xai.passed import Pipeline
 
 
 # What pipelines call the networks that they denoise with; of several, all that are there are recorded.
 _NAMES = ("unet", "transformer", "transformer_2", "unet_2", "prior", "decoder", "denoiser", "dit", "model")
 
 
-def get_denoiser(pipeline: Any, component: str | Sequence[str] | None = None) -> Denoiser:
+def get_denoiser(pipeline: Pipeline, component: str | Sequence[str] | None = None) -> Denoiser:
     """The network that a pipeline calls before `scheduler.step`, of any class.
 
     Args:
@@ -49,7 +49,7 @@ def get_denoiser(pipeline: Any, component: str | Sequence[str] | None = None) ->
     )
 
 
-def networks_of(pipeline: Any) -> dict[str, nn.Module]:
+def networks_of(pipeline: Pipeline) -> dict[str, nn.Module]:
     """All networks of a pipeline by name."""
     components = getattr(pipeline, "components", None)
     found = dict(components) if isinstance(components, Mapping) else {}

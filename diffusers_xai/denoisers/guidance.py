@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers.layouts import Layout
+from diffusers_xai.passed import Pipeline
 
 
 # A combination counts as linear if the fit leaves less than this share of the prediction's norm; in half precision,
@@ -39,7 +40,7 @@ class Guidance:
         return self.calls[index] if index < len(self.calls) else (f"branch_{index}",)
 
 
-def guidance_of(pipeline: Any, layout: Layout | None, variables: Mapping[str, Any]) -> Guidance:
+def guidance_of(pipeline: Pipeline, layout: Layout | None, variables: Mapping[str, Any]) -> Guidance:
     """The guidance of a pipeline's running call, as far as it is known before its first step.
 
     Args:
@@ -64,7 +65,7 @@ def guidance_of(pipeline: Any, layout: Layout | None, variables: Mapping[str, An
     return Guidance(calls, layout.doubles_sample)
 
 
-def _is_guided(pipeline: Any, layout: Layout | None, variables: Mapping[str, Any]) -> bool:
+def _is_guided(pipeline: Pipeline, layout: Layout | None, variables: Mapping[str, Any]) -> bool:
     for flag in ("do_classifier_free_guidance", "do_true_cfg"):
         value = variables.get(flag)
         if isinstance(value, bool):
@@ -76,7 +77,7 @@ def _is_guided(pipeline: Any, layout: Layout | None, variables: Mapping[str, Any
     return bool(value) if isinstance(value, (bool, int, torch.Tensor)) else False
 
 
-def _is_perturbed(pipeline: Any) -> bool:
+def _is_perturbed(pipeline: Pipeline) -> bool:
     return bool(getattr(pipeline, "do_perturbed_attention_guidance", False))
 
 

@@ -15,6 +15,7 @@ from diffusers_xai.denoisers import Denoiser, DenoiserCall, networks_of
 from diffusers_xai.denoisers.call import prediction_of
 from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, order_from
 from diffusers_xai.denoisers.labelling import Labelling
+from diffusers_xai.passed import Pipeline, Scheduler
 from diffusers_xai.recording.states import folded, frames_in_rows, planned_timesteps, predicted_part, unfolded
 from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step, tap_whole_call
 from diffusers_xai.taps.call import PipelineCall, running_call, running_frame
@@ -43,7 +44,7 @@ class Run:
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """
 
-    def __init__(self, denoiser: Denoiser, scheduler: Any, pipeline: Any = None):
+    def __init__(self, denoiser: Denoiser, scheduler: Scheduler, pipeline: Pipeline):
         self.pipeline = pipeline
         self.denoiser = denoiser
         self.scheduler = scheduler

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_xai.denoisers import networks_of
+from diffusers_xai.passed import Pipeline
 
 
 # What pipelines call the autoencoder that makes their pictures.
@@ -18,7 +19,7 @@ _AUTOENCODERS = ("vae", "movq", "vqvae")
 _OWN_SCALE = ("Cosmos", "SanaSprint")
 
 
-def picture_decoder(pipeline: Any, channels: int, positions: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def picture_decoder(pipeline: Pipeline, channels: int, positions: int) -> Callable[[torch.Tensor], torch.Tensor]:
     """The function from samples (row, channel, *positions) to pictures (row, color, [frame,] height, width) in bytes.
 
     Args:
@@ -127,5 +128,5 @@ def picture_bytes(pictures: torch.Tensor) -> torch.Tensor:
     return ((pictures.detach().float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _name(pipeline: Any) -> str:
+def _name(pipeline: Pipeline) -> str:
     return type(pipeline).__name__

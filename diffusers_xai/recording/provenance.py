@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.steps import StepSpec
 
@@ -75,7 +76,7 @@ def _call(run: Run) -> dict[str, Any]:
     }
 
 
-def _precision(pipeline: Any) -> dict[str, str]:
+def _precision(pipeline: Pipeline) -> dict[str, str]:
     dtype = getattr(pipeline, "dtype", None)
     return {"dtype": str(dtype)} if isinstance(dtype, torch.dtype) else {}
 

@@ -10,6 +10,7 @@ import torch
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.models import ClosedFormDenoiser
+from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import Edits, check_samples, edits_with_samples
 from diffusers_xai.recording.plan import RecordingPlan, make_plan
@@ -43,7 +44,7 @@ class _Ending(AbstractContextManager[Recording]):
 
 
 def record(
-    pipeline: Any,
+    pipeline: Pipeline,
     specs: Sequence[RecordSpec] = (),
     edits: Edits = (),
     profile_dir: str | os.PathLike | None = None,
@@ -91,7 +92,7 @@ def record(
 
 
 def _recording(
-    pipeline: Any,
+    pipeline: Pipeline,
     specs: Sequence[RecordSpec],
     edits: Edits,
     profile_dir: str | os.PathLike | None,
@@ -124,7 +125,7 @@ class _Planned(BaseException):
 
 
 def plan(
-    pipeline: Any,
+    pipeline: Pipeline,
     specs: Sequence[RecordSpec] = (),
     edits: Edits = (),
     denoiser: str | Sequence[str] | None = None,
@@ -176,7 +177,7 @@ def plan(
     raise RuntimeError("The pipeline came to its end without a call of `scheduler.step`: there is nothing to record.")
 
 
-def _prepare(pipeline: Any, specs: Sequence[RecordSpec], component: Any) -> tuple[Run, list[RecordSpec]]:
+def _prepare(pipeline: Pipeline, specs: Sequence[RecordSpec], component: Any) -> tuple[Run, list[RecordSpec]]:
     """The run that is to be recorded; refuses what can be refused without touching it."""
     specs = list(specs)
     for spec in specs:

@@ -13,6 +13,7 @@ from torch import nn
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.denoisers.call import prediction_of
 from diffusers_xai.denoisers.guidance import mixture
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.inputs import ControlInput, NoisyInput
 from diffusers_xai.recording.repeat import repeat_rows, repeated
@@ -68,7 +69,7 @@ class StepReplay:
 
     level: NoiseLevel
 
-    def __init__(self, run: Run, scheduler: Any, arguments: Mapping[str, Any], of: str):
+    def __init__(self, run: Run, scheduler: Scheduler, arguments: Mapping[str, Any], of: str):
         self._run = run
         self._scheduler = scheduler
         self._arguments = arguments

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import networks_of
+from diffusers_xai.passed import Pipeline
 from diffusers_xai.taps import copy_scheduler
 
 
 @contextmanager
-def shadow_of(pipeline: Any) -> Iterator[Any]:
+def shadow_of(pipeline: Pipeline) -> Iterator[Any]:
     """A shallow copy of `pipeline` with a scheduler of its own and without a progress bar.
 
     Attention processors that a call of it leaves behind in the networks are put back at the end.

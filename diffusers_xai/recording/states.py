@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import DenoiserCall
+from diffusers_xai.passed import Pipeline, Scheduler
 from diffusers_xai.taps.call import PipelineCall
 
 
@@ -47,21 +48,23 @@ def predicted_part(state: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def planned_timesteps(pipeline: Any, scheduler: Any, call: PipelineCall, first: DenoiserCall) -> list[float]:
+def planned_timesteps(
+    pipeline: Pipeline, scheduler: Scheduler, call: PipelineCall, first: DenoiserCall
+) -> list[float]:
     """The timesteps of the run: what the pipeline's loop goes over, else the scheduler's from its beginning on."""
     own = call.locals.get("timesteps")
     is_schedule = isinstance(own, torch.Tensor) and own.ndim == 1 and own.numel() > 0 and own.stride(0) != 0
     if is_schedule and isinstance(own, torch.Tensor):
         timesteps: Sequence[Any] = own.tolist()
     else:
-        timesteps = scheduler.timesteps[_begin(scheduler, first.timestep) :]
+        timesteps = scheduler.timesteps[_begin(scheduler, first.timestep) :].tolist()
     count = getattr(pipeline, "_num_timesteps", None)
     if isinstance(count, int) and 0 < count < len(timesteps):
         timesteps = timesteps[:count]
     return [float(t) for t in timesteps]
 
 
-def _begin(scheduler: Any, timestep: float | None) -> int:
+def _begin(scheduler: Scheduler, timestep: float | None) -> int:
     """Where in its schedule a run begins: where the scheduler was told, else at the timestep the network is given.
 
     Of two equal timesteps it is the second, as in the schedulers' own `index_for_timestep`. A network that is given

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from diffusers_xai.denoisers import networks_of
+from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.taps import tap_call
 
@@ -33,7 +34,7 @@ class PromptTokens:
         encoded (`dict[str, _Encoded]`): Name of the text encoder -> its first call, that of the prompts themselves.
     """
 
-    pipeline: Any = None
+    pipeline: Pipeline | None = None
     encoded: dict[str, _Encoded] = field(default_factory=dict)
 
     @staticmethod

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from diffusers_xai.passed import Pipeline
+
 
 @dataclass(frozen=True)
 class PipelineCall:
@@ -24,7 +26,7 @@ class PipelineCall:
     given: dict[str, Any] | None = None
 
 
-def running_frame(pipeline: Any) -> FrameType | None:
+def running_frame(pipeline: Pipeline) -> FrameType | None:
     """The frame of the innermost call of `pipeline` on this thread's stack; `None` if somebody else runs."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -36,7 +38,7 @@ def running_frame(pipeline: Any) -> FrameType | None:
     return None
 
 
-def running_call(pipeline: Any) -> PipelineCall:
+def running_call(pipeline: Pipeline) -> PipelineCall:
     """The innermost call of `pipeline` on this thread's stack; an empty one if somebody else drives its denoiser."""
     frame = running_frame(pipeline)
     if frame is None:
@@ -47,7 +49,7 @@ def running_call(pipeline: Any) -> PipelineCall:
     return PipelineCall(arguments, variables, _given(pipeline, frame.f_back))
 
 
-def _given(pipeline: Any, frame: FrameType | None) -> dict[str, Any] | None:
+def _given(pipeline: Pipeline, frame: FrameType | None) -> dict[str, Any] | None:
     """The arguments that a wrapper of the call passes on, by name; `None` if the frame is no wrapper."""
     if frame is None:
         return None

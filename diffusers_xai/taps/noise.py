@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.prediction import KINDS, clean_and_noise, is_flow
 
 
@@ -34,22 +35,23 @@ class NoiseLevel:
 UNKNOWN = NoiseLevel(math.nan, math.nan, math.nan)
 
 
-def sigmas_in_use(scheduler: Any) -> Any:
+def sigmas_in_use(scheduler: Scheduler) -> Any:
     """The scheduler's sigmas by its `step_index`, as its coming step reads them; `None` if it holds none."""
     if not getattr(scheduler, "state_in_first_order", True):  # solvers that look between two steps
-        if getattr(scheduler, "mid_point_sigma", None) is not None:
-            return [float(scheduler.mid_point_sigma)] * len(scheduler.sigmas)
-        if getattr(scheduler, "sigmas_interpol", None) is not None:
+        middle, between = (getattr(scheduler, name, None) for name in ("mid_point_sigma", "sigmas_interpol"))
+        if middle is not None:
+            return [float(middle)] * (len(scheduler.timesteps) + 1)
+        if between is not None:
             behind = "Ancestral" in type(scheduler).__name__  # it reads them one place behind
-            return [scheduler.sigmas_interpol[0], *scheduler.sigmas_interpol] if behind else scheduler.sigmas_interpol
+            return [between[0], *between] if behind else between
     return getattr(scheduler, "sigmas", None)
 
 
-def noise_level(scheduler: Any, timestep: float, index: int | None = None, sigmas: Any = None) -> NoiseLevel:
+def noise_level(scheduler: Scheduler, timestep: float, index: int | None = None, sigmas: Any = None) -> NoiseLevel:
     """The noise level at a step, as the scheduler itself holds it.
 
     Args:
-        scheduler: Any scheduler of diffusers.
+        scheduler: Scheduler scheduler of diffusers.
         timestep (`float`): The argument of `scheduler.step`.
         index (`int`, *optional*): The scheduler's own `step_index` at that step, where it counts.
         sigmas (sequence of `float`, *optional*): See `sigmas_in_use`.
@@ -70,12 +72,12 @@ def noise_level(scheduler: Any, timestep: float, index: int | None = None, sigma
     return UNKNOWN
 
 
-def _is_inverted(scheduler: Any) -> bool:
+def _is_inverted(scheduler: Scheduler) -> bool:
     """Whether a flow-matching scheduler counts from noise up to the image (Mochi)."""
     return bool(scheduler.config.get("invert_sigmas", False))
 
 
-def _alpha_bar(scheduler: Any, timestep: float) -> float | None:
+def _alpha_bar(scheduler: Scheduler, timestep: float) -> float | None:
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is not None:
         return float(alphas[min(max(int(timestep), 0), len(alphas) - 1)])
@@ -85,7 +87,7 @@ def _alpha_bar(scheduler: Any, timestep: float) -> float | None:
 
 
 def x0_and_noise(
-    scheduler: Any, level: NoiseLevel, prediction: torch.Tensor, model_input: torch.Tensor
+    scheduler: Scheduler, level: NoiseLevel, prediction: torch.Tensor, model_input: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The image x̂_0 and the noise ε that a denoiser's output implies, for every kind of prediction.
 
@@ -131,23 +133,24 @@ def x0_and_noise(
     return clean_and_noise(kind, prediction, model_input, level.signal, level.noise)
 
 
-def stated_x0(scheduler: Any, output: Any) -> torch.Tensor | None:
+def stated_x0(scheduler: Scheduler, output: Any) -> torch.Tensor | None:
     """The clean image that a call of `scheduler.step` returned or that the solver went on with, if it tells."""
     if isinstance(output, tuple):
         position = _x0_position(type(scheduler).step)
         stated = output[position] if position is not None and position < len(output) else None
     else:
         stated = next((getattr(output, name) for name in _X0_FIELDS if hasattr(output, name)), None)
-    if stated is None and hasattr(scheduler, "convert_model_output") and _predicts_x0(scheduler):
-        stated = scheduler.model_outputs[-1]  # thresholded, where the solver thresholds
+    outputs = getattr(scheduler, "model_outputs", None)
+    if stated is None and outputs and hasattr(scheduler, "convert_model_output") and _predicts_x0(scheduler):
+        stated = outputs[-1]  # thresholded, where the solver thresholds
     return stated
 
 
-def check_x0(scheduler: Any, timestep: float, stated: bool = True) -> None:
+def check_x0(scheduler: Scheduler, timestep: float, stated: bool = True) -> None:
     """Refuses a scheduler that neither tells x̂_0 nor what its predictions mean.
 
     Args:
-        scheduler: Any scheduler of diffusers.
+        scheduler: Scheduler scheduler of diffusers.
         timestep (`float`): A timestep of the coming run.
         stated (`bool`): Whether it is enough that the scheduler tells x̂_0.
 
@@ -159,7 +162,7 @@ def check_x0(scheduler: Any, timestep: float, stated: bool = True) -> None:
         x0_and_noise(scheduler, level, torch.zeros(1), torch.zeros(1))
 
 
-def _predicts_x0(scheduler: Any) -> bool:
+def _predicts_x0(scheduler: Scheduler) -> bool:
     if hasattr(scheduler, "predict_x0"):
         return bool(scheduler.predict_x0)
     algorithm = str(scheduler.config.get("algorithm_type", ""))

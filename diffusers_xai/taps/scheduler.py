@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.taps.noise import NoiseLevel, noise_level, sigmas_in_use, stated_x0
 
 
@@ -38,7 +39,9 @@ class SchedulerStep:
 
 @contextmanager
 def tap_step(
-    scheduler: Any, callback: Callable[[SchedulerStep], None], before: Callable[[dict[str, Any]], None] | None = None
+    scheduler: Scheduler,
+    callback: Callable[[SchedulerStep], None],
+    before: Callable[[dict[str, Any]], None] | None = None,
 ) -> Iterator[None]:
     """Calls `before(arguments)` ahead of and `callback(step)` after every `scheduler.step`.
 
@@ -56,8 +59,9 @@ def tap_step(
             before(arguments)
         index, sigmas = getattr(scheduler, "step_index", None), sigmas_in_use(scheduler)
         output = original(*args, **kwargs)
-        if index is None and getattr(scheduler, "step_index", None) is not None:
-            index = scheduler.step_index - 1  # found out inside its first step
+        after = getattr(scheduler, "step_index", None)
+        if index is None and after is not None:
+            index = after - 1  # found out inside its first step
         timestep = float(arguments["timestep"])
         callback(
             SchedulerStep(
@@ -82,13 +86,13 @@ def tap_step(
             del scheduler.step
 
 
-def copy_scheduler(scheduler: Any) -> Any:
+def copy_scheduler(scheduler: Scheduler) -> Any:
     """A scheduler of the same state that is not tapped and can be stepped without moving the original."""
     copied = copy.deepcopy(scheduler)
     vars(copied).pop("step", None)  # a tap's attribute stays bound to the original
     return copied
 
 
-def scale_model_input(scheduler: Any, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+def scale_model_input(scheduler: Scheduler, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
     """The denoiser's input for a state: as the scheduler scales it, where it does."""
     return scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample

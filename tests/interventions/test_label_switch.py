@@ -118,7 +118,8 @@ def test_labels_given_by_position_are_switched():
     unet = convnext_unet()
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(2)
-    run = Run(get_denoiser(SimpleNamespace(unet=unet)), scheduler)
+    pipe = SimpleNamespace(unet=unet, scheduler=scheduler)
+    run = Run(get_denoiser(pipe), scheduler, pipe)
     x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), run.attached():
         LabelSwitch(from_step=0, to=4).attach(run, None)
