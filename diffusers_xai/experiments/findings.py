@@ -62,8 +62,8 @@ def findings(results: Mapping[str, ExperimentResult]) -> list[Finding]:
     """Tests what the thesis found, on the results of the experiments in `NEEDED`.
 
     A claim *holds* where its effect lies where the claim has it and exceeds the control's; it is *not beyond the
-    control* where the effect is there, but no larger than without anything learned; it *does not hold* where the
-    effect lies elsewhere. Where neither can be shown, *this test cannot tell*. All are one-sided t-tests over the
+    control* where the effect is there, but not shown to exceed that without anything learned; it *does not hold* where
+    the effect lies elsewhere. Where neither can be shown, *this test cannot tell*. All are one-sided t-tests over the
     seeds, of the level 5 % after correction for their number; "changes little" is an equivalence test.
 
     Source: thesis chapter 5; METHOD: sections 7, 9 and 10.

@@ -54,9 +54,10 @@ def to_markdown(
         f"What the thesis found, tested on the checkpoint `{checkpoint}`. Of {len(table)} claims, {counts}.",
         "",
         "A claim *holds* where its effect is shown to lie where the claim has it and to exceed its control, which has"
-        " learned nothing. It is *not beyond the control* where the effect is there and no larger than the control's."
-        " It *does not hold* where the effect is shown to lie elsewhere. Otherwise *this test cannot tell*. Intervals"
-        f" are Student's over the seeds; tests are of the level {LEVEL:.0%} after Benjamini and Hochberg's correction"
+        " learned nothing. It is *not beyond the control* where the effect is there but not shown to exceed the"
+        " control's. It *does not hold* where the effect is shown to lie elsewhere. Otherwise *this test"
+        " cannot tell*. Intervals"
+        f" are Student's over the seeds; tests are at the {LEVEL:.0%} level after Benjamini and Hochberg's correction"
         " for all claims of the page.",
         "",
         *verdict_rows(table),
