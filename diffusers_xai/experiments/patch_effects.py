@@ -181,6 +181,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
         rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.24 / rows,
         subplot_titles=titles,
     )  # fmt: skip
+    size = 10 if columns < _COLUMNS else 9  # of the numbers, which stand close
     for number, kind in enumerate(kinds):
         for of, (row, column) in zip(measures, places, strict=True):
             place = {"row": number * rows_of_kind + row + 1, "col": column + 1}
@@ -192,7 +193,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
             half = (facts["high"] - facts["mean"]).transpose("layer", "band").values
             figure.add_heatmap(
                 z=mean, x=_band_names(data), y=data["layer"].values, zmin=-1, zmax=1, text=text, customdata=half,
-                texttemplate="%{text}", textfont={"size": 10}, colorscale=DIVERGING_COLOR_SCALE, showscale=False,
+                texttemplate="%{text}", textfont={"size": size}, colorscale=DIVERGING_COLOR_SCALE, showscale=False,
                 hoverongaps=False, hovertemplate="%{y}, %{x}: %{z:.3f} ± %{customdata:.3f}<extra></extra>", **place,
             )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
