@@ -10,13 +10,18 @@ import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import diffusers_xai
 from tests.processes import environment
+from tests.recording.own_network import OwnNetwork
 
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +87,22 @@ def test_readme_example_runs(tmp_path, monkeypatch):
     profile = diffusers_xai.DiffusionProfile.from_pretrained("face-profile")
     assert {"samples", "x0", "attention_outputs"} <= set(profile)
     assert "activations/downs.1.2.fn" in profile
+
+
+def test_your_own_model_in_five_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (lines,) = re.findall(r"## Your own model in five lines\n.*?```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(lines.splitlines()) == 5
+    model, scheduler, noise = OwnNetwork(), DDIMScheduler(clip_sample=False), torch.randn(2, 3, 16, 16)
+    scheduler.set_timesteps(3)
+    given = {"model": model, "scheduler": scheduler, "x": noise, "SimpleNamespace": SimpleNamespace, "torch": torch}
+    names = {name: getattr(diffusers_xai, name) for name in ("record", "Samples", "Activations")}
+    exec(compile(lines, "README.md", "exec"), given | names)
+    profile = diffusers_xai.DiffusionProfile.from_pretrained("mine")
+    with torch.no_grad():
+        expected = model.body[0](noise)
+    assert np.array_equal(profile["activations/body.0"].isel(step=0).values, expected)
+    assert np.array_equal(profile["samples"].isel(step=0).values, noise)
 
 
 def test_installed_metadata():
