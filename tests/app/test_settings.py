@@ -31,12 +31,12 @@ def mask(*box):
     [
         ({"steps": 1001}, "1 to 1000 steps"),
         ({"seed": -1}, "seed"),
-        ({"every": 0}, "Record every"),
+        ({"every": 0}, "record every 1 to 100 steps, got 0"),
         ({"layers": ("a",) * 7}, "at most 6 blocks"),
-        ({"ablations": (("a", 1),) * 9}, "at most 8 channels"),
-        ({"switch_at": 101}, "Switch"),
-        ({"mask": mask(0, 16, 0, 16), "gradients": True}, "holds 256"),
-        ({"mask": mask(0, 0, 0, 0)}, "holds 0"),
+        ({"ablations": (("a", 1),) * 9}, "at most 8 masked channels, got 9"),
+        ({"switch_at": 101}, "a step from 0 to 100, got 101"),
+        ({"mask": mask(0, 16, 0, 16), "gradients": True}, "1 to 255 pixels to compute gradients of, got 256"),
+        ({"mask": mask(0, 0, 0, 0)}, "got 0: draw"),
     ],
 )
 def test_what_is_too_much_is_refused(changes, message):
