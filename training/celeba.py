@@ -56,6 +56,8 @@ def open_splits(data: str, subset: str | None = None) -> datasets.DatasetDict:
         OSError: If there is no such data.
         ValueError: If it has no split `train`, or a table cannot be read.
     """
+    if not data.strip():
+        raise FileNotFoundError(f"expected a data file, a folder or a Hub id, got {data!r}")
     path = Path(data).expanduser()
     if path.is_dir():
         splits = _open_folder(path, subset)

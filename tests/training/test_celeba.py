@@ -179,6 +179,11 @@ def test_a_mistyped_path_is_answered_with_the_nearest(tmp_path, monkeypatch, giv
         open_splits(given.format(tmp_path))
 
 
+def test_data_without_a_name_are_refused():
+    with pytest.raises(FileNotFoundError, match="expected a data file, a folder or a Hub id, got ' '"):
+        open_splits(" ")
+
+
 def test_an_id_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "celeba").mkdir()
     monkeypatch.chdir(tmp_path)
