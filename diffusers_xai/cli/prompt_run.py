@@ -31,6 +31,7 @@ from diffusers_xai.explainers.samples import SSIM_WINDOW
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.prompts import words_of
 from diffusers_xai.recording import EditSpec, RecordingPlan, RecordSpec, plan, record
+from diffusers_xai.recording.text import UnknownWordError
 
 
 _PROBES = 16
@@ -119,13 +120,24 @@ class PromptRun:
             wanted.append((Activations(layers=layers), True))
         planned = [self.planned_samples()]
         for spec, asked in wanted:
-            try:
-                planned.append((spec, self.plan([spec])))
-            except (ValueError, TypeError, KeyError, RuntimeError) as error:
-                if asked:
-                    raise
-                console.say(f"Left out: {' '.join(str(error.args[0] if error.args else error).split())}")
+            planned += self._planned(spec, asked, console)
         return planned
+
+    def _planned(self, spec: RecordSpec, asked: bool, console: Console) -> list[tuple[RecordSpec, RecordingPlan]]:
+        """The spec and its plan; of words that were not asked for, those that a long prompt still has."""
+        try:
+            return [(spec, self.plan([spec]))]
+        except UnknownWordError as error:
+            if asked or not isinstance(spec, WordMaps):
+                raise
+            console.say(f"Left out: the map of {error.word!r}, which the text encoder is not given whole")
+            rest = [word for word in spec.words if word != error.word]
+            return self._planned(WordMaps(rest), asked, console) if rest else []
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            if asked:
+                raise
+            console.say(f"Left out: {' '.join(str(error.args[0] if error.args else error).split())}")
+            return []
 
     def planned_samples(self) -> tuple[RecordSpec, RecordingPlan]:
         """The states, without SSIM where they are too small for it or no images."""

@@ -17,6 +17,19 @@ from diffusers_xai.recording.clock import Run
 from diffusers_xai.taps import tap_call
 
 
+class UnknownWordError(ValueError):
+    """A word that no text encoder was given whole: none of the prompt's, or cut off where the prompt is too long.
+
+    Args:
+        word (`str`): The word.
+        message (`str`): What was expected.
+    """
+
+    def __init__(self, word: str, message: str):
+        super().__init__(message)
+        self.word = word
+
+
 @dataclass(frozen=True)
 class _Encoded:
     """What one call of a text encoder was given: token ids (row, token), and which of them are no padding."""
@@ -97,7 +110,8 @@ class PromptTokens:
         """Refuses a word that no text encoder was given.
 
         Raises:
-            ValueError: with the prompt's tokens.
+            UnknownWordError: with the prompt's tokens.
+            ValueError: if the prompt was not tokenized.
         """
         if not self.encoded:
             raise ValueError(
@@ -108,9 +122,10 @@ class PromptTokens:
         for row in range(rows):
             every = [strings for _, strings in self._sequences(row)]
             if not any(spelled(strings, word) for strings in every):
-                raise ValueError(
+                raise UnknownWordError(
+                    word,
                     f"WordMaps: expected words of the prompt, got {word!r}; the tokens of prompt {row}:"
-                    f" {_shown(every[0])}."
+                    f" {_shown(every[0])}.",
                 )
 
     def _sequences(self, row: int) -> Iterator[tuple[list[int], list[str]]]:

@@ -111,6 +111,15 @@ def test_flux_takes_the_same_options(profile):
     assert {"images", "word_maps"} <= set(made)
 
 
+def test_words_that_a_long_prompt_loses_are_left_out_by_name(profile):
+    code, made, lines = profile("--prompt", "a red fox and undecipherabilities")
+    assert code == 0
+    assert made["word_maps"]["token"].values.tolist() == ["red", "fox"]
+    assert [line for line in lines if line.startswith("Left out")] == [
+        "Left out: the map of 'undecipherabilities', which the text encoder is not given whole"
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
