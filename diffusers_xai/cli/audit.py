@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
         region(args.mask)  # before anything is downloaded
     check_device(args.device)
     check_formats(args.format)
+    if len(set(args.timesteps)) < len(args.timesteps):
+        raise CommandError(f"--timesteps {' '.join(map(str, args.timesteps))}: expected each of them once")
     explainers = [named_function(text, "--explainer") for text in args.explainer]
     finished(args.out)
     with claimed(args.out, inside=True), quiet_libraries(unless=args.debug):

@@ -52,6 +52,8 @@ class PipelineChoice(Protocol):
 def check_device(device: str) -> None:
     """Raises if nothing can be computed on `device`."""
     try:
+        if torch.device(device).type == "cpu" and torch.device(device).index:
+            raise ValueError("there is one cpu")  # of any number, to torch
         torch.zeros(1, device=device).item()
     except Exception as error:  # of many types, by backend
         why = " ".join(str(error).split()).partition(" This could be because")[0][:300]
@@ -197,6 +199,8 @@ def read_json(choice: PipelineChoice, file: str) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CommandError(f"cannot load the checkpoint {checkpoint}: {file}: {error}") from error
+    except RecursionError as error:
+        raise CommandError(f"cannot load the checkpoint {checkpoint}: {file}: nested too deeply") from error
     if not isinstance(config, dict):
         raise CommandError(f"cannot load the checkpoint {checkpoint}: expected an object in {file}")
     return config

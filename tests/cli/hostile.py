@@ -47,7 +47,7 @@ BAD: dict[str, list] = {
     "switch": [*EMPTY, "2", ":", "2:", ":3", "-1:3", "1.5:3", "x:3", "2: ", "9" * 30 + ":3", "٣:3"],
     "scheduler": NOT_CHOICES,
     "format": NOT_CHOICES,
-    "device": [*EMPTY, "nonsense", "cuda:99", "cpu:x", "meta", "gpu", "cuda:-5"],
+    "device": [*EMPTY, "nonsense", "cuda:99", "cpu:7", "cpu:x", "meta", "gpu", "cuda:-5"],
     "revision": NOT_REVISIONS,
     "checkpoint": [*EMPTY, "no/such/folder", "./nowhere", "folder", "notes.txt", "broken"],
     "permuted": [*EMPTY, "no/such/folder", "./nowhere", "folder", "notes.txt", "broken", "drawn-32", "drawn-text-32"],

@@ -38,6 +38,8 @@ TOGETHER = [
     ["profile", "--steps", "20", "--every", "21"],
     ["profile", "--label", "Male,Male"],
     ["profile", "--device", "mps:0"],
+    ["audit", "--timesteps", "500", "500"],
+    ["profile", "--checkpoint", "deep"],
     *(["profile", "--checkpoint", name] for name in ("negative", "endless", "worded")),
     *(["profile", "--mask", name] for name in ("pipe", "loop", "vector.svg", "/dev/zero")),
     ["push", "user/name", "--checkpoint", "tiny", "--sample-grid", "pipe"],
@@ -139,6 +141,8 @@ def place(tmp_path_factory):
         config = {"_class_name": scheduler, "num_train_timesteps": 1000}
         (place / name / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     os.mkfifo(place / "pipe")
+    (place / "deep").mkdir()
+    (place / "deep" / "model_index.json").write_text("[" * 100_000)
     (place / "loop").symlink_to("loop")
     (place / "vector.svg").write_text("<svg/>")
     (place / "exits.py").write_text("raise SystemExit(0)")
