@@ -5,11 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tqdm import tqdm
 
-from diffusers_xai import cli
+from diffusers_xai import XAIPipeline, cli
 from diffusers_xai.cli.base import Console
 from tests.cli.checkpoints import save_tiny
 from tests.processes import environment
@@ -74,6 +75,30 @@ def test_experiments_as_json_with_progress_in_lines(place, capsys):
     assert "[1/1] ssim-trajectory: finished before, kept" in capsys.readouterr().err.splitlines()
     assert cli.main([*command, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_what_uploads_and_what_grades_prints_json_too(place, capsys, monkeypatch):
+    commit = SimpleNamespace(oid="abc", commit_url="https://hub/abc")
+    graded = SimpleNamespace(
+        save=lambda out: [out / "scores.json"],
+        plot=lambda: SimpleNamespace(write_image=lambda *args, **options: None),
+        broken_controls=[],
+    )
+    monkeypatch.setattr("diffusers_xai.hub.transfer.check_push", lambda repo: None)
+    monkeypatch.setattr("diffusers_xai.hub.cards.read_facts", lambda folder: {})
+    monkeypatch.setattr(XAIPipeline, "push_to_hub", lambda *args, **options: commit)
+    monkeypatch.setattr("diffusers_xai.cli.app.push_space", lambda *args: "https://hub/space")
+    monkeypatch.setattr("diffusers_xai.audit.audit", lambda *args, **options: graded)
+    for line, expected in (
+        (["push", "a/b", "--checkpoint", "tiny"], {"repo": "a/b", "commit": "abc", "url": "https://hub/abc"}),
+        (["app", "--push", "a/b"], {"repo": "a/b", "url": "https://hub/space"}),
+        (["audit", "--checkpoint", "tiny", "--format", "svg"],
+         {"json": "audit/scores.json", "svg": "audit/audit.svg", "broken_controls": []}),
+    ):  # fmt: skip
+        assert cli.main([*line, "--json", "--quiet"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out) == expected
+        assert err == ""
 
 
 def test_without_a_terminal_progress_is_lines(place, capsys):
