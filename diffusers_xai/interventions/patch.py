@@ -67,8 +67,9 @@ class Patch(LayerEditSpec):
 
     def changed(self, values: torch.Tensor, context: EditContext) -> torch.Tensor:
         """What the other run recorded, within the mask."""
-        replacement = ProfileReplacement(self.source, context.path)
-        patched = replacement.values(context.step, context.rows, tuple(values.shape[1:])).to(values)
+        shape = tuple(values.shape[1:])
+        recorded = ProfileReplacement(self.source, context.path).values(context.step, context.rows, shape)
+        patched = torch.empty_like(values).copy_(recorded)  # laid out as the layer's own: kernels round by that
         if self.mask is None:
             return patched
         amount = mask_amount(self.mask, values, context).to(values)
