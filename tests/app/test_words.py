@@ -46,14 +46,14 @@ def asked(demo, **changes):
 
 def sampled(model, specs, edits=(), steps=6):
     with record(model.pipe, specs, edits) as recording:
-        model.pipe(PROMPT, num_inference_steps=steps, guidance_scale=2.0, generator=torch.Generator().manual_seed(321))
+        model.pipe(PROMPT, num_inference_steps=steps, guidance_scale=2.0, generator=torch.Generator().manual_seed(7))
     return recording.profile
 
 
 def test_maps_are_those_of_the_prompt_that_is_typed(demo, prompted, tmp_path):
     visitor, shown = asked(demo, words_words="glasses, blond hair")
     told = shown["words-shown"]
-    for words in (PROMPT, "seed 321", "6 steps", "guidance 2", prompts.PROMPTED):
+    for words in (PROMPT, "seed 7", "6 steps", "guidance 2", prompts.PROMPTED):
         assert words in told
     assert shown["words-status"] == "Done."
     assert shown["words-plot"]["visible"]
@@ -74,7 +74,7 @@ def test_a_switched_run_is_shown_beside_the_other(demo, prompted):
     assert all(f'"{row}"' in figure for row in ("intact", "changed", "difference"))
     visitor.close()
     question = prompts.PromptQuestion(prompts.MAPS)
-    wanted = prompts.PromptSettings(PROMPT, ("glasses",), 321, 6, 2.0, OTHER_PROMPT, 3)
+    wanted = prompts.PromptSettings(PROMPT, ("glasses",), 7, 6, 2.0, OTHER_PROMPT, 3)
     *_, run = runs.run_stream(question, prompted, wanted, LIMITS)
     final = Samples(every=6, x0=False, measures=())
     for profile, edits in ((run.profile, []), (run.switched, [PromptSwitch(from_step=3, to=OTHER_PROMPT)])):
