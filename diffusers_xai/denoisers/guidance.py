@@ -217,11 +217,11 @@ def _limited(limit: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tenso
     return limited
 
 
-def order_from(weights: torch.Tensor) -> tuple[str, ...] | None:
-    """Names of two branches from their weights: guidance takes away from the unconditional one, 1 − s < 0 < s."""
+def order_from(weights: torch.Tensor, other: str) -> tuple[str, ...] | None:
+    """Names of two branches from their weights: guidance takes away from the `other` one, 1 − s < 0 < s."""
     first, second = (float(w) for w in weights * torch.sign(weights.sum()))
     if first < 0 < second:
-        return ("uncond", "cond")
+        return (other, "cond")
     if second < 0 < first:
-        return ("cond", "uncond")
+        return ("cond", other)
     return None

@@ -268,7 +268,7 @@ class Run:
 
     def _after_call(self, output: torch.Tensor) -> None:
         if not self.is_replaying:
-            self.outputs.append(output)
+            self.outputs.append(output.detach().clone())  # the pipeline may change it in place
 
     def _before_control(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if self.is_replaying:
@@ -359,7 +359,8 @@ class Run:
             parts = [predicted_part(step.sample, output) for output in outputs]
             same_form = all(part.shape == combined.shape for part in parts)
             weights = combination(parts, combined) if same_form else None
-            found = order_from(weights) if weights is not None else None
+            other = names[1 - names.index("cond")] if len(names) == 2 and "cond" in names else "uncond"
+            found = order_from(weights, other) if weights is not None else None
             if found is not None:
                 calls = [found] if len(calls) == 1 else [(name,) for name in found]
         known = self.guidance.calls

@@ -1,5 +1,6 @@
 """The order of the guidance branches is what the pipeline makes of it in its first step, whatever was told of it."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,8 +8,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffusers_xai import Activations, ChannelAblation, record, register_layout
+from diffusers_xai import Activations, ChannelAblation, GradientMaps, record, register_layout
 from diffusers_xai.denoisers import Layout, layouts
+from tests.zoo.pipelines import ZOO
+from tests.zoo.running import run
 
 
 class Labelled(torch.nn.Module):
@@ -24,7 +27,7 @@ class Labelled(torch.nn.Module):
         return self.out((self.body(x) + self.label(labels)[:, :, None, None]).tanh())
 
 
-def pipeline(cond_first, steps):
+def pipeline(cond_first, steps, in_place=False):
     """A loop of one's own with classifier-free guidance, and the labels' part of what its layers gave, a step each."""
     torch.manual_seed(0)
     network, scheduler = Labelled(), DDIMScheduler(clip_sample=False)
@@ -40,7 +43,8 @@ def pipeline(cond_first, steps):
             labels = torch.cat([cond, uncond] if cond_first else [uncond, cond])
             halves = network(torch.cat([x, x]), t, labels).chunk(2)
             asked, free = halves if cond_first else reversed(halves)
-            x = scheduler.step(free + 3.0 * (asked - free), t, x).prev_sample
+            guided = free.lerp_(asked, 3.0) if in_place else free + 3.0 * (asked - free)
+            x = scheduler.step(guided, t, x).prev_sample
         return x
 
     return own, sample, seen
@@ -54,11 +58,11 @@ def told_uncond_first(monkeypatch):
 
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("cond_first", [False, True])
-@pytest.mark.parametrize("told", [False, True])
-def test_branches_have_their_names_from_the_first_step_on(request, told, cond_first, steps):
+@pytest.mark.parametrize(("told", "in_place"), [(False, False), (True, False), (True, True)])
+def test_branches_have_their_names_from_the_first_step_on(request, told, in_place, cond_first, steps):
     if told:
         request.getfixturevalue("told_uncond_first")
-    own, sample, seen = pipeline(cond_first, steps)
+    own, sample, seen = pipeline(cond_first, steps, in_place)
     with record(own, [Activations("out")]) as recording:
         sample()
     got = recording.profile["activations/out"]
@@ -88,3 +92,39 @@ def test_an_edit_of_one_branch_is_refused_where_the_order_is_not_what_was_told()
     with record(own, edits=[edit]):
         edited = sample()
     assert not torch.equal(edited, plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "calls"),
+    [
+        ("stable-diffusion, perturbed attention", "perturbed", 1),
+        ("stable-diffusion, self-attention guidance", "degraded", 2),
+    ],
+)
+def test_what_guides_beside_the_prompt_is_no_unconditional_branch(name, other, calls):
+    entry = replace(ZOO[name], call={**ZOO[name].call, "guidance_scale": 1.0})
+    pipe, seen = entry.make(), []
+    pipe.unet.conv_out.register_forward_hook(lambda m, args, out: seen.append(out.clone()))
+    with record(pipe, [Activations("conv_out")]) as recording:
+        run(pipe, entry)
+    got = recording.profile["activations/conv_out"]
+    assert list(got.branch.values) == ["cond", other]
+    assert len(seen) == calls * entry.steps
+    rows = torch.cat(seen).unflatten(0, (entry.steps, 1, 2)).numpy()
+    assert np.array_equal(got.values, rows)
+
+
+def test_gradients_know_what_is_made_of_a_prediction_in_place():
+    own, _, _ = pipeline(cond_first=True, steps=1)
+    own.do_classifier_free_guidance = False
+    network, scheduler, label = own.network, own.scheduler, torch.ones(1, dtype=torch.long)
+    scheduler.set_timesteps(1)
+    x, t = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)), scheduler.timesteps[0]
+    what = GradientMaps(layers="body", mask=np.ones((8, 8), dtype=bool), of="step")
+    with record(own, [what]) as recording, torch.no_grad():
+        scheduler.step(network(x, t, label).mul_(0.5), t, x)
+    body = network.body(x).detach().requires_grad_()
+    halved = 0.5 * network.out((body + network.label(label)[:, :, None, None]).tanh())
+    (expected,) = torch.autograd.grad(scheduler.step(halved, t, x).prev_sample.sum(), body)
+    got = recording.profile["gradient_maps/body"].values
+    assert np.allclose(got.reshape(expected.shape), expected.numpy(), rtol=1e-5, atol=1e-7)
