@@ -228,6 +228,10 @@ def test_cancel_ends_a_run_and_leaves_the_run_before(page):
 def test_a_laptop_shows_plan_progress_result_and_errors_under_the_button(browser, server):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = opened(context.new_page(), server.url)
+    # A page that is still being laid out would be scrolled by the click.
+    page.wait_for_function(
+        "document.querySelector('#status').getBoundingClientRect().bottom < window.innerHeight && scrollY === 0"
+    )
     # Every text that the status shows, and whether all of it was within the window at that time.
     page.evaluate(
         """() => {
