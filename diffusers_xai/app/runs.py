@@ -18,6 +18,7 @@ from diffusers_xai.app.memory import give_back
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.settings import Limits, Settings, SettingsError
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.plan import RecordingPlan
 
 
@@ -92,7 +93,7 @@ def sample(model: Model, settings: Settings, limits: Limits, tell: Tell) -> Diff
 
 
 def _each_step(tell: Tell) -> Callable[..., dict]:
-    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+    def on_step_end(pipe: Pipeline, step: int, timestep: Any, tensors: dict) -> dict:
         tell(step + 1, len(pipe.scheduler.timesteps), tensors["sample"][0])
         return {}
 

@@ -26,6 +26,7 @@ from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.claims import NEEDED
 from diffusers_xai.experiments.findings import MIN_SEEDS
 from diffusers_xai.experiments.parts import check_request, check_same
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.pipelines import XAIPipeline
 
 
@@ -63,7 +64,9 @@ class Job:
         return ExperimentResult(result.name, result.data, {**result.settings, "request": self.request})
 
 
-def jobs_of(args: argparse.Namespace, config: dict[str, Any], scheduler: Any, others: list[list[Any]]) -> list[Job]:
+def jobs_of(
+    args: argparse.Namespace, config: dict[str, Any], scheduler: Scheduler, others: list[list[Any]]
+) -> list[Job]:
     """The experiments that are asked for, in order.
 
     Args:
@@ -96,7 +99,7 @@ def _job(
     name: str,
     args: argparse.Namespace,
     config: dict[str, Any],
-    scheduler: Any,
+    scheduler: Scheduler,
     labels: list[int],
     others: list[list[Any]],
 ) -> Job:

@@ -38,6 +38,7 @@ from diffusers_xai.experiments.page import write_experiments
 from diffusers_xai.experiments.processes import process_state
 from diffusers_xai.experiments.sampling import show_progress
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.profile.atomic import replacing
 
@@ -140,7 +141,7 @@ def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipelin
     return null
 
 
-def _load(args: argparse.Namespace, scheduler: Any, console: Console) -> Any:
+def _load(args: argparse.Namespace, scheduler: Scheduler, console: Console) -> Any:
     console.say(f"Loading {spoken(args.checkpoint)}")
     return (load_prompt_pipeline if takes_prompt(args) else load_pipeline)(args, scheduler)
 

@@ -48,6 +48,7 @@ from diffusers_xai.explainers import (
 )
 from diffusers_xai.interventions import ChannelAblation, LabelSwitch
 from diffusers_xai.labels import label_bits
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.arguments import default_steps
 from diffusers_xai.plots.style import layers_with_maps
@@ -102,7 +103,7 @@ class _Setting:
     """What is known of a request before the weights are loaded."""
 
     config: dict[str, Any]
-    scheduler: Any
+    scheduler: Scheduler
     steps: int
     calls: int  # some schedulers call the network twice in a step
     guidance: float

@@ -20,6 +20,7 @@ from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.models.noise_schedule import FIELDS
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.switch_sweep import switch_sweep
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, line_style
@@ -117,7 +118,7 @@ def measure(
     return data.assign_attrs(threshold=THRESHOLD)
 
 
-def few_step_scheduler(scheduler: Any, solver: Any = DDIMScheduler) -> Any:
+def few_step_scheduler(scheduler: Scheduler, solver: Any = DDIMScheduler) -> Any:
     """A solver with the noise schedule of another one, which begins at the last timestep and does not clip.
 
     Args:

@@ -1,7 +1,6 @@
 """Maps at one size: of layers' most active channels, and of what a region of the clean image depends on."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 import xarray as xr
 
 from diffusers_xai.experiments.nulls import noise_ratio, state_size
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.prediction import is_flow
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
@@ -54,7 +54,7 @@ def resized(maps: np.ndarray, size: Sequence[int], mode: str) -> np.ndarray:
     return F.interpolate(flat, size=tuple(size), mode=mode).numpy().reshape(*maps.shape[:-2], *size)
 
 
-def by_noised_image(volume: xr.DataArray, scheduler: Any) -> xr.DataArray:
+def by_noised_image(volume: xr.DataArray, scheduler: Scheduler) -> xr.DataArray:
     """A volume of the noise by x_t = √ᾱ x_0 + √(1 − ᾱ) ε, with sigma √((1 − ᾱ) / ᾱ).
 
     It is by the network's input, which is x_t but in flow matching, where it is x_t times a factor.

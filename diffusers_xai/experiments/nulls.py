@@ -12,6 +12,7 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.sampling import Sampling, generators
 from diffusers_xai.models.noise_schedule import schedule_of
+from diffusers_xai.passed import Pipeline, Scheduler
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.null import NUM_SAMPLES, covariance_null
 from diffusers_xai.prediction import is_flow
@@ -75,7 +76,7 @@ def random_weights(pipe: XAIPipeline, seed: int = 10**6) -> XAIPipeline:
 
 
 @contextmanager
-def random_weights_inside(pipe: Any, seed: int = 10**6) -> Iterator[None]:
+def random_weights_inside(pipe: Pipeline, seed: int = 10**6) -> Iterator[None]:
     """The denoisers of any pipeline with redrawn weights, in place, while the context lasts."""
     networks = get_denoiser(pipe).components.values()
     trained = [copy.deepcopy(network.state_dict()) for network in networks]
@@ -123,12 +124,12 @@ def _in_place_of(pipe: XAIPipeline, unet: Any) -> XAIPipeline:
     return null
 
 
-def noise_ratio(sigma: Any, scheduler: Any) -> Any:
+def noise_ratio(sigma: Any, scheduler: Scheduler) -> Any:
     """√((1 − ᾱ) / ᾱ) of a profile's sigmas, which in flow matching are the share of noise."""
     return sigma / (1 - sigma) if is_flow(scheduler) else sigma
 
 
-def state_size(sigma: Any, scheduler: Any) -> Any:
+def state_size(sigma: Any, scheduler: Scheduler) -> Any:
     """How large a scheduler's states are beside √ᾱ x_0 + √(1 − ᾱ) ε, at a profile's sigmas."""
     if is_flow(scheduler):
         return np.hypot(1 - sigma, sigma)
@@ -182,7 +183,9 @@ def on_states_of(
     return output.profile
 
 
-def forward_path(final: np.ndarray, sigmas: np.ndarray, seeds: Sequence[int], scheduler: Any) -> Iterator[np.ndarray]:
+def forward_path(
+    final: np.ndarray, sigmas: np.ndarray, seeds: Sequence[int], scheduler: Scheduler
+) -> Iterator[np.ndarray]:
     """Finished images with more and more noise, one path for each, as in training.
 
     Of an ideal model, the paths of sampling by DDPM have exactly this law.

@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from diffusers_xai.models.noise_schedule import NoiseSchedule
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.prediction import clean_and_noise, prediction_from
 
 
@@ -121,7 +122,7 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
         """
         return self._schedule.alphas_cumprod(timestep)
 
-    def check_scheduler(self, scheduler: Any) -> None:
+    def check_scheduler(self, scheduler: Scheduler) -> None:
         """Refuses a scheduler of another noise schedule or kind of prediction, with which the answers would be wrong.
 
         Pipelines of this package and [`record`] ask it before they begin.

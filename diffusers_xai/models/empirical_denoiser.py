@@ -1,7 +1,6 @@
 """The best denoiser of given images: what a network would be that has learned them by heart."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from diffusers_xai.models.closed_form import (
     shape_of,
 )
 from diffusers_xai.models.noise_schedule import schedule_of
+from diffusers_xai.passed import Scheduler
 
 
 class EmpiricalDenoiser(LabelledDenoiser):
@@ -56,7 +56,7 @@ class EmpiricalDenoiser(LabelledDenoiser):
     def fit(
         cls,
         images: torch.Tensor | np.ndarray,
-        scheduler: Any,
+        scheduler: Scheduler,
         labels: Sequence[int] | torch.Tensor | None = None,
         *,
         prediction_type: str | None = None,

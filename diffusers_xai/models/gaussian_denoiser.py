@@ -1,7 +1,5 @@
 """The best denoiser of Gaussian data."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -9,6 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers_xai.models.closed_form import ClosedFormDenoiser, as_images, shape_of
 from diffusers_xai.models.covariances import make_covariance, posterior_covariance, posterior_mean, rank_of_images
 from diffusers_xai.models.noise_schedule import schedule_of
+from diffusers_xai.passed import Scheduler
 
 
 class GaussianDenoiser(ClosedFormDenoiser):
@@ -58,7 +57,7 @@ class GaussianDenoiser(ClosedFormDenoiser):
     def fit(
         cls,
         images: torch.Tensor | np.ndarray,
-        scheduler: Any,
+        scheduler: Scheduler,
         *,
         covariance_type: str = "low_rank",
         rank: int | None = None,
@@ -99,7 +98,7 @@ class GaussianDenoiser(ClosedFormDenoiser):
         cls,
         mean: torch.Tensor,
         covariance: torch.Tensor,
-        scheduler: Any,
+        scheduler: Scheduler,
         *,
         rank: int | None = None,
         prediction_type: str | None = None,

@@ -23,6 +23,7 @@ from diffusers_xai.models.covariances import (
     rank_of_images,
 )
 from diffusers_xai.models.noise_schedule import schedule_of
+from diffusers_xai.passed import Scheduler
 
 
 class MixtureDenoiser(LabelledDenoiser):
@@ -74,7 +75,7 @@ class MixtureDenoiser(LabelledDenoiser):
         cls,
         images: torch.Tensor | np.ndarray,
         labels: Sequence[int] | torch.Tensor,
-        scheduler: Any,
+        scheduler: Scheduler,
         *,
         covariance_type: str = "low_rank",
         rank: int | None = None,
@@ -137,7 +138,7 @@ class MixtureDenoiser(LabelledDenoiser):
         cls,
         means: torch.Tensor,
         covariances: torch.Tensor,
-        scheduler: Any,
+        scheduler: Scheduler,
         *,
         labels: Sequence[int] | None = None,
         shares: Sequence[float] | None = None,

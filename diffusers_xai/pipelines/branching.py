@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from diffusers_xai.models import ClosedFormDenoiser
+from diffusers_xai.passed import Scheduler
 from diffusers_xai.pipelines.arguments import set_timesteps
 from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import copy_scheduler
@@ -36,7 +36,7 @@ class BranchingRun:
 
     sample: torch.Tensor
     labels: list[int | None]
-    scheduler: Any
+    scheduler: Scheduler
     generators: list[torch.Generator]
 
     @classmethod

@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusers_xai import ConvNextUNet2DModel, DiffusionProfile, XAIPipeline, cli
 from diffusers_xai.cli import profile_folder, profile_run
+from diffusers_xai.cli.base import CommandError
 from diffusers_xai.measures import channel_sums, structural_similarity
 
 
@@ -175,7 +176,7 @@ def test_a_command_is_required(capsys):
 
 
 def test_debug_shows_the_traceback(profile, place):
-    with pytest.raises(cli.CommandError):
+    with pytest.raises(CommandError):
         profile("--label", 17, "--debug")
 
 
