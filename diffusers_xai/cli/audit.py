@@ -11,6 +11,7 @@ from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, i
 
 
 _MIN_SEEDS = 3
+_RESULT_BYTES = 5e6  # of the scores and figures, about
 
 
 def add_command(commands: Any) -> None:
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from diffusers_xai.audit.permuting import check_same_network
     from diffusers_xai.cli.experiment_options import labels_to_compare
     from diffusers_xai.cli.experiment_run import check_formats
-    from diffusers_xai.cli.output import claimed
+    from diffusers_xai.cli.output import check_disk, claimed
     from diffusers_xai.cli.pipelines import (
         check_device,
         check_steps,
@@ -104,6 +105,7 @@ def run(args: argparse.Namespace) -> None:
         asked = {"label": labels[0], "other_label": labels[1]} if labels else {"label": None, "other_label": None}
         known = {**asked, "seeds": list(range(args.seeds)), "steps": args.steps}
         finished(args.out, known)  # the rest is known once the network is loaded
+        check_disk(args.out / "scores.json", _RESULT_BYTES, "audit")
         args.console.say(f"Loading {spoken(args.checkpoint)}")
         pipe = load_pipeline(args, scheduler)
         pipe.set_progress_bar_config(disable=True)

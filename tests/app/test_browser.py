@@ -94,11 +94,16 @@ def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path
     again = zipfile.ZipFile(tmp_path / "again.zip")
     assert json.loads(again.read("profile.json"))["provenance"]["seeds"] == [7]
 
-    # The address keeps the settings.
-    page.reload()
-    page.wait_for_function("document.querySelector('#status')?.innerText.includes('from the link')")
-    page.click("#switch-panel > button")
-    assert page.is_checked("#switch input")
+    # The address keeps the settings: when the page is loaded again, and when one comes back to it.
+    def leave_and_come_back():
+        page.goto("about:blank")
+        page.go_back()
+
+    for load in (page.reload, leave_and_come_back):
+        load()
+        page.wait_for_function("document.querySelector('#status')?.innerText.includes('from the link')")
+        page.click("#switch-panel > button")
+        assert page.is_checked("#switch input")
 
 
 def test_a_mask_drawn_by_mouse_changes_the_gradient_volume(page):

@@ -1,6 +1,7 @@
 """Folders that two commands want, interruptions, and what both leave."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_xai import DiffusionProfile, cli
+from diffusers_xai import DiffusionProfile, XAIPipeline, cli
 from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.output import claimed, new_folder
 from tests.cli.checkpoints import save_tiny
@@ -140,6 +141,18 @@ sys.exit(code)
     done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert DiffusionProfile.from_pretrained(json.loads(done.stdout)["profile"])["samples"].sizes["step"] == 2
+
+
+@pytest.mark.parametrize("command", [["audit"], ["experiment", "process", "--seeds", "2"]])
+def test_too_little_space_is_seen_before_a_model_is_loaded(place, monkeypatch, capsys, command):
+    save_tiny(place / "tiny")
+    full = shutil.disk_usage(place)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(XAIPipeline, "from_pretrained", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    assert cli.main([*command, "--checkpoint", "tiny", "--steps", "2", "--out", "new"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has 1 kB free" in line
+    assert [path.name for path in place.iterdir()] == ["tiny"]
 
 
 def test_experiments_say_what_is_kept(place, monkeypatch, capsys):
