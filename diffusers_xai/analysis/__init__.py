@@ -4,7 +4,12 @@ from diffusers_xai.analysis.crossing import crossing_difference, falling_crossin
 from diffusers_xai.analysis.moments import Moments
 from diffusers_xai.analysis.overlap import Overlap, overlap
 from diffusers_xai.analysis.predetermination import predetermination_index
-from diffusers_xai.analysis.shapley import shapley_values, variance_share_intervals, variance_shares
+from diffusers_xai.analysis.shapley import (
+    shapley_values,
+    variance_share_difference,
+    variance_share_intervals,
+    variance_shares,
+)
 from diffusers_xai.analysis.statistics import (
     above_test,
     benjamini_hochberg,
@@ -29,6 +34,7 @@ __all__ = [
     "shapley_values",
     "share_interval",
     "summary",
+    "variance_share_difference",
     "variance_share_intervals",
     "variance_shares",
 ]

@@ -82,9 +82,34 @@ def variance_share_intervals(values: np.ndarray, *, confidence: float = 0.95) ->
         values (`np.ndarray` of shape `(row, column, …, value)`): See [`variance_shares`]; NaN limits below three rows.
         confidence (`float`, defaults to 0.95): Coverage, in (0, 1).
     """
-    count, whole = len(values), variance_shares(values)
-    if count < 3:
+    whole = variance_shares(values)
+    if len(values) < 3:
         return np.full_like(whole, np.nan), np.full_like(whole, np.nan)
-    without = np.stack([variance_shares(np.delete(values, row, axis=0)) for row in range(count)])
-    low, high = mean_interval(count * whole - (count - 1) * without, confidence=confidence)
+    low, high = mean_interval(_pseudo_values(values), confidence=confidence)
     return np.clip(low, 0, 1), np.clip(high, 0, 1)
+
+
+def variance_share_difference(
+    values: np.ndarray, control: np.ndarray, *, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much more of a variance is due to each source than of a control's: difference, lower and upper limit (…, 3).
+
+    By the jackknife over the rows, which both have in common.
+
+    Args:
+        values (`np.ndarray` of shape `(row, column, …, value)`): See [`variance_shares`].
+        control (`np.ndarray` of that shape): The same rows and columns of the control.
+        confidence (`float`, defaults to 0.95): Coverage, in (0, 1); NaN limits below three rows.
+    """
+    difference = variance_shares(values) - variance_shares(control)
+    if len(values) < 3:
+        return difference, np.full_like(difference, np.nan), np.full_like(difference, np.nan)
+    low, high = mean_interval(_pseudo_values(values) - _pseudo_values(control), confidence=confidence)
+    return difference, np.clip(low, -1, 1), np.clip(high, -1, 1)
+
+
+def _pseudo_values(values: np.ndarray) -> np.ndarray:
+    """Tukey's pseudo-values of the shares, a row each."""
+    count = len(values)
+    without = np.stack([variance_shares(np.delete(values, row, axis=0)) for row in range(count)])
+    return count * variance_shares(values) - (count - 1) * without

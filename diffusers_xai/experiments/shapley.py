@@ -1,5 +1,6 @@
 """Who did it: which attribute of the label, in which half of the process; the label or the seed."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,13 @@ import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from diffusers_xai.analysis import shapley_values, summary, variance_share_intervals, variance_shares
+from diffusers_xai.analysis import (
+    shapley_values,
+    summary,
+    variance_share_difference,
+    variance_share_intervals,
+    variance_shares,
+)
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import excess_columns, null_name, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
@@ -52,7 +59,8 @@ def measure(
     Returns:
         `xarray.Dataset`: `share` of dims (seed, of, attribute, half), whose sum is `gain` (seed, of), v of all less v
         of none; `variance` (of, source, limit) with the estimate and its interval, NaN of a single seed; each with
-        `null_` of the control. `images` (first, second, rgb, height, width) of the first seed.
+        `null_` of the control, and `excess_variance` the difference. `images` (first, second, rgb, height, width) of
+        the first seed.
 
     Raises:
         ValueError: If the labels are not two with all between, or differ in more than four attributes.
@@ -105,26 +113,34 @@ def measure(
     data = data.assign_coords(
         of=[IMAGE, *names], attribute=players, half=list(HALVES), first=labels, second=labels, label=labels
     )
-    for prefix in ("", "null_") if other is not None else ("",):
-        data[f"{prefix}variance"] = _variance(data[f"{prefix}steady"].values, data[f"{prefix}worth"].values[:, 1:])
+    varying = {prefix: _varying(data, prefix) for prefix in (("",) if other is None else ("", "null_"))}
+    for prefix, parts in varying.items():
+        data[f"{prefix}variance"] = _limits(_shares, parts)
+    if other is not None:
+        data["excess_variance"] = _limits(variance_share_difference, *varying.values())
     return data.drop_dims("held")
 
 
-def _variance(steady: np.ndarray, worth: np.ndarray) -> Any:
-    """Shares of the pixels' variance, and of each probability's: (of, source, limit)."""
+def _varying(data: xr.Dataset, prefix: str) -> list[np.ndarray]:
+    """What varies with seed and label, (seed, label, value) each: the pixels, then every probability."""
+    steady, worth = data[f"{prefix}steady"].values, data[f"{prefix}worth"].values[:, 1:]
     diagonal = worth[:, :, range(worth.shape[2]), range(worth.shape[3])]  # (seed, of, label)
-    rows = []
-    for values in [
-        steady.reshape(*steady.shape[:2], -1),
-        *(diagonal[:, i, :, None] for i in range(diagonal.shape[1])),
-    ]:
-        if len(values) < 2:
-            rows.append(np.full((3, 3), np.nan))
-            continue
-        low, high = variance_share_intervals(values)
-        rows.append(np.stack([variance_shares(values), low, high], axis=-1))
+    return [steady.reshape(*steady.shape[:2], -1), *(diagonal[:, i, :, None] for i in range(diagonal.shape[1]))]
+
+
+def _shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    low, high = variance_share_intervals(values)
+    return variance_shares(values), low, high
+
+
+def _limits(function: Callable[..., tuple[np.ndarray, ...]], *parts: list[np.ndarray]) -> xr.DataArray:
+    """Estimates and limits that a function finds in each part: (of, source, limit); NaN of a single seed."""
+    found = [
+        np.stack(function(*values), axis=-1) if len(values[0]) > 1 else np.full((3, 3), np.nan)
+        for values in zip(*parts, strict=True)
+    ]
     coords = {"source": list(SOURCES), "limit": ["estimate", "low", "high"]}
-    return xr.DataArray(np.stack(rows), dims=("of", "source", "limit"), coords=coords)
+    return xr.DataArray(np.stack(found), dims=("of", *coords), coords=coords)
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -193,7 +209,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         rows.append({"of": _words(of), "": "sum: all less none", **excess_columns(part, "gain")})
         for source in SOURCES:
             columns = {"": f"variance due to {source}"}
-            for prefix, who in (("", "the model"), ("null_", "control")):
+            for prefix, who in (("", "the model"), ("null_", "control"), ("excess_", "excess")):
                 if f"{prefix}variance" in data:
                     limits = part[f"{prefix}variance"].sel(source=source)
                     at = {limit: float(limits.sel(limit=limit)) for limit in ("estimate", "low", "high")}

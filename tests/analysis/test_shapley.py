@@ -5,7 +5,12 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from diffusers_xai.analysis import shapley_values, variance_share_intervals, variance_shares
+from diffusers_xai.analysis import (
+    shapley_values,
+    variance_share_difference,
+    variance_share_intervals,
+    variance_shares,
+)
 
 
 def test_they_are_the_mean_gain_over_all_orders():
@@ -41,9 +46,16 @@ def test_the_interval_covers_the_share():
     draw = np.random.default_rng(2)
     column = draw.normal(0, 1, (1, 4, 40))
     column = (column - column.mean(1, keepdims=True)) / column.std(1, ddof=1, keepdims=True)
-    covered = np.zeros(3)
+    covered, covered_difference = np.zeros(3), np.zeros(3)
     for _ in range(200):
-        low, high = variance_share_intervals(draw.normal(0, 1, (12, 1, 40)) + column + draw.normal(0, 1, (12, 4, 40)))
+        rows, rest, other = draw.normal(0, 1, (12, 1, 40)), *draw.normal(0, 1, (2, 12, 4, 40))
+        low, high = variance_share_intervals(rows + column + rest)
         covered += (low <= 1 / 3) & (high >= 1 / 3)
+        # Without the columns, halves are left to the rows and the rest.
+        _, low, high = variance_share_difference(rows + column + rest, rows + other)
+        truth = np.array([-1, 2, -1]) / 6
+        covered_difference += (low <= truth) & (high >= truth)
     assert (covered / 200 >= 0.9).all()
+    assert (covered_difference / 200 >= 0.9).all(), covered_difference
     assert np.isnan(variance_share_intervals(np.ones((2, 2, 1)))[0]).all()
+    assert np.isnan(variance_share_difference(np.ones((2, 2, 1)), np.ones((2, 2, 1)))[1]).all()
