@@ -79,11 +79,7 @@ def test_experiments_as_json_with_progress_in_lines(place, capsys):
 
 def test_what_uploads_and_what_grades_prints_json_too(place, capsys, monkeypatch):
     commit = SimpleNamespace(oid="abc", commit_url="https://hub/abc")
-    graded = SimpleNamespace(
-        save=lambda out: [out / "scores.json"],
-        plot=lambda: SimpleNamespace(write_image=lambda *args, **options: None),
-        broken_controls=[],
-    )
+    graded = SimpleNamespace(save=lambda out: [out / "scores.json"], broken_controls=[])
     monkeypatch.setattr("diffusers_xai.hub.transfer.check_push", lambda repo: None)
     monkeypatch.setattr("diffusers_xai.hub.cards.read_facts", lambda folder: {})
     monkeypatch.setattr(XAIPipeline, "push_to_hub", lambda *args, **options: commit)
@@ -92,9 +88,8 @@ def test_what_uploads_and_what_grades_prints_json_too(place, capsys, monkeypatch
     for line, expected in (
         (["push", "a/b", "--checkpoint", "tiny"], {"repo": "a/b", "commit": "abc", "url": "https://hub/abc"}),
         (["app", "--push", "a/b"], {"repo": "a/b", "url": "https://hub/space"}),
-        (["audit", "--checkpoint", "tiny", "--format", "svg"],
-         {"json": "audit/scores.json", "svg": "audit/audit.svg", "broken_controls": []}),
-    ):  # fmt: skip
+        (["audit", "--checkpoint", "tiny"], {"json": "audit/scores.json", "broken_controls": []}),
+    ):
         assert cli.main([*line, "--json", "--quiet"]) == 0
         out, err = capsys.readouterr()
         assert json.loads(out) == expected
