@@ -4,9 +4,9 @@
     python -m training.distill --output RUN --resume --export FOLDER
     python -m training.distill --teacher FOLDER --steps 8 --teacher-steps 40 --output RUN --export FOLDER
 
-The teacher, by default the model inside the package, samples by DDIM from its own noise. The student begins with the
+The teacher, by default `lfw-32` of the package, samples by DDIM from its own noise. The student begins with the
 teacher's weights and learns to do in one step what the teacher does in several. A run stopped by Ctrl-C, SIGTERM or a
-kill goes on with --resume: exactly as if it had never stopped, where no --time-limit changes its number of steps.
+kill continues with --resume: exactly as if it had never stopped, where no --time-limit changes its number of steps.
 
 Source: Salimans and Ho 2022, *Progressive Distillation for Fast Sampling of Diffusion Models*, eq. 8, over all of a
 student's step at once.
@@ -66,7 +66,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")
     parser.add_argument("--export", type=Path, help="write the averaged weights as a pipeline to this folder")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --output")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in --output")
     parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="end well in this time")
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0, metavar="MINUTES", help="Default: 5")
     parser.add_argument("--learning-rate", type=float, default=2e-4, help="of Adam, falling to zero. Default: 2e-4")

@@ -92,7 +92,7 @@ def rehearse_device(config: TrainingConfig) -> None:
 
 
 def check_same_run(state: dict[str, Any], config: TrainingConfig, num_processes: int) -> None:
-    """Compares what a checkpoint says of its run with the settings that are to go on with it.
+    """Compares what a checkpoint says of its run with the settings that are to continue it.
 
     Raises:
         ValueError: If a resumed run would mean something else: another network, objective, choice of images, measure,
@@ -112,7 +112,7 @@ def check_same_run(state: dict[str, Any], config: TrainingConfig, num_processes:
         )
     if changed:
         raise ValueError(
-            f"--resume goes on with the same run, but {'; '.join(changed)}. For another run, export this one and"
+            f"--resume continues the same run, but {'; '.join(changed)}. For another run, export this one and"
             " --start-from its weights"
         )
     if state["step"] > config.max_steps:
@@ -123,7 +123,7 @@ def check_same_data(state: dict[str, Any], fingerprint: str) -> None:
     """Raises a ValueError if a checkpoint's run saw other training images, or other labels of them."""
     if state.get("data", fingerprint) != fingerprint:  # checkpoints of an older release do not say
         raise ValueError(
-            "--resume goes on with the same run, but --data gives other training images or labels than that run saw."
+            "--resume continues the same run, but --data gives other training images or labels than that run saw."
             " For another run, export this one and --start-from its weights"
         )
 

@@ -46,7 +46,7 @@ class Schedule:
         """The schedule of a run that is at `step` and has time for so many steps more.
 
         It never exceeds the configuration's steps. The fall takes the configuration's share of the steps, or a
-        quarter where it has none; one that has begun goes on from where it is.
+        quarter where it has none; one that has begun continues.
         """
         end = min(step + steps_left, config.max_steps)
         if self.decay_from < step < self.max_steps:
@@ -80,7 +80,7 @@ class TimeLimit:
 
     @property
     def due(self) -> bool:
-        """Whether the steps that fit in should be counted anew: after the first steps, then fifty times."""
+        """Whether the steps that fit in should be counted again: after the first steps, then fifty times."""
         return self._clock() >= self._next
 
     def seconds_per_step(self, step: int) -> float | None:

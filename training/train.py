@@ -54,10 +54,10 @@ def parse_args(arguments: list[str] | None = None, description: str | None = __d
         "--resume",
         nargs="?",
         const="latest",
-        help="go on from this checkpoint, or from the last one in --output",
+        help="continue from this checkpoint, or from the last one in --output",
     )
     parser.add_argument(
-        "--start-from", metavar="PIPELINE", help="folder or Hub id of a pipeline whose weights to go on from"
+        "--start-from", metavar="PIPELINE", help="folder or Hub id of a pipeline whose weights to start from"
     )
     parser.add_argument("--export", type=Path, help="write the averaged weights as a pipeline to this folder")
     parser.add_argument(

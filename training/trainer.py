@@ -108,7 +108,7 @@ class Trainer:
             self.schedule = Schedule(**{name: fitted[name] for name in own})
 
     def start_from(self, weights: dict[str, torch.Tensor], source: str) -> None:
-        """Takes over the weights of a finished network; steps and optimizer start anew."""
+        """Takes over the weights of a finished network; steps and optimizer start afresh."""
         load_weights(self.network, weights, source)
         self._set_mean(weights)
 

@@ -121,7 +121,7 @@ class Session:
         """The run that the page shows, by the id that it sends.
 
         Raises:
-            SettingsError: If there is none, or a newer one is on its way to the page.
+            SettingsError: If there is none, or a newer one is about to be shown.
         """
         result = self.result
         if result is None:

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if args.push is not None:
         for option, value in (("--checkpoint", args.checkpoint), ("--port", args.port), ("--share", args.share)):
             if value:
-                raise CommandError(f"{option}: a Space shows the embedded model on its own server: leave it out")
+                raise CommandError(f"{option}: a Space shows the embedded models on its own server: leave it out")
         url = push_space(space_folder(), args.push, args.private, args.console)
         args.console.result(url, {"repo": args.push, "url": url})
         return
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     for name in args.checkpoint:
         if pipeline_of_prompts(argparse.Namespace(checkpoint=name, revision=None)) is not None:
             raise CommandError(
-                f"--checkpoint {name}: it takes a prompt, and of prompts the page has the embedded model alone: ask"
+                f"--checkpoint {name}: it takes a prompt, and the page takes prompts for drawn-text-32 alone: ask"
                 " with `diffusers-xai profile --prompt` or `diffusers-xai experiment words`"
             )
     with quiet_libraries(unless=args.debug):

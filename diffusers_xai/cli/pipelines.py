@@ -53,7 +53,7 @@ def check_device(device: str) -> None:
     """Raises if nothing can be computed on `device`."""
     try:
         if torch.device(device).type == "cpu" and torch.device(device).index:
-            raise ValueError("there is one cpu")  # of any number, to torch
+            raise ValueError("there is one cpu")  # torch takes any number
         torch.zeros(1, device=device).item()
     except Exception as error:  # of many types, by backend
         why = " ".join(str(error).split()).partition(" This could be because")[0][:300]

@@ -17,7 +17,7 @@ from diffusers_xai.measures import mask_from_box, mask_from_png
 from diffusers_xai.profile import DiffusionProfile
 
 
-# What the labels of the model inside the package mean, and the two that are taken by default.
+# What the labels of the models inside the package mean, and the two that are taken by default.
 _FACES = ("Bangs", "Male", "Smiling", "Wearing_Lipstick")
 _FACE_LABELS = (0b0011, 0b0100)
 # Where c* is looked up for an ablation, as a part of the training's timesteps (thesis tables 5.1, 5.2: t = 200).

@@ -313,7 +313,6 @@ class Labelling:
 
 
 @functools.cache
-@functools.cache
 def is_of_text(path: str) -> bool:
     """Whether a layer sees the condition alone, before it meets the image, however many tokens either has."""
     names = ("cap_", "caption_", "txt_", "text_", "add_time_condition", "cross_attention_proj", "to_cond_")

@@ -207,7 +207,7 @@ def plot(result: ExperimentResult) -> go.Figure:
         chance, line={"color": MUTED_COLOR, "dash": "dot"}, row=1, col=1, annotation_position="top right",
         annotation={"text": f"chance {chance:.2f}", "font": {"color": MUTED_COLOR}},
     )  # fmt: skip
-    shortest = [*few["way"].values[few["steps"].values == few["steps"].values.min()].tolist()]
+    shortest = few["way"].values[few["steps"].values == few["steps"].values.min()].tolist()
     students = [way for way in few["way"].values.tolist() if way.startswith("student") and way not in shortest]
     for index, way in enumerate([str(data["way"].values[0]), *shortest, *students]):
         part = data.sel(way=way)

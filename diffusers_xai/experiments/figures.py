@@ -29,7 +29,7 @@ def band(
 ) -> None:
     """Adds the mean over `seed`, a band of one standard deviation, and a darker one of the mean's interval.
 
-    A control is `muted`: grey and dotted (a second one dashed, too), without the band of one standard deviation.
+    A control is `muted`: grey and dotted (a second one dash-dotted), without the band of one standard deviation.
     `place` is `row` and `col` of a figure of several parts, and the `legend` of that part.
     """
     color = MUTED_COLOR if muted else LINE_COLORS[index % len(LINE_COLORS)]

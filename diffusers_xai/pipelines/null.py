@@ -41,8 +41,8 @@ def covariance_null(
     components 6.6, 6.0 and 4.2; from 1,024 draws 6.5, 5.9 and 2.0, and 256 components 6.4, 5.8 and 4.1. What counts
     small values suffers most: the thesis's share of input pixels above the mean of ε's gradient volume, at t = 600, is
     1.0 % in truth, 1.7 to 2.7 % from 1,024 draws, and 4.4 to 5.8 % from 256. Such a control errs towards more spread:
-    what exceeds it exceeds the truth, and what does not exceed it may. Where the data is at hand, fit the denoiser to
-    it.
+    what exceeds it exceeds the truth, too; what does not may still do so. Where the data is at hand, fit the denoiser
+    to it.
 
     ```py
     null = covariance_null(pipe, labels=[0b0011, 0b0100], num_inference_steps=50)
@@ -53,8 +53,8 @@ def covariance_null(
         pipe ([`~diffusers.DiffusionPipeline`]): The model; it is left as it is. Its samples are taken in the
             denoiser's own space: latents where it has an autoencoder.
         labels (`Sequence[int]`, *optional*): Labels to sample in turn; needed by a conditional [`XAIPipeline`].
-        num_samples (`int`, defaults to 1024): Number of samples; of fewer, see above. At 20 steps, those of the 32 px
-            model inside the package take about two minutes of one CPU core.
+        num_samples (`int`, defaults to 1024): Number of samples; of fewer, see above. At 20 steps, those of `lfw-32`
+            take about two minutes of one CPU core.
         batch_size (`int`, defaults to 32): Samples in one call, where the pipeline has such an argument.
         covariance_type (`str`, *optional*): `"shrunk"`, `"low_rank"` or `"spectrum"`, see [`GaussianDenoiser`];
             `"shrunk"` if `None`, with a `rank` or for samples of more than 4096 values `"low_rank"`.

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
+from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE, color_bar
 from diffusers_xai.profile.selection import pick_branch
 
 
@@ -42,12 +42,8 @@ def over_frames(
         values = shown.values.astype(np.float32)
         ranged = drawn if shared_scale else [shown]
         ends = [min(float(array.min()) for array in ranged), max(float(array.max()) for array in ranged)]
-        bar = {
-            "title": {"text": scale_title, "side": "bottom"}, "orientation": "h", "thickness": 10, "len": 240,
-            "lenmode": "pixels", "x": 0, "xanchor": "left", "yref": "container", "y": 0, "yanchor": "bottom",
-            "ypad": 0, "outlinewidth": 0, "tickvals": ends,
-            "ticktext": [f"{end:.3g}" for end in ends] if shared_scale else ["low", "high"],
-        }  # fmt: skip
+        words = [f"{end:.3g}" for end in ends] if shared_scale else ["low", "high"]
+        bar = {**color_bar(scale_title), "tickvals": ends, "ticktext": words}
         figure.add_heatmap(
             z=values,
             customdata=np.repeat(np.array(timesteps)[:, None], values.shape[1], axis=1),

@@ -51,7 +51,7 @@ def noise_level(scheduler: Scheduler, timestep: float, index: int | None = None,
     """The noise level at a step, as the scheduler itself holds it.
 
     Args:
-        scheduler: Scheduler scheduler of diffusers.
+        scheduler ([`Scheduler`]): Any scheduler of diffusers.
         timestep (`float`): The argument of `scheduler.step`.
         index (`int`, *optional*): The scheduler's own `step_index` at that step, where it counts.
         sigmas (sequence of `float`, *optional*): See `sigmas_in_use`.
@@ -150,7 +150,7 @@ def check_x0(scheduler: Scheduler, timestep: float, stated: bool = True) -> None
     """Refuses a scheduler that neither tells x̂_0 nor what its predictions mean.
 
     Args:
-        scheduler: Scheduler scheduler of diffusers.
+        scheduler ([`Scheduler`]): Any scheduler of diffusers.
         timestep (`float`): A timestep of the coming run.
         stated (`bool`): Whether it is enough that the scheduler tells x̂_0.
 

@@ -49,10 +49,10 @@ def test_a_run_after_a_cancelled_one_waits_for_its_end_and_neither_takes_the_oth
     waiting = asked(8)  # in Gradio's queue
     visitor.cancel()
     told = []
-    later = threading.Thread(target=lambda run: told.extend(run), args=[asked(9)])
+    later = threading.Thread(target=lambda run: told.extend(run), args=[asked(9)], daemon=True)
     later.start()
     assert "Cancelled" in list(cancelled)[-1][1]
-    later.join()
+    later.join(timeout=300)
     assert told[-1][1].startswith("Done:")
     assert visitor.result.settings.seed == 9
     assert "Cancelled" in list(waiting)[-1][1]

@@ -188,6 +188,15 @@ def test_a_result_without_a_control_has_no_excess():
     assert (finding.control, finding.excess, finding.verdict) == (None, None, HOLDS)
 
 
+def test_without_random_channels_nothing_is_claimed_of_chance():
+    data = make_results()["ablation"].data
+    with_control, without = (
+        [finding.claim.text for finding in findings(make_results(ablation=part)) if "chance" in finding.claim.text]
+        for part in (data, data.drop_vars("null_ssim"))
+    )
+    assert (len(with_control), without) == (1, [])
+
+
 def test_the_page_names_every_claim_and_verdict():
     results = make_results()
     table = findings(results)

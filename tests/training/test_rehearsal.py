@@ -146,7 +146,7 @@ def test_a_resumed_run_keeps_what_it_means(tmp_path, config_file, data_folder, c
     config = load_config(config_file)
     before, state = config.to_dict(), load_checkpoint(tmp_path / "run")[1]
     for name in FIXED_SETTINGS:
-        with pytest.raises(ValueError, match=f"--resume goes on with the same run, but {name} .* became "):
+        with pytest.raises(ValueError, match=f"--resume continues the same run, but {name} .* became "):
             check_same_run(state, dataclasses.replace(config, **{name: changed(before, name)}), 1)
     with pytest.raises(ValueError, match="but 3 images per step .* became 6"):
         check_same_run(state, config, 2)
@@ -155,7 +155,7 @@ def test_a_resumed_run_keeps_what_it_means(tmp_path, config_file, data_folder, c
     with monkeypatch.context() as patch:
         patch.setattr(train, "load_splits", None)  # not reached
         assert run(config_file, data_folder, tmp_path / "run", "--resume", "--set", "seed=5") == 2
-    assert "error: --resume goes on with the same run, but seed 0 became 5" in capsys.readouterr().err
+    assert "error: --resume continues the same run, but seed 0 became 5" in capsys.readouterr().err
 
     free = ["max_steps=3", "learning_rate=0.001", "decay_steps=1", "tracker=null", "log_every=2", "keep_checkpoints=1"]
     said = {**before["model"], "attention_head_dim": 4, "norm_eps": 1e-5, "num_attention_heads": 4}  # defaults, said
