@@ -42,8 +42,8 @@ def test_a_model_without_labels_hides_what_needs_them_and_samples(page):
     sample(page)
     wait_for_plots(page, 6)
     tab(page, "Gradients")
-    wait_for_plots(page, 3)
-    expect(page.locator(".js-plotly-plot:visible")).to_have_count(3)  # no label sensitivity
+    wait_for_plots(page, 4)
+    expect(page.locator(".js-plotly-plot:visible")).to_have_count(4)  # no label sensitivity
     tab(page, "Switch")
     expect(page.locator("#sweep-status")).to_contain_text("no labels")
     expect(page.locator("#sweep")).to_be_disabled()

@@ -122,7 +122,7 @@ def test_experiments_of_prompts_answer_within_what_is_foretold(demo, prompted, t
     hook = prompted.pipe.unet.register_forward_pre_hook(lambda network, args: rows.append(len(args[0])))
     try:
         question = prompts.PromptQuestion(name, 2)
-        wanted = prompts.PromptSettings(PROMPT, tuple(filter(None, [words])), 321, 4, 1.0, OTHER_PROMPT)
+        wanted = prompts.PromptSettings(PROMPT, tuple(filter(None, [words])), 7, 4, 1.0, OTHER_PROMPT)
         plan = next(runs.run_stream(question.plan, prompted, wanted, LIMITS))
         planning = sum(rows)
         rows.clear()
@@ -132,10 +132,10 @@ def test_experiments_of_prompts_answer_within_what_is_foretold(demo, prompted, t
     foretold = question.estimate(plan, prompted, wanted).seconds / plan.sampling_seconds
     assert 0.7 * foretold <= (sum(rows) - planning) / plan.steps <= 1.1 * foretold
     assert "control:" in shown["words-shown"]
-    assert "seeds 321 to 322" in shown["words-shown"]
+    assert "seeds 7 to 8" in shown["words-shown"]
     zipfile.ZipFile(shown["words-file"]["value"]).extractall(tmp_path)
     result = ExperimentResult.load(tmp_path / name)
-    assert result.settings["seeds"] == [321, 322]
+    assert result.settings["seeds"] == [7, 8]
     if name == "words":
         assert ("iou" in result.data) == (words == "smiling")  # whose place is known on a drawn face
     else:
