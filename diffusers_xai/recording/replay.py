@@ -108,7 +108,7 @@ class StepReplay:
             number = 1 + sum(key[:2] == (call, path) for key in outputs)
             # What does not depend on the sample (a time embedding) starts a graph of its own.
             outputs[call, path, number] = output if output.requires_grad else output.detach().requires_grad_()
-            return outputs[call, path, number]
+            return outputs[call, path, number].clone()  # what follows may change it in place
 
         def cut(output: torch.Tensor) -> torch.Tensor:
             label_leaves.append(output.detach().clone().requires_grad_())

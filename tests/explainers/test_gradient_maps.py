@@ -1,13 +1,13 @@
 """Gradients by layers against directional derivatives."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
-from diffusers_xai import (
-    GradientMaps,
-    Samples,
-)
+from diffusers_xai import GradientMaps, Samples, record
 from tests.explainers.gradients import make, run
 from tests.tiny import convnext_unet
 
@@ -58,3 +58,28 @@ def test_max_channel_works_on_gradient_maps():
     path = "gradient_maps/mid_block.attentions.0.attn"
     expected = profile[path].values[0, 0].sum((1, 2)).argmax()
     assert profile.max_channel("gradient_maps/mid_attn.fn", step=0) == expected
+
+
+class ChangesInPlace(torch.nn.Module):
+    """A layer whose output the next one overwrites."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+        self.act = torch.nn.ReLU(inplace=True)
+
+    def forward(self, x, t):
+        return self.b(self.act(self.a(x)))
+
+
+def test_gradients_by_a_layer_whose_output_is_overwritten():
+    torch.manual_seed(0)
+    network, scheduler = ChangesInPlace(), DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(1)
+    x, t = torch.randn(1, 3, 8, 8), scheduler.timesteps[0]
+    own = SimpleNamespace(network=network, scheduler=scheduler)
+    with record(own, [GradientMaps("a", of="noise")]) as recording, torch.no_grad():
+        scheduler.step(network(x, t), t, x)
+    inner = network.a(x).detach().requires_grad_()
+    (expected,) = torch.autograd.grad(network.b(inner.relu()).sum(), inner)
+    np.testing.assert_allclose(recording.profile["gradient_maps/a"][0], expected, atol=1e-6)
