@@ -56,7 +56,7 @@ def describe_run(
 
 def _call(run: Run) -> dict[str, Any]:
     """What the pipeline was called with: `arguments` that can be written as JSON, and the seeds."""
-    arguments = run.call.arguments
+    arguments = {**run.call.arguments, **(run.call.given or {})}  # some pipelines overwrite theirs
     if not arguments:
         return {}
     told = {
