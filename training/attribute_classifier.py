@@ -90,7 +90,9 @@ def train_classifier(
     share = truth.float().mean(0)
     for name, value in zip(attributes, share.tolist(), strict=True):
         if not 0 < value < 1:
-            raise ValueError(f"all images have {name} = {bool(value)}: nothing can be learnt about it")
+            raise ValueError(
+                f"expected images with and without {name}, got {bool(value)} of all: nothing can be learnt about it"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AttributeClassifier(len(attributes), images.shape[-1])

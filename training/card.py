@@ -89,7 +89,7 @@ def write_captioned_card(folder: Path) -> None:
     for part in ("unet", "text_encoder"):
         weights = next((folder / part).glob("*.safetensors"), None)
         if weights is None:
-            raise FileNotFoundError(f"no weights of a pipeline in {str(folder / part)!r}")
+            raise FileNotFoundError(f"expected the weights of a pipeline in {str(folder / part)!r}, got none")
         with safe_open(weights, "pt") as file:
             counts[part] = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())

@@ -83,7 +83,7 @@ def check_attributes(attributes: Sequence[str], columns: Iterable[str]) -> None:
     for name in attributes:
         if name not in columns:
             available = difflib.get_close_matches(name, columns, n=3) or columns or ["no column but the pictures"]
-            raise ValueError(f"the data lacks the column {name!r}; available: {', '.join(available)}")
+            raise ValueError(f"expected a column of the data, got {name!r}; available: {', '.join(available)}")
 
 
 def attribute_values(split: datasets.Dataset, attributes: Sequence[str]) -> np.ndarray:
@@ -134,11 +134,13 @@ def _open_hub(data: str, subset: str | None) -> datasets.DatasetDict:
     there = f"nearest: {', '.join(nearest)}" if nearest else f"nothing of a like name in {str(parent)!r}"
     is_id = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", data) and path.suffix not in (".csv", ".txt", ".parquet")
     if not is_id or (parent == path.parent and (nearest or "/" in data)):
-        raise FileNotFoundError(f"no data file or folder {data!r}; {there}")
+        raise FileNotFoundError(f"expected a data file or folder, got {data!r}; {there}")
     try:
         return _load(data, HUB_CONFIG if data == HUB_ID and subset is None else subset)
     except ValueError as error:
-        raise ValueError(f"no data file or folder {data!r} here ({there}), and on the Hub: {error}") from error
+        raise ValueError(
+            f"expected a data file or folder, got {data!r}; here {there}, and on the Hub: {error}"
+        ) from error
 
 
 def _open_folder(folder: Path, subset: str | None) -> datasets.DatasetDict:

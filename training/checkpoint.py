@@ -99,7 +99,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, dict[str, torch.Tensor]
     if not (path / "state.json").is_file():
         checkpoints = list_checkpoints(path)
         if not checkpoints:
-            raise FileNotFoundError(f"no checkpoint in {str(path)!r}")
+            raise FileNotFoundError(f"expected a folder with a checkpoint, got {str(path)!r}")
         path = checkpoints[-1]
     try:
         state = json.loads((path / "state.json").read_text())

@@ -167,9 +167,12 @@ class TrainingConfig:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"expected two betas of at least 0 and below 1, got {self.betas}")
         if self.optimizer == "muon" and self.mixed_precision == "fp16":
-            raise ValueError("optimizer 'muon' needs mixed_precision 'no' or 'bf16', got 'fp16'")
+            raise ValueError("expected mixed_precision 'no' or 'bf16' for optimizer 'muon', got 'fp16'")
         if not num_labels and self.label_dropout > 0:
-            raise ValueError("an unconditional network (model.num_class_embeds null) needs label_dropout 0")
+            raise ValueError(
+                "expected label_dropout 0 for an unconditional network (model.num_class_embeds null), got"
+                f" {self.label_dropout}"
+            )
 
     def _check_model(self) -> None:
         """What the network needs so that square RGB images and their attributes go through it."""
@@ -185,8 +188,8 @@ class TrainingConfig:
             self.model = model = {"num_class_embeds": 2 ** len(attributes), **model}
         elif model.get("num_class_embeds", 16) is not None:
             raise ValueError(
-                "a conditional network needs model.class_attributes, the columns that make up its label; an"
-                " unconditional one model.num_class_embeds null"
+                "expected model.class_attributes, the columns that make up the label, or model.num_class_embeds null,"
+                " got neither"
             )
         for name in ("in_channels", "out_channels"):
             if model.get(name, 3) != 3:
@@ -250,11 +253,11 @@ def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig
         ValueError: If the file is no JSON object, a field is unknown or missing, or a value is out of range.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no configuration file at {path!r}")
+        raise FileNotFoundError(f"expected a configuration file, got {path!r}")
     try:
         values = json.loads(Path(path).read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"expected JSON in {path}, got {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object in {path}, got {type(values).__name__}")
     for override in overrides or []:
@@ -268,7 +271,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig
     for name in values:
         if name not in names:
             nearest = difflib.get_close_matches(name, names, n=3) or names
-            raise ValueError(f"unknown setting {name!r} in the configuration; available: {', '.join(nearest)}")
+            raise ValueError(f"expected a setting of the configuration, got {name!r}; available: {', '.join(nearest)}")
     for name in ("model", "scheduler"):
         if not isinstance(values.get(name), dict):
             raise ValueError(f"expected an object {name!r} in the configuration, got {values.get(name)!r}")

@@ -137,7 +137,9 @@ def _decode(
                     bar.update()
     if not good:
         first_fault = f"; the first, {faulty[0][0]}: {faulty[0][1]}" if faulty else ""
-        raise ValueError(f"none of {len(rows)} rows holds a readable image and its attributes{first_fault}")
+        raise ValueError(
+            f"expected rows with a readable image and its attributes, got none in {len(rows)}{first_fault}"
+        )
     labels = np.full(len(good), -1) if attributes is None else labels_from_values(values[good])
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
     person = next((column for column in PERSON_COLUMNS if column in split.column_names), None)

@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_attributes(args.attributes, split.column_names)
         values, faulty = describe(splits, args.attributes)
         if not len(values):
-            raise ValueError(f"none of {faulty} rows has the attributes as -1, 0 or 1")
+            raise ValueError(f"expected rows with the attributes as -1, 0 or 1, got none in {faulty}")
         write_figure(label_figure(values, args.attributes), args.out)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -146,7 +146,7 @@ class Distiller:
         if differing:
             name = differing[0]
             raise ValueError(
-                f"the run in {str(self.args.output)!r} has {name}={state['settings'].get(name)!r}, got"
+                f"expected {name}={state['settings'].get(name)!r} as of the run in {str(self.args.output)!r}, got"
                 f" {getattr(self.args, name)!r}: repeat its settings, or choose another --output"
             )
         load_weights(self.student, tensors["model"], self.args.output)
@@ -343,7 +343,9 @@ def main(arguments: list[str] | None = None) -> int:
             if list_checkpoints(args.output):
                 distiller.resume()
         elif args.output.is_dir() and any(args.output.iterdir()):
-            raise ValueError(f"{str(args.output)!r} holds a run already: add --resume, or choose another --output")
+            raise ValueError(
+                f"--output: expected a new folder, got {str(args.output)!r} with a run: add --resume or choose another"
+            )
         args.output.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

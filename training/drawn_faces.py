@@ -92,7 +92,7 @@ def write_folder(output: Path, splits: datasets.DatasetDict, size: int, seed: in
         FileExistsError: If there is something at `output`.
     """
     if output.exists():
-        raise FileExistsError(f"{str(output)!r} exists: choose a new folder")
+        raise FileExistsError(f"expected a new folder, got {str(output)!r}, which exists")
     unfinished = output.with_name(f".partial-{output.name}")
     unfinished.mkdir(parents=True)
     try:
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
     try:
         if args.output.exists():
-            raise FileExistsError(f"{str(args.output)!r} exists: choose a new folder")
+            raise FileExistsError(f"expected a new folder, got {str(args.output)!r}, which exists")
         splits = drawn_faces(args.train, args.validation, size=args.size, seed=args.seed)
         write_folder(args.output, splits, args.size, args.seed)
     except (ValueError, OSError) as error:

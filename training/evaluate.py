@@ -136,7 +136,7 @@ def evaluate(pipeline: XAIPipeline, train: FaceImages, validation: FaceImages, a
     attributes = tuple(unet.config.class_attributes)
     labels = trainable_labels(train, args.least_images)
     if not labels:
-        raise ValueError(f"no label has --least-images {args.least_images} training images")
+        raise ValueError(f"--least-images: expected at most what one label has in training, got {args.least_images}")
     outside = [] if args.human_models is None else [OutsideJudge(args.human_models)]
     own = held_out_judge(args.judge or args.output, validation, attributes, unet.device)
     judges: list[Judge] = [own, *(j for j in outside if set(j.attributes) <= set(attributes))]
@@ -193,9 +193,11 @@ def main(arguments: list[str] | None = None) -> int:
         pipeline = XAIPipeline.from_pretrained(args.checkpoint, revision=args.revision, dtype=torch.float32).to(device)
         attributes = pipeline.unet.config.get("class_attributes")
         if not attributes:
-            raise ValueError(f"{args.checkpoint!r} has no class_attributes: there is no label to be faithful to")
+            raise ValueError(
+                f"expected a checkpoint with labels, got {args.checkpoint!r}, which has no class_attributes"
+            )
         if args.update_card and not Path(args.checkpoint).is_dir():
-            raise ValueError(f"--update-card needs a folder as --checkpoint, got {args.checkpoint!r}")
+            raise ValueError(f"--update-card: expected a folder as --checkpoint, got {args.checkpoint!r}")
         config = load_config(args.config)
         config.model["sample_size"] = pipeline.unet.config.sample_size
         train, validation = load_splits(args.data, args.data_config, config, attributes)

@@ -162,7 +162,7 @@ def open_pipeline(folder: str) -> Any:
     """An `XAIPipeline` of labels or a `StableDiffusionPipeline` of captions, whichever the folder's index names."""
     index = Path(folder) / "model_index.json"
     if not index.is_file():
-        raise FileNotFoundError(f"no pipeline in {folder!r}")
+        raise FileNotFoundError(f"expected a folder with a pipeline, got {folder!r}")
     captioned = json.loads(index.read_text())["_class_name"] == "StableDiffusionPipeline"
     return (StableDiffusionPipeline if captioned else XAIPipeline).from_pretrained(folder, dtype=torch.float32)
 

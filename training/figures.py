@@ -15,10 +15,10 @@ def check_figure_path(path: Path) -> None:
         raise ValueError(f"expected a figure's file to end in .html or {', '.join(PICTURES)}, got {path.name!r}")
     if path.suffix in PICTURES and find_spec("kaleido") is None:
         raise ValueError(
-            f"a {path.suffix} figure needs `pip install kaleido` and a Chrome: choose an .html file instead"
+            f"kaleido is not installed, which draws {path.suffix} with a Chrome: pip install kaleido, or choose .html"
         )
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"no folder {str(path.absolute().parent)!r} for the figure")
+        raise ValueError(f"expected a file in a folder that exists, got {str(path)!r}")
 
 
 def write_figure(figure: go.Figure, path: Path) -> None:

@@ -117,7 +117,7 @@ def _windowed(
     """Pads as TensorFlow does (the odd pixel goes to the right and the bottom), and runs on NCHW."""
     strides = _numbers(attributes, "strides")[1:3]
     if "dilations" in attributes and set(_numbers(attributes, "dilations")) != {1}:
-        raise ValueError("expected windows without dilation")
+        raise ValueError(f"expected windows without dilation, got {_numbers(attributes, 'dilations')}")
     x = x.permute(0, 3, 1, 2)
     if _text(attributes["padding"]["s"]) == "SAME":
         pads = []

@@ -27,7 +27,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError(f"a picture of mode {mode} with values that are not finite")
+        raise ValueError(f"expected a picture of finite values, got others in one of mode {mode}")
     most = values.max()
     if mode == "F" and most <= 1:
         white = 1.0

@@ -67,7 +67,7 @@ def rehearse_scheduler(config: TrainingConfig) -> None:
             for t in (sampler.timesteps[0], sampler.timesteps[-1]):
                 x = torch.ones(1, 3, 2, 2)
                 if not sampler.step(x, t, x).prev_sample.isfinite().all():
-                    raise ValueError(f"a step of {type(sampler).__name__} at t={int(t)} is not finite")
+                    raise ValueError(f"expected finite steps of {type(sampler).__name__}, got others at t={int(t)}")
     except Exception as error:
         raise ValueError(f"scheduler settings: {error}") from error
     if not all(0 <= t < length for t in config.validation_timesteps):
@@ -88,7 +88,9 @@ def rehearse_device(config: TrainingConfig) -> None:
     except Exception as error:
         raise ValueError(f"mixed_precision {config.mixed_precision!r}: {error}") from error
     if config.mixed_precision != "no" and not accelerator.native_amp:  # on a CPU fp16 would quietly be float32
-        raise ValueError(f"mixed_precision {config.mixed_precision!r} does not work on {accelerator.device}")
+        raise ValueError(
+            f"expected a mixed_precision that works on {accelerator.device}, got {config.mixed_precision!r}"
+        )
 
 
 def check_same_run(state: dict[str, Any], config: TrainingConfig, num_processes: int) -> None:
@@ -112,7 +114,7 @@ def check_same_run(state: dict[str, Any], config: TrainingConfig, num_processes:
         )
     if changed:
         raise ValueError(
-            f"--resume continues the same run, but {'; '.join(changed)}. For another run, export this one and"
+            f"--resume: expected the same run, got {'; '.join(changed)}. For another run, export this one and"
             " --start-from its weights"
         )
     if state["step"] > config.max_steps:
@@ -123,7 +125,7 @@ def check_same_data(state: dict[str, Any], fingerprint: str) -> None:
     """Raises a ValueError if a checkpoint's run saw other training images, or other labels of them."""
     if state.get("data", fingerprint) != fingerprint:  # checkpoints of an older release do not say
         raise ValueError(
-            "--resume continues the same run, but --data gives other training images or labels than that run saw."
+            "--resume: expected the training images and labels that the run saw, got others of --data."
             " For another run, export this one and --start-from its weights"
         )
 

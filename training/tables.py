@@ -47,7 +47,7 @@ def read_table(path: Path) -> Table:
     places = {name: i for i, name in enumerate(head) if name and i != key}
     if len(places) < sum(bool(name) and i != key for i, name in enumerate(head)):
         twice = sorted({name for name in head if name and head.count(name) > 1})
-        raise ValueError(f"{str(path)!r} has the column {twice[0]!r} more than once")
+        raise ValueError(f"expected every column once in {str(path)!r}, got {twice[0]!r} more than once")
     table = Table(columns={name: [] for name in places})
     for row in rows:
         while len(row) > len(head) and not row[-1]:

@@ -136,13 +136,16 @@ def checkpoint_to_resume(
     """
     if args.resume is None:
         if list_checkpoints(args.output):
-            raise ValueError(f"{str(args.output)!r} holds a run already: add --resume, or choose another --output")
+            raise ValueError(
+                f"--output: expected a new folder, got {str(args.output)!r} with a run: add --resume or choose another"
+            )
         return None
     tensors, state = load_checkpoint(resumed_from(args))
     later = list_checkpoints(args.output)[-1:]
     if later and checkpoint_step(later[0]) > state["step"]:
         raise ValueError(
-            f"{later[0]} is later than step {state['step']} of --resume: choose another --output for the branch"
+            f"--output: expected no checkpoint later than step {state['step']} of --resume, got {later[0]}: choose"
+            " another for the branch"
         )
     check_same_run(state, config, PartialState().num_processes)
     return tensors, state

@@ -16,7 +16,7 @@ from diffusers_xai.app.guard import Presence
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.questions import MAX_SEEDS, Question, offered, plain_settings
 from diffusers_xai.app.session import Session, readable_errors
-from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError
+from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError, shortened
 from diffusers_xai.app.values import flag, some_of, whole
 from diffusers_xai.profile.archive import write_archive
 
@@ -284,7 +284,7 @@ _SWEEP = ("step", "share", "ssim", "index")
 
 def _label(controls: Controls, model: Model, name: str, names: Any, number: Any) -> int | None:
     if not model.classes:
-        raise SettingsError(f"{name}: this model has no labels.")
+        raise SettingsError(f"{name}: expected none, as this model has no labels, got {shortened(number)}.")
     if names is not None:
         return model.label_of(some_of(names, name, model.attributes, len(model.attributes)), 0)
     return whole(number, name, 0, model.classes - 1)

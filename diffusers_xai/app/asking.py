@@ -105,7 +105,7 @@ class AskingTab(ABC):
         task, most = task.estimate(plan, model, settings), self.controls.server_limits.max_seconds
         if task.seconds > most:
             raise SettingsError(
-                f"This would take about {task.seconds:.0f} s; here at most {most:.0f} s are allowed. Take fewer"
+                f"Expected at most {most:.0f} s of computing, got about {task.seconds:.0f} s. Take fewer"
                 " seeds or steps or a faster model, or ask about less."
             )
         return f"**Plan:** about {max(1, task.seconds):.0f} s.", task

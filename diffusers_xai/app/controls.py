@@ -15,10 +15,10 @@ from diffusers_xai.app import links, texts
 from diffusers_xai.app.drawing import painted
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.session import Session, enlarged, readable_errors
-from diffusers_xai.app.settings import MAX_GUIDANCE, MAX_SEED, SCHEDULERS, Limits, Settings, SettingsError
+from diffusers_xai.app.settings import MAX_GUIDANCE, MAX_SEED, SCHEDULERS, Limits, Settings, SettingsError, shortened
 from diffusers_xai.app.shown import chosen_layers, shown, shown_slots
 from diffusers_xai.app.theme import WHOLE_LINK
-from diffusers_xai.app.values import flag, number, shortened, some_of, whole
+from diffusers_xai.app.values import flag, number, some_of, whole
 from diffusers_xai.measures import mask_from_drawing, mask_to_runs
 
 
@@ -52,7 +52,9 @@ class Controls:
     def model(self, name: Any) -> Model:
         """The model of a name; only those that the server was started with can be chosen."""
         if not isinstance(name, str) or name not in self.models:
-            raise SettingsError(f"This model is not offered here. Offered: {', '.join(self.models)}.")
+            raise SettingsError(
+                f"Expected a model that is offered here, got {shortened(name)}; available: {', '.join(self.models)}."
+            )
         return self.models[name]
 
     def limits(self, model: Model) -> Limits:
@@ -97,7 +99,9 @@ class Controls:
         paths = {name: path for path, name in model.layers.items()}
         pairs = []
         if not isinstance(written or [], list):
-            raise SettingsError("Masked channels: expected a list of texts such as layer:channel.")
+            raise SettingsError(
+                f"Masked channels: expected a list of texts such as layer:channel, got {shortened(written)}."
+            )
         for text in written or []:
             name, _, channel = str(text)[:200].rpartition(":")
             if name not in paths or not (channel.isascii() and channel.isdecimal()):
@@ -109,7 +113,9 @@ class Controls:
         drawn = painted(editor, self.server_limits)
         if drawn is not None:
             if min(map(sub, drawn.shape, model.size)) < 0:
-                raise SettingsError("The drawing is smaller than the image: paint it again.")
+                raise SettingsError(
+                    "Expected a drawing that is as large as the image, got a smaller one: paint it again."
+                )
             return json.dumps(mask_to_runs(mask_from_drawing(drawn, model.size)))
         return self.region(session, model)
 
@@ -182,12 +188,16 @@ class Controls:
         """Adds a channel to the list."""
         model = self.model(name)
         if layer not in model.layers:
-            raise SettingsError("Choose a layer of this model.")
+            raise SettingsError(
+                f"Expected a layer of this model, got {shortened(layer)}; available: {', '.join(model.layers)}."
+            )
         channel = whole(channel, "Channel", 0, model.channels.get(layer, 1) - 1)
         added = (*self._ablations(model, there), (layer, channel))
         values = [f"{model.layers[path]}:{number}" for path, number in dict.fromkeys(added)]
         if len(values) > self.server_limits.max_ablations:
-            raise SettingsError(f"Expected at most {self.server_limits.max_ablations} masked channels.")
+            raise SettingsError(
+                f"Expected at most {self.server_limits.max_ablations} masked channels, got {len(values)}."
+            )
         return gr.update(choices=values, value=values)
 
     def share(self, session: Session, *values: Any) -> str:
@@ -203,7 +213,7 @@ class Controls:
             raise SettingsError(texts.NO_LABELS)
         label, to = self.label(model, label_names, label_class), self.label(model, to_names, to_class)
         if label == to:
-            raise SettingsError("Choose another label to switch to than that of the image.")
+            raise SettingsError(f"Expected another label to switch to than that of the image, got {to} for both.")
         default = model.default(self.server_limits, steps=50, every=10)
         seed = whole(seed, "Noise seed", 0, MAX_SEED - 4)
         settings = replace(default, label=label, switch_to=to or 0, seed=seed)

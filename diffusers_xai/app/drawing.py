@@ -23,10 +23,11 @@ def painted(editor: Any, limits: Limits) -> np.ndarray | None:
     if not layers:
         return None
     if not isinstance(layers, list) or len(layers) > limits.max_layers:
-        raise SettingsError(f"Expected at most {limits.max_layers} painted layers.")
+        count = len(layers) if isinstance(layers, list) else "something else"
+        raise SettingsError(f"Expected at most {limits.max_layers} painted layers, got {count}.")
     drawn = [_paint(layer, limits.max_side) for layer in layers if layer is not None]
     if len({layer.shape for layer in drawn}) > 1:
-        raise SettingsError("Expected painted layers of one size.")
+        raise SettingsError("Expected painted layers of one size, got several.")
     mask = np.any(drawn, axis=0) if drawn else None
     return mask if mask is not None and mask.any() else None
 

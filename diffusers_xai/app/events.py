@@ -77,13 +77,13 @@ class Events:
         *_, plan = self.stream(runs.plan, model, settings, stop, **options)
         if plan.nbytes > limits.max_bytes:
             raise SettingsError(
-                f"This profile would take {plan.nbytes / 2**20:.0f} MB; here at most"
-                f" {limits.max_bytes / 2**20:.0f} MB are allowed. Record less often, or fewer blocks."
+                f"Expected a profile of at most {limits.max_bytes / 2**20:.0f} MB, got"
+                f" {plan.nbytes / 2**20:.0f} MB. Record less often, or fewer blocks."
             )
         if plan.seconds > limits.max_seconds:
             raise SettingsError(
-                f"This would take about {plan.seconds:.0f} s; here at most"
-                f" {limits.max_seconds:.0f} s are allowed. Take fewer steps or a smaller region."
+                f"Expected at most {limits.max_seconds:.0f} s of computing, got about"
+                f" {plan.seconds:.0f} s. Take fewer steps or a smaller region."
             )
         size = f"{plan.nbytes / 2**20:.1f} MB"
         passes = f", {plan.backward_passes} backward passes" if plan.backward_passes else ""

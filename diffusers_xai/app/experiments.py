@@ -87,7 +87,7 @@ class ExperimentTab(AskingTab):
         other = self.controls.label(model, names, number) if compares_labels(experiment) else None
         settings = replace(settings, switch_to=other or 0)
         if settings.seed + MAX_SEEDS >= MAX_SEED:
-            raise SettingsError("Choose a smaller noise seed.")
+            raise SettingsError(f"Noise seed: expected at most {MAX_SEED - MAX_SEEDS - 1}, got {settings.seed}.")
         question = Question(experiment.name, whole(seeds, "Seeds", 1, MAX_SEEDS))
         question.check(model, settings)
         return question, model, settings

@@ -9,7 +9,7 @@ import numpy as np
 from diffusers_xai import DiffusionProfile, plots
 from diffusers_xai.app import texts
 from diffusers_xai.app.session import Result
-from diffusers_xai.app.settings import SettingsError
+from diffusers_xai.app.settings import SettingsError, shortened
 from diffusers_xai.app.theme import themed
 from diffusers_xai.app.values import whole
 from diffusers_xai.plots.style import (
@@ -156,7 +156,7 @@ def channel_figure(result: Result, dark: bool, group: str, layer: Any, index: in
 def max_channel(result: Result, layer: Any, index: int) -> int:
     """The channel c* of a layer at the `index`-th recorded step, within the region."""
     if not isinstance(layer, str) or f"activations/{layer}" not in result.profile:
-        raise SettingsError("Choose a layer of which a map is shown.")
+        raise SettingsError(f"Expected a layer of which a map is shown, got {shortened(layer)}.")
     name = f"activations/{layer}"
     return int(result.profile.max_channel(name, step=_step(result.profile[name], index), mask=result.region))
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from diffusers_xai.app.models import Model
-from diffusers_xai.app.settings import OWN_SCHEDULER, Limits, Settings, SettingsError
+from diffusers_xai.app.settings import OWN_SCHEDULER, Limits, Settings, SettingsError, shortened
 from diffusers_xai.measures import mask_from_runs, mask_to_runs
 
 
@@ -55,10 +55,14 @@ def from_query(query: Mapping[str, str], models: Mapping[str, Model], limits: Li
         SettingsError: If the link is damaged, names what there is not, or asks for too much; the text says which.
     """
     if sum(map(len, query.values())) > MAX_LENGTH:
-        raise SettingsError("This link is too long: the settings stay at their defaults.")
+        raise SettingsError(
+            f"Expected a link of at most {MAX_LENGTH} characters, got a longer one: the settings stay as they are."
+        )
     name = query.get("model", next(iter(models)))
     if name not in models:
-        raise SettingsError(f"This link is for a model that is not offered here. Offered: {', '.join(models)}.")
+        raise SettingsError(
+            f"Expected a link to a model that is offered here, got {shortened(name)}; available: {', '.join(models)}."
+        )
     model = models[name]
     try:
         settings = _read(query, model, model.default(limits, **defaults))
@@ -67,11 +71,13 @@ def from_query(query: Mapping[str, str], models: Mapping[str, Model], limits: Li
     named = {*settings.layers, *(layer for layer, _ in settings.ablations)}
     labels = {settings.label or 0, settings.switch_to} - {model.null_label}
     if not named <= set(model.layers) or not labels <= set(range(max(model.classes, 1))):
-        raise SettingsError("This link names a layer or a label that the model does not have.")
+        raise SettingsError(f"Expected a link to layers and labels that {model.name} has, got others.")
     model.check_layers(settings.layers)
     model.check_channels(settings.ablations)
     if settings.guidance != 1 and model.null_label is None:
-        raise SettingsError("This link asks for guidance, which needs a model with a null label.")
+        raise SettingsError(
+            f"Expected a link without guidance, as {model.name} has no null label, got {settings.guidance:g}."
+        )
     return settings.check(model.limits(limits))
 
 

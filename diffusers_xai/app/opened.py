@@ -20,8 +20,9 @@ def open_profile(file: str, folder: Path, limits: Limits) -> DiffusionProfile:
     Raises:
         SettingsError: If it is no sound profile, or larger than a server that many share can draw.
     """
-    if Path(file).stat().st_size > limits.upload:
-        raise SettingsError(f"Expected a file of at most {limits.upload / 2**20:.0f} MB.")
+    size = Path(file).stat().st_size
+    if size > limits.upload:
+        raise SettingsError(f"Expected a file of at most {limits.upload / 2**20:.0f} MB, got {size / 2**20:.1f} MB.")
     try:
         profile = read_archive(file, folder, limits.max_bytes)
     except ValueError as error:

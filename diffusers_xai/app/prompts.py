@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers_xai import DecodedImages, DiffusionProfile, PromptSwitch, Samples, WordMaps, record
 from diffusers_xai.app import runs
 from diffusers_xai.app.questions import BATCH, in_words, timed
-from diffusers_xai.app.settings import Limits, SettingsError
+from diffusers_xai.app.settings import Limits, SettingsError, shortened
 from diffusers_xai.checkpoints import demo_checkpoint
 from diffusers_xai.checkpoints.drawn_parts import WORDS
 from diffusers_xai.checkpoints.drawn_parts import words as face_and_masks
@@ -182,11 +182,13 @@ def checked_prompt(text: Any, what: str) -> str:
         SettingsError: If it is empty, too long, or has other signs than words.
     """
     if not isinstance(text, str) or not text.strip():
-        raise SettingsError(f"{what}: expected a text, such as “a smiling woman with blond hair”.")
+        raise SettingsError(
+            f"{what}: expected a text, such as “a smiling woman with blond hair”, got {shortened(text)}."
+        )
     if len(text) > MAX_PROMPT or not _ALLOWED.fullmatch(text):
         raise SettingsError(
             f"{what}: expected at most {MAX_PROMPT} letters, digits, spaces, commas, full stops, hyphens and"
-            " apostrophes."
+            f" apostrophes, got {shortened(text)}."
         )
     return " ".join(text.split())
 
@@ -205,5 +207,5 @@ def checked_words(text: Any, prompt: str) -> tuple[str, ...]:
         )
     for word in words:
         if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE):
-            raise SettingsError(f"Words: “{word}” is not in the prompt.")
+            raise SettingsError(f"Words: expected words that are in the prompt, got {shortened(word)}.")
     return words

@@ -116,15 +116,23 @@ class Question:
         """
         experiment = EXPERIMENTS[self.name]
         if compares_labels(experiment) and model.classes < 2:
-            raise SettingsError("This experiment compares two labels, and this model has none to compare.")
+            raise SettingsError(
+                f"This experiment compares labels: expected a model with two or more, got {model.name}."
+            )
         if compares_labels(experiment) and settings.label == settings.switch_to:
-            raise SettingsError("This experiment compares two labels: choose another one than that of the image.")
+            raise SettingsError(f"This experiment compares labels: expected two, got {settings.switch_to} for both.")
         if experiment.needs == CHECKPOINTS and not model.others:
-            raise SettingsError("This experiment compares checkpoints of one architecture, and only one is offered.")
+            raise SettingsError(
+                f"Expected a model with others of its architecture, got {model.name}, which is alone here."
+            )
         if experiment.needs == CONCEPTS and not model.has_masks:
-            raise SettingsError(f"This is asked of pictures whose parts are known: choose the model {DRAWN}.")
+            raise SettingsError(
+                f"Expected pictures whose parts are known, got those of {model.name}; available: {DRAWN}."
+            )
         if self.seeds < experiment.min_seeds:
-            raise SettingsError(f"This experiment needs at least {experiment.min_seeds} seeds, got {self.seeds}.")
+            raise SettingsError(
+                f"Expected at least {experiment.min_seeds} seeds for this experiment, got {self.seeds}."
+            )
 
     def _labels(self, model: Model, settings: Settings) -> list[int]:
         experiment = EXPERIMENTS[self.name]

@@ -112,7 +112,7 @@ def without_paths(value: Any, name: str) -> Any:
 def sweep(model: Model, settings: Settings, limits: Limits, tell: Tell) -> ExperimentResult:
     """The label switched at ten times, for three seeds."""
     if settings.label is None:
-        raise SettingsError("This model has no labels to switch between.")
+        raise SettingsError(f"Expected a model with labels to switch between, got {model.name}.")
     seeds = range(settings.seed, settings.seed + SWEEP_SEEDS)
     return EXPERIMENTS["predetermination"].run(
         model.pipe,

@@ -1,6 +1,7 @@
 """What a visitor asks for: checked, and turned into a request to the pipeline."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,15 @@ class SettingsError(ValueError):
     """A request that is refused; the text is for the visitor."""
 
 
+def shortened(value: Any) -> str:
+    """A value as a message shows it: without marks of Markdown, as a link that anyone writes may bring it."""
+    if isinstance(value, str):
+        return repr(re.sub(r"[<>\[\]`]|://", "·", value[:60]))
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of many digits"
+    return str(value) if isinstance(value, (int, float, type(None))) else "something else"
+
+
 @dataclass(frozen=True)
 class Settings:
     """One run of a model. `mask` is `mask_to_runs` as JSON text, so that settings can be compared and shared."""
@@ -119,7 +129,9 @@ class Settings:
         if not 1 <= self.every <= self.steps:
             raise SettingsError(f"Expected to record every 1 to {self.steps} steps, got {self.every}.")
         if self.scheduler not in SCHEDULERS:
-            raise SettingsError(f"Expected a scheduler out of {', '.join(SCHEDULERS)}, got {self.scheduler!r}.")
+            raise SettingsError(
+                f"Expected a scheduler out of {', '.join(SCHEDULERS)}, got {shortened(self.scheduler)}."
+            )
         if not 1 <= self.guidance <= MAX_GUIDANCE:
             raise SettingsError(f"Expected a guidance scale from 1 to {MAX_GUIDANCE}, got {self.guidance}.")
         if len(self.layers) > limits.max_blocks:
@@ -129,7 +141,9 @@ class Settings:
         if self.switch_at is not None and not 0 <= self.switch_at <= self.steps:
             raise SettingsError(f"Expected a label switch at a step from 0 to {self.steps}, got {self.switch_at}.")
         if self.switch_at is not None and self.switch_to == self.label:
-            raise SettingsError("The label is switched to itself: choose another one, or do not switch.")
+            raise SettingsError(
+                f"Expected another label to switch to than that of the image, got {self.label} for both."
+            )
         mask = self.mask_array()
         if self.gradients and mask is not None and not 1 <= mask.sum() <= limits.max_mask_pixels:
             raise SettingsError(

@@ -173,7 +173,7 @@ class Showing:
         if path is None:
             return {c.status: gr.skip()}
         if not isinstance(path, str):
-            raise SettingsError("Expected a file.")
+            raise SettingsError("Expected a file, got something else.")
         try:
             profile = open_profile(path, session.new_folder(), controls.server_limits)
         finally:

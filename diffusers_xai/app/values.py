@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from diffusers_xai.app.settings import SettingsError
+from diffusers_xai.app.settings import SettingsError, shortened
 
 
 def whole(value: Any, what: str, low: int, high: int) -> int:
@@ -49,17 +49,11 @@ def some_of(values: Any, what: str, offered: Collection[str], most: int) -> list
     if values is None:
         return []
     if not isinstance(values, Sequence) or isinstance(values, str) or len(values) > most:
-        raise SettingsError(f"{what}: expected a list of at most {most} names.")
+        got = len(values) if isinstance(values, list) else shortened(values)
+        raise SettingsError(f"{what}: expected a list of at most {most} names, got {got}.")
     for value in values:
         if not isinstance(value, str) or value not in offered:
-            raise SettingsError(f"{what}: {shortened(value)} is not offered. Available: {', '.join(offered)}.")
+            raise SettingsError(
+                f"{what}: expected names that are offered, got {shortened(value)}; available: {', '.join(offered)}."
+            )
     return list(dict.fromkeys(values))
-
-
-def shortened(value: Any) -> str:
-    """A value as it can be shown in a message."""
-    if isinstance(value, str):
-        return repr(value[:60])
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "a number of many digits"
-    return str(value) if isinstance(value, (int, float, type(None))) else "something else"

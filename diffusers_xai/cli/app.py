@@ -47,12 +47,14 @@ def run(args: argparse.Namespace) -> None:
     if args.push is not None:
         for option, value in (("--checkpoint", args.checkpoint), ("--port", args.port), ("--share", args.share)):
             if value:
-                raise CommandError(f"{option}: a Space shows the embedded models on its own server: leave it out")
+                raise CommandError(
+                    f"{option}: expected none, as a Space shows the embedded models on its own server, got {value}"
+                )
         url = push_space(space_folder(), args.push, args.private, args.console)
         args.console.result(url, {"repo": args.push, "url": url})
         return
     if importlib.util.find_spec("gradio") is None:
-        raise CommandError("the interface needs Gradio: pip install 'diffusers-xai[app]'")
+        raise CommandError("Gradio is not installed, which makes the interface: pip install 'diffusers-xai[app]'")
     _check_port(args.port)
     from diffusers_xai.app.server import serve  # needs Gradio, which is an extra
     from diffusers_xai.cli.pipelines import pipeline_of_prompts, quiet_libraries
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     for name in args.checkpoint:
         if pipeline_of_prompts(argparse.Namespace(checkpoint=name, revision=None)) is not None:
             raise CommandError(
-                f"--checkpoint {name}: it takes a prompt, and the page takes prompts for drawn-text-32 alone: ask"
+                f"--checkpoint: expected one of labels, or drawn-text-32, got {name}, which takes prompts: ask"
                 " with `diffusers-xai profile --prompt` or `diffusers-xai experiment words`"
             )
     with quiet_libraries(unless=args.debug):

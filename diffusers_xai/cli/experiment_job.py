@@ -86,12 +86,12 @@ def jobs_of(
     if args.steps is not None:
         check_steps(args.steps, scheduler)
     if args.judge is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].judged:
-        raise CommandError(f"--judge {args.judge}: {args.name} takes no judge")
+        raise CommandError(f"--judge: expected none, as {args.name} takes no judge, got {args.judge}")
     alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
     chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
     fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1 or takes_prompt(args)]
     if not fitting:
-        raise CommandError(f"{args.name} compares labels: this checkpoint takes none")
+        raise CommandError(f"{args.name}: expected a checkpoint whose labels can be compared, got one that takes none")
     return [_job(name, args, config, scheduler, labels, others) for name in fitting]
 
 
@@ -107,7 +107,7 @@ def _job(
     labels = labels_of(experiment, args, config, labels)
     seeds = args.seeds or (max(MIN_SEEDS, experiment.seeds) if args.name == FINDINGS else experiment.seeds)
     if seeds < experiment.min_seeds:
-        raise CommandError(f"--seeds {seeds}: {name} needs at least {experiment.min_seeds}")
+        raise CommandError(f"--seeds: expected at least {experiment.min_seeds} for {name}, got {seeds}")
     steps = args.steps or min(experiment.steps, scheduler.config.get("num_train_timesteps", 1000))
     sampling = Sampling(labels, range(seeds), steps, guidance_scale(args), args.batch_size)
     options = options_of(experiment, args, config)
@@ -134,7 +134,9 @@ def _finished(folder: Path, parts: Path, request: dict[str, Any]) -> ExperimentR
             check_same(folder, made, {**request, **told})
             return finished
         if folder.exists():
-            raise CommandError(f"{folder} is not a result of {folder.name}: choose another --out")
+            raise CommandError(
+                f"--out: expected a result of {folder.name} or nothing there, got {folder}: choose another"
+            )
         check_request(parts, request)
     except ValueError as error:
         raise CommandError(f"{error}: choose another --out, or remove it") from error

@@ -72,7 +72,7 @@ def labels_to_compare(args: argparse.Namespace, config: dict[str, Any]) -> list[
     if config.get("num_class_embeds") is None:
         for option, text in (("--label", args.label), ("--other-label", args.other_label)):
             if text is not None:
-                raise CommandError(f"{option} {text}: this checkpoint takes no labels")
+                raise CommandError(f"{option}: expected none, as this checkpoint takes no labels, got {text}")
         return []
     defaults = default_labels(config)
     first = defaults[0] if args.label is None else parse_label(args.label, config)
@@ -81,7 +81,7 @@ def labels_to_compare(args: argparse.Namespace, config: dict[str, Any]) -> list[
     else:
         second = next(label for label in reversed(defaults) if label != first)
     if first == second:
-        raise CommandError("--other-label: expected another label than --label")
+        raise CommandError(f"--other-label: expected another label than --label, got {second} for both")
     return [first, second]
 
 
@@ -116,7 +116,7 @@ def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[st
     options: dict[str, Any] = {"null": args.null or experiment.nulls[0]}
     if options["null"] not in (*experiment.nulls, "none"):
         known = ", ".join((*experiment.nulls, "none"))
-        raise CommandError(f"--null {args.null}: {name} knows {known}")
+        raise CommandError(f"--null: expected one that {name} knows, got {args.null}; available: {known}")
     if experiment.region is not None:
         size = sample_size(config)
         options["mask"] = region(args.mask, part_of_face(experiment.region, args.checkpoint, size), size)
@@ -127,7 +127,7 @@ def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[st
         raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
     if args.concepts is not None:
         if "concepts" not in takes:
-            raise CommandError(f"--concepts {args.concepts}: {name} takes no concepts")
+            raise CommandError(f"--concepts: expected none, as {name} takes no concepts, got {args.concepts}")
         options["concepts"] = args.concepts
     return options
 
@@ -142,14 +142,15 @@ def _prompts(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]
         for word in words:
             without(args.prompt, word)  # before anything is loaded
         if args.other_prompt is not None:
-            raise CommandError(f"--other-prompt: {name} does not take one")
+            raise CommandError(f"--other-prompt: expected none, as {name} takes one prompt, got {args.other_prompt!r}")
         return {"prompt": args.prompt, "words": words}
     if args.words is not None:
-        raise CommandError(f"--words: {name} takes none")
+        raise CommandError(f"--words: expected none, as {name} takes none, got {', '.join(args.words)}")
     if experiment.may_take == "prompts" and takes_prompt(args):
         if None in (args.prompt, args.other_prompt) or args.prompt == args.other_prompt:
             raise CommandError(f"{name}: expected a --prompt and another --other-prompt")
         return {"prompts": [args.prompt, args.other_prompt]}
     if args.other_prompt is not None or args.prompt is not None:
-        raise CommandError(f"--prompt and --other-prompt: {name} does not take them")
+        given = args.prompt if args.other_prompt is None else args.other_prompt
+        raise CommandError(f"{name}: expected neither --prompt nor --other-prompt, got {given!r}")
     return {}

@@ -112,10 +112,13 @@ def _choices(args: argparse.Namespace) -> list[argparse.Namespace]:
         return [chosen, *(_with_checkpoint(args, name, revision=None) for name in args.checkpoints)]
     if args.name not in EXPERIMENTS or EXPERIMENTS[args.name].needs != "checkpoints":
         if args.checkpoints:
-            raise CommandError(f"{args.name} takes one checkpoint, by --checkpoint, got {', '.join(args.checkpoints)}")
+            raise CommandError(
+                f"{args.name}: expected one checkpoint, by --checkpoint, got {', '.join(args.checkpoints)}"
+            )
         return [chosen]
     if args.checkpoint is not None or args.revision is not None:
-        raise CommandError(f"{args.name} takes its checkpoints without --checkpoint and --revision")
+        given = args.checkpoint if args.checkpoint is not None else args.revision
+        raise CommandError(f"{args.name}: expected checkpoints without --checkpoint and --revision, got {given}")
     if len(args.checkpoints) < 2:
         raise CommandError(f"{args.name}: expected two or more checkpoints after it, got {len(args.checkpoints)}")
     return [_with_checkpoint(args, name) for name in args.checkpoints]
@@ -160,7 +163,9 @@ def check_formats(formats: list[str]) -> None:
     if not formats:
         return
     if find_spec("kaleido") is None:
-        raise CommandError("--format needs kaleido and a Chrome: pip install 'diffusers-xai[figures]'")
+        raise CommandError(
+            "--format: kaleido is not installed, which draws with a Chrome: pip install 'diffusers-xai[figures]'"
+        )
     try:
         go.Figure().to_image(format=formats[0])
     except Exception as error:  # kaleido's and the browser's, of many types
@@ -171,7 +176,9 @@ def _check_out(out: Path) -> None:
     there = sorted(path for path in out.glob("*") if not path.name.startswith("."))
     known = {*EXPERIMENTS, *(f"{name}.parquet" for name in EXPERIMENTS)}
     if there and not any(path.name in known for path in there):
-        raise CommandError(f"{out} holds {there[0].name} and no experiments: choose another --out")
+        raise CommandError(
+            f"--out: expected a folder of experiments or none, got {out} with {there[0].name}: choose another"
+        )
 
 
 def _write(args: argparse.Namespace, results: list[ExperimentResult], console: Console) -> None:

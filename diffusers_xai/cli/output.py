@@ -41,9 +41,11 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Raises if a profile may not be written to `out`."""
     if out.exists() or out.is_symlink():
         if not overwrite:
-            raise CommandError(f"{out} exists: choose another --out, or --overwrite to replace the profile there")
+            raise CommandError(
+                f"--out: expected a new folder, got {out}, which exists: choose another, or --overwrite to replace it"
+            )
         if not (out.is_dir() and ((out / "profile.json").is_file() or not any(out.iterdir()))):
-            raise CommandError(f"{out} is not a profile: --overwrite replaces nothing else")
+            raise CommandError(f"--overwrite: expected a profile, which alone it replaces, got {out}")
 
 
 def check_disk(out: Path, expected: float, what: str = "profile") -> None:

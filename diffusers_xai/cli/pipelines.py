@@ -53,7 +53,7 @@ def check_device(device: str) -> None:
     """Raises if nothing can be computed on `device`."""
     try:
         if torch.device(device).type == "cpu" and torch.device(device).index:
-            raise ValueError("there is one cpu")  # torch takes any number
+            raise ValueError("expected cpu or cpu:0")  # torch takes any number
         torch.zeros(1, device=device).item()
     except Exception as error:  # of many types, by backend
         why = " ".join(str(error).split()).partition(" This could be because")[0][:300]
@@ -64,8 +64,7 @@ def check_guidance(scale: float, config: Mapping[str, Any]) -> None:
     """Raises if a network of this configuration cannot be guided."""
     if scale != 1 and config.get("null_class_label") is None:
         raise CommandError(
-            f"--guidance-scale {scale:g}: this checkpoint was trained without a null label, which guidance needs:"
-            " leave it at 1"
+            f"--guidance-scale: expected 1, as this checkpoint was trained without a null label, got {scale:g}"
         )
 
 
@@ -105,7 +104,9 @@ def read_scheduler(choice: PipelineChoice) -> SchedulerMixin:
     kind = SCHEDULERS[choice.scheduler] if choice.scheduler else str(config.get("_class_name"))
     scheduler = getattr(diffusers, kind, None)
     if scheduler is None:
-        raise CommandError(f"the scheduler {kind} of this checkpoint is not known: choose one with --scheduler")
+        raise CommandError(
+            f"expected a checkpoint with a scheduler of diffusers, got {kind}: choose one with --scheduler"
+        )
     return scheduler.from_config(config)
 
 

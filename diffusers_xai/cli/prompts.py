@@ -60,7 +60,9 @@ def call_arguments(request: ProfileRequest, kind: type[DiffusionPipeline]) -> di
     for name in arguments:
         if name not in parameters:
             available = ", ".join(f"--{name.replace('_', '-')}" for name in wanted if name in parameters)
-            raise CommandError(f"--{name.replace('_', '-')}: {kind.__name__} takes none; available: {available}")
+            raise CommandError(
+                f"--{name.replace('_', '-')}: expected none, as {kind.__name__} takes none; available: {available}"
+            )
     missing = [
         parameter.name
         for parameter in list(parameters.values())[1:]
@@ -70,7 +72,9 @@ def call_arguments(request: ProfileRequest, kind: type[DiffusionPipeline]) -> di
     ]
     missing += [name for name in ("image", "video") if name in parameters and name not in missing]
     if missing:
-        raise CommandError(f"{kind.__name__} takes more than a prompt ({', '.join(missing)}): use `record` in Python")
+        raise CommandError(
+            f"expected a pipeline of a prompt, got {kind.__name__}, which takes {', '.join(missing)}: use `record`"
+        )
     default = parameters["num_inference_steps"].default if "num_inference_steps" in parameters else None
     steps = request.steps or (default if isinstance(default, int) else _DEFAULT_STEPS)
     scheduler = read_scheduler(request)
@@ -82,7 +86,7 @@ def call_arguments(request: ProfileRequest, kind: type[DiffusionPipeline]) -> di
         if SCHEDULERS[request.scheduler] not in fitting:
             names = ", ".join(name for name, kind in SCHEDULERS.items() if kind in fitting) or "none"
             raise CommandError(
-                f"--scheduler {request.scheduler}: does not fit this checkpoint's {own}; available: {names}"
+                f"--scheduler: expected one that fits the {own} there, got {request.scheduler}; available: {names}"
             )
     for step, _ in request.switch:
         if step >= steps:

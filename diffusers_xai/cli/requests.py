@@ -40,7 +40,7 @@ def chosen_label(text: str | None, config: Mapping[str, Any]) -> int | None:
     """
     if config.get("num_class_embeds") is None:
         if text is not None:
-            raise CommandError(f"--label {text}: this checkpoint takes no labels")
+            raise CommandError(f"--label: expected none, as this checkpoint takes no labels, got {text}")
         return None
     return default_labels(config)[0] if text is None else parse_label(text, config)
 
@@ -174,7 +174,7 @@ def resolve_switches(
         if step >= calls:
             raise CommandError(f"{option}: expected a step in 0..{calls - 1}, got {step}")
         if label is None:
-            raise CommandError(f"{option}: this checkpoint takes no labels")
+            raise CommandError(f"{option}: expected no switch, as this checkpoint takes no labels")
         to = parse_label(text, config, f"--switch {step}:")
         if to == before:
             same = label_bits(to, config.get("class_attributes") or ())

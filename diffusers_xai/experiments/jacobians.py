@@ -120,7 +120,8 @@ def clean_image(
             clean(states)
         if len(outputs) != 1 or outputs[0].ndim != 4:
             raise ValueError(
-                f"{layer}: expected a layer that runs once and puts out maps (row, channel, height, width)"
+                f"{layer}: expected a layer that runs once and puts out maps (row, channel, height, width), got"
+                f" {[tuple(output.shape) for output in outputs]}"
             )
         return outputs[0][-len(states) :]  # with guidance, of the branch with the label
 

@@ -175,8 +175,8 @@ def check_same(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any])
     """
     differing = [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
     if differing:
-        told = ", ".join(f"{name} {_short(there.get(name))}, not {_short(asked.get(name))}" for name in differing)
-        raise ValueError(f"{folder} was made with {told}")
+        told = ", ".join(f"{name} {_short(asked.get(name))}, got {_short(there.get(name))}" for name in differing)
+        raise ValueError(f"{folder}: expected {told}")
 
 
 def _short(value: Any) -> str:

@@ -107,7 +107,7 @@ def measure(
     def seen(told: WordConcepts, part: list[int], image: Any, data: xr.Dataset) -> xr.Dataset:
         """Maps, what changes, and masks: of the picture that the function gives, or of the seed's own."""
         if image is None or len(image) != 1:
-            raise ValueError("words: to compare with masks, expected a pipeline that returns a picture.")
+            raise ValueError("words: to compare with masks, expected a pipeline that returns a picture, got another.")
         picture, masks = picture_and_masks(told, image[0], prompt, part[0], words)
         found = data[[name for name in ("map", "changed", "null_map") if name in data]]
         shown = image

@@ -43,7 +43,7 @@ class AttentionOutputs(RecordSpec):
         run = recording.run
         attention_outputs = run.denoiser.attention_outputs()
         if not attention_outputs:
-            raise ValueError(f"{run.denoiser.name} has no attention layer to make a map of.")
+            raise ValueError(f"AttentionOutputs: expected a network with attention layers, got {run.denoiser.name}.")
         maps: dict[int, torch.Tensor] = {}  # by denoiser call within the step
 
         def add(path: str, output: Any) -> None:
@@ -60,7 +60,9 @@ class AttentionOutputs(RecordSpec):
 
         def keep() -> None:
             if recording.looks(self) and not maps:
-                raise ValueError(f"AttentionOutputs: no attention layer of {run.denoiser.name} sees the image.")
+                raise ValueError(
+                    f"AttentionOutputs: expected attention layers that see the image, got none of {run.denoiser.name}."
+                )
             for call, values in maps.items():
                 shown = values if recording.is_selected(self) else values.to("meta")
                 recording.keep(self, "attention_outputs", shown, run.labelling.position_dims, call=call)

@@ -76,7 +76,9 @@ class AttentionWeights(RecordSpec):
             raise ValueError(f"Expected `queries` in {QUERIES}, got {self.queries!r}.")
         if self.pixels is not None:
             if self.queries == "all" or self.relation == "text_to_image":
-                raise ValueError("Expected `pixels` to choose among image queries: without `queries='all'` and text.")
+                raise ValueError(
+                    f"Expected image queries for `pixels`, got queries={self.queries!r}, relation={self.relation!r}."
+                )
             object.__setattr__(self, "pixels", tuple((int(row), int(column)) for row, column in self.pixels))
         if self.heads is not None:
             heads = tuple(int(head) for head in _as_list(self.heads))
@@ -135,8 +137,8 @@ class AttentionWeights(RecordSpec):
         def check_found() -> None:
             if recording.looks(self) and not found:
                 raise ValueError(
-                    f"AttentionWeights: no layer of {run.denoiser.name} computes softmax attention of"
-                    f" {self.relation or 'any relation'} that PyTorch shows."
+                    f"AttentionWeights: expected layers whose softmax attention of {self.relation or 'any relation'}"
+                    f" PyTorch shows, got none of {run.denoiser.name}."
                 )
 
         if self.pixels is not None:
@@ -156,7 +158,9 @@ class AttentionWeights(RecordSpec):
         ]
         if self.pixels is not None:
             if grid is None:
-                raise ValueError("AttentionWeights: expected queries that are known to lie on an image for `pixels`.")
+                raise ValueError(
+                    "AttentionWeights: expected queries that are known to lie on an image for `pixels`, got others."
+                )
             (rows, columns), (height, width) = torch.tensor(self.pixels).T, run.sample_size
             chosen = index.start + rows * grid[-2] // height * grid[-1] + columns * grid[-1] // width
             chunks = chosen.split(_QUERIES_AT_ONCE)
@@ -218,7 +222,7 @@ def softmax_layers(denoiser: Denoiser, layers: str | Iterable[str] | None) -> di
     available = denoiser.softmax_attention()
     if layers is None:
         if not available:
-            raise ValueError(f"{denoiser.name} has no layer of softmax attention.")
+            raise ValueError(f"AttentionWeights: expected a network with softmax attention, got {denoiser.name}.")
         found = available
     else:
         patterns = layer_names(layers)

@@ -63,7 +63,7 @@ class Samples(RecordSpec):
         def start() -> None:
             if any(name.startswith("ssim") for name in measures()) and min(run.sample_size) < SSIM_WINDOW:
                 raise ValueError(
-                    f"SSIM needs samples of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {run.sample_size}."
+                    f"SSIM: expected samples of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {run.sample_size}."
                     " Record `Samples(measures=())`."
                 )
             if self.x0:

@@ -95,7 +95,9 @@ class WordMaps(RecordSpec):
             if not recording.looks(self):
                 return
             if not totals:
-                raise ValueError(f"WordMaps: no layer of {run.denoiser.name} looks from image to text.")
+                raise ValueError(
+                    f"WordMaps: expected layers that look from image to text, got none of {run.denoiser.name}."
+                )
             maps = torch.stack(totals).mean(dim=0).movedim(1, -1)
             dims = (*run.labelling.position_dims, "token")
             recording.keep(self, "word_maps", maps, dims, {"token": list(self.words)}, per_branch=False, is_own=True)

@@ -68,7 +68,7 @@ class XAIPipeline(DiffusionPipeline):
             raise ValueError(f"Expected 1 or {batch_size} `class_labels` for `batch_size`, got {len(labels)}.")
         guided, device, config = guidance_scale != 1.0, self._execution_device, self.unet.config
         if guided and (labels is None or config.get("null_class_label") is None):
-            raise ValueError(f"`guidance_scale={guidance_scale}` needs a model with a null label: leave it at 1.0.")
+            raise ValueError(f"Expected `guidance_scale` 1.0 for a model without a null label, got {guidance_scale}.")
         if labels is not None:
             labels = labels * batch_size if len(labels) == 1 else labels
             labels = torch.tensor(([config.null_class_label] * batch_size if guided else []) + labels, device=device)
@@ -111,7 +111,7 @@ class XAIPipeline(DiffusionPipeline):
         attributes = config.get("class_attributes")
         if count is None:
             if class_labels is not None:
-                raise ValueError("This model is unconditional: `class_labels` must be None.")
+                raise ValueError(f"Expected `class_labels` None for an unconditional model, got {class_labels!r}.")
             return None
         if class_labels is None:
             raise ValueError(f"Expected `class_labels` in 0..{count - 1}, got None.")

@@ -128,7 +128,9 @@ class ChannelAblation(LayerEditSpec):
         if replace == "zero":
             return 0.0
         if old.ndim == 2:
-            raise ValueError(f"{context.path}: its output {tuple(values.shape)} has no image to take a mean over.")
+            raise ValueError(
+                f"{context.path}: expected an output with an image to take a mean over, got {tuple(values.shape)}."
+            )
         return old.mean(dim=tuple(range(2, old.ndim)), keepdim=True)
 
 

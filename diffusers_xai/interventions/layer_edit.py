@@ -97,7 +97,9 @@ def mask_amount(mask: Mask, values: torch.Tensor, context: EditContext) -> torch
         ValueError: if the output does not cover the image.
     """
     if context.dims[-2:] != ("height", "width"):
-        raise ValueError(f"{context.path}: a `mask` needs an output that covers the image, got dims {context.dims}.")
+        raise ValueError(
+            f"{context.path}: expected an output that covers the image for a `mask`, got dims {context.dims}."
+        )
     return resize_mask(mask, *values.shape[-2:])
 
 

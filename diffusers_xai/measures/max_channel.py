@@ -36,8 +36,8 @@ def resize_mask(mask: Mask, height: int, width: int) -> torch.Tensor:
     weights = F.interpolate(pixels[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
     if not weights.any():
         raise ValueError(
-            f"The mask's {int(pixels.sum())} pixels of {tuple(pixels.shape)} vanish at the layer's size"
-            f" {(height, width)}: use a larger mask or a layer of higher resolution."
+            f"Expected a mask that is left at the layer's size {(height, width)}, got {int(pixels.sum())} pixels of"
+            f" {tuple(pixels.shape)}: use a larger mask or a layer of higher resolution."
         )
     return weights
 
@@ -124,5 +124,5 @@ def top_channels(
     if not 1 <= k <= sums.shape[1]:
         raise ValueError(f"Expected k in 1..{sums.shape[1]}, the number of channels, got {k}.")
     if sums.isnan().any():
-        raise ValueError("The activation contains NaN: it has no largest channel.")
+        raise ValueError("Expected an activation of numbers, which has a largest channel, got NaN.")
     return sums.sort(dim=1, descending=True, stable=True).indices[:, :k]

@@ -223,7 +223,7 @@ class ClosedFormDenoiser(ModelMixin, ConfigMixin):
         vectors = vectors.flatten(1) / self._schedule.scale(timestep).to(vectors)[:, None]
         if self.class_embedding is None:
             if class_labels is not None:
-                raise ValueError("This denoiser has no labels (`num_class_embeds=None`): `class_labels` must be None.")
+                raise ValueError("Expected `class_labels` None, as `num_class_embeds=None`, got labels.")
             return vectors, alphas, None
         count, null = self.config.num_class_embeds, self.config.null_class_label
         labels = torch.full((len(sample),), null) if class_labels is None else class_labels
@@ -248,7 +248,7 @@ class LabelledDenoiser(ClosedFormDenoiser):
             empty = class_labels[(shares == 0) & (class_labels != self.config.null_class_label)]
             if len(empty):
                 raise ValueError(
-                    f"No data of the labels {sorted(set(empty.tolist()))}: this denoiser knows nothing of them."
+                    f"Expected labels of which this denoiser has data, got {sorted(set(empty.tolist()))}."
                 )
         return prepared
 
@@ -266,7 +266,7 @@ class LabelledDenoiser(ClosedFormDenoiser):
             ValueError: If the denoiser has no labels.
         """
         if self.class_embedding is None:
-            raise ValueError("This denoiser has no labels (`num_class_embeds=None`).")
+            raise ValueError("Expected a denoiser with labels, got one with `num_class_embeds=None`.")
         weights = self.posterior(sample, timestep)
         shares = weights.new_zeros(len(weights), self.config.num_class_embeds)
         return shares.index_add(1, self.posterior_weights.labels, weights)

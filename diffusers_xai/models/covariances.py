@@ -197,8 +197,8 @@ def rank_of_images(images: int, dim: int, rank: int | None) -> int:
         raise ValueError(f"Expected at least two images for a covariance, got {images}.")
     if rank is None and determined > MAX_EXACT:
         raise ValueError(
-            f"{images} images of {dim} values determine {determined} components, more than {MAX_EXACT}: choose fewer"
-            " with `rank`, or `covariance_type='spectrum'`."
+            f"Expected at most {MAX_EXACT} components, got {determined} of {images} images of {dim} values: choose"
+            " fewer with `rank`, or `covariance_type='spectrum'`."
         )
     if rank is not None and not 1 <= rank <= determined:
         raise ValueError(

@@ -210,9 +210,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             )
         if self.class_embedding is None:
             if class_labels is not None:
-                raise ValueError(
-                    "Expected no `class_labels`: this network is unconditional (`num_class_embeds=None`)."
-                )
+                raise ValueError("Expected `class_labels` None, as `num_class_embeds=None`, got labels.")
             return
         count, null = self.class_embedding.num_classes, self.class_embedding.null_label
         expected = (
@@ -266,7 +264,7 @@ class ConvNextUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         try:
             model.load_state_dict(converted)
         except RuntimeError as error:
-            raise ValueError(f"`state_dict` does not fit the widths inferred from it: {error}") from error
+            raise ValueError(f"Expected a `state_dict` that fits the widths inferred from it, got {error}") from error
         return model
 
 

@@ -194,5 +194,7 @@ class _Rows:
         if self._mask is None:
             return torch.ones((), dtype=output.dtype, device=output.device)
         if output.ndim != 4:
-            raise ValueError(f"{path}: a `mask` needs an output that covers the image, got {tuple(output.shape)}.")
+            raise ValueError(
+                f"{path}: expected an output that covers the image for a `mask`, got {tuple(output.shape)}."
+            )
         return resize_mask(self._mask, *output.shape[-2:]).to(output)

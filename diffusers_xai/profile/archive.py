@@ -89,7 +89,9 @@ class _InPieces(io.FileIO):
         """
         piece = super().read(size if size is not None and 0 <= size <= MAX_LIST else MAX_LIST + 1) or b""
         if len(piece) > MAX_LIST:
-            raise ValueError(f"Expected a zip file whose list of files takes at most {format_size(MAX_LIST)}.")
+            raise ValueError(
+                f"Expected a zip file whose list of files takes at most {format_size(MAX_LIST)}, got more."
+            )
         return piece
 
 
@@ -122,6 +124,6 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, le
         while piece := source.read(MAX_LIST):
             count += len(piece)
             if count > left:
-                raise ValueError("Expected less when unpacked than the zip file holds.")
+                raise ValueError("Expected no more when unpacked than the zip file says, got more.")
             sink.write(piece)
     return count

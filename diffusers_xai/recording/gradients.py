@@ -73,7 +73,7 @@ class GradientSpec(RecordSpec):
         if self.mask is not None:
             if len(positions) < 2:
                 raise ValueError(
-                    f"{type(self).__name__}: a `mask` needs a sample with height and width, got {positions}."
+                    f"{type(self).__name__}: expected a sample with height and width for a `mask`, got {positions}."
                 )
             as_mask(self.mask, positions[-2:])
         for pixel in self.pixels or ():

@@ -55,8 +55,8 @@ class NoisyInput:
         """
         if not torch.equal(self.noisy, self._expected):
             raise RuntimeError(
-                f"Gradients `of='step'` need calls of {type(self.call.module).__name__} with the scheduler's state:"
-                f" {self._pipeline} changes it in between. Use `of='noise'`."
+                f"Gradients `of='step'`: expected calls of {type(self.call.module).__name__} with the scheduler's"
+                f" state, got what {self._pipeline} makes of it. Use `of='noise'`."
             )
 
     def _unknown(self) -> RuntimeError:

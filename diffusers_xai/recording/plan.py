@@ -190,8 +190,8 @@ def check_size(arrays: Sequence[tuple[StepSpec, PlannedArray]], run: Run, max_by
     strides = range(1, len(run.timesteps) + 1)
     fitting = bisect_left(strides, True, key=lambda every: total_bytes(thinned(every)) <= max_bytes)
     raise ValueError(
-        f"The profile would take {format_size(total_bytes(planned))}, more than max_bytes={max_bytes}"
-        f" ({format_size(max_bytes)}). The largest: "
+        f"Expected a profile of at most max_bytes={max_bytes} ({format_size(max_bytes)}), got"
+        f" {format_size(total_bytes(planned))}. The largest: "
         + ", ".join(f"{array.name} {format_size(array.nbytes)}" for array in largest)
         + (f". `every={strides[fitting]}` would fit." if fitting < len(strides) else ". Record fewer steps or layers.")
     )

@@ -192,9 +192,8 @@ class StepReplay:
             found = mixture(outputs, combined, branches, variables) if same_form else None
             if found is None:
                 raise RuntimeError(
-                    "Gradients `of='step'` need a pipeline whose `scheduler.step` gets a weighted sum of the"
-                    f" denoiser's outputs; {type(self._run.pipeline).__name__} changes them otherwise. Use"
-                    " `of='noise'`."
+                    "Gradients `of='step'`: expected a pipeline whose `scheduler.step` gets a weighted sum of the"
+                    f" denoiser's outputs, got {type(self._run.pipeline).__name__}. Use `of='noise'`."
                 )
             return found
 

@@ -111,7 +111,7 @@ def test_a_link_opens_its_model_and_a_wrong_name_is_told(page, server):
     assert page.input_value("#model input") == CLASSES
     assert page.input_value("#label-class input") == "4"
     opened(page, server.url + "?" + urlencode({"model": "google/ddpm-cat-256"}))
-    page.wait_for_function("document.querySelector('#status').innerText.includes('not offered here')")
+    page.wait_for_function("document.querySelector('#status').innerText.includes('that is offered here')")
     assert EMBEDDED in status(page)
     assert page.input_value("#model input") == EMBEDDED
 

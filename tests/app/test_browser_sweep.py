@@ -43,7 +43,7 @@ def test_a_switch_to_the_same_label_is_refused(page):
     for name in ("Male", "Wearing_Lipstick"):
         page.click(f"#sweep-to label:has-text('{name}')")
     page.click("#sweep")
-    expect(page.get_by_text("Choose another label to switch to")).to_be_visible()
+    expect(page.get_by_text("Expected another label to switch to")).to_be_visible()
 
 
 def test_a_phone_shows_all_images_of_the_sweep(browser, server):

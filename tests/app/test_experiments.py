@@ -86,21 +86,24 @@ def test_no_place_of_the_server_is_in_the_file(demo, offered, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"experiment": "label-pairs"}, "not offered"),
-        ({"experiment": "../x"}, "not offered"),
-        ({"experiment": None}, "not offered"),
+        ({"experiment": "label-pairs"}, "that are offered"),
+        ({"experiment": "../x"}, "that are offered"),
+        ({"experiment": None}, "that are offered"),
         ({"experiment_seeds": 9}, "from 1 to 8"),
         ({"experiment_seeds": 1.5}, "from 1 to 8"),
         ({"experiment": "emergence", "experiment_seeds": 2}, "at least 3 seeds"),
-        ({"experiment": "label-divergence", "label": ["Male"], "experiment_to": ["Male"]}, "choose another one"),
-        ({"experiment": "label-divergence", "experiment_to": ["Hat"]}, "not offered"),
-        ({"experiment": "label-divergence", "model": "no labels", "blocks": []}, "compares two labels"),
+        (
+            {"experiment": "label-divergence", "label": ["Male"], "experiment_to": ["Male"]},
+            "expected two, got 4 for both",
+        ),
+        ({"experiment": "label-divergence", "experiment_to": ["Hat"]}, "that are offered"),
+        ({"experiment": "label-divergence", "model": "no labels", "blocks": []}, "a model with two or more"),
         (
             {"experiment": "predetermination", "steps": 1, "experiment_to": ["Male"]},
             "faces cannot answer this: Expected switches in 2..1, got 1",
         ),
-        ({"experiment": "concepts"}, "choose the model drawn-32"),
-        ({"seed": 2**63 - 3}, "smaller noise seed"),
+        ({"experiment": "concepts"}, "available: drawn-32"),
+        ({"seed": 2**63 - 3}, "Noise seed: expected at most"),
     ],
 )
 def test_what_cannot_be_asked_is_told_in_words(demo, changes, message):
@@ -144,7 +147,7 @@ def test_checkpoints_of_one_architecture_are_compared_while_nobody_else_uses_the
     *_, result = runs.run_stream(question, faces, wanted, settings.Limits())
     assert float(result.data["distance"].max()) == 0  # the same weights
     assert not longer.lock.locked()
-    with pytest.raises(settings.SettingsError, match="only one is offered"):
+    with pytest.raises(settings.SettingsError, match="which is alone here"):
         list(runs.run_stream(question, offered["plain"], wanted, settings.Limits()))
 
 
@@ -182,7 +185,7 @@ def test_a_long_experiment_waits_for_a_second_press_and_a_longer_one_is_refused(
     limits = settings.Limits(max_seconds=0)
     run, _, values = handler(server.build(offered, limits, steps=4, every=2, gradients=False), "experiment")
     *_, last = run(*values)
-    assert "Stopped after 0 s" in str(last) or "at most 0 s are allowed" in str(last)
+    assert "Stopped after 0 s" in str(last) or "Expected at most 0 s" in str(last)
 
 
 def test_an_experiment_can_be_cancelled(demo):

@@ -150,7 +150,7 @@ def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
         (["--guidance-scale", "2", "--revision", "main"], ["--revision main", "on the Hub"]),
         (["--out", "notes.txt/sub"], ["notes.txt"]),
         (["--out", "there"], ["there exists", "--overwrite"]),
-        (["--out", "there", "--overwrite"], ["there is not a profile"]),
+        (["--out", "there", "--overwrite"], ["--overwrite: expected a profile", "got there"]),
         (["--nonsense"], ["--nonsense"]),
     ],
 )

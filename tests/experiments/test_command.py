@@ -71,7 +71,7 @@ def test_another_judge_is_another_request(tmp_path, capsys):
     stamp = (tmp_path / "out" / "predetermination" / "profile.json").stat().st_mtime_ns
     judge.write_text("def seen(images):\n    return images.mean((2, 3))[:, 1:].sigmoid()\n")
     assert main(command) == 2
-    assert 'predetermination was made with judge ["judge.py:seen", "' in capsys.readouterr().err.splitlines()[-1]
+    assert "predetermination: expected judge [" in capsys.readouterr().err.splitlines()[-1]
     assert main(plain) == 0  # what was judged is kept, and read without the judge
     assert "seen by the judge" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert (tmp_path / "out" / "predetermination" / "profile.json").stat().st_mtime_ns == stamp

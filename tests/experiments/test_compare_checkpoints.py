@@ -158,4 +158,4 @@ def test_the_command_takes_a_training(pipe, tmp_path, capsys):
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().err
     assert main([*command[:2], command[2], command[4], *command[5:]]) == 2  # another request
-    assert "compare-checkpoints was made with others [" in capsys.readouterr().err.splitlines()[-1]
+    assert "compare-checkpoints: expected others [" in capsys.readouterr().err.splitlines()[-1]

@@ -88,7 +88,7 @@ def test_parts_of_something_else_are_refused(tmp_path):
             return seeds.over_seeds(lambda part: xr.Dataset({"number": ("seed", part)}), "x")
 
     over_seeds(steps=2)
-    with pytest.raises(ValueError, match="x was made with steps 2, not 3, more null, not 1"):
+    with pytest.raises(ValueError, match="x: expected steps 3, got 2, more 1, got null"):
         over_seeds(steps=3, more=1)
     with pytest.raises(ValueError, match=r"expected seeds \[5, 6\], got \[0, 1\]"):
         over_seeds(seeds=Sampling(seeds=[5, 6, 7], batch_size=2), steps=2)
@@ -144,5 +144,5 @@ def test_another_model_is_another_request(pipe, tmp_path):
     experiment.run(pipe, sampling, parts=tmp_path)
     assert json.loads((tmp_path / "_request.json").read_text())["null"] == "forward-noising"
     other = XAIPipeline(GaussianDenoiser.fit(torch.rand(40, 3, 8, 8), pipe.scheduler, rank=8), pipe.scheduler)
-    with pytest.raises(ValueError, match='was made with model "'):
+    with pytest.raises(ValueError, match='expected model "'):
         experiment.run(other, sampling, parts=tmp_path)

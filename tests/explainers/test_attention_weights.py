@@ -106,7 +106,7 @@ def test_single_heads_come_in_the_order_in_which_they_are_wanted(heads):
 
 def test_linear_attention_has_no_weights():
     pipe = XAIPipeline(convnext_unet(), DDPMScheduler())
-    with pytest.raises(ValueError, match="no layer of softmax attention"):
+    with pytest.raises(ValueError, match="a network with softmax attention"):
         record(pipe, [AttentionWeights()]).__enter__()
     with pytest.raises(ValueError, match=r"available: none; got down_blocks.0.attentions.0.attn"):
         record(pipe, [AttentionWeights(layers="downs.0.2.fn")]).__enter__()

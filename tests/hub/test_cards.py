@@ -84,7 +84,7 @@ def test_facts_are_read_from_the_checkpoint(tmp_path):
     (tmp_path / "card.json").write_text(json.dumps(FACTS))
     assert read_facts(tmp_path) == FACTS
     (tmp_path / "card.json").write_text("{")
-    with pytest.raises(ValueError, match="card.json is no JSON"):
+    with pytest.raises(ValueError, match="card.json: expected JSON"):
         read_facts(tmp_path)
 
 

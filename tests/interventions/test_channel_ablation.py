@@ -347,8 +347,8 @@ def test_what_cannot_be_ablated_is_refused_before_the_first_forward(make, error,
     ("edit", "message"),
     [
         (ChannelAblation("down_blocks.0", [2, 8], steps=3), r"down_blocks.0: expected `channels` in 0..7, got \[8\]"),
-        (ChannelAblation("time_embedding", 1, "mean", steps=3), "no image to take a mean over"),
-        (ChannelAblation("time_embedding", 1, mask=~EMPTY), "needs an output that covers the image"),
+        (ChannelAblation("time_embedding", 1, "mean", steps=3), "an image to take a mean over"),
+        (ChannelAblation("time_embedding", 1, mask=~EMPTY), "an output that covers the image for a `mask`"),
         (ChannelAblation("mid_block", [1, 2], torch.ones(3, 1, 1)), r"shape \(2, 8, 8\), got \(3, 1, 1\)"),
     ],
 )

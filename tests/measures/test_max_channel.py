@@ -96,7 +96,7 @@ def test_nan_has_no_largest_channel():
         (np.zeros((8, 8), dtype=bool), r"at least one True pixel, got an empty one of \(8, 8\)"),
         (np.ones((8, 8)), r"dtype bool, got shape \(8, 8\) and float64"),
         (np.ones((1, 8, 8), dtype=bool), r"shape \(height, width\) and dtype bool, got shape \(1, 8, 8\)"),
-        (np.pad([[True]], ((0, 7), (0, 7))), r"1 pixels of \(8, 8\) vanish at the layer's size \(2, 2\)"),
+        (np.pad([[True]], ((0, 7), (0, 7))), r"left at the layer's size \(2, 2\), got 1 pixels of \(8, 8\)"),
     ],
 )
 def test_mask_errors(mask, message):

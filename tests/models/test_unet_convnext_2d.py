@@ -156,7 +156,7 @@ def test_bad_samples_and_configs_are_refused():
         unet(noise(1, 3, 16, 15), 3, torch.tensor([0]))
     with pytest.raises(ValueError, match=r"shape \(batch, 3, height, width\)"):
         unet(noise(1, 4, 16, 16), 3, torch.tensor([0]))
-    with pytest.raises(ValueError, match="unconditional"):
+    with pytest.raises(ValueError, match="Expected `class_labels` None"):
         convnext_unet(num_class_embeds=None)(noise(1, 3, 16, 16), 3, torch.tensor([0]))
     for config, message in [
         ({"class_encoding": "onehot"}, "class_encoding"),

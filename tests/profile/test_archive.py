@@ -51,7 +51,7 @@ def test_a_bomb_is_refused(tmp_path):
         read_archive(file, tmp_path / "out", max_bytes=2**20)
     data = file.read_bytes().replace((5_000_000).to_bytes(4, "little"), (100).to_bytes(4, "little"))
     file.write_bytes(data)  # a lie about the size
-    with pytest.raises(ValueError, match="zip file|less when"):
+    with pytest.raises(ValueError, match="zip file|more when"):
         read_archive(file, tmp_path / "out", max_bytes=2**20)
     assert not (tmp_path / "out").exists()
 

@@ -132,6 +132,6 @@ def test_of_a_network_inside_another_all_is_told_but_what_its_class_would_have_t
     with record(pipe, edits=[PromptSwitch(to="b dog", from_step=0)]):
         assert np.array_equal(run(pipe, entry), other)
     for unknown in (AttentionWeights(relation="image_to_text"), AttentionWeights(pixels=[(1, 1)]), WordMaps("fox")):
-        with pytest.raises(ValueError, match="expected|no layer of Wrapper"), record(pipe, [unknown]) as recording:
+        with pytest.raises(ValueError, match="xpected"), record(pipe, [unknown]) as recording:
             run(pipe, entry)
         assert recording.run.step == 0

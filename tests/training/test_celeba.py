@@ -174,7 +174,8 @@ def test_a_mistyped_path_is_answered_with_the_nearest(tmp_path, monkeypatch, giv
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(
-        FileNotFoundError, match=r"^no data file or folder '.*nearest: '.*cel(eba|eba/list_attr_celeba.txt)'"
+        FileNotFoundError,
+        match=r"^expected a data file or folder, got '.*nearest: '.*cel(eba|eba/list_attr_celeba.txt)'",
     ):
         open_splits(given.format(tmp_path))
 
@@ -188,7 +189,8 @@ def test_an_id_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "celeba").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=r"^no data file or folder 'celba/faces' here .nearest: '.*celeba'.*, and on the Hub"
+        ValueError,
+        match=r"^expected a data file or folder, got 'celba/faces'; here nearest: '.*celeba'.*, and on the Hub",
     ):
         open_splits("celba/faces")
     with pytest.raises(ValueError, match="cannot read '.*celeba' as a data set: "):
@@ -238,7 +240,7 @@ def test_data_without_a_usable_row_is_one_clear_error(settings, tmp_path):
     data = official_folder(tmp_path / "celeba", ROWS)
     for name, _ in ROWS:
         (tmp_path / "celeba" / "img_align_celeba" / name).write_bytes(b"")
-    with pytest.raises(ValueError, match="none of 3 rows .* the first, .*000001.png: not a readable picture: cannot"):
+    with pytest.raises(ValueError, match="got none in 3; the first, .*000001.png: not a readable picture: cannot"):
         load_splits(data, None, make_config(settings, validation_images=1), ATTRIBUTES)
 
 
@@ -251,7 +253,7 @@ def test_the_subset_counts_good_images(settings, tmp_path):
 
 def test_misspelt_attributes_are_answered_with_the_nearest(settings, tmp_path):
     data = official_folder(tmp_path / "celeba", ROWS)
-    with pytest.raises(ValueError, match="lacks the column 'Eyeglases'; available: Eyeglasses"):
+    with pytest.raises(ValueError, match="a column of the data, got 'Eyeglases'; available: Eyeglasses"):
         load_splits(data, None, make_config(settings, validation_images=1), ["Eyeglases"])
 
 

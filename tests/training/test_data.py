@@ -94,9 +94,9 @@ def test_rows_above_a_limit_and_unreadable_images_are_left_out(settings, tmp_pat
 def test_missing_columns_are_named(settings, tmp_path):
     path = write_parquet(tmp_path / "faces.parquet", 3)
     config = make_config(settings, validation_images=1)
-    with pytest.raises(ValueError, match=r"lacks the column 'Eyeglasses'; available: .*Bangs"):
+    with pytest.raises(ValueError, match=r"a column of the data, got 'Eyeglasses'; available: .*Bangs"):
         load_splits(path, None, config, ("Bangs", "Eyeglasses"))
     with pytest.raises(ValueError, match="expected more than validation_images"):
         load_splits(path, None, make_config(settings, validation_images=3), ATTRIBUTES)
-    with pytest.raises(FileNotFoundError, match="no data file"):
+    with pytest.raises(FileNotFoundError, match="expected a data file"):
         load_splits(str(tmp_path / "none.parquet"), None, config, ATTRIBUTES)

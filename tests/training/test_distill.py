@@ -111,7 +111,7 @@ def test_what_does_not_fit_is_refused(teacher, distilled, tmp_path, capsys):
     XAIPipeline(convnext_unet(), DDPMScheduler()).save_pretrained(noisy)
     for arguments, message in (
         ((noisy, tmp_path / "a"), "that predicts 'sample' or 'v_prediction'"),
-        ((teacher, distilled / "run"), "holds a run already: add --resume"),
+        ((teacher, distilled / "run"), " with a run: add --resume"),
         ((teacher, distilled / "run", "--resume", "--runs", "9"), "has runs=70, got 9"),
         ((tmp_path / "nowhere", tmp_path / "b"), "nowhere"),
     ):

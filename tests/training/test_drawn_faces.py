@@ -66,7 +66,7 @@ def test_the_same_seed_is_the_same_data():
 def test_what_cannot_be_drawn_is_refused_and_what_is_there_stays(folder, tmp_path, capsys):
     before = sorted(path.name for path in folder.iterdir())
     assert main(["--output", str(folder)]) == 2
-    assert "exists: choose a new folder" in capsys.readouterr().err
+    assert "expected a new folder" in capsys.readouterr().err
     assert sorted(path.name for path in folder.iterdir()) == before
     for option in ("--train=0", "--validation=0", "--size=7", "--seed=-1"):
         assert main(["--output", str(tmp_path / "new"), option]) == 2

@@ -74,7 +74,7 @@ def test_transparency_lies_on_white(tmp_path, mode):
 
 
 def test_values_without_an_end_are_refused():
-    with pytest.raises(ValueError, match="a picture of mode F with values that are not finite"):
+    with pytest.raises(ValueError, match="finite values, got others in one of mode F"):
         as_rgb(Image.fromarray(np.array([[0.1, np.nan]], dtype=np.float32)))
 
 

@@ -51,7 +51,7 @@ def no_pictures(monkeypatch):
         ({"model": {"num_class_embeds": 8}}, "class_attributes"),
         ({"model": {"class_attributes": "Male"}}, "model.class_attributes as a list of names"),
         ({"model": {"class_attributes": ["Male", "Male"]}}, "none twice"),
-        ({"model": {"class_attributes": None}}, "a conditional network needs model.class_attributes"),
+        ({"model": {"class_attributes": None}}, "expected model.class_attributes"),
         ({"model": {"null_class_label": 3}}, "null_class_label"),
         ({"model": {"null_class_label": None}}, "model.null_class_label as a whole number, got None"),
         ({"model": {"norm_eps": 0}}, "model.norm_eps as a number above 0"),
@@ -90,9 +90,9 @@ def no_pictures(monkeypatch):
         ({"sample_labels": []}, "expected at least one of sample_labels"),
         ({"sample_labels": ["0011"]}, "expected sample_labels as a list, each a whole number or null"),
         ({"tracker": "notebook"}, "expected tracker null or one that is installed"),
-        ({"mixed_precision": "fp16"}, "mixed_precision 'fp16'"),
-        ({"optimizer": "muon", "mixed_precision": "fp16"}, "optimizer 'muon' needs"),
-        ({"model": {"num_class_embeds": None}, "sample_labels": []}, "needs label_dropout 0"),
+        ({"mixed_precision": "fp16"}, "a mixed_precision that works on cpu, got 'fp16'"),
+        ({"optimizer": "muon", "mixed_precision": "fp16"}, "for optimizer 'muon', got 'fp16'"),
+        ({"model": {"num_class_embeds": None}, "sample_labels": []}, "expected label_dropout 0"),
         ({"model": {"num_class_embeds": None}, "label_dropout": 0}, "an unconditional network has no labels"),
     ],
 )  # fmt: skip
@@ -146,16 +146,16 @@ def test_a_resumed_run_keeps_what_it_means(tmp_path, config_file, data_folder, c
     config = load_config(config_file)
     before, state = config.to_dict(), load_checkpoint(tmp_path / "run")[1]
     for name in FIXED_SETTINGS:
-        with pytest.raises(ValueError, match=f"--resume continues the same run, but {name} .* became "):
+        with pytest.raises(ValueError, match=f"--resume: expected the same run, got {name} .* became "):
             check_same_run(state, dataclasses.replace(config, **{name: changed(before, name)}), 1)
-    with pytest.raises(ValueError, match="but 3 images per step .* became 6"):
+    with pytest.raises(ValueError, match="got 3 images per step .* became 6"):
         check_same_run(state, config, 2)
     with pytest.raises(ValueError, match="expected max_steps of at least the checkpoint's 2, got 1"):
         check_same_run(state, dataclasses.replace(config, max_steps=1), 1)
     with monkeypatch.context() as patch:
         patch.setattr(train, "load_splits", None)  # not reached
         assert run(config_file, data_folder, tmp_path / "run", "--resume", "--set", "seed=5") == 2
-    assert "error: --resume continues the same run, but seed 0 became 5" in capsys.readouterr().err
+    assert "error: --resume: expected the same run, got seed 0 became 5" in capsys.readouterr().err
 
     free = ["max_steps=3", "learning_rate=0.001", "decay_steps=1", "tracker=null", "log_every=2", "keep_checkpoints=1"]
     said = {**before["model"], "attention_head_dim": 4, "norm_eps": 1e-5, "num_attention_heads": 4}  # defaults, said
@@ -172,5 +172,5 @@ def test_a_resumed_run_keeps_its_images(tmp_path, config_file, data_folder, caps
     write_parquet(other / "validation.parquet", 9, seed=2)
     capsys.readouterr()
     assert run(config_file, str(other), tmp_path / "run", "--resume") == 2
-    assert "--data gives other training images or labels than that run saw" in capsys.readouterr().err
+    assert "expected the training images and labels that the run saw" in capsys.readouterr().err
     assert run(config_file, data_folder, tmp_path / "run", "--resume") == 0

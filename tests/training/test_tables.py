@@ -95,7 +95,7 @@ def test_rows_of_another_width_and_without_a_name_are_faulty(tmp_path):
         (b"", "expected a head and a row per picture in .*, got 0 rows"),
         (b"file_name,Male\n\n", "expected a head and a row per picture in .*, got 1 rows"),
         (b"picture,Male\na.png,1\n", r"expected a column of file names, one of .*, got \['picture', 'Male'\]"),
-        (b"file_name,Male,Male\na.png,1,0\n", "has the column 'Male' more than once"),
+        (b"file_name,Male,Male\na.png,1,0\n", "got 'Male' more than once"),
         (b'file_name,Male\n"a.png,1\nb.png,0\nc.png,1\n', r"t.csv', line 4: unexpected end of data"),
         (b"PK\3\4\0\0\0\0", "expected a table as text"),
     ],

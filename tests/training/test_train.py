@@ -102,13 +102,13 @@ def test_the_export_is_a_pipeline_of_the_mean_weights(tmp_path, config_file, dat
     ("override", "message"),
     [
         ("loss=\"huber\"", "expected loss in ('l1', 'l2'), got 'huber'"),
-        ("learning_rat=1", "unknown setting 'learning_rat' in the configuration; available: learning_rate"),
+        ("learning_rat=1", "expected a setting of the configuration, got 'learning_rat'; available: learning_rate"),
         ("batch_size=0", "expected batch_size at least 1, got 0"),
         ("label_dropout=1.5", "expected label_dropout in 0..1, got 1.5"),
         ('scheduler={"prediction_type": "flow"}', "expected scheduler.prediction_type in"),
         ('model={"class_encoding": "one-hot"}', "class_encoding"),
         ('model={"widths": [4]}', "widths"),
-        ("max_values={\"sharpness\": 1}", "the data lacks the column 'sharpness'; available:"),
+        ("max_values={\"sharpness\": 1}", "expected a column of the data, got 'sharpness'; available:"),
         ("batch_size=two", "expected --set NAME=VALUE with a JSON value"),
         ("validation_timesteps=[1000]", "validation_timesteps"),
     ],
@@ -128,10 +128,10 @@ def test_bad_runs_give_one_clear_line(tmp_path, config_file, data_folder, settin
         assert main(["--config", config_file, *map(str, arguments)]) == 2
         return capsys.readouterr().err.strip().splitlines()[-1]
 
-    assert "no checkpoint" in last_error("--data", data_folder, "--output", tmp_path / "run", "--resume")
-    assert "no checkpoint" in last_error("--output", tmp_path / "none", "--export", tmp_path / "pipe")
+    assert "a folder with a checkpoint" in last_error("--data", data_folder, "--output", tmp_path / "run", "--resume")
+    assert "a folder with a checkpoint" in last_error("--output", tmp_path / "none", "--export", tmp_path / "pipe")
     assert last_error("--data", tmp_path / "none.parquet", "--output", tmp_path / "run").startswith(
-        "error: no data file"
+        "error: expected a data file"
     )
     write_parquet(tmp_path / "few.parquet", 4)
     assert "expected more than" in last_error("--data", tmp_path / "few.parquet", "--output", tmp_path / "run")
