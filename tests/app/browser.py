@@ -83,6 +83,20 @@ def watch(page, selector):
     )
 
 
+def press(page, selector):
+    """A press with the pointer, once nothing lies over the element: `click` tries again by scrolling the page."""
+    middle = page.wait_for_function(
+        """selector => {
+            const element = document.querySelector(selector)
+            const {x, y, width, height} = element.getBoundingClientRect()
+            const middle = [x + width / 2, y + height / 2]
+            return element.contains(document.elementFromPoint(...middle)) && middle
+        }""",
+        arg=selector,
+    )
+    page.mouse.click(*middle.json_value())
+
+
 def sample(page, expected="Done:"):
     """Samples anew, and waits until the new result is shown."""
     watch(page, "#status")
