@@ -12,7 +12,7 @@ from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.recording.states import predicted_part
 from diffusers_xai.taps import SchedulerStep, copy_scheduler, scale_model_input, x0_and_noise
-from diffusers_xai.taps.noise import check_x0
+from diffusers_xai.taps.noise import as_clipped, check_x0
 
 
 SSIM_WINDOW = 7
@@ -102,8 +102,12 @@ def predicted_x0(run: Run, step: SchedulerStep) -> torch.Tensor:
     """x̂_0 of a step that is done: the scheduler's own where it tells it, else what the prediction implies."""
     if step.pred_original_sample is not None:
         return step.pred_original_sample
-    model_input = scale_model_input(copy_scheduler(run.scheduler), step.sample, step.arguments["timestep"])
-    return x0_and_noise(run.scheduler, step.level, predicted_part(step.sample, step.model_output), model_input)[0]
+    scheduler = copy_scheduler(run.scheduler)
+    if step.index is not None:
+        scheduler._step_index = step.index  # it has counted on
+    model_input = scale_model_input(scheduler, step.sample, step.arguments["timestep"])
+    x0, _ = x0_and_noise(run.scheduler, step.level, predicted_part(step.sample, step.model_output), model_input)
+    return as_clipped(run.scheduler, x0)
 
 
 def _measure(name: str, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 import functools
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -133,17 +134,53 @@ def x0_and_noise(
     return clean_and_noise(kind, prediction, model_input, level.signal, level.noise)
 
 
-def stated_x0(scheduler: Scheduler, output: Any) -> torch.Tensor | None:
-    """The clean image that a call of `scheduler.step` returned or that the solver went on with, if it tells."""
+@contextmanager
+def thresholded(scheduler: Scheduler) -> Iterator[list[torch.Tensor]]:
+    """Collects the clean images that a scheduler thresholds: its solver may turn them into noise before it goes on.
+
+    Through an instance attribute that is removed at the end.
+    """
+    found: list[torch.Tensor] = []
+    if not scheduler.config.get("thresholding", False) or not hasattr(scheduler, "_threshold_sample"):
+        yield found
+        return
+    original = scheduler._threshold_sample
+
+    def threshold(sample: torch.Tensor) -> torch.Tensor:
+        found.append(original(sample))
+        return found[-1]
+
+    scheduler._threshold_sample = threshold
+    try:
+        yield found
+    finally:
+        del scheduler._threshold_sample
+
+
+def stated_x0(scheduler: Scheduler, output: Any, thresholded: Sequence[torch.Tensor] = ()) -> torch.Tensor | None:
+    """The clean image that a call of `scheduler.step` returned or that the solver went on with, if it tells.
+
+    Args:
+        scheduler ([`Scheduler`]): Any scheduler of diffusers.
+        output: What the call returned.
+        thresholded (sequence of `torch.Tensor`): What it thresholded meanwhile.
+    """
     if isinstance(output, tuple):
         position = _x0_position(type(scheduler).step)
         stated = output[position] if position is not None and position < len(output) else None
     else:
         stated = next((getattr(output, name) for name in _X0_FIELDS if hasattr(output, name)), None)
     outputs = getattr(scheduler, "model_outputs", None)
+    if stated is None and thresholded:
+        return thresholded[-1]
     if stated is None and outputs and hasattr(scheduler, "convert_model_output") and _predicts_x0(scheduler):
-        stated = outputs[-1]  # thresholded, where the solver thresholds
+        stated = outputs[-1]
     return stated
+
+
+def as_clipped(scheduler: Scheduler, x0: torch.Tensor) -> torch.Tensor:
+    """x̂_0 as a solver goes on with it that neither returns nor holds it, but clips it."""
+    return x0.clamp(-1, 1) if scheduler.config.get("clip_denoised", False) else x0
 
 
 def check_x0(scheduler: Scheduler, timestep: float, stated: bool = True) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.passed import Scheduler
-from diffusers_xai.taps.noise import NoiseLevel, noise_level, sigmas_in_use, stated_x0
+from diffusers_xai.taps.noise import NoiseLevel, noise_level, sigmas_in_use, stated_x0, thresholded
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class SchedulerStep:
 
     Attributes:
         timestep (`float`): The scheduler's t.
+        index (`int`, *optional*): The scheduler's own `step_index` at this step, where it counts.
         level (`NoiseLevel`): How much noise there was in the state.
         sample (`torch.Tensor` of shape `(batch, …)`): The state x_t before the step.
         model_output (`torch.Tensor`): What the denoiser predicted, guidance applied.
@@ -29,6 +30,7 @@ class SchedulerStep:
     """
 
     timestep: float
+    index: int | None
     level: NoiseLevel
     sample: torch.Tensor
     model_output: torch.Tensor
@@ -58,7 +60,8 @@ def tap_step(
         if before is not None:
             before(arguments)
         index, sigmas = getattr(scheduler, "step_index", None), sigmas_in_use(scheduler)
-        output = original(*args, **kwargs)
+        with thresholded(scheduler) as clean:
+            output = original(*args, **kwargs)
         after = getattr(scheduler, "step_index", None)
         if index is None and after is not None:
             index = after - 1  # found out inside its first step
@@ -66,11 +69,12 @@ def tap_step(
         callback(
             SchedulerStep(
                 timestep,
+                index,
                 noise_level(scheduler, timestep, index, sigmas),
                 arguments["sample"],
                 arguments["model_output"],
                 output[0] if isinstance(output, tuple) else output.prev_sample,
-                stated_x0(scheduler, output),
+                stated_x0(scheduler, output, clean),
                 arguments,
             )
         )
