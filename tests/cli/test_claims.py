@@ -98,7 +98,9 @@ def test_the_second_of_two_commands_is_refused(place, capsys, command, inside):
     assert list(place.iterdir()) == []
 
 
-@pytest.mark.parametrize("moment", ["diffusers_xai.cli.parser", "torch.nn", "Loading", "Sampling"])
+@pytest.mark.parametrize(
+    "moment", ["diffusers_xai.cli.command", "diffusers_xai.cli.parser", "torch.nn", "Loading", "Sampling"]
+)
 def test_an_interruption_is_one_line_at_any_moment(place, moment):
     """The process is interrupted by itself when it gets there, so that no clock decides."""
     save_tiny(place / "tiny")
@@ -117,6 +119,8 @@ def spy(*args, **kwargs):
 {code}
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from diffusers_xai.cli.__main__ import script
+early = [name for name in sys.modules if name.startswith("diffusers_xai") or name == "lazy_loader"]
+assert len(early) == 3, early  # before anything answers, there is little to interrupt
 sys.argv[1:] = ["profile", "--checkpoint", "tiny", "--steps", "4"]
 script()
 """
