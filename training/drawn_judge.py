@@ -1,6 +1,7 @@
 """Tells what a drawn face shows by measuring colours where they must be: no network, and exact on drawn faces."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ CORNER = _box(-0.97, -0.75, -0.97, -0.75)
 
 HAIR_DISTANCE = 40.0  # of two colours in RGB (0 to 255): nearer than this to the hair's colour is hair
 _STRONGEST = 6 / 1024  # of the picture's pixels, over which lips and teeth are measured
+_SOFT = 10.0  # of colours (0 to 255): from such a distance to the threshold on, a soft answer is nearly sure
 # Half way between the nearest measures of 3 000 faces that have the attribute and that do not.
 THRESHOLDS = {"Bangs": -HAIR_DISTANCE, "Male": 0.2, "Smiling": 216.0, "Wearing_Lipstick": 140.0}
 
@@ -84,6 +86,35 @@ def probabilities(images: torch.Tensor) -> torch.Tensor:
     return DrawnFaceJudge().predict(images).float()
 
 
+def soft_probabilities(images: torch.Tensor) -> torch.Tensor:
+    """The same by differentiable operations, as `gradient-attention` takes it: not all or nothing.
+
+    Means stand for medians, and how far each measure lies from its threshold is told by the logistic function.
+
+    Args:
+        images (`torch.Tensor` of shape `(image, 3, height, width)`): Float in [-1, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(image, 4)`, float32 in [0, 1], columns as [`DrawnFaceJudge`]'s `attributes`.
+    """
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1)
+    hair = _inside(pixels, CROWN).mean(1, keepdim=True)
+    forehead, jaw = (_inside(pixels, region) for region in (FOREHEAD, JAW))
+    mouth = _inside(pixels, MOUTH)
+    count = max(1, round(_STRONGEST * images.shape[2] * images.shape[3]))
+    from_hair = (jaw - hair).norm(dim=2)
+    measures = {
+        "Bangs": -(forehead.mean(1, keepdim=True) - hair).norm(dim=2)[:, 0],
+        "Male": torch.sigmoid((HAIR_DISTANCE - from_hair) / _SOFT).mean(1),
+        "Smiling": mouth.amin(2).topk(count).values.mean(1),
+        "Wearing_Lipstick": (mouth[..., 0] + mouth[..., 2] - 2 * mouth[..., 1]).topk(count).values.mean(1),
+    }
+    scales = {name: _SOFT if name != "Male" else 0.05 for name in ATTRIBUTES}
+    return torch.stack(
+        [torch.sigmoid((measures[name] - THRESHOLDS[name]) / scales[name]) for name in ATTRIBUTES], dim=1
+    )
+
+
 def things(images: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same by the captions' words, hair and background too: what `--judge` takes for pipelines of prompts."""
     judge = DrawnFaceJudge()
@@ -101,7 +132,7 @@ def _pixels(images: torch.Tensor) -> np.ndarray:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _inside(pixels: np.ndarray, region: Region) -> np.ndarray:
+def _inside(pixels: Any, region: Region) -> Any:
     """The pixels whose middle is in the region, (image, pixel, 3)."""
     y, x = ((np.arange(n) + 0.5) / n * 2 - 1 for n in pixels.shape[1:3])
     return pixels[:, region(x[None, :], y[:, None])]

@@ -29,7 +29,7 @@ def add_command(commands: Any) -> None:
     add(
         "checkpoints", nargs="*", type=checkpoint, metavar="CHECKPOINT",
         help="of compare-checkpoints: two or more, folders or Hub ids. The first is what the others are compared with."
-        " Of few-steps: students of four steps, distilled from the model",
+        " Of few-steps and few-step-findings: students of four steps, distilled from the model",
     )  # fmt: skip
     add("--out", type=path, default=Path("experiments"), metavar="DIR", help="folder to write. Default: experiments")
     add(
@@ -56,7 +56,7 @@ def add_command(commands: Any) -> None:
     )
     add(
         "--judge", type=nonempty, metavar="FILE:FUNCTION",
-        help="a function of your own that sees the attributes in images, for predetermination and patching; see"
+        help="a function of your own that sees the attributes in images, for experiments that take one; see"
         " docs/experiments.md",
     )  # fmt: skip
     add(

@@ -27,9 +27,11 @@ from diffusers_xai.experiments import patching  # noqa: F401
 from diffusers_xai.experiments import hierarchy  # noqa: F401
 from diffusers_xai.experiments import concepts  # noqa: F401
 from diffusers_xai.experiments import words  # noqa: F401
+from diffusers_xai.experiments import gradient_attention  # noqa: F401
 from diffusers_xai.experiments import directions  # noqa: F401
 from diffusers_xai.experiments import label_directions  # noqa: F401
 from diffusers_xai.experiments import few_steps  # noqa: F401
+from diffusers_xai.experiments import few_step_findings  # noqa: F401
 from diffusers_xai.experiments import shapley  # noqa: F401
 # isort: on
 

@@ -120,8 +120,8 @@ class Experiment:
         nulls (`tuple[str, ...]`): The controls that it knows, see `NULLS`; the first one is taken by default.
         region (`str`, *optional*): Where `measure` takes a `mask`, what the command passes for the faces of the model
             inside the package: `"eyes"`, `"face"`, or `"image"` for all of it.
-        needs (`str`, *optional*): What it takes besides one model, such as other `"checkpoints"`; it is then none of
-            the command's `all`.
+        needs (`str`, *optional*): What it takes besides one model of any kind, such as other `"checkpoints"`, or the
+            thesis's `"blocks"`, layers of the names in its claims; it is then none of the command's `all`.
         may_take (`str`, *optional*): What it can do without: `"students"`, checkpoints distilled from the one;
             `"concepts"`, a function that tells where things are; `"prompts"`, two of a pipeline, in place of labels.
     """

@@ -27,6 +27,8 @@ class Claim:
         values (`(seed,)`): The effect of each seed; the claim is that their mean lies in
         low (`float`), high (`float`): this range.
         control (`(seed,)`, *optional*): The same number of the control.
+        missing (`str`): Why the run cannot be asked, as it has no state where the claim needs one: `values` are NaN;
+            empty where it can.
     """
 
     text: str
@@ -37,6 +39,7 @@ class Claim:
     control: np.ndarray | None = None
     low: float = 0.0
     high: float = np.inf
+    missing: str = ""
 
     @property
     def excess(self) -> np.ndarray:
@@ -69,13 +72,18 @@ def claims(results: Mapping[str, ExperimentResult]) -> list[Claim]:
 
 
 Number = Callable[[xr.DataArray], xr.DataArray]
+_LEAST_REACH = 25.0  # timesteps: schedulers space theirs unevenly
+
+
+class _Unasked(Exception):
+    """A run has no state where a claim needs one."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where claims are read from: an experiment's numbers, and its control in words."""
+    """Where claims are read from: an experiment's result, its numbers, and its control in words."""
 
-    experiment: str
+    result: ExperimentResult
     data: xr.Dataset
     control_text: str
 
@@ -83,32 +91,47 @@ class _Source:
         self, text: str, measured: str, name: str, number: Number, low: float = 0.0, high: float = np.inf
     ) -> Claim:
         """The claim about a number of each seed, taken of the model's array and of its control's, if there is one."""
-        null = f"null_{name}"
-        control = number(self.data[null]).values if null in self.data else None
-        values = number(self.data[name]).values
-        text_of_control = self.control_text if control is not None else ""
-        return Claim(text, measured, self.experiment, text_of_control, values, control, low, high)
+        null = f"null_{name}" if f"null_{name}" in self.data else None
+        text_of_control, missing = self.control_text if null else "", ""
+        unknown = np.full(self.data.sizes["seed"], np.nan)
+        values, control = unknown, unknown if null else None
+        try:
+            values = number(self.data[name]).values
+            control = number(self.data[null]).values if null else None
+        except _Unasked as error:
+            missing = str(error)
+        return Claim(text, measured, self.result.name, text_of_control, values, control, low, high, missing)
+
+    def at(self, array: xr.DataArray, t: float) -> xr.DataArray:
+        """The value at the recorded step whose t is nearest, which is at most half a step of the run away."""
+        timesteps = array["timestep"].values
+        step = nearest(timesteps, t)
+        reach = max(_LEAST_REACH, 500 / self.result.settings["steps"])
+        if abs(timesteps[step] - t) > reach:
+            raise _Unasked(f"no state within half a step of t = {t:g}: the nearest is at t = {timesteps[step]:.0f}")
+        return array.isel(step=step)
 
 
-def at(array: xr.DataArray, t: float) -> xr.DataArray:
-    """The value at the recorded step whose t is nearest."""
-    return array.isel(step=nearest(array["timestep"].values, t))
-
-
-def _between(array: xr.DataArray, high: float, low: float) -> xr.DataArray:
+def _between(array: xr.DataArray, high: float, low: float, least: int = 1) -> xr.DataArray:
     timesteps = array["timestep"].values
-    return array.isel(step=np.flatnonzero((timesteps <= high) & (timesteps >= low)))
+    there = np.flatnonzero((timesteps <= high) & (timesteps >= low))
+    if len(there) < least:
+        needed = "no state" if least == 1 else f"fewer than {least} states"
+        raise _Unasked(f"{needed} between t = {high:g} and {low:g}")
+    return array.isel(step=there)
 
 
 def _slope(array: xr.DataArray, high: float, low: float) -> xr.DataArray:
     """Rise of the least-squares line per hundred timesteps of the process."""
-    part = _between(array, high, low)
+    part = _between(array, high, low, least=2)
     done = -(part["timestep"] - part["timestep"].mean())
     return 100 * (part * done).sum("step") / (done**2).sum("step")
 
 
 def _trajectory(results: Mapping[str, ExperimentResult]) -> list[Claim]:
-    source = _Source("ssim-trajectory", results["ssim-trajectory"].data, "forward noising")
+    result = results["ssim-trajectory"]
+    noised = result.settings["null"] == "forward-noising"
+    source = _Source(result, result.data, "forward noising" if noised else "a Gaussian")
     return [
         source.claim(
             "SSIM of neighbouring states rises over the first 750 steps.",
@@ -135,41 +158,39 @@ def _trajectory(results: Mapping[str, ExperimentResult]) -> list[Claim]:
             "It recovers from the dip at the very end.",
             "SSIM of the last step, less the lowest one from t = 99 on; more than 0.005",
             "ssim",
-            lambda x: x.isel(step=-1) - _between(x, 99, 0).min("step"),
+            lambda x: x.isel(step=-1) - _between(x, 99, 0, least=2).min("step"),
             low=0.005,
         ),
     ]
 
 
 def _divergence(results: Mapping[str, ExperimentResult]) -> list[Claim]:
-    data = results["label-divergence"].data
-    for key in ("", "null_"):
-        if f"{key}ssim" in data:
-            data = data.assign({f"{key}fall": at(data[f"{key}ssim"], 100) - data[f"{key}final_ssim"]})
-    source = _Source("label-divergence", data, "two Gaussians")
+    result = results["label-divergence"]
+    source = _Source(result, result.data, "two Gaussians")
     return [
         source.claim(
             "The runs of two labels are almost identical until t = 800.",
             "SSIM of their states at t = 800; equivalent to 1 within 0.01",
             "ssim",
-            lambda x: at(x, 800),
+            lambda x: source.at(x, 800),
             low=0.99,
             high=1.01,
         ),
         source.claim(
             "Their similarity falls again in the last 100 steps.",
             "SSIM at t = 100, less that of the final images",
-            "fall",
-            lambda x: x,
+            "ssim",
+            lambda x: source.at(x, 100) - result.data[str(x.name).replace("ssim", "final_ssim")],
         ),
     ]
 
 
 def _emergence(results: Mapping[str, ExperimentResult]) -> list[Claim]:
-    data = results["emergence"].data.sel(layer=MIDDLE)
+    result = results["emergence"]
+    data = result.data.sel(layer=MIDDLE)
     kinds = {"sum": "the sum over channels", "c*": "the most active channel"}
     return [
-        _Source("emergence", data.sel(target=target, map=kind), "random weights").claim(
+        _Source(result, data.sel(target=target, map=kind), "random weights").claim(
             f"The image's {target} can be seen in {where} of {MIDDLE} before it can be in x_t.",
             "by which share of the process earlier, compared at the layer's size",
             "lead",
@@ -181,7 +202,8 @@ def _emergence(results: Mapping[str, ExperimentResult]) -> list[Claim]:
 
 
 def _localisation(results: Mapping[str, ExperimentResult]) -> list[Claim]:
-    source = _Source("localisation", results["localisation"].data, "a Gaussian")
+    result = results["localisation"]
+    source = _Source(result, result.data, "a Gaussian")
     reached = "share of input pixels above the volume's mean"
     objects = {
         "reached_step": ("PGV of μ, as in the thesis", reached, "more than 1 %", 0.01),
@@ -191,7 +213,7 @@ def _localisation(results: Mapping[str, ExperimentResult]) -> list[Claim]:
     spreads = (("spread from the eyes to the face", 950, 600), ("spread from the face to the image", 600, 100))
 
     def rise(start: float, end: float) -> Number:
-        return lambda x: at(x, end) - at(x, start)
+        return lambda x: source.at(x, end) - source.at(x, start)
 
     return [
         source.claim(
@@ -207,12 +229,13 @@ def _localisation(results: Mapping[str, ExperimentResult]) -> list[Claim]:
 
 
 def _ablation(results: Mapping[str, ExperimentResult]) -> list[Claim]:
-    data = results["ablation"].data
+    result = results["ablation"]
+    data = result.data
     if "null_ssim" in data:
         data = data.assign(null_ssim=data["null_ssim"].mean("draw"))
     kinds = dict(zip(data["layer"].values.tolist(), data["kind"].values.tolist(), strict=True))
     last_up = max(level for path, level in map(_level, kinds) if path == "ups")
-    source = _Source("ablation", data, "random channels")
+    source = _Source(result, data, "random channels")
 
     def contrast(spared: Callable[[str], bool], hurt: Callable[[str], bool]) -> Number:
         def number(ssim: xr.DataArray) -> xr.DataArray:
@@ -257,10 +280,10 @@ def _level(layer: str) -> tuple[str, int]:
 
 
 def _predetermination(results: Mapping[str, ExperimentResult]) -> list[Claim]:
-    data = results["predetermination"].data
-    half = nearest(data["share"].values, 0.5)
+    result = results["predetermination"]
+    half = nearest(result.data["share"].values, 0.5)
     return [
-        _Source("predetermination", data, "two Gaussians").claim(
+        _Source(result, result.data, "two Gaussians").claim(
             "After half of the process a label switch changes little.",
             "SSIM to the unswitched image of a switch after half of the steps; equivalent to 1 within 0.1",
             "ssim",

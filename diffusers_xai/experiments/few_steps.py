@@ -39,7 +39,7 @@ SWITCHES = 20  # at most
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """A way from noise to an image."""
 
     name: str
@@ -82,19 +82,9 @@ def measure(
     Raises:
         ValueError: If the counts are not below the number of steps, or the scheduler has no ᾱ.
     """
-    if not hasattr(pipe.scheduler, "alphas_cumprod"):
-        raise ValueError(f"Expected a scheduler with `alphas_cumprod`, got {type(pipe.scheduler).__name__}")
-    if counts is None:
-        counts = [count for count in COUNTS if count < sampling.steps] or [max(2, sampling.steps // 2)]
-    every = [*counts, *([student_steps] if others else [])]
-    if not counts or min(every) < 2 or max(every) >= sampling.steps:
-        raise ValueError(f"Expected counts from 2 to below {sampling.steps} steps, got {every}")
+    ways = ways_of(pipe, sampling.steps, counts, others, student_steps)
     other = null_pipeline(null, pipe, sampling)
-    ways = _ways(pipe, counts, sampling.steps)
-    theirs = [] if other is None else _ways(other, counts, sampling.steps)
-    for number, student in enumerate(others, 1):
-        name = "student" if len(others) == 1 else f"student {number}"
-        ways.append(_Way(f"{name}, {student_steps} steps", student, student_steps))
+    theirs = [] if other is None else ways_of(other, sampling.steps, counts)
     longest = max(way.steps for way in ways[1:])
 
     def measure_batch(part: list[int]) -> xr.Dataset:
@@ -133,17 +123,45 @@ def few_step_scheduler(scheduler: Scheduler, solver: Any = DDIMScheduler) -> Any
     return solver.from_config(config, **same, **changes)
 
 
-def _ways(pipe: XAIPipeline, counts: Sequence[int], many: int) -> list[_Way]:
-    """The run of many steps first."""
+def ways_of(
+    pipe: XAIPipeline,
+    many: int,
+    counts: Sequence[int] | None = None,
+    students: Sequence[XAIPipeline] = (),
+    student_steps: int = 4,
+) -> list[Way]:
+    """The ways from noise to an image: DDIM in many steps first, then every solver in few, then the students.
+
+    Args:
+        pipe ([`XAIPipeline`]): The model.
+        many (`int`): Of many steps.
+        counts (`Sequence[int]`, *optional*): Of few; 4 and 8, those below `many`, if `None`.
+        students (`Sequence` of [`XAIPipeline`]): Models distilled from it, each with its own scheduler, and
+        student_steps (`int`): how many steps they take.
+
+    Raises:
+        ValueError: If the counts are not below `many`, or the scheduler has no ᾱ.
+    """
+    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise ValueError(f"Expected a scheduler with `alphas_cumprod`, got {type(pipe.scheduler).__name__}")
+    if counts is None:
+        counts = [count for count in COUNTS if count < many] or [max(2, many // 2)]
+    every = [*counts, *([student_steps] if students else [])]
+    if not counts or min(every) < 2 or max(every) >= many:
+        raise ValueError(f"Expected counts from 2 to below {many} steps, got {every}")
     pipes = {}
     for name, solver in SOLVERS.items():
         pipes[name] = XAIPipeline(pipe.unet, few_step_scheduler(pipe.scheduler, solver))
         pipes[name].set_progress_bar_config(disable=True)
-    few = [_Way(f"{name}, {count} steps", which, count) for name, which in pipes.items() for count in counts]
-    return [_Way(f"DDIM, {many} steps", pipes["DDIM"], many), *few]
+    ways = [Way(f"DDIM, {many} steps", pipes["DDIM"], many)]
+    ways += [Way(f"{name}, {count} steps", which, count) for name, which in pipes.items() for count in counts]
+    for number, student in enumerate(students, 1):
+        name = "student" if len(students) == 1 else f"student {number}"
+        ways.append(Way(f"{name}, {student_steps} steps", student, student_steps))
+    return ways
 
 
-def _of_way(way: _Way, sampling: Sampling, seeds: list[int], longest: int) -> xr.Dataset:
+def _of_way(way: Way, sampling: Sampling, seeds: list[int], longest: int) -> xr.Dataset:
     """Image, index and predictions of a way; of that of many steps the predictions are thinned."""
     own = replace(sampling, steps=way.steps)
     kept = [way.steps * k // min(way.steps, longest) for k in range(min(way.steps, longest))]

@@ -1,6 +1,6 @@
 """Verdicts on what the thesis found: effect, control, excess, and what many tests at once are worth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +12,14 @@ from diffusers_xai.experiments.claims import NEEDED, Claim, claims
 
 HOLDS, FAILS = "holds", "does not hold"
 NOT_BEYOND, CANNOT_TELL = "not beyond the control", "this test cannot tell"
+UNASKED = "cannot be asked"  # of a run that has no state where the claim needs one
 # And how many there are of each, in words.
 VERDICTS = {
     HOLDS: "hold",
     FAILS: "do not hold",
     NOT_BEYOND: "are not beyond the control",
     CANNOT_TELL: "cannot be told",
+    UNASKED: "cannot be asked",
 }
 MIN_SEEDS = 30
 LEVEL = 0.05  # of the p-values corrected for their number
@@ -51,6 +53,8 @@ class Finding:
     @property
     def verdict(self) -> str:
         """One of `VERDICTS`."""
+        if self.claim.missing:
+            return UNASKED
         if self.p_opposite < LEVEL:
             return FAILS
         if not self.p_claim < LEVEL:  # or it is NaN, where a seed gave no number
@@ -78,7 +82,11 @@ def findings(results: Mapping[str, ExperimentResult]) -> list[Finding]:
     missing = [name for name in NEEDED if name not in results]
     if missing:
         raise KeyError(f"Expected the experiments {', '.join(NEEDED)}, got all but {', '.join(missing)}.")
-    made = claims(results)
+    return tested(claims(results))
+
+
+def tested(made: Sequence[Claim]) -> list[Finding]:
+    """The verdicts on claims, their tests corrected for the number of them all, see [`findings`]."""
     p_values = np.array([_p_values(claim) for claim in made])
     corrected = benjamini_hochberg(p_values.ravel()).reshape(p_values.shape)
     return [
@@ -100,6 +108,8 @@ def _mean(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def _p_values(claim: Claim) -> tuple[float, float, float]:
+    if claim.missing:
+        return np.nan, np.nan, np.nan
     values = claim.values
     if np.isinf(claim.high):
         inside, outside = above_test(values, claim.low), above_test(-values, -claim.low)

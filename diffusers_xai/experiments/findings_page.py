@@ -19,16 +19,22 @@ def verdict_rows(table: Sequence[Finding]) -> list[str]:
     Args:
         table (`Sequence[Finding]`): Of [`findings`].
     """
-    rows = []
-    for finding in table:
-        claim = finding.claim
-        control = f"{finding.control[0]:.4f} ({claim.control_text})" if finding.control is not None else "none"
-        excess = _interval(finding.excess, signed=True) if finding.excess is not None else ""
-        rows.append(
-            f"| {claim.text} | **{finding.verdict}** | {_interval(finding.effect)} | {control} | {excess} |"
-            f" {claim.measured} |"
-        )
+    rows = [
+        f"| {finding.claim.text} | **{finding.verdict}** | {' | '.join(verdict_numbers(finding))} |"
+        f" {finding.claim.measured} |"
+        for finding in table
+    ]
     return [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", *rows]
+
+
+def verdict_numbers(finding: Finding) -> tuple[str, str, str]:
+    """Effect, control and excess of a finding as they stand in a table, or why there are none."""
+    claim = finding.claim
+    if claim.missing:
+        return claim.missing, "", ""
+    control = f"{finding.control[0]:.4f} ({claim.control_text})" if finding.control is not None else "none"
+    excess = _interval(finding.excess, signed=True) if finding.excess is not None else ""
+    return _interval(finding.effect), control, excess
 
 
 def _interval(facts: tuple[float, float, float], *, signed: bool = False) -> str:
@@ -56,7 +62,7 @@ def to_markdown(
         "A claim *holds* where its effect is shown to lie where the claim has it and to exceed its control, which has"
         " learned nothing. It is *not beyond the control* where the effect is there but not shown to exceed the"
         " control's. It *does not hold* where the effect is shown to lie elsewhere. Otherwise *this test"
-        " cannot tell*. Intervals"
+        " cannot tell*. A run without a state where the claim needs one *cannot be asked*. Intervals"
         f" are Student's over the seeds; tests are at the {LEVEL:.0%} level after Benjamini and Hochberg's correction"
         " for all claims of the page.",
         "",

@@ -26,6 +26,18 @@ OTHER_NOISE = 10**6  # added to a seed: noise that no seed of an experiment has
 _LIMITS = {"shown": MAX_SHOWN, "held": MAX_HELD}
 _BAR_OPTIONS: ContextVar[Mapping[str, Any]] = ContextVar("bar_options", default=MappingProxyType({"disable": None}))
 
+_OF: ContextVar[str] = ContextVar("of", default="")
+
+
+@contextmanager
+def measured_of(name: str) -> Iterator[None]:
+    """Within it, what is measured is said to be of `name`: where the same is measured of several runs."""
+    token = _OF.set(f", {name}")
+    try:
+        yield
+    finally:
+        _OF.reset(token)
+
 
 @contextmanager
 def show_progress(options: Mapping[str, Any]) -> Iterator[None]:
@@ -134,6 +146,7 @@ class Sampling:
             of_held (`Sequence[str]`): of the first 64, their dim being `held`. Whatever else has a dim `seed` stays in
                 memory: numbers, not arrays.
         """
+        description += _OF.get()
         all_batches = batches(self.seeds, max(at_least, self.batch_size if seeds_at_once is None else seeds_at_once))
         if len(all_batches) > 1 and len(all_batches[-1]) < at_least:
             all_batches[-2:] = [all_batches[-2] + all_batches[-1]]

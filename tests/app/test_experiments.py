@@ -171,7 +171,7 @@ def test_the_estimate_is_of_runs_and_of_the_region(monkeypatch):
 
 def test_what_the_page_does_not_ask_is_named_on_it():
     left = set(EXPERIMENTS) - set(questions.offered())
-    assert left == {"words", "label-pairs"}
+    assert left == {"words", "label-pairs", "few-step-findings"}
     assert all(f"`{name}`" in questions.elsewhere() for name in left)
 
 

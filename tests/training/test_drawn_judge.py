@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, draw_face, random_face
-from training.drawn_judge import DrawnFaceJudge, things
+from training.drawn_judge import DrawnFaceJudge, soft_probabilities, things
 
 
 HELD_OUT = 50_000_000  # seeds that set no threshold
@@ -52,6 +52,17 @@ def test_mirrored_pictures_and_a_blank_one(faces_and_images):
     faces, images = faces_and_images
     assert torch.equal(DrawnFaceJudge().predict(images.flip(-1)), truth(faces))
     assert DrawnFaceJudge().measure(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
+
+
+def test_soft_answers_are_nearly_the_judges_and_have_gradients(faces_and_images):
+    faces, images = faces_and_images
+    images = images.clone().requires_grad_()
+    told = soft_probabilities(images)
+    right = ((told > 0.5) == truth(faces)).float().mean(0)
+    assert right.min() > 0.99  # all of them here
+    told.sum().backward()
+    assert torch.isfinite(images.grad).all()
+    assert images.grad.abs().amax((1, 2, 3)).min() > 0
 
 
 def test_each_measure_answers_to_its_own_attribute():
