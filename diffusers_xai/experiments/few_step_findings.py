@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +110,7 @@ def _claims_of(way: Way, sampling: Sampling, gaussians: XAIPipeline | None, mask
             null = XAIPipeline(gaussians.unet, way.pipe.scheduler)
             null.set_progress_bar_config(disable=True)
         labels = sampling.labels[: experiment.labels]
-        region = {"mask": mask} if experiment.region == "eyes" else {}
+        region: dict[str, Any] = {"mask": mask} if experiment.region == "eyes" else {}
         with measured_of(way.name):
             results[name] = experiment.run(
                 way.pipe, replace(sampling, steps=way.steps, labels=labels), null=null, **region

@@ -76,12 +76,8 @@ def measure(
     denoiser = get_denoiser(pipe)
     paths = list(denoiser.resolve_layers(layers if layers is not None else telling_layers(denoiser)))
     region = region_or_middle(mask, pipe.sample_shape[-2:])
-    times = [timestep_at(pipe, time) for time in TIMES]
     other = null_pipeline(null, pipe, sampling)
-    specs = {
-        name: GradientAttention(paths, timesteps=times, **score)
-        for name, score in _scores(pipe, sampling, region, judge).items()
-    }
+    specs = _specs(pipe, sampling, region, judge, paths)
 
     def measure_batch(part: list[int]) -> xr.Dataset:
         scores = []
@@ -109,19 +105,23 @@ def measure(
     )
 
 
-def _scores(
-    pipe: XAIPipeline, sampling: Sampling, region: np.ndarray, judge: Judge | None
-) -> dict[str, dict[str, np.ndarray | Callable]]:
-    """What `GradientAttention` takes of each score, by its name."""
+def _specs(
+    pipe: XAIPipeline, sampling: Sampling, region: np.ndarray, judge: Judge | None, paths: list[str]
+) -> dict[str, GradientAttention]:
+    """What to record of each score, by its name."""
+    times = [timestep_at(pipe, time) for time in TIMES]
     if judge is None:
-        return {SUM: {"mask": region}}
+        return {SUM: GradientAttention(paths, mask=region, timesteps=times)}
     attributes = named_attributes(pipe)
     has = attributes_of(sampling.labels[0], attributes) if sampling.labels else []
 
     def logit(index: int) -> Callable[[torch.Tensor], torch.Tensor]:
         return lambda images: torch.logit(probabilities(judge, images, pipe)[:, index], eps=1e-6)
 
-    return {name: {"judge": logit(attributes.index(name))} for name in has or attributes}
+    return {
+        name: GradientAttention(paths, judge=logit(attributes.index(name)), timesteps=times)
+        for name in has or attributes
+    }
 
 
 def _shares(profile: DiffusionProfile, paths: Sequence[str], region: np.ndarray) -> xr.Dataset:
@@ -143,9 +143,9 @@ def _shares(profile: DiffusionProfile, paths: Sequence[str], region: np.ndarray)
 
 
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the share inside the region, layers downwards, time to the right; beside it the control. A row for each score.
+    """Draws the share inside the region, layers downwards, time to the right, and beside it the control's.
 
-    Bold is what surely differs from the control, or from chance without one.
+    A row for each score. Bold is what surely differs from the control, or from chance without one.
     """
     data, chance = result.data, result.settings["chance"]
     scores = data["score"].values.tolist()
@@ -236,16 +236,15 @@ register(
         " the layer raises the sum of the predicted clean image over the region or, with a judge, its logit of each"
         " attribute that the label has. Chance is the region's share of the image: orange is more, blue less. Beside"
         " it, the same network with random weights in the same states; bold is a share that surely differs from that"
-        " (t-test, 5 % after correction for all cells). Only as far as it exceeds both does a map say where the score is"
-        " made. Below, the maps of the first seed.",
+        " (t-test, 5 % after correction for all cells). Only as far as it exceeds both does a map say where the"
+        " score is made. Below, the maps of the first seed.",
         "Liu et al. 2020; Selvaraju et al. 2017 (Grad-CAM), here per step and graded",
         measure,
         plot,
         nulls=("random-weights",),
         seeds=16,
         steps=50,
-        runs=2.5,
-        once=40,
+        runs=4.0,
         region="eyes",
         judged=True,
         plot_images=plot_images,
