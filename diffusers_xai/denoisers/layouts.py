@@ -23,6 +23,8 @@ class Layout:
         returns (`tuple[str, str]`): The streams of what a block with both returns, in their order; asked only where
             image and text have equally many tokens.
         cross_order (`tuple[str, ...]`): The parts of the keys of cross-attention whose keys hold image positions too.
+        image_prompt_first (`bool`): Whether layers that look at an image prompt and at the text, each in an attention
+            of its own, look at the image prompt first, through projections whose names begin with `add_`.
         branches (`tuple[str, ...]`): Names of the guidance branches in the order in which they are computed.
         separate_calls (`bool`): Whether each branch is a call of its own instead of a part of the batch.
         doubles_sample (`bool`): Whether the scheduler's own state holds every image once per branch.
@@ -38,6 +40,7 @@ class Layout:
     order: tuple[str, ...] | None = None
     returns: tuple[str, str] = ("image", "text")
     cross_order: tuple[str, ...] = ("text", "image")
+    image_prompt_first: bool = False
     branches: tuple[str, ...] = ("uncond", "cond")
     separate_calls: bool = False
     doubles_sample: bool = False
@@ -99,7 +102,7 @@ _LAYOUTS: dict[str, Layout] = {
         grids.image_shapes, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
     ),
     "CogVideoXTransformer3DModel": Layout(grids.patches_frames_first, _TEXT_FIRST, frames_first=True),
-    "WanTransformer3DModel": Layout(_SAMPLE, branches=_COND_FIRST, separate_calls=True),
+    "WanTransformer3DModel": Layout(_SAMPLE, image_prompt_first=True, branches=_COND_FIRST, separate_calls=True),
     "LTXVideoTransformer3DModel": Layout(grids.keywords),
     "HunyuanVideoTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST, branches=_COND_FIRST, separate_calls=True),
     "MochiTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST),

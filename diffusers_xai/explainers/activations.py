@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from diffusers_xai.denoisers.labelling import Labelled, Labelling
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.recording.text import PromptTokens, token_coordinate
 from diffusers_xai.taps import tap_output
 
 
@@ -23,7 +23,8 @@ class Activations(RecordSpec):
     Arrays: `activations/<layer>` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
     width), of sound (…, channel, frame), with `branch` after `sample` under guidance. Of a U-Net block that returns
     several tensors the first, its hidden state, is recorded. Tokens that cover the image become a grid; other tokens
-    keep dims (…, channel, token), with the words as coordinate where they are known, and vectors (…, channel). A layer
+    keep dims (…, channel, token), with the strings of the text's tokens as coordinate `token` or `text` as in
+    [`AttentionWeights`], and vectors (…, channel). A layer
     that runs twice in one call of the network is recorded as `activations/<layer>` and `activations/<layer>@2`.
 
     Args:
@@ -51,24 +52,32 @@ class Activations(RecordSpec):
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps the output of every matching layer."""
         run = recording.run
-        prompt = stack.enter_context(PromptTokens.tapped(run))
+        recording.follow_prompt(stack)
 
         def keep(path: str, is_named: bool, output: Any) -> None:
             if not recording.looks(self):
                 return
             try:
                 _, labelled = run.labelling.stream(path, output, self.stream)
+                is_text = _is_text(run.labelling, path, output, labelled)
             except (TypeError, ValueError):
                 if is_named:
                     raise
                 return
             values = labelled.values if recording.is_selected(self) else labelled.values.to("meta")
-            is_text = labelled.dims[-1] == "token" and labelled.values.shape[-1] == run.labelling.call.text_tokens
-            coords = token_coordinate(run, prompt, labelled.values.shape[-1]) if is_text else {}
-            recording.keep(self, f"activations/{path}", values, labelled.dims, coords)
+            recording.keep(self, f"activations/{path}", values, labelled.dims, of_text=is_text)
 
         for path, module in run.denoiser.resolve_layers(self.layers).items():
             is_named = run.denoiser.is_named(path, self.layers)
             if is_named:
                 recording.expect(self, [f"activations/{path}"])
             stack.enter_context(tap_output(module, partial(keep, path, is_named), read=lambda output: output))
+
+
+def _is_text(labelling: Labelling, path: str, output: Any, labelled: Labelled) -> bool:
+    """Whether a layer's tokens are those of the text, as the denoiser is given it."""
+    layout, leaf = labelling.layout, path.rpartition(".")[2]
+    of_image = layout is not None and layout.image_prompt_first and "add" in leaf
+    streams = labelling.outputs(path, output)
+    is_text = "text" in streams and streams["text"][1].values.shape == labelled.values.shape
+    return is_text and labelled.dims[-1] == "token" and not of_image

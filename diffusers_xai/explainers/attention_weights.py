@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from diffusers_xai.denoisers import Denoiser
-from diffusers_xai.recording.attention import RELATIONS, Relation, heads_of, merged, relations
+from diffusers_xai.recording.attention import RELATIONS, Relation, heads_of, is_to_text, merged, relations
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.recording.text import PromptTokens, token_coordinate
 from diffusers_xai.taps.attention import AttentionCall, check_backends, tap_attention
 
 
@@ -38,7 +37,10 @@ class AttentionWeights(RecordSpec):
     | image_to_image | head, height, width (of the keys) | head, query, height, width | head, pixel, height, width |
     | text_to_image | head, height, width (of the keys) | head, height, width, token | |
 
-    The coordinates `row` and `column` say where a pixel or query lies, `token` holds the words. Videos have `frame`
+    The coordinates `row` and `column` say where a pixel or query lies, `token` holds the strings of the text's tokens.
+    Where these differ between images, branches or, with a [`PromptSwitch`], steps, `text` holds them, over those dims
+    and `token`. They are those of the encoders whose output the layer is given, "" for what comes from no token, and
+    missing where that cannot be followed. Videos have `frame`
     before `height`, sound has `frame` in place of both. Attention whose tokens are not known to lie on an image is
     (head, [query,] token). A second attention in one layer (IP-Adapter, differential attention) is `…/<layer>@2`.
     Linear attention has no such weights: see [`AttentionOutputs`].
@@ -94,7 +96,7 @@ class AttentionWeights(RecordSpec):
         group = "attention_weights" if self.relation is None else f"attention_weights_{self.relation}"
         named = [path for path in layers if self.layers is not None and run.denoiser.is_named(path, self.layers)]
         recording.expect(self, [f"{group}/{path}" for path in layers] if named else [], exclusive=True)
-        prompt = stack.enter_context(PromptTokens.tapped(run))
+        recording.follow_prompt(stack)
         found: set[str] = set()
 
         def check_pixels() -> None:
@@ -113,7 +115,7 @@ class AttentionWeights(RecordSpec):
                     f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance"
                     " leaves out some."
                 )
-            for call in whole:
+            for index, call in enumerate(whole):
                 known = relations(run.labelling, path, call)
                 name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
                 if "" in known and self.relation is not None:
@@ -131,8 +133,10 @@ class AttentionWeights(RecordSpec):
                 found.add(path)
                 device = None if recording.is_selected(self) else "meta"
                 values, dims, coords = self._values(run, heads[path], call, known[name], name, device)
-                coords |= token_coordinate(run, prompt, values.shape[-1]) if dims[-1] == "token" and name else {}
-                recording.keep(self, f"{group}/{path}", values, dims, coords, is_own=True)
+                of_text = "token" in dims and is_to_text(run.labelling, layers[path], index, len(whole))
+                recording.keep(
+                    self, f"{group}/{path}", values, dims, coords, is_own=True, of_text=of_text and bool(name)
+                )
 
         def check_found() -> None:
             if recording.looks(self) and not found:

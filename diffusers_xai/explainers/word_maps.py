@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_xai.explainers.attention_weights import softmax_layers
-from diffusers_xai.recording.attention import heads_of, merged, relations
+from diffusers_xai.recording.attention import heads_of, is_to_text, merged, relations
+from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.recording.text import PromptTokens, spelled
+from diffusers_xai.recording.spelling import spelled
+from diffusers_xai.recording.text import PromptTokens
 from diffusers_xai.taps.attention import AttentionCall, tap_attention
 
 
@@ -28,7 +30,7 @@ class WordMaps(RecordSpec):
     Args:
         words (`str` or list of `str`): Whole words of the prompt; several in one string are a phrase. Of one that
             stands there more than once, or in the sequences of several text encoders that a layer looks at in one
-            (SD3), its first place is meant.
+            (SD3), its first place is meant. With a [`PromptSwitch`], the prompt is that of each step.
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers that look from image to text if
             `None`.
         tokens (sequence of `str`, *optional*): The strings of the condition's tokens, for pipelines without a
@@ -38,8 +40,9 @@ class WordMaps(RecordSpec):
 
     Raises:
         KeyError: when recording starts, if a name matches no layer.
-        ValueError: if `words` is empty; before the first step, for a word that is not in the prompt, with the prompt's
-            tokens, if no layer looks from image to text, or if a layer has fewer tokens than `tokens` names.
+        ValueError: if `words` is empty; before the first step, for a word that is not in the prompt of a recorded
+            step, with its tokens, if no layer looks from image to text, if its keys cannot be followed back to the
+            prompt's tokens, or if a layer has fewer tokens than `tokens` names.
 
     Source: Tang et al. 2023 (DAAM), here per step.
     """
@@ -64,12 +67,13 @@ class WordMaps(RecordSpec):
         run = recording.run
         layers = softmax_layers(run.denoiser, self.layers)
         recording.expect(self, ["word_maps"], exclusive=True)
-        prompt = stack.enter_context(PromptTokens.tapped(run))
+        prompt = recording.follow_prompt(stack)
         totals: list[torch.Tensor] = []
 
         def add(path: str, calls: list[AttentionCall]) -> None:
             every = merged(calls, run.labelling, path, heads_of(layers[path]))
-            call = every[0] if every else None
+            of_text = [i for i in range(len(every)) if is_to_text(run.labelling, layers[path], i, len(every))]
+            call = every[of_text[0]] if of_text else None
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None
             if call is None or relation is None or relation.queries.grid is None:
                 return
@@ -84,7 +88,7 @@ class WordMaps(RecordSpec):
             weights = weights.mean(dim=1)[..., relation.keys.index]
             if weights.shape[0] != run.labelling.rows:  # frames are rows
                 weights = weights.unflatten(0, (run.labelling.rows, -1)).flatten(1, 2)
-            of_words = self._of_words(prompt, weights[rows])  # (sample, query, word)
+            of_words = self._of_words(prompt, weights[rows], device is None)  # (sample, query, word)
             grid, positions = relation.queries.grid, run.positions
             grid = grid if len(grid) == len(positions) else (positions[0], *grid)
             maps = of_words.transpose(1, 2).unflatten(2, grid)
@@ -103,20 +107,21 @@ class WordMaps(RecordSpec):
             recording.keep(self, "word_maps", maps, dims, {"token": list(self.words)}, per_branch=False, is_own=True)
             totals.clear()
 
-        run.on_start(lambda: self._check(prompt))
+        run.on_start(lambda: self._check(prompt, run))
         run.before_step(keep)
         stack.enter_context(tap_attention(layers, add, lambda: recording.looks(self)))
 
-    def _check(self, prompt: PromptTokens) -> None:
+    def _check(self, prompt: PromptTokens, run: Run) -> None:
         if self.tokens is None:
+            steps = sorted(self.select_steps(run.timesteps, run.num_train_timesteps))
             for word in self.words:
-                prompt.check(word)
+                prompt.check(word, steps)
         else:
             for word in self.words:
                 if not spelled(self.tokens, word):
                     raise ValueError(f"WordMaps: expected words among `tokens` {list(self.tokens)}, got {word!r}.")
 
-    def _of_words(self, prompt: PromptTokens, weights: torch.Tensor) -> torch.Tensor:
+    def _of_words(self, prompt: PromptTokens, weights: torch.Tensor, is_selected: bool) -> torch.Tensor:
         """(sample, query, key) -> (sample, query, word)."""
         samples, _, keys = weights.shape
         if self.tokens is not None and len(self.tokens) > keys:
@@ -127,7 +132,9 @@ class WordMaps(RecordSpec):
         for word in self.words:
             if self.tokens is not None:
                 places = [spelled(self.tokens, word)] * samples
-            else:
-                places = [prompt.positions(word, keys, sample, samples) for sample in range(samples)]
+            elif is_selected:
+                places = [prompt.positions(word, keys, sample) for sample in range(samples)]
+            else:  # only the size is noted
+                places = [[0]] * samples
             columns.append(torch.stack([weights[i][:, place].mean(dim=-1) for i, place in enumerate(places)]))
         return torch.stack(columns, dim=-1)

@@ -98,6 +98,7 @@ class PromptSwitch(EditSpec):
                 run.prompt_arguments.setdefault(_role(run, own), set()).update(_differing(own, other))
             controls.extend(call for call in others if call.component in run.control_networks)
             calls.extend(call for call in others if call.component in run.denoiser.components)
+            run.prompt_switches.append((first, calls))
             run.on_call(lambda call: switch(first, call), order=first)  # the latest switch has the last word
             run.on_control(lambda call: switch_control(first, call), order=first)
 

@@ -118,6 +118,17 @@ def _joint(image: Side, text: Side) -> dict[str, Relation]:
     }
 
 
+def is_to_text(labelling: Labelling, module: nn.Module, index: int, count: int) -> bool:
+    """Whether an attention, of `count` that a layer computes, looks at the text and not at an image prompt.
+
+    Beside the text, layers look at image prompts (IP-Adapter) in attentions of their own; differential attention looks
+    at the text twice.
+    """
+    layout = labelling.layout
+    of_text = count - 1 if layout is not None and layout.image_prompt_first else 0
+    return index == of_text or bool(getattr(module, "use_differential", False))
+
+
 def merged(calls: Sequence[AttentionCall], labelling: Labelling, path: str, heads: int) -> list[AttentionCall]:
     """Attentions that a layer computes row by row, or in slices, put together into ones of all rows.
 

@@ -40,6 +40,8 @@ class Run:
             returned.
         prompt_arguments (`dict[str, set[str]]`): Arguments of the denoiser, and of each ControlNet by name, that
             switches of the prompt change.
+        prompt_switches (`list[tuple[int, list[DenoiserCall]]]`): First step and denoiser calls of other prompts that
+            take over.
         step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """
@@ -56,6 +58,7 @@ class Run:
         self.outputs: list[torch.Tensor] = []
         self.controls: list[tuple[DenoiserCall, Any]] = []
         self.prompt_arguments: dict[str, set[str]] = {}
+        self.prompt_switches: list[tuple[int, list[DenoiserCall]]] = []
         self.step_arguments: dict[str, Any] = {}
         self._state: torch.Tensor | None = None
         self.is_replaying = False
@@ -65,11 +68,16 @@ class Run:
         self._thread: int | None = None
         self._callers: list[FrameType | None] = []  # the pipeline's frame below each of `calls`
         self._labelling: Labelling | None = None
+        self._on_arrival: list[Callable[[DenoiserCall], None]] = []
         self._on_start: list[Callable[[], None]] = []
         self._on_call: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
         self._on_control: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
         self._before_step: list[Callable[[], None]] = []
         self._on_step: list[Callable[[SchedulerStep], None]] = []
+
+    def on_arrival(self, callback: Callable[[DenoiserCall], None]) -> None:
+        """Calls `callback(call)` with every denoiser call as it comes, before anything else, also in a replay."""
+        self._on_arrival.append(callback)
 
     def on_start(self, callback: Callable[[], None]) -> None:
         """Calls `callback` before the first denoiser call, when the timesteps are known: the place to refuse."""
@@ -204,7 +212,8 @@ class Run:
         """The guidance branches in each denoiser call of a step that is done, of `samples` images."""
         counts = [call.rows // samples for call in self.calls]
         known = [self.guidance.of_call(i) for i in range(len(counts))]
-        if [len(names) for names in known] == counts:  # some pipelines guide at some steps only
+        # Some pipelines guide at some steps only; of more calls than are known none can be told.
+        if [len(names) for names in known] == counts and len(counts) <= len(self.guidance.calls):
             return known
         if sum(counts) == 1:
             return [("cond",) * count for count in counts]
@@ -243,6 +252,9 @@ class Run:
             self.current_call, self.copies, self.is_replaying = current, 1, False
 
     def _before_call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        call = DenoiserCall(name, module, args, kwargs)
+        for arrived in self._on_arrival:
+            arrived(call)
         if self.is_replaying:
             return None
         if self._thread is None:
@@ -257,7 +269,7 @@ class Run:
                 f"All {len(self.timesteps)} steps of the recorded run are done, and the pipeline was called again:"
                 " one recording holds one run. Open a new `record(…)` for the next."
             )
-        self.calls.append(DenoiserCall(name, module, args, kwargs))
+        self.calls.append(call)
         self._callers.append(running_frame(self.pipeline))
         self.current_call = len(self.calls) - 1
         if not self.timesteps:
@@ -361,6 +373,8 @@ class Run:
             weights = combination(parts, combined) if same_form else None
             other = names[1 - names.index("cond")] if len(names) == 2 and "cond" in names else "uncond"
             found = order_from(weights, other) if weights is not None else None
+            if found is None and not self.guidance.is_known:
+                found = ("branch_0", "branch_1")
             if found is not None:
                 calls = [found] if len(calls) == 1 else [(name,) for name in found]
         known = self.guidance.calls

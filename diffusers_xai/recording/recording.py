@@ -1,8 +1,10 @@
 """Collects what the specs tap during a run and makes the profile of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 
@@ -14,6 +16,7 @@ from diffusers_xai.recording.plan import PlannedArray, check_size, recorded_dtyp
 from diffusers_xai.recording.provenance import describe_run
 from diffusers_xai.recording.steps import StepSpec
 from diffusers_xai.recording.stores import MemoryStore, StepArray
+from diffusers_xai.recording.text import PromptTokens
 from diffusers_xai.taps import SchedulerStep
 
 
@@ -57,12 +60,20 @@ class Recording:
         self._per_branch: dict[str, bool] = {}
         self._dims: dict[str, tuple[str, ...]] = {}
         self._coords: dict[str, dict[str, Any]] = {}
+        self._of_text: set[str] = set()
+        self._prompt: PromptTokens | None = None
         self._provenance: dict[str, Any] = {}
         run.on_start(self._select)
 
     def describe(self, **provenance: Any) -> None:
         """Adds JSON-able entries to the profile's provenance, e.g. `class_labels=[3]`."""
         self._provenance.update(provenance)
+
+    def follow_prompt(self, stack: ExitStack) -> PromptTokens:
+        """The prompt's tokens, which all specs of the run share."""
+        if self._prompt is None:
+            self._prompt = stack.enter_context(PromptTokens.followed(self.run))
+        return self._prompt
 
     def is_selected(self, spec: StepSpec) -> bool:
         """Whether `spec` records what happens now."""
@@ -124,6 +135,7 @@ class Recording:
         per_branch: bool = True,
         call: int | None = -1,
         is_own: bool = False,
+        of_text: bool = False,
     ) -> None:
         """Stores a copy of `tensor` (row, *dims) under `name` for the current step, with coordinates on its dims.
 
@@ -141,6 +153,7 @@ class Recording:
             call (`int`, *optional*): Index of the denoiser call whose rows they are; the current one if negative, all
                 calls of the step one after the other if `None`.
             is_own (`bool`): Whether nobody else holds the tensor, so that it need not be copied.
+            of_text (`bool`): Whether its tokens are those of the prompt, whose strings become a coordinate.
         """
         call = None if call is None or not per_branch else self.run.current_call if call < 0 else call
         if call is not None:
@@ -152,6 +165,8 @@ class Recording:
         if tensor.device.type == "meta":
             return
         self._dims[name], self._coords[name], self._per_branch[name] = dims, coords or {}, per_branch
+        if of_text:
+            self._of_text.add(name)
         self._pending.setdefault((name, id(spec)), []).append(
             (call, self._copies.copy(tensor, recorded_dtype(tensor.dtype), is_own=is_own))
         )
@@ -214,7 +229,7 @@ class Recording:
             if arrived is not None:
                 arrived()
             arrays = {
-                name: self._step_array(name, parts, samples, calls, len(self._selected[spec]))
+                name: self._step_array(index, name, parts, samples, calls, len(self._selected[spec]))
                 for (name, spec), parts in pending.items()
             }
             self._store.add_step(index, timestep, sigma, arrays, lambda: {**self._describe(), "complete": False})
@@ -253,6 +268,7 @@ class Recording:
 
     def _step_array(
         self,
+        step: int,
         name: str,
         parts: list[tuple[int | None, torch.Tensor]],
         samples: int,
@@ -274,13 +290,46 @@ class Recording:
                 f"{name}: expected branches from {branches}, as at the first step, got {tuple(by_branch)}: the"
                 " pipeline guides in another way at this step."
             )
+        of_text, of_step = self._text_coordinate(name, step, by_branch)
+        coords = {**coords, **of_text}
         if len(branches) == 1:
-            return StepArray(by_branch[branches[0]].numpy(), dims, coords, steps)
-        # A pipeline may leave out a branch at some steps, or a layer may run in one branch only: NaN there.
-        absent = torch.full_like(next(iter(by_branch.values())), torch.nan)
-        values = torch.stack([by_branch.get(branch, absent) for branch in branches], dim=1)
+            return StepArray(by_branch[branches[0]].numpy(), dims, coords, steps, of_step)
+        shapes = {tensor.shape for tensor in by_branch.values()}
+        if len(shapes) == 1 and len(by_branch) == len(branches):
+            values = torch.stack([by_branch[branch] for branch in branches], dim=1)
+        else:
+            # A pipeline may leave out a branch at some steps, a layer may run in one branch only, and the texts of two
+            # branches may have lengths of their own: NaN there.
+            sizes = [max(of_dim) for of_dim in zip(*shapes, strict=True)]
+            values = parts[0][1].new_full((samples, len(branches), *sizes[1:]), torch.nan)
+            for branch, tensor in by_branch.items():
+                values[:, branches.index(branch)][tuple(slice(size) for size in tensor.shape)] = tensor
         coords = {**coords, "branch": list(branches)}
-        return StepArray(values.numpy(), ("sample", "branch", *self._dims[name]), coords, steps)
+        return StepArray(values.numpy(), ("sample", "branch", *self._dims[name]), coords, steps, of_step)
+
+    def _text_coordinate(
+        self, name: str, step: int, by_branch: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The strings of an array's tokens, for all steps and for this one: `token`, or `text` where they differ."""
+        if self._prompt is None or name not in self._of_text:
+            return {}, {}
+        axis = 1 + self._dims[name].index("token")
+        text = self._prompt.text(step, {branch: tensor.shape[axis] for branch, tensor in by_branch.items()})
+        if text is None:
+            return {}, {}
+        changes = self._prompt.changes
+        if not changes and (text == text[:1, :1]).all():
+            return {"token": text[0, 0]}, {}
+        dims: tuple[str, ...] = ("token",)
+        for axis, dim in ((1, "branch"), (0, "sample")):
+            if text.shape[axis] > 1 and (changes or (text != np.take(text, [0], axis)).any()):
+                dims = (dim, *dims)
+            else:
+                text = np.take(text, [0], axis)
+        text = text.reshape(
+            [size for size, dim in zip(text.shape, ("sample", "branch", "token"), strict=True) if dim in dims]
+        )
+        return ({}, {"text": (dims, text)}) if changes else ({"text": (dims, text)}, {})
 
     def _describe(self) -> dict[str, Any]:
         recorded = {name.split("/", 1)[1].partition("@")[0] for name in tuple(self._dims) if "/" in name}

@@ -27,13 +27,15 @@ SHARD_SECONDS = 30.0
 class StepArray:
     """What one step adds to an array: values, and the dims and coordinates they have, all without `step`.
 
-    `steps` is how many steps the array is expected to have in the end, at least 1.
+    `steps` is how many steps the array is expected to have in the end, at least 1; `coords_of_step` are coordinates,
+    with their dims, that other steps may have other values of.
     """
 
     values: np.ndarray
     dims: tuple[str, ...]
     coords: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 1
+    coords_of_step: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
 
 
 class _GrowingArray:
@@ -45,16 +47,18 @@ class _GrowingArray:
     """
 
     def __init__(self, first: StepArray, capacity: int):
-        self.dims, self.coords = first.dims, first.coords
+        self.dims, self._coords = first.dims, first.coords
+        self._coords_of_steps: list[Mapping[str, tuple[tuple[str, ...], np.ndarray]]] = []
         self.steps: list[int] = []
         self._values = np.empty((capacity, *first.values.shape), first.values.dtype)
 
-    def add(self, step: int, values: np.ndarray) -> None:
+    def add(self, step: int, array: StepArray) -> None:
         """Adds a step.
 
         Raises:
             ValueError: if its shape is not that of the steps before.
         """
+        values = array.values
         if values.shape != self._values.shape[1:]:
             raise ValueError(f"Expected {self._values.shape[1:]} as at the steps before, got {values.shape}.")
         if len(self.steps) == len(self._values):
@@ -63,6 +67,16 @@ class _GrowingArray:
             self._values = self._values.astype(np.result_type(self._values, values))
         self._values[len(self.steps)] = values
         self.steps.append(step)
+        self._coords_of_steps.append(array.coords_of_step)
+
+    @property
+    def coords(self) -> dict[str, Any]:
+        """The coordinates beside those of the steps themselves."""
+        by_step = {
+            name: (("step", *dims), np.stack([coords[name][1] for coords in self._coords_of_steps]))
+            for name, (dims, _) in self._coords_of_steps[0].items()
+        }
+        return {**self._coords, **by_step}
 
     @property
     def values(self) -> np.ndarray:
@@ -111,7 +125,7 @@ class MemoryStore:
         for name, array in arrays.items():
             if name not in self._steps:
                 self._steps[name] = _GrowingArray(array, self._capacity(array))
-            self._steps[name].add(step, array.values)
+            self._steps[name].add(step, array)
 
     def close(self) -> None:
         """Leaves nothing behind where nothing was recorded."""
@@ -134,7 +148,8 @@ class MemoryStore:
             of_steps = {"timestep": ("step", np.array(timesteps)), "sigma": ("step", np.array(sigmas))}
             clocks[key] = xr.Coordinates({"step": np.array(key), **of_steps})
         labelled = xr.DataArray(array.values, dims=("step", *array.dims), coords=clocks[key])
-        return labelled.assign_coords(array.coords) if array.coords else labelled
+        coords = array.coords
+        return labelled.assign_coords(coords) if coords else labelled
 
 
 class DiskStore(MemoryStore):

@@ -1,24 +1,28 @@
 """The words behind the tokens of a prompt."""
 
-import itertools
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffusers_xai.denoisers import networks_of
-from diffusers_xai.passed import Pipeline
+from diffusers_xai.denoisers import DenoiserCall, networks_of
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.taps import tap_call
+from diffusers_xai.recording.inputs import tensors_in
+from diffusers_xai.recording.spelling import spelled
+from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
+from diffusers_xai.taps.token_flow import TokenFlow, token_sets
+
+
+# What one key of a layer is made of: none, one, or one each of several encoders, as indices of known tokens.
+_Key = Sequence[int]
 
 
 class UnknownWordError(ValueError):
-    """A word that no text encoder was given whole: none of the prompt's, or cut off where the prompt is too long.
+    """A word that the network is not given whole: none of the prompt's, or cut off where the prompt is too long.
 
     Args:
         word (`str`): The word.
@@ -31,185 +35,279 @@ class UnknownWordError(ValueError):
 
 
 @dataclass(frozen=True)
-class _Encoded:
-    """What one call of a text encoder was given: token ids (row, token), and which of them are no padding."""
-
-    ids: torch.Tensor
-    attended: torch.Tensor | None
-    tokenizer: Any
-
-
-@dataclass
-class PromptTokens:
-    """What a pipeline's text encoders were given for its prompts, read from the calls of one run.
+class _Condition:
+    """The tokens of text in one denoiser call.
 
     Attributes:
-        encoded (`dict[str, _Encoded]`): Name of the text encoder -> its first call, that of the prompts themselves.
+        rows (`int`): How many rows the call has.
+        sequences (`dict`): Argument -> its keys by row, or `None` where they are mixed on their way.
+        attended (`dict`): Argument -> by row how many keys are no padding, if padding stands behind and is known.
+        pads (`bool`): Whether the network fills a text up to a multiple of 32.
     """
 
-    pipeline: Pipeline | None = None
-    encoded: dict[str, _Encoded] = field(default_factory=dict)
+    rows: int
+    sequences: dict[str, list[list[_Key]] | None]
+    attended: dict[str, list[int]]
+    pads: bool
+
+    def of_keys(self, keys: int) -> list[list[_Key]] | None:
+        """The keys by row of a layer that looks at `keys` of them; `None` if they cannot be told."""
+        sequences = [rows for rows in self.sequences.values() if rows is not None]
+        if not sequences or len(sequences) < len(self.sequences):
+            return None
+        joined = [[key for row in rows for key in row] for rows in zip(*sequences, strict=False)]
+        found = [rows for rows in [*sequences, joined] if len(rows[0]) == keys]
+        if not found and len(sequences) == 1:
+            found = self._of_network(keys, *self.sequences)
+        if not found or any(rows != found[0] for rows in found):
+            return None
+        return [[*row[:keys], *([()] * (keys - len(row)))] for row in found[0]]  # texts may have lengths of their own
+
+    def _of_network(self, keys: int, argument: str) -> list[list[list[_Key]]]:
+        """The keys where the network itself fills texts up behind them, or leaves out padding there."""
+        rows, attended = self.sequences[argument] or [], self.attended[argument]
+        fills_up = self.pads and keys % 32 == 0 and max(-(-len(row) // 32) * 32 for row in rows) == keys
+        if fills_up:
+            return [rows]
+        is_left_out = bool(attended) and max(attended) == keys
+        return [[row[:count] for row, count in zip(rows, attended, strict=True)]] if is_left_out else []
+
+    def row(self, index: int, count: int) -> int | None:
+        """Which of `count` rows of the text belongs to a row of the call: they may be repeated for frames."""
+        return index * count // self.rows if count == 1 or count % self.rows == 0 else None
+
+
+class PromptTokens:
+    """Which tokens of a pipeline's text encoders the keys of attention are, followed from encoder to denoiser.
+
+    Args:
+        run (`Run`): The run.
+    """
+
+    def __init__(self, run: Run):
+        self._run = run
+        self._flow = TokenFlow()
+        self._tokens: list[tuple[str, str]] = []  # (encoder, string); a label is an index
+        self._own: list[_Condition] = []  # of the denoiser calls of the first step
+        self._switched: list[tuple[int, list[_Condition]]] = []
+        self._texts: dict[tuple, np.ndarray | None] = {}
 
     @staticmethod
     @contextmanager
-    def tapped(run: Run) -> Iterator["PromptTokens"]:
-        """Reads the token ids that go into the pipeline's text encoders while the context is open."""
-        prompt = PromptTokens(run.pipeline)
+    def followed(run: Run) -> Iterator["PromptTokens"]:
+        """Follows the tokens of the pipeline's text encoders up to the end of the first step."""
+        prompt = PromptTokens(run)
+        flow = prompt._flow
         with ExitStack() as stack:
+            stack.callback(flow.clear)
+            stack.callback(flow.stop)
             for name, module in networks_of(run.pipeline).items():
                 tokenizer = getattr(run.pipeline, name.replace("text_encoder", "tokenizer"), None)
                 if "text_encoder" in name and callable(tokenizer):
-                    stack.enter_context(tap_call(module, partial(prompt._note, name, tokenizer)))
+                    stack.enter_context(tap_call(module, lambda args, kwargs: flow.stop()))
+                    stack.enter_context(tap_whole_call(module, partial(prompt._encoded, name, tokenizer)))
+            for module in run.control_networks.values():
+                stack.enter_context(tap_call(module, lambda args, kwargs: flow.stop()))
+                stack.enter_context(tap_output(module, prompt._go_on, read=lambda output: output))
+            for module in run.denoiser.components.values():
+                stack.enter_context(tap_output(module, prompt._go_on, read=lambda output: output))
+            run.on_arrival(prompt._arrived)
+            run.on_start(prompt._read_switches)
+            run.before_step(flow.stop)
+            run.on_step(lambda step: flow.clear())
             yield prompt
 
-    def _note(self, name: str, tokenizer: Any, args: tuple, kwargs: dict) -> None:
+    def _encoded(self, name: str, tokenizer: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        """Marks what an encoder puts out with its tokens."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if (
-            name not in self.encoded
-            and isinstance(ids, torch.Tensor)
-            and ids.ndim == 2
-            and not ids.is_floating_point()
-        ):
-            self.encoded[name] = _Encoded(ids.cpu(), _mask(kwargs.get("attention_mask")), tokenizer)
+        if self._run.step > 0 or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
+            return
+        first = len(self._tokens)
+        for row in ids.tolist():
+            self._tokens += [(name, str(token)) for token in tokenizer.convert_ids_to_tokens(row)]
+        labels = torch.arange(first, len(self._tokens), dtype=torch.int32).reshape(ids.shape)
+        for tensor in tensors_in(output):
+            if tensor.ndim == 3 and tensor.is_floating_point() and tensor.shape[:2] in (labels.shape, labels.T.shape):
+                of_tensor = labels if tensor.shape[:2] == labels.shape else labels.T
+                self._flow.mark(tensor, of_tensor[..., None].to(tensor.device))
+        self._flow.start()
 
-    def strings(self, keys: int, row: int) -> list[str] | None:
-        """The strings of `keys` tokens of the condition for the prompt of index `row`; `None` if not known."""
-        keys -= len(behind := self._behind())
-        whole = next((strings for ids, strings in self._sequences(row) if len(ids) == keys), None) or self._cut(
-            keys, row
-        )
-        return None if whole is None else [*whole, *behind]
+    def _go_on(self, output: Any) -> None:
+        if self._tokens and self._run.step == 0 and not self._run.is_replaying:
+            self._flow.start()
 
-    def _behind(self) -> list[str]:
-        """What pipelines put behind the tokens of the text: the durations of sound."""
-        name = type(self.pipeline).__name__
-        durations = ["[seconds]"] if name.startswith("StableAudio3") else ["[start]", "[end]"]
-        return durations if name.startswith("StableAudio") else []
+    def _arrived(self, call: DenoiserCall) -> None:
+        self._flow.stop()
+        if self._run.step == 0 and not self._run.is_replaying:
+            self._own.append(self._condition(call))
 
-    def positions(self, word: str, keys: int, sample: int, samples: int) -> list[int]:
-        """Indices among `keys` tokens of those that spell `word` in the prompt of an image; its first place.
+    def _read_switches(self) -> None:
+        self._switched = [
+            (first, [self._condition(call) for call in calls]) for first, calls in self._run.prompt_switches
+        ]
+
+    def _condition(self, call: DenoiserCall) -> _Condition:
+        sequences: dict[str, list[list[_Key]] | None] = {}
+        attended: dict[str, list[int]] = {}
+        for name, value in call.arguments.items():
+            rows = None if name == call.sample_name else _rows(value, call.rows)
+            labels = [] if rows is None else [self._flow.labels(row) for row in rows]
+            if rows is None or all(row is None for row in labels):
+                continue
+            sets = [None if row is None else token_sets(row) for row in labels]
+            known = [row for row in sets if row is not None]
+            sequences[name] = [self._with_durations(row) for row in known] if len(known) == len(sets) else None
+            attended[name] = _attended(call, [len(row) for row in rows])
+        layout = self._run.denoiser.layout
+        pads = layout is not None and "pad" in (layout.order or ())
+        return _Condition(call.rows, sequences, attended, pads)
+
+    def _with_durations(self, row: list[_Key]) -> list[_Key]:
+        """The keys with names for what pipelines of sound put behind those of the text."""
+        name = type(self._run.pipeline).__name__
+        behind = ["[seconds]"] if name.startswith("StableAudio3") else ["[start]", "[end]"]
+        if not name.startswith("StableAudio") or any(len(key) for key in row[-len(behind) :]):
+            return row
+        self._tokens += [("", string) for string in behind]
+        return [*row[: -len(behind)], *([len(self._tokens) - i] for i in range(len(behind), 0, -1))]
+
+    @property
+    def changes(self) -> bool:
+        """Whether another prompt takes over during the run."""
+        return any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
+
+    def _conditions(self, step: int) -> tuple[int, list[_Condition]]:
+        """The conditions by denoiser call at a step, and a number for them."""
+        past = [(first, index) for index, (first, _) in enumerate(self._switched) if first <= step]
+        number = max(past)[1] + 1 if past else 0  # of switches at one step the last holds
+        return number, self._switched[number - 1][1] if number else self._own
+
+    def text(self, step: int, lengths: Mapping[str, int]) -> np.ndarray | None:
+        """The strings (sample, branch, key) of a layer's keys at a step; "" where there is none.
+
+        Where several encoders give a key their tokens, these are told with ` | ` in between.
+
+        Args:
+            step (`int`): The step.
+            lengths (mapping from `str` to `int`): How many keys the layer has in each branch.
+
+        Returns:
+            `np.ndarray`, or `None` if none is known.
+        """
+        number, conditions = self._conditions(step)
+        identity = number, tuple(lengths.items())
+        if identity not in self._texts:
+            run, keys = self._run, max(lengths.values())
+            texts = np.full((run.num_samples, len(run.guidance.branches), keys), "", dtype=object)
+            for index, condition in enumerate(conditions):
+                for branch in lengths.keys() & set(run.guidance.of_call(index)):
+                    for sample in range(run.num_samples):
+                        row = self._row(index, condition, branch, sample, lengths[branch]) or []
+                        at = sample, run.guidance.branches.index(branch)
+                        texts[at][: len(row)] = [self._string(key) for key in row]
+            self._texts[identity] = texts.astype(str) if texts.any() else None
+        return self._texts[identity]
+
+    def _row(self, index: int, condition: _Condition, branch: str, sample: int, keys: int) -> list[_Key] | None:
+        """The keys of an image in a branch of a call."""
+        rows, names = condition.of_keys(keys), self._run.guidance.of_call(index)
+        of_call = names.index(branch) * self._run.num_samples + sample
+        row = None if rows is None or of_call >= condition.rows else condition.row(of_call, len(rows))
+        return None if rows is None or row is None else rows[row]
+
+    def _string(self, key: _Key) -> str:
+        return " | ".join(dict.fromkeys(self._tokens[label][1] for label in key))
+
+    def positions(self, word: str, keys: int, sample: int) -> list[int]:
+        """Indices among `keys` keys of those that spell `word` in the prompt of an image now; its first place.
 
         Raises:
             ValueError: if the tokens of the layer are not known, or the word is not among them.
         """
-        prompts = max((entry.ids.shape[0] for entry in self.encoded.values()), default=1)
-        row = sample * prompts // samples
-        strings = self.strings(keys, row)
-        if strings is None:
-            known = {name: entry.ids.shape[1] for name, entry in self.encoded.items()}
-            raise ValueError(
-                f"WordMaps: expected as many text tokens as the text encoders were given ({known or 'none'}), got a"
-                f" layer with {keys}. Give their strings as `tokens=[…]`."
-            )
-        found = spelled(strings, word)
-        if not found:
-            raise ValueError(f"WordMaps: expected words of the prompt, got {word!r}; its tokens: {_shown(strings)}.")
-        return found
+        for index, condition in enumerate(self._conditions(self._run.step)[1]):
+            if "cond" in self._run.guidance.of_call(index):
+                row = self._row(index, condition, "cond", sample, keys)
+                if row is not None:
+                    return self._spelled(row, word) or _raise_unknown(word, sample, self._shown(row))
+        raise ValueError(
+            f"WordMaps: expected a layer whose keys can be followed back to the prompt's tokens, got one with {keys}"
+            f" keys in {self._run.denoiser.name}. Give their strings as `tokens=[…]`."
+        )
 
-    def check(self, word: str) -> None:
-        """Refuses a word that no text encoder was given.
+    def check(self, word: str, steps: Sequence[int]) -> None:
+        """Refuses, before the first step, a word that the network is not given at some of the steps.
 
         Raises:
             UnknownWordError: with the prompt's tokens.
-            ValueError: if the prompt was not tokenized.
+            ValueError: if the prompt was not tokenized, or its tokens cannot be followed.
         """
-        if not self.encoded:
+        if not self._tokens:
             raise ValueError(
                 "WordMaps: expected a pipeline that tokenizes its prompt, got none (were `prompt_embeds` given?). Give"
                 " the tokens' strings as `tokens=[…]`."
             )
-        rows = max(entry.ids.shape[0] for entry in self.encoded.values())
-        for row in range(rows):
-            every = [strings for _, strings in self._sequences(row)]
-            if not any(spelled(strings, word) for strings in every):
-                raise UnknownWordError(
-                    word,
-                    f"WordMaps: expected words of the prompt, got {word!r}; the tokens of prompt {row}:"
-                    f" {_shown(every[0])}.",
-                )
+        run, checked = self._run, set()
+        for step in sorted(steps):
+            number, conditions = self._conditions(step)
+            names = run.guidance.of_call(0)
+            if number in checked or "cond" not in names:
+                continue
+            checked.add(number)
+            for sample in range(run.num_samples):
+                self._check(conditions[0], names.index("cond") * run.num_samples + sample, sample, word, step)
 
-    def _sequences(self, row: int) -> Iterator[tuple[list[int], list[str]]]:
-        """Sequences of tokens that a layer may look at: one encoder's, its tokens without padding, several joined."""
-        single = []
-        for entry in self.encoded.values():
-            ids = entry.ids[min(row, entry.ids.shape[0] - 1)]
-            single.append((ids.tolist(), _strings(entry, ids)))
-        yield from single
-        for count in range(2, len(single) + 1):
-            for parts in itertools.combinations(single, count):
-                yield sum((ids for ids, _ in parts), []), sum((strings for _, strings in parts), [])
-        for entry in self.encoded.values():
-            if entry.attended is not None:
-                row_ids = entry.ids[min(row, entry.ids.shape[0] - 1)]
-                kept = row_ids[entry.attended[min(row, entry.ids.shape[0] - 1)].bool()]
-                yield kept.tolist(), _strings(entry, kept)
+    def _check(self, condition: _Condition, row: int, sample: int, word: str, step: int) -> None:
+        sequences = list(condition.sequences.values())
+        every = [rows[at] for rows in sequences if rows and (at := condition.row(row, len(rows))) is not None]
+        if not every:
+            raise ValueError(
+                f"WordMaps: expected tokens that can be followed into {self._run.denoiser.name}; something in between"
+                " mixes them. Give their strings as `tokens=[…]`."
+            )
+        if not any(self._spelled(keys, word) for keys in every):
+            _raise_unknown(word, sample, self._shown(every[0]), step if step and self._switched else None)
 
-    def _cut(self, keys: int, row: int) -> list[str] | None:
-        """Where one encoder's tokens are cut: its last ones (a template in front is left out), or padded behind."""
-        for entry in self.encoded.values():
-            index = min(row, entry.ids.shape[0] - 1)
-            ids = entry.ids[index]
-            if type(self.pipeline).__name__.startswith("Sana") and len(ids) > keys:
-                return _strings(entry, torch.cat([ids[:1], ids[len(ids) - keys + 1 :]]))
-            if entry.attended is not None and type(self.pipeline).__name__.startswith("ZImage"):
-                kept = ids[entry.attended[index].bool()]
-                if len(kept) < keys and keys % 32 == 0 and -(-len(kept) // 32) * 32 == keys:
-                    return _strings(entry, kept) + [""] * (keys - len(kept))
-            if len(ids) > keys and len(self.encoded) == 1:
-                return _strings(entry, ids[-keys:])
+    def _spelled(self, row: list[_Key], word: str) -> list[int]:
+        """Where a word stands first, read encoder by encoder in the order in which their tokens stand."""
+        for encoder in dict.fromkeys(self._tokens[label][0] for key in row for label in key):
+            own = [[self._tokens[label][1] for label in key if self._tokens[label][0] == encoder] for key in row]
+            found = spelled([strings[0] if strings else "" for strings in own], word)
+            if found:
+                return found
+        return []
+
+    def _shown(self, row: list[_Key]) -> str:
+        strings = [self._string(key) for key in row]
+        return " ".join(strings[:40]) + (" …" if len(strings) > 40 else "")
+
+
+def _raise_unknown(word: str, sample: int, tokens: str, step: int | None = None) -> Any:
+    when = "" if step is None else f" at step {step}"
+    raise UnknownWordError(
+        word, f"WordMaps: expected words of the prompt, got {word!r}; the tokens of image {sample}{when}: {tokens}."
+    )
+
+
+def _rows(value: Any, rows: int) -> list[torch.Tensor] | None:
+    """The rows (token, channel) of an argument of a denoiser; `None` of what is no sequence of tokens."""
+    if isinstance(value, (list, tuple)) and value and all(isinstance(part, torch.Tensor) for part in value):
+        return list(value) if value[0].ndim == 2 else _rows(value[0], rows)
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (3, 4):
         return None
+    if value.ndim == 4:  # layers of one encoder, in front of the rows or behind them
+        value = value[0] if value.shape[1] == rows != value.shape[0] else value[:, 0]
+    return list(value)
 
 
-def token_coordinate(run: Run, prompt: PromptTokens, keys: int) -> dict[str, Any]:
-    """The coordinate `token` of a layer's `keys` text tokens: their strings, where they are known and the same."""
-    rows = max((entry.ids.shape[0] for entry in prompt.encoded.values()), default=0)
-    every = [prompt.strings(keys, row) for row in range(rows)]
-    if not every or any(strings is None for strings in every):
-        return {}
-    if all(strings == every[0] for strings in every):
-        return {"token": every[0]}
-    repeats = run.num_samples // len(every)
-    return {"text": (("sample", "token"), np.repeat(np.array(every), repeats, axis=0))}
-
-
-def _mask(mask: Any) -> torch.Tensor | None:
-    return mask.cpu() if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-
-
-def _strings(entry: _Encoded, ids: torch.Tensor) -> list[str]:
-    return [str(token) for token in entry.tokenizer.convert_ids_to_tokens(ids.tolist())]
-
-
-def spelled(strings: Sequence[str], word: str) -> list[int]:
-    """Indices of the tokens that spell `word`: those of its first place; sub-words and phrases are put together.
-
-    Where the tokens tell where words begin or end, a part of a longer word is none.
-    """
-    marked = any(mark in string for string in strings for mark in ("</w>", "▁", "Ġ"))
-    spaced = [string.replace("</w>", " ").replace("▁", " ").replace("Ġ", " ").lower() for string in strings]
-    wanted = "".join(word.split()).lower()
-    for start in range(len(spaced)):
-        text = ""
-        for stop in range(start, len(spaced)):
-            text += spaced[stop].strip()
-            if text == wanted and (not marked or _is_whole(spaced, start, stop)):
-                return list(range(start, stop + 1))
-            if not wanted.startswith(text):
-                break
-    return []
-
-
-def _is_whole(spaced: Sequence[str], start: int, stop: int) -> bool:
-    """Whether neither a letter nor a digit goes on before or behind these tokens."""
-    before, behind = "".join(spaced[start - 1 : start])[-1:], "".join(spaced[stop + 1 : stop + 2])[:1]
-    begins = spaced[start][:1] == " " or not _joins(before)
-    return begins and (spaced[stop][-1:] == " " or not _joins(behind))
-
-
-def _joins(character: str) -> bool:
-    """Whether a letter or digit belongs to the word beside it; Chinese and Japanese ones may be words themselves."""
-    return character.isalnum() and unicodedata.east_asian_width(character) not in ("W", "F")
-
-
-def _shown(strings: list[str]) -> str:
-    return " ".join(strings[:40]) + (" …" if len(strings) > 40 else "")
+def _attended(call: DenoiserCall, lengths: list[int]) -> list[int]:
+    """By row how many tokens a mask in the call keeps; empty without a mask that keeps the first ones."""
+    masks = [
+        value.bool()
+        for value in call.arguments.values()
+        if isinstance(value, torch.Tensor)
+        and not value.is_floating_point()
+        and value.shape == (len(lengths), lengths[0])
+    ]
+    if len(masks) != 1 or not torch.equal(masks[0], masks[0].long().cummin(dim=1).values.bool()):
+        return []
+    return masks[0].sum(dim=1).tolist()

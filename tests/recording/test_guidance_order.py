@@ -72,6 +72,31 @@ def test_branches_have_their_names_from_the_first_step_on(request, told, in_plac
         assert np.array_equal(got.sel(step=step, branch="uncond").values, free.numpy())
 
 
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda asked, free: (guided := free + 3 * (asked - free)) * asked.std() / guided.std(),
+        lambda asked, free: (free + 3 * (asked - free)).clamp(-0.3, 0.3),
+        lambda asked, free: asked.clone(),
+    ],
+)
+def test_branches_whose_order_does_not_show_have_numbers(combine, calls):
+    own, _, seen = pipeline(cond_first=True, steps=2)
+    own.do_classifier_free_guidance = calls == 1  # nothing says that two calls guide
+    network, scheduler, label = own.network, own.scheduler, torch.tensor([1, 0])
+    scheduler.set_timesteps(2)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with record(own, [Activations("out")]) as recording, torch.no_grad():
+        for t in scheduler.timesteps:
+            xs = torch.cat([x] * 2).chunk(calls)
+            outputs = [network(part, t, of_part) for part, of_part in zip(xs, label.chunk(calls), strict=True)]
+            x = scheduler.step(combine(*torch.cat(outputs).chunk(2)), t, x).prev_sample
+    got = recording.profile["activations/out"]
+    assert got.branch.values.tolist() == ["branch_0", "branch_1"]
+    assert np.array_equal(got.values, torch.cat(seen).unflatten(0, (2, 1, 2)).numpy())
+
+
 def test_an_edit_of_one_branch_is_refused_where_the_order_is_not_known():
     own, sample, seen = pipeline(cond_first=True, steps=2)
     edit = ChannelAblation("body", 1, branch="cond")

@@ -1,9 +1,18 @@
-import pytest
+from dataclasses import replace
 
-from diffusers_xai import AttentionWeights, record
-from diffusers_xai.recording.text import spelled
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import T5Config, T5EncoderModel
+
+from diffusers_xai import Activations, AttentionWeights, PromptSwitch, WordMaps, record
+from diffusers_xai.recording.spelling import spelled
+from diffusers_xai.recording.text import UnknownWordError
+from tests.zoo.oracles import word_map
+from tests.zoo.parts import embeddings, t5_tokenizer
 from tests.zoo.pipelines import ZOO
-from tests.zoo.running import run
+from tests.zoo.running import run, spied
 
 
 CLIP = ["<|startoftext|>", "a</w>", "fire", "fox</w>", ",</w>", "a</w>", "fox</w>", "<|endoftext|>", "<|endoftext|>"]
@@ -45,11 +54,128 @@ def test_words_are_whole(tokens, word, places):
     ("name", "behind"), [("stable-audio", ["[start]", "[end]"]), ("stable-audio-3", ["[seconds]"])]
 )
 def test_durations_of_sound_stand_behind_the_tokens_of_the_prompt(name, behind):
-    entry = ZOO[name]
+    text = strings(ZOO[name]).sel(branch="cond").values
+    assert text[0].tolist() == [*T5_FOX, *["<pad>"] * 8, *behind]
+    assert text[1].tolist() == ["▁a", "▁c", "a", "t", "</s>", *["<pad>"] * 11, *behind]
+
+
+def recorded(entry, specs, edits=(), **components):
     pipe = entry.make()
-    with record(pipe, [AttentionWeights(layers=entry.attention, steps=0)]) as recording:
+    pipe.register_modules(**components)
+    with record(pipe, specs, edits=edits) as recording:
         run(pipe, entry)
-    text = recording.profile[f"attention_weights/{entry.attention}"]["text"].values
-    padding = ["<pad>"] * 8
-    assert text[0].tolist() == ["▁a", "▁r", "e", "d", "▁f", "o", "x", "</s>", *padding, *behind]
-    assert text[1].tolist() == ["▁a", "▁c", "a", "t", "</s>", *padding, *["<pad>"] * 3, *behind]
+    return recording.profile
+
+
+def strings(entry, edits=(), **components):
+    """What is told of the text in the entry's attention layer."""
+    specs = [AttentionWeights(layers=entry.attention, relation="image_to_text")]
+    array = next(iter(recorded(entry, specs, edits, **components).values()))
+    return array["text"] if "text" in array.coords else array["token"]
+
+
+def calling(name, steps=1, **call):
+    return replace(ZOO[name], call={**ZOO[name].call, **call}, steps=steps)
+
+
+def clip(*pieces):
+    return ["<|startoftext|>", *pieces, *["<|endoftext|>"] * (11 - len(pieces))]
+
+
+T5_FOX = ["▁a", "▁r", "e", "d", "▁f", "o", "x", "</s>"]
+CLIP_FOX = clip("a</w>", "r", "e", "d</w>", "f", "o", "x</w>")
+PADS = ["<pad>"] * 4
+
+
+def test_the_strings_are_those_of_the_encoder_whose_output_arrives():
+    # Both encoders of Flux have twelve tokens; CLIP's are pooled.
+    entry = replace(calling("flux", max_sequence_length=12), queries=(12, None), keys=(0, 12))
+    assert strings(entry).values.tolist() == [*T5_FOX, *PADS]
+    maps = recorded(entry, [WordMaps(["fox"])])["word_maps"]
+    seen = spied(entry.make(), entry)
+    np.testing.assert_allclose(
+        maps.isel(step=0).sel(token="fox").values, word_map(seen, entry, 0, entry.words["fox"]), atol=1e-6
+    )
+
+
+def test_encoders_stand_one_behind_the_other_and_what_is_left_out_has_no_words():
+    entry = calling("sd3", max_sequence_length=12, negative_prompt="b")
+    both, fox = strings(entry), [*T5_FOX, *PADS]
+    assert both.sel(branch="cond").values.tolist() == [*CLIP_FOX, *fox]
+    assert both.sel(branch="uncond").values.tolist() == [*clip("b</w>"), "▁b", "</s>", *["<pad>"] * 10]
+    without = strings(entry, text_encoder_3=None, tokenizer_3=None)
+    assert without.sel(branch="cond").values.tolist() == [*CLIP_FOX, *[""] * 12]
+    with pytest.raises(UnknownWordError, match="'cat'"):
+        recorded(replace(entry, call={**entry.call, "prompt_3": "a cat"}), [WordMaps(["cat"])], text_encoder_3=None)
+    other = strings(replace(entry, call={**entry.call, "prompt_2": "a cat"}))
+    assert other.sel(branch="cond").values[1:5].tolist() == ["a</w>", "r | c", "e | a", "d</w> | t</w>"]
+
+
+def test_an_image_prompt_with_as_many_tokens_as_the_text_has_no_words():
+    entry = calling("stable-diffusion, IP-Adapter", ip_adapter_image_embeds=[embeddings(2, 12, 16)])
+    specs = [AttentionWeights(layers=entry.attention), Activations("**.to_k_ip.0")]
+    profile = recorded(entry, specs)
+    told = {name: {"text", "token"} & set(array.coords) for name, array in profile.items()}
+    assert told.pop(f"attention_weights/{entry.attention}") == {"text"}
+    assert len(told) > 1
+    assert not any(told.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "cond", "uncond"),
+    [
+        ("stable-diffusion, image to image", {"negative_prompt": "ugly"}, CLIP_FOX, clip("u", "g", "l", "y</w>")),
+        ("stable-diffusion, image to image", {}, CLIP_FOX, clip()),
+        ("stable-diffusion-xl, image to image", {}, CLIP_FOX, [""] * 12),  # zeros, unless there is a negative prompt
+        ("chroma", {}, [*T5_FOX, *["<pad>"] * 8], ["▁b", "</s>", *["<pad>"] * 14]),  # a call each
+    ],
+)
+def test_every_branch_has_the_tokens_of_its_own_prompt(name, call, cond, uncond):
+    text = strings(calling(name, 3 if "strength" in ZOO[name].call else 1, **call))
+    assert text.dims == ("branch", "token")
+    assert text.sel(branch="cond").values.tolist() == cond
+    assert text.sel(branch="uncond").values.tolist() == uncond
+
+
+def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one():
+    entry = calling("lumina2", prompt="a red fox", negative_prompt="b", max_sequence_length=32, system_prompt="a")
+    for name in [name for name in entry.call if "embeds" in name or "mask" in name]:
+        del entry.call[name]
+    config = T5Config(vocab_size=56, d_model=32, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    encoder = {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": t5_tokenizer()}
+    specs = [AttentionWeights(layers=entry.attention, relation="image_to_text"), WordMaps(["fox"])]
+    weights = recorded(entry, specs, **encoder)[f"attention_weights_image_to_text/{entry.attention}"]
+    uncond = weights.sel(branch="uncond")
+    assert uncond["text"].values.tolist() == ["▁b", "</s>", *[""] * (weights.sizes["token"] - 2)]
+    assert weights.sel(branch="cond")["text"].values[-8:].tolist() == T5_FOX
+    assert not np.isnan(weights.sel(branch="cond")).any()
+    assert np.isnan(uncond).all(["step", "sample", "head"]).values.tolist() == [False] * 2 + [True] * (
+        weights.sizes["token"] - 2
+    )
+
+
+def test_from_a_switch_on_the_words_are_those_of_the_other_prompt(tmp_path):
+    entry = calling("stable-diffusion", 3, prompt="a red fox")
+    edits = [PromptSwitch(to="fox a dog", from_step=2)]
+    specs = [AttentionWeights(layers=entry.attention), WordMaps(["fox"])]
+    pipe = entry.make()
+    with record(pipe, specs, edits=edits, profile_dir=tmp_path / "profile") as recording:
+        run(pipe, entry)
+    text = recording.profile[f"attention_weights/{entry.attention}"]["text"]
+    assert text.dims == ("step", "branch", "token")
+    other = clip("f", "o", "x</w>", "a</w>", "d", "o", "g</w>")
+    assert text.sel(branch="cond").values.tolist() == [CLIP_FOX, CLIP_FOX, other]
+    assert text.sel(branch="uncond").values.tolist() == [clip()] * 3
+    weights = recorded(entry, [AttentionWeights(relation="image_to_text", queries="all")], edits)
+    for step, fox in enumerate([slice(5, 8), slice(5, 8), slice(1, 4)]):
+        maps = [
+            array.sel(step=step, branch="cond").isel(sample=0, token=fox).mean(["head", "token"]).values
+            for array in weights.values()
+        ]
+        enlarged = [F.interpolate(torch.tensor(m)[None, None], (8, 8), mode="bilinear")[0, 0] for m in maps]
+        told = recording.profile["word_maps"].sel(step=step, token="fox").isel(sample=0).values
+        np.testing.assert_allclose(told, torch.stack(enlarged).mean(dim=0), atol=1e-6)
+    with pytest.raises(UnknownWordError, match="'red'; the tokens of image 0 at step 2: .* f o x</w> a</w>"):
+        recorded(entry, [WordMaps(["red"])], edits)
+    assert recorded(entry, [WordMaps(["red"], steps=[0, 1])], edits)["word_maps"].sizes["step"] == 2
+    assert recorded(entry, [WordMaps(["dog"], steps=2)], edits)["word_maps"].sizes["step"] == 1
