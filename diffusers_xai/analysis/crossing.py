@@ -8,7 +8,13 @@ from diffusers_xai.analysis.statistics import summary
 
 
 def falling_crossing(
-    values: xr.DataArray, threshold: float, *, along: str = "step", at: str = "timestep", dim: str = "seed"
+    values: xr.DataArray,
+    threshold: float,
+    *,
+    along: str = "step",
+    at: str = "timestep",
+    dim: str = "seed",
+    method: str = "t",
 ) -> xr.Dataset:
     """Where the mean over the seeds falls below a threshold for good.
 
@@ -23,13 +29,14 @@ def falling_crossing(
         along (`str`, defaults to `"step"`): The dim of the curve.
         at (`str`, defaults to `"timestep"`): The coordinate on `along` in which the place is told.
         dim (`str`, defaults to `"seed"`): What to average over.
+        method (`str`, defaults to `"t"`): Of the mean's interval, see [`mean_interval`].
 
     Returns:
         `xarray.Dataset`: `estimate`, and the interval from `early` to `late` in the order of the process, which ends
         at the ends of the curve; all three NaN where the mean does not fall below, or is below from the beginning. Of
         a single value the interval is NaN.
     """
-    facts = summary(values, dim)
+    facts = summary(values, dim, method=method)
     places = np.asarray(values[at].values, dtype=np.float64)
 
     def crossings(low: np.ndarray, mean: np.ndarray, high: np.ndarray) -> np.ndarray:

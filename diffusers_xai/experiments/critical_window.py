@@ -12,7 +12,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import falling_crossing
-from diffusers_xai.experiments import predetermination
+from diffusers_xai.experiments import noise_and_back, predetermination
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, crossing_columns, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
@@ -36,14 +36,19 @@ def measure(
     """P(y | x_t) along runs by DDPM, from the likelihood of their steps under the means of every label.
 
     The labels take turns over the seeds, so that all are equally likely beforehand. Beside it, what a sweep of label
-    switches from the first to the last label says on the same runs, see `predetermination`.
+    switches from the first to the last label says on the same runs, see `predetermination`, and up to which noise
+    images of either come back under the first one, see `noise_and_back`.
 
-    Source: Li and Chen 2024, *Critical windows*.
+    In 200 repeats of 32 runs, the windows' 95 % intervals held the exact beginning, half and end of a mixture's doubt
+    in 96 % of cases each; of 16 runs they hold 92, 96 and 91 %, as a few runs decide where it begins and ends.
+
+    Source: Li and Chen 2024, *Critical windows*; Deja et al. 2022.
 
     Args:
         pipe ([`XAIPipeline`]): A conditional model; whatever its scheduler, it is sampled by DDPM.
         sampling ([`Sampling`]): What is sampled: the labels to tell apart.
-        switches (`int`, defaults to 10): How many switches the sweep tries; 0 leaves it out.
+        switches (`int`, defaults to 10): How many switches the sweep tries; 0 leaves it out, and what
+            comes back from noise too.
         null (`str` or [`XAIPipeline`]): `"gaussian"` (fitted to 64 samples of each label), a pipeline, or `"none"`.
         max_rows (`int`, defaults to 64): Images in one call of the network.
 
@@ -52,7 +57,8 @@ def measure(
         whole label and of each attribute in which the labels differ, as a share of that before the run, in [0, 1];
         `opens`, `half` and `closes` (of, limit): the timesteps where its mean over the seeds falls below 90 %, 50 %
         and 10 %, with their intervals, NaN where it does not; each of these with `null_` of the control. `switch_ssim`
-        (seed, switch) and `switch_index` (seed) of the sweep. Of the first seed, at eight moments: `sample` (moment,
+        (seed, switch) and `switch_index` (seed) of the sweep; `back` (seed, set, level) and `back_turn` (set, limit),
+        how much of the images comes back, and t*. Of the first seed, at eight moments: `sample` (moment,
         rgb, height, width), and `x0` (run, moment, …), the clean image that the first and the last label see in it.
 
     Raises:
@@ -102,7 +108,7 @@ def measure(
         doubts = doubt(data[f"{prefix}log_posterior"], attributes)
         data[f"{prefix}doubt"] = doubts
         for name, level in WINDOW.items():
-            limits = falling_crossing(doubts, level)
+            limits = falling_crossing(doubts, level, method="arcsine")
             data[f"{prefix}{name}"] = limits.to_dataarray("limit").transpose("of", "limit")
     data = data.assign_attrs(scheduler=type(run.scheduler).__name__)
     return data if not switches else data.assign(_sweep(run, sampling, switches))
@@ -140,25 +146,33 @@ def _entropy(probability: np.ndarray) -> np.ndarray:
 
 
 def _sweep(run: XAIPipeline, sampling: Sampling, switches: int) -> dict[str, Any]:
-    """What label switches say, on the same timesteps."""
+    """What label switches say, and noising to the same timesteps and back."""
     pair = replace(sampling, labels=(sampling.labels[0], sampling.labels[-1]))
     swept = predetermination.measure(run, pair, switches=min(switches, sampling.steps), null="none")
     times = xr.DataArray(swept["timestep"].values, dims="switch")
     ssim = swept["ssim"].drop_vars(["step", "share", "timestep"]).assign_coords(switch_timestep=times)
-    return {"switch_ssim": ssim, "switch_index": swept["index"]}
+    gone = noise_and_back.measure(run, pair, null="none")
+    levels = xr.DataArray(gone["timestep"].values, dims="level")
+    back = gone["returned"].drop_vars("timestep").assign_coords(back_timestep=levels)
+    return {
+        "switch_ssim": ssim,
+        "switch_index": swept["index"],
+        "back": back,
+        "back_turn": gone["turn"],
+    }
 
 
 def plot(result: ExperimentResult) -> go.Figure:
-    """Draws the doubt that is left over the process, the windows below it, and the curve of the switches."""
+    """Draws the doubt over the process; below it the windows, the curve of the switches, and what comes back."""
     data, settings = result.data, result.settings
     names = data["of"].values.tolist()
     swept = "switch_ssim" in data
     figure = make_subplots(
-        rows=2 + swept,
+        rows=4 if swept else 2,
         cols=1,
         shared_xaxes=True,
-        vertical_spacing=0.07,
-        row_heights=[0.46, 0.27, 0.27] if swept else [0.6, 0.4],
+        vertical_spacing=0.05,
+        row_heights=[0.36, 0.22, 0.21, 0.21] if swept else [0.6, 0.4],
     )
     timesteps = data["timestep"].values
     for index, name in enumerate(names):
@@ -170,18 +184,17 @@ def plot(result: ExperimentResult) -> go.Figure:
         for index, name in enumerate(names):
             _add_window(figure, data, prefix, name, index)
     if swept:
-        times = data["switch_timestep"].values
-        first, last = (short_label(settings, settings["labels"][i]) for i in (0, -1))
-        band(figure, times, data["switch_ssim"], f"switch {first} → {last}", len(names), row=3, col=1)
-        figure.update_yaxes(title="SSIM to the<br>unswitched image", range=[0, 1.02], row=3)
+        _add_sweep(figure, result, len(names))
     figure.update_yaxes(title="doubt left", range=[-0.02, 1.02], tickformat=".0%", row=1)
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=[_words(name) for name in names], row=2,
         range=[len(names) - 0.4, -0.6],
     )  # fmt: skip
     figure.update_xaxes(range=[timesteps.max(), 0])
-    figure.update_xaxes(title="timestep t" + (" (of the switch, below)" if swept else ""), row=2 + swept)
-    return figure.update_layout(template=TEMPLATE, height=560 + 170 * swept, margin={"l": 150})
+    figure.update_xaxes(
+        title="timestep t" + (" (below: of the switch, of the noise)" if swept else ""), row=2 + 2 * swept
+    )
+    return figure.update_layout(template=TEMPLATE, height=560 + 340 * swept, margin={"l": 150})
 
 
 def _words(name: str) -> str:
@@ -208,6 +221,27 @@ def _add_window(figure: go.Figure, data: xr.Dataset, prefix: str, name: str, ind
             error_x={"array": [early - estimate], "arrayminus": [estimate - late], "color": color},
             hovertemplate="%{x:.0f}", row=2, col=1,
         )  # fmt: skip
+
+
+def _add_sweep(figure: go.Figure, result: ExperimentResult, index: int) -> None:
+    """Adds the curve of the switches, and below it how much comes back from noise, each with t*."""
+    data, settings = result.data, result.settings
+    bits = [short_label(settings, settings["labels"][i]) for i in (0, -1)]
+    times = data["switch_timestep"].values
+    band(figure, times, data["switch_ssim"], f"switch {bits[0]} → {bits[1]}", index, row=3, col=1)
+    figure.update_yaxes(title="SSIM to the<br>unswitched image", range=[0, 1.02], row=3)
+    for number, (kind, label) in enumerate(zip(noise_and_back.SETS, bits, strict=True)):
+        part, place = data.sel(set=kind), {"row": 4, "col": 1}
+        band(figure, data["back_timestep"].values, part["back"], f"back, {label}", index + 1 + number, **place)
+        early, estimate, late = limits_of(part["back_turn"])
+        if np.isfinite(estimate):
+            color = LINE_COLORS[(index + 1 + number) % len(LINE_COLORS)]
+            figure.add_scatter(
+                x=[estimate], y=[noise_and_back.HALF], mode="markers", marker={"color": color, "size": 8},
+                error_x={"array": [early - estimate], "arrayminus": [estimate - late], "color": color},
+                showlegend=False, hovertemplate="t* = %{x:.0f}", **place,
+            )  # fmt: skip
+    figure.update_yaxes(title="comes back<br>from noise", range=[-0.25, 1.05], row=4)
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
@@ -255,17 +289,20 @@ register(
         " P(y | x_t) of it, along one run and without a judge. Above: how much doubt (entropy) is left about the label"
         " and about each of its attributes, as a share of that before the run. Next, the windows in which it falls"
         " from 90 % to 10 %, with the point where half is left and its 95 % interval; grey, the same of Gaussians that"
-        " are fitted to the model's samples of each label. Below: what a sweep of label switches says, which needs a"
-        " run for each point. The images are the states of the first seed, with the probability of its own label, and"
-        " what the network sees in them under the first and the last label.",
-        "Li and Chen 2024; thesis section 5.3.2 for the switches",
+        " are fitted to the model's samples of each label. (Of 32 runs, the intervals of beginning, half and end cover"
+        " in 96 % of cases, of 16 those of beginning and end in 91.) Below: what a sweep of label switches says, which"
+        " needs a run for each point. Last: how much of an image of the first label, and of the last, comes back under"
+        " the first from noise of time t, with t*, where half is lost: from there on the network generates. The images"
+        " are the states of the first seed, with the probability of its own label, and what the network sees in them"
+        " under the first and the last label.",
+        "Li and Chen 2024; thesis section 5.3.2 for the switches; Deja et al. 2022 for the way back",
         measure,
         plot,
         nulls=("gaussian",),
         labels=SPANNED_LABELS,
         seeds=32,
         steps=50,
-        runs=lambda labels: 7.0 + labels,
+        runs=lambda labels: 13.0 + labels,
         plot_images=plot_images,
         table=table,
     )

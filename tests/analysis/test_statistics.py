@@ -71,6 +71,15 @@ def test_student_s_interval_by_hand():
     assert high - 2.5 == pytest.approx(3.182446 * np.sqrt(5 / 3) / 2, rel=1e-6)
 
 
+def test_the_arcsine_s_interval_by_hand():
+    # 0.1, 0.3, 0.5: mean 0.3, standard error 0.2/√3; arcsin √m has the slope 1/(2 √(m (1 − m))).
+    low, high = mean_interval(np.array([0.1, 0.3, 0.5]), method="arcsine")
+    half = 4.30265273 * 0.2 / np.sqrt(3) / (2 * np.sqrt(0.21))
+    assert low == pytest.approx(np.sin(np.arcsin(np.sqrt(0.3)) - half) ** 2, rel=1e-6)
+    assert high == pytest.approx(np.sin(np.arcsin(np.sqrt(0.3)) + half) ** 2, rel=1e-6)
+    assert mean_interval(np.array([0.0, 0.0, 0.1]), method="arcsine")[0] == 0
+
+
 def test_draws_that_say_nothing_about_their_spread():
     for method in INTERVALS:
         assert np.isnan(mean_interval(np.array([3.0]), method=method)).all()
@@ -117,7 +126,7 @@ def test_a_mean_above_a_bound_by_hand():
 
 
 def test_other_axes_keep_their_place():
-    values = xr.DataArray(np.random.default_rng(0).normal(size=(3, 5, 2)), dims=("layer", "seed", "step"))
+    values = xr.DataArray(np.random.default_rng(0).random((3, 5, 2)), dims=("layer", "seed", "step"))
     for method in INTERVALS:
         facts = summary(values, method=method)
         assert facts["low"].dims == facts["mean"].dims == ("layer", "step")
@@ -135,6 +144,7 @@ def test_other_axes_keep_their_place():
         (lambda: mean_interval(np.empty(0)), "at least one value"),
         (lambda: mean_interval(np.ones(3), confidence=95), "between 0 and 1"),
         (lambda: mean_interval(np.ones(3), method="normal"), "'normal'"),
+        (lambda: mean_interval(np.array([0.5, 1.5]), method="arcsine"), r"in \[0, 1\], got 0.5 to 1.5"),
         (lambda: share_interval(3, 2), "3 out of 2"),
         (lambda: share_interval(0, 0), "at least one trial"),
         (lambda: equivalence_test(np.ones(3), 0.1, -0.1), "low < high"),

@@ -42,6 +42,11 @@ def test_the_labels_take_turns_and_the_sweep_stands_beside(pipe):
     pair = Sampling([0b0011, 0b0110], seeds, 10, batch_size=12)
     swept = EXPERIMENTS["predetermination"].run(run, pair, switches=2, null="none").data
     np.testing.assert_allclose(data["switch_ssim"], swept["ssim"], atol=1e-3)
+    gone = EXPERIMENTS["noise-and-back"].run(run, pair, null="none").data
+    np.testing.assert_allclose(data["back"], gone["returned"], atol=1e-3)
+    np.testing.assert_array_equal(data["back_timestep"], gone["timestep"])
+    drawn = [trace.name or "" for trace in result.plot().data]
+    assert [name for name in drawn if name.startswith(("switch 0011 → 0110", "back, 0011", "back, 0110"))]
     assert result.settings["scheduler"] == "DDPMScheduler"
     for figure in (result.plot(), result.plot_images()):
         assert figure.data
