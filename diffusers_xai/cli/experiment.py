@@ -66,7 +66,7 @@ def add_command(commands: Any) -> None:
     )  # fmt: skip
     add(
         "--prompt", type=nonempty, metavar="TEXT",
-        help="of words, and of patching in place of --label: the prompt",
+        help="of words, and of patching and concepts in place of --label: the prompt",
     )  # fmt: skip
     add(
         "--other-prompt", type=nonempty, metavar="TEXT",

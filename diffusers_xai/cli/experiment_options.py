@@ -40,7 +40,7 @@ def takes_prompt(args: argparse.Namespace) -> bool:
     if experiment is None:
         return False
     asked = args.prompt is not None or args.other_prompt is not None
-    return experiment.needs == "prompt" or (experiment.may_take == "prompts" and asked)
+    return experiment.needs == "prompt" or (experiment.may_take in ("prompt", "prompts") and asked)
 
 
 def prompt_pipeline(args: argparse.Namespace) -> type[DiffusionPipeline]:
@@ -146,6 +146,10 @@ def _prompts(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]
         return {"prompt": args.prompt, "words": words}
     if args.words is not None:
         raise CommandError(f"--words: expected none, as {name} takes none, got {', '.join(args.words)}")
+    if experiment.may_take == "prompt" and args.prompt is not None:
+        if args.other_prompt is not None:
+            raise CommandError(f"--other-prompt: expected none, as {name} takes one prompt, got {args.other_prompt!r}")
+        return {"prompt": args.prompt}
     if experiment.may_take == "prompts" and takes_prompt(args):
         if None in (args.prompt, args.other_prompt) or args.prompt == args.other_prompt:
             raise CommandError(f"{name}: expected a --prompt and another --other-prompt")

@@ -123,7 +123,8 @@ class Experiment:
         needs (`str`, *optional*): What it takes besides one model of any kind, such as other `"checkpoints"`, or the
             thesis's `"blocks"`, layers of the names in its claims; it is then none of the command's `all`.
         may_take (`str`, *optional*): What it can do without: `"students"`, checkpoints distilled from the one;
-            `"concepts"`, a function that tells where things are; `"prompts"`, two of a pipeline, in place of labels.
+            `"concepts"`, a function that tells where things are; `"prompt"`, of a pipeline that takes one, and
+            `"prompts"`, two of them, in place of labels.
     """
 
     name: str

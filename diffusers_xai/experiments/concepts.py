@@ -16,15 +16,9 @@ from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import dots, interval_text
 from diffusers_xai.experiments.maps import resized
-from diffusers_xai.experiments.noised_pictures import (
-    Concepts,
-    Masks,
-    label_of_pictures,
-    layers_of_noised,
-    pictures_with_masks,
-)
+from diffusers_xai.experiments.noised_pictures import Concepts, Masks, NoisedPictures
+from diffusers_xai.experiments.own_runs import OwnRuns
 from diffusers_xai.experiments.sampling import Sampling
-from diffusers_xai.explainers import Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import COLOR_SCALE, LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -41,10 +35,12 @@ _SHOWN = 4  # pictures of the images' figure
 
 
 def measure(
-    pipe: XAIPipeline,
+    pipe: Any,
     sampling: Sampling,
     *,
     concepts: Concepts | tuple[torch.Tensor, Masks] | None = None,
+    prompt: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     images: int = IMAGES,
     layers: Sequence[str] | None = None,
     times: Sequence[float] = TIMES,
@@ -60,11 +56,17 @@ def measure(
     one, are set to zero at every step of runs from the seeds, and so are as many random units of that layer that are
     about as active.
 
+    Of any other pipeline of diffusers that returns pictures, layers are looked at in the states of its own runs, and
+    the masks are those of what the runs end in. Pictures are then averaged to 64 pixels at most, layers' maps to 16.
+
     Source: Bau et al. 2019, *GAN Dissection*.
 
     Args:
-        pipe ([`XAIPipeline`]): The model.
+        pipe ([`XAIPipeline`] or `DiffusionPipeline`): The model.
         sampling ([`Sampling`]): What is sampled.
+        prompt (`str`, *optional*): Of a pipeline that takes one, and
+        arguments (`Mapping[str, Any]`, *optional*): what else its call takes, such as a size. Of others than
+            [`XAIPipeline`].
         concepts (`Callable`): Takes finished samples of the model, `(image, 3, height, width)` in [-1, 1], and returns
             the masks of every concept by name, bool `(image, height, width)`; or pictures of its own, as many and as
             large, and their masks. Or such a pair, without a function. The network sees pictures that come with masks
@@ -87,24 +89,24 @@ def measure(
         height, width) and `without` (concept, rgb, height, width).
 
     Raises:
-        ValueError: If there is no function, what it returns does not fit, the scheduler tells no ᾱ, or a layer has
-            fewer than twice `units` channels.
+        ValueError: If there is no function, what it returns does not fit, the scheduler tells no ᾱ, the pipeline
+            returns no pictures, or a layer has fewer than twice `units` channels.
     """
     if concepts is None:
         raise ValueError("concepts: expected a function `concepts` that tells where concepts are, got none.")
-    if getattr(pipe.scheduler, "alphas_cumprod", None) is None:
-        raise ValueError(
-            f"concepts: expected a scheduler with ᾱ, to noise pictures by, got {type(pipe.scheduler).__name__}."
-        )
-    pictures, masks, given = pictures_with_masks(pipe, sampling, concepts, images)
-    label = label_of_pictures(pipe, sampling, given)
     denoiser = get_denoiser(pipe)
     wanted = layers if layers is not None else block_layers(denoiser)
     if not wanted:
         raise ValueError(f"concepts: expected a network with layers, got {denoiser.name}.")
     paths = list(denoiser.resolve_layers(wanted))
     paths = paths if layers is not None else innermost(denoiser, paths)
-    timesteps = [round(time * (len(pipe.scheduler.alphas_cumprod) - 1)) for time in times]
+    source: NoisedPictures | OwnRuns
+    if isinstance(pipe, XAIPipeline):
+        source = NoisedPictures(pipe, sampling, {p: denoiser.layers[p] for p in paths}, times, concepts, images)
+    else:
+        given = {**({} if prompt is None else {"prompt": prompt}), **(arguments or {})}
+        source = OwnRuns(pipe, sampling, given, paths, times, concepts, images)
+    pictures, masks, timesteps = source.pictures, source.masks, source.timesteps
     order = np.random.default_rng(0).permutation(images)
     size = pictures.shape[-2:]
     stacked = np.stack(list(masks.values()))
@@ -112,10 +114,8 @@ def measure(
     found: list[list[Overlap]] = []
     shown: list[list[np.ndarray]] = []
     activity = []
-    for timestep in timesteps:
-        maps = layers_of_noised(
-            {path: denoiser.layers[path] for path in paths}, pipe, pictures, timestep, label, sampling.batch_size
-        )
+    for time in range(len(timesteps)):
+        maps = source.maps(time)
         activity.append(np.concatenate([np.abs(values).mean((0, 2, 3)) for values in maps.values()]))
         found.append([])
         shown.append([])
@@ -147,7 +147,7 @@ def measure(
         when.append(time)
     usual = np.stack([mask.mean(0) for mask in masks.values()])
     effects = sampling.over_seeds(
-        lambda part: _effects(pipe, sampling, part, edits, usual),
+        lambda part: _effects(source, part, edits, usual),
         "ablations of units",
         seeds_at_once=1,
         of_first=["intact", "without"],
@@ -231,15 +231,12 @@ def _of_like_activity(
 
 
 def _effects(
-    pipe: XAIPipeline, sampling: Sampling, part: list[int], edits: Sequence[Sequence[EditSpec]], usual: np.ndarray
+    source: NoisedPictures | OwnRuns, part: list[int], edits: Sequence[Sequence[EditSpec]], usual: np.ndarray
 ) -> xr.Dataset:
     """How much each edit changes a seed's image, where the concept usually lies and elsewhere."""
-    what = [Samples(every=sampling.steps, x0=False, measures=())]
-    batches = [edits[start : start + sampling.batch_size] for start in range(0, len(edits), sampling.batch_size)]
-    intact = sampling.profile(pipe, part, what)["final_sample"].values[0]
-    changed = np.concatenate(
-        [sampling.profile(pipe, part, what, batch)["final_sample"].values for batch in batches]
-    ).reshape(len(usual), -1, *intact.shape)
+    (seed,) = part
+    intact = source.finals(seed, [[]])[0]
+    changed = source.finals(seed, edits).reshape(len(usual), -1, *intact.shape)
     change = np.abs(changed - intact).mean(2)  # (concept, group, height, width)
     inside, outside = (
         (change * weight[:, None]).sum((2, 3)) / weight.sum((1, 2))[:, None] for weight in (usual, 1 - usual)
@@ -383,5 +380,6 @@ register(
         plot_images=plot_images,
         table=table,
         needs="concepts",
+        may_take="prompt",
     )
 )

@@ -231,7 +231,8 @@ def _add_sweep(figure: go.Figure, result: ExperimentResult, index: int) -> None:
     band(figure, times, data["switch_ssim"], f"switch {bits[0]} → {bits[1]}", index, row=3, col=1)
     figure.update_yaxes(title="SSIM to the<br>unswitched image", range=[0, 1.02], row=3)
     for number, (kind, label) in enumerate(zip(noise_and_back.SETS, bits, strict=True)):
-        part, place = data.sel(set=kind), {"row": 4, "col": 1}
+        part = data.sel(set=kind)
+        place: dict[str, Any] = {"row": 4, "col": 1}
         band(figure, data["back_timestep"].values, part["back"], f"back, {label}", index + 1 + number, **place)
         early, estimate, late = limits_of(part["back_turn"])
         if np.isfinite(estimate):

@@ -63,7 +63,7 @@ def seeing(pipe: Any, picture: torch.Tensor, seed: int) -> dict[str, Any]:
         ("callbacks", _CALLBACK in inspect.signature(pipe.__call__).parameters),
     ):
         if not there:
-            raise ValueError(f"words: to see a picture, expected a pipeline with {name}, got {type(pipe).__name__}.")
+            raise ValueError(f"To see a picture, expected a pipeline with {name}, got {type(pipe).__name__}.")
     vae = pipe.vae
     with torch.no_grad():
         encoded = vae.encode(picture[None].to(vae.device, vae.dtype))
@@ -75,7 +75,7 @@ def seeing(pipe: Any, picture: torch.Tensor, seed: int) -> dict[str, Any]:
         state, scheduler = given["latents"], pipe.scheduler
         if state.shape != latents.shape:
             raise ValueError(
-                f"words: to see a picture, expected states of shape {tuple(latents.shape)}, got {tuple(state.shape)}."
+                f"To see a picture, expected states of shape {tuple(latents.shape)}, got {tuple(state.shape)}."
             )
         if step + 1 == len(scheduler.timesteps):
             return {}

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
-from PIL import Image
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, dots, interval_text
+from diffusers_xai.experiments.noised_pictures import finished_pictures
 from diffusers_xai.experiments.nulls import random_weights_inside
 from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators
 from diffusers_xai.experiments.word_masks import (
@@ -145,7 +145,7 @@ def measure(
                 blind = word_maps(part)
             data = data.assign({f"null_{name}": values for name, values in _graded(blind, changed).items()})
         data = data.assign(map=maps, changed=changed)
-        image = _pictures(output)
+        image = finished_pictures(output)
         if concepts is not None:
             known = data if null == "none" else data.assign(null_map=blind)
             data = data.assign(seen(concepts, part, image, known))
@@ -153,7 +153,7 @@ def measure(
         if image is not None:
             dims = ("seed", "image_height", "image_width", "rgb")
             data["image"] = dims, image
-            data["without"] = ("word", *dims), np.stack([_pictures(result) for _, result in others])
+            data["without"] = ("word", *dims), np.stack([finished_pictures(result) for _, result in others])
         return data.assign_coords(word=words)
 
     def measure_batch(part: list[int]) -> xr.Dataset:
@@ -206,20 +206,6 @@ def _near_the_middle(changed: xr.DataArray) -> xr.DataArray:
             steps = xr.DataArray(np.arange(changed.sizes[dim]) + 0.5, dims=dim)
             distance = distance + (steps / changed.sizes[dim] - 0.5) ** 2
     return -distance
-
-
-def _pictures(output: Any) -> Any:
-    """Finished pictures as an array (image, height, width, rgb), uint8, of videos the middle frame; else `None`."""
-    images = output[0]
-    if isinstance(images, np.ndarray) and images.ndim in (4, 5):
-        frames = images[:, images.shape[1] // 2] if images.ndim == 5 else images
-        return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)
-    if not isinstance(images, list):
-        return None
-    images = [image[len(image) // 2] if isinstance(image, list) else image for image in images]
-    if not all(isinstance(image, Image.Image) for image in images):
-        return None
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:

@@ -60,6 +60,7 @@ TOGETHER = [
     ["experiment", "ablation", "--revision", "main"],
     ["experiment", "all", "tiny"],
     ["experiment", "concepts"],
+    ["experiment", "concepts", "--prompt", "a fox"],
     ["experiment", "words", "--checkpoint", "tiny"],
     ["experiment", "words", "--checkpoint", "tiny", "--prompt", "a fox", "--words", "cat"],
     ["experiment", "words", "--checkpoint", "lfw-32", "--prompt", "a fox"],

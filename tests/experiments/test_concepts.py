@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from diffusers_xai import ChannelAblation, GaussianDenoiser, XAIPipeline
+from diffusers_xai import ChannelAblation, GaussianDenoiser, XAIPipeline, record
+from diffusers_xai.analysis import overlap
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
-from tests.tiny import convnext_unet
+from tests.tiny import convnext_unet, stable_diffusion, unet_2d
+from tests.zoo.pipelines import ZOO
 
 
 EXPERIMENT = EXPERIMENTS["concepts"]
@@ -177,3 +180,61 @@ def test_the_pictures_that_are_shown_have_every_concept(pipe):
     ).data
     assert data.sizes["shown"] == 4
     assert data["mask"].any(["shown", "height", "width"]).all()
+
+
+def bright(pictures):
+    """The brighter half of every picture, as a function could find it in any model's."""
+    grey = pictures.mean(1)
+    return {"bright": (grey > grey.flatten(1).median(1).values[:, None, None]).numpy()}
+
+
+def test_any_pipeline_is_asked_of_its_own_runs():
+    pipe, layer = stable_diffusion(), "up_blocks.0.resnets.0"
+    sampling = Sampling(seeds=[4], steps=3)
+    options = {"concepts": bright, "images": 3, "layers": [layer], "times": [0.9, 0.1], "units": 1, "draws": 1}
+    data = EXPERIMENT.run(pipe, sampling, prompt="a fox", **options).data
+
+    def plain(seed):
+        """Picture, and the layer's output at every step."""
+        outputs = []
+        handle = pipe.unet.get_submodule(layer).register_forward_hook(lambda m, i, out: outputs.append(out[0]))
+        generator = torch.Generator().manual_seed(seed)
+        image = pipe("a fox", num_inference_steps=3, guidance_scale=1.0, generator=generator, output_type="np")
+        handle.remove()
+        picture = torch.from_numpy((image.images[0] * 255).round() / 127.5 - 1).permute(2, 0, 1).float()
+        return picture, torch.stack(outputs)
+
+    pictures, outputs = zip(*(plain(10**6 + number) for number in range(3)), strict=True)
+    masks = bright(torch.stack(pictures))["bright"]
+    assert data["timestep"].values.tolist() == [t for t in pipe.scheduler.timesteps.tolist() if t != 334]
+    for time, step in enumerate((0, 2)):
+        maps = torch.stack([each[step] for each in outputs]).float()
+        large = F.interpolate(maps, size=masks.shape[1:], mode="bilinear").numpy()
+        expected = overlap(large, masks[None], np.arange(3)).iou
+        np.testing.assert_allclose(data["iou"].isel(time=time), expected, atol=0.02)
+    unit = int(data["channel"][int(data["ablated"][0, 0])])
+    intact = plain(4)[0]
+    with record(pipe, [], edits=[ChannelAblation(layer, channels=[unit])]):
+        changed = plain(4)[0]
+    usual = masks.mean(0)
+    change = (changed - intact).abs().mean(0).numpy()
+    assert float(data["inside"][0, 0]) == pytest.approx((change * usual).sum() / usual.sum(), abs=1e-3)
+    assert float(data["inside"][0, 0]) > 0
+
+
+def test_pipelines_of_transformers_and_without_prompts_are_asked_too():
+    options = {"concepts": bright, "images": 3, "times": [0.5], "units": 1, "draws": 1}
+    entry = ZOO["sd3"]
+    pipe = entry.make()
+    result = EXPERIMENT.run(
+        pipe, Sampling(seeds=[4], steps=2), **options, arguments=entry.call, layers=["transformer_blocks.0"]
+    )
+    assert result.plot().data
+    assert result.plot_images().data
+    assert (result.data["inside"] > 0).all()
+    unconditional = DDPMPipeline(unet_2d(), DDPMScheduler())
+    result = EXPERIMENT.run(unconditional, Sampling(seeds=[4], steps=2), **options, layers=["mid_block"])
+    assert (result.data["inside"] > 0).all()
+    latents = {"prompt": "a fox", "output_type": "latent"}
+    with pytest.raises(ValueError, match="a pipeline that returns a picture, got StableDiffusionPipeline"):
+        EXPERIMENT.run(stable_diffusion(), Sampling(seeds=[4], steps=2), **options, arguments=latents)
