@@ -115,7 +115,8 @@ class AttentionWeights(RecordSpec):
                     f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance"
                     " leaves out some."
                 )
-            for index, call in enumerate(whole):
+            to_text = [is_to_text(run.labelling, layers[path], i, len(whole)) for i in range(len(whole))]
+            for call, is_of_text in sorted(zip(whole, to_text, strict=True), key=lambda pair: not pair[1]):
                 known = relations(run.labelling, path, call)
                 name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
                 if "" in known and self.relation is not None:
@@ -133,10 +134,8 @@ class AttentionWeights(RecordSpec):
                 found.add(path)
                 device = None if recording.is_selected(self) else "meta"
                 values, dims, coords = self._values(run, heads[path], call, known[name], name, device)
-                of_text = "token" in dims and is_to_text(run.labelling, layers[path], index, len(whole))
-                recording.keep(
-                    self, f"{group}/{path}", values, dims, coords, is_own=True, of_text=of_text and bool(name)
-                )
+                of_text = is_of_text and bool(name) and "token" in dims
+                recording.keep(self, f"{group}/{path}", values, dims, coords, is_own=True, of_text=of_text)
 
         def check_found() -> None:
             if recording.looks(self) and not found:

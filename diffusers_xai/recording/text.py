@@ -90,6 +90,8 @@ class PromptTokens:
         self._tokens: list[tuple[str, str]] = []  # (encoder, string); a label is an index
         self._own: list[_Condition] = []  # of the denoiser calls of the first step
         self._switched: list[tuple[int, list[_Condition]]] = []
+        self._given: list[dict[str, list[tuple[torch.Tensor, int]]]] = []  # the arguments that hold them
+        self._other_steps: set[int] = set()  # at which the network is given something else
         self._texts: dict[tuple, np.ndarray | None] = {}
 
     @staticmethod
@@ -138,8 +140,18 @@ class PromptTokens:
 
     def _arrived(self, call: DenoiserCall) -> None:
         self._flow.stop()
-        if self._run.step == 0 and not self._run.is_replaying:
+        if self._run.is_replaying:
+            return
+        if self._run.step == 0:
             self._own.append(self._condition(call))
+            self._given.append({name: _versions(call.arguments[name]) for name in self._own[-1].sequences})
+        elif not all(self._is_given(name, call.arguments.get(name)) for given in self._given[:1] for name in given):
+            self._other_steps.add(self._run.step)
+
+    def _is_given(self, name: str, value: Any) -> bool:
+        """Whether an argument is that of the first step, or rows of it: a callback may put in something else."""
+        now = _versions(value)
+        return any(_comes_from(now, given[name]) for given in self._given if name in given)
 
     def _read_switches(self) -> None:
         self._switched = [
@@ -173,8 +185,12 @@ class PromptTokens:
 
     @property
     def changes(self) -> bool:
-        """Whether another prompt takes over during the run."""
-        return any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
+        """Whether another prompt may take over during the run."""
+        inputs = self._run.call.locals.get("callback_on_step_end_tensor_inputs") or ()
+        told = self._run.call.locals.get("callback_on_step_end") is not None and any(
+            "prompt" in name for name in inputs
+        )
+        return told or any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
 
     def _conditions(self, step: int) -> tuple[int, list[_Condition]]:
         """The conditions by denoiser call at a step, and a number for them."""
@@ -193,8 +209,15 @@ class PromptTokens:
 
         Returns:
             `np.ndarray`, or `None` if none is known.
+
+        Raises:
+            RuntimeError: if something was put in for the prompt, and it was not to be seen beforehand.
         """
         number, conditions = self._conditions(step)
+        if step in self._other_steps:
+            number, conditions = -1, []
+            if not self.changes:
+                raise self._unforeseen(step)
         identity = number, tuple(lengths.items())
         if identity not in self._texts:
             run, keys = self._run, max(lengths.values())
@@ -205,7 +228,8 @@ class PromptTokens:
                         row = self._row(index, condition, branch, sample, lengths[branch]) or []
                         at = sample, run.guidance.branches.index(branch)
                         texts[at][: len(row)] = [self._string(key) for key in row]
-            self._texts[identity] = texts.astype(str) if texts.any() else None
+            is_known = texts.any() or (self.changes and bool(self._tokens))
+            self._texts[identity] = texts.astype(str) if is_known else None
         return self._texts[identity]
 
     def _row(self, index: int, condition: _Condition, branch: str, sample: int, keys: int) -> list[_Key] | None:
@@ -223,7 +247,10 @@ class PromptTokens:
 
         Raises:
             ValueError: if the tokens of the layer are not known, or the word is not among them.
+            RuntimeError: if something was put in for the prompt.
         """
+        if self._run.step in self._other_steps:
+            raise self._unforeseen(self._run.step)
         for index, condition in enumerate(self._conditions(self._run.step)[1]):
             if "cond" in self._run.guidance.of_call(index):
                 row = self._row(index, condition, "cond", sample, keys)
@@ -232,6 +259,12 @@ class PromptTokens:
         raise ValueError(
             f"WordMaps: expected a layer whose keys can be followed back to the prompt's tokens, got one with {keys}"
             f" keys in {self._run.denoiser.name}. Give their strings as `tokens=[…]`."
+        )
+
+    def _unforeseen(self, step: int) -> RuntimeError:
+        return RuntimeError(
+            f"Expected the prompt of the first step, got something else for it in {self._run.denoiser.name} at step"
+            f" {step}, whose words are not known: a callback may have put it in. `PromptSwitch` changes prompts."
         )
 
     def check(self, word: str, steps: Sequence[int]) -> None:
@@ -286,6 +319,24 @@ def _raise_unknown(word: str, sample: int, tokens: str, step: int | None = None)
     raise UnknownWordError(
         word, f"WordMaps: expected words of the prompt, got {word!r}; the tokens of image {sample}{when}: {tokens}."
     )
+
+
+def _versions(value: Any) -> list[tuple[torch.Tensor, int]]:
+    """The tensors in an argument, and how often each has been changed in place, as far as that is counted."""
+    return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors_in(value)]
+
+
+def _comes_from(now: list[tuple[torch.Tensor, int]], then: list[tuple[torch.Tensor, int]]) -> bool:
+    """Whether all tensors are, or have the values of rows of, some of those before, which nobody has changed."""
+
+    def is_of(tensor: torch.Tensor, version: int, other: torch.Tensor, before: int) -> bool:
+        if tensor is other:
+            return version == before
+        is_alike = tensor.shape[1:] == other.shape[1:] and tensor.dtype == other.dtype and len(tensor) > 0
+        is_kept = _versions(other)[0][1] == before
+        return is_alike and is_kept and any(torch.equal(tensor, part) for part in other.split(len(tensor)))
+
+    return all(any(is_of(*of_now, *of_then) for of_then in then) for of_now in now)
 
 
 def _rows(value: Any, rows: int) -> list[torch.Tensor] | None:

@@ -179,3 +179,40 @@ def test_from_a_switch_on_the_words_are_those_of_the_other_prompt(tmp_path):
         recorded(entry, [WordMaps(["red"])], edits)
     assert recorded(entry, [WordMaps(["red"], steps=[0, 1])], edits)["word_maps"].sizes["step"] == 2
     assert recorded(entry, [WordMaps(["dog"], steps=2)], edits)["word_maps"].sizes["step"] == 1
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_a_callback_puts_in_for_the_prompt_has_no_words(announced):
+    entry, held = calling("stable-diffusion, image to image", 6), []
+
+    def change(pipe, step, t, inputs):
+        if step == 0:
+            turned = held[-1].flip(1)
+            if announced:
+                return {"prompt_embeds": turned}
+            held[-1].copy_(turned)
+        return {}
+
+    entry.call["callback_on_step_end"] = change
+    if announced:
+        entry.call["callback_on_step_end_tensor_inputs"] = ["prompt_embeds"]
+
+    def sample(specs):
+        pipe = entry.make()
+        pipe.unet.register_forward_pre_hook(
+            lambda m, args, kw: held.append(kw["encoder_hidden_states"]), with_kwargs=True
+        )
+        with record(pipe, specs) as recording:
+            run(pipe, entry)
+        return recording.profile
+
+    weights, words = AttentionWeights(layers=entry.attention), WordMaps(["fox"])
+    with pytest.raises(RuntimeError, match="at step 1, whose words are not known"):
+        sample([words])
+    assert sample([replace(words, steps=0)])["word_maps"].sizes["step"] == 1
+    if announced:
+        text = sample([weights])[f"attention_weights/{entry.attention}"]["text"].sel(branch="cond")
+        assert text.values.tolist() == [CLIP_FOX, *[[""] * 12] * (text.sizes["step"] - 1)]
+    else:
+        with pytest.raises(RuntimeError, match="at step 1, whose words are not known"):
+            sample([weights])
