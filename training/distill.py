@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, LCMScheduler
+from diffusers import DPMSolverMultistepScheduler, LCMScheduler, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
@@ -245,7 +245,9 @@ class Distiller:
         return self.stop_requested or (limit is not None and limit.over)
 
 
-def clean_target(scheduler: Any, noisy: torch.Tensor, after: torch.Tensor, moments: torch.Tensor) -> torch.Tensor:
+def clean_target(
+    scheduler: SchedulerMixin, noisy: torch.Tensor, after: torch.Tensor, moments: torch.Tensor
+) -> torch.Tensor:
     """The x̂_0 with which one DDIM step takes the states `noisy` of the student's steps `moments` to `after`.
 
     Source: Salimans and Ho 2022, eq. 8.

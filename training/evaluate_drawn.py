@@ -17,7 +17,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face
@@ -75,7 +75,9 @@ def _agreement(asked: list, seen: list) -> float:
     return sum(counts[0][value] * counts[1][value] for value in counts[0]) / len(asked) ** 2
 
 
-def pictures(pipeline: Any, faces: Sequence[Face], *, seed: int, guidance_scale: float, steps: int) -> torch.Tensor:
+def pictures(
+    pipeline: DiffusionPipeline, faces: Sequence[Face], *, seed: int, guidance_scale: float, steps: int
+) -> torch.Tensor:
     """A picture for each face's label or caption, (image, 3, height, width) in [-1, 1]."""
     seeds = [seed + i for i in range(len(faces))]
     if isinstance(pipeline, XAIPipeline):
@@ -117,7 +119,7 @@ def quality(samples: torch.Tensor, faces: Sequence[Face], train: torch.Tensor) -
     return table
 
 
-def evaluate(pipeline: Any, train: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
+def evaluate(pipeline: DiffusionPipeline, train: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
     """Measures the pipeline, writes the sample sheet, and returns the numbers as JSON-able data."""
     pipeline.set_progress_bar_config(disable=True)
     if isinstance(pipeline, XAIPipeline):
@@ -158,7 +160,7 @@ def card_metrics(result: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def open_pipeline(folder: str) -> Any:
+def open_pipeline(folder: str) -> DiffusionPipeline:
     """An `XAIPipeline` of labels or a `StableDiffusionPipeline` of captions, whichever the folder's index names."""
     index = Path(folder) / "model_index.json"
     if not index.is_file():

@@ -41,7 +41,7 @@ class Case:
     other_label: int | None = None
 
     @cached_property
-    def scheduler(self) -> Any:
+    def scheduler(self) -> DDPMScheduler:
         """A scheduler of one step, at the timestep, that does not clip."""
         config = {**self.pipe.scheduler.config, "clip_sample": False, "thresholding": False}
         scheduler = DDPMScheduler.from_config(config)

@@ -3,16 +3,15 @@
 import argparse
 import importlib.util
 from pathlib import Path
-from typing import Any
 
-from diffusers_xai.cli.base import CommandError, Console
+from diffusers_xai.cli.base import CommandError, Commands, Console
 from diffusers_xai.cli.options import checkpoint, integer, nonempty
 
 
 _PACKAGE = Path(__file__).parents[1]
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Adds the subcommand to the parser's `commands`."""
     parser = commands.add_parser(
         "app",

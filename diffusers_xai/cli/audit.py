@@ -2,10 +2,9 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from diffusers_xai.checkpoints import FAST, demo_checkpoint, part_of_face
-from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.base import CommandError, Commands
 from diffusers_xai.cli.experiment import FORMATS
 from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, integer, nonempty, path, spoken
 
@@ -14,7 +13,7 @@ _MIN_SEEDS = 3
 _RESULT_BYTES = 5e6  # of the scores and figures, about
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Adds the subcommand to the parser's `commands`."""
     parser = commands.add_parser(
         "audit",

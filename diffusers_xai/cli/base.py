@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 
 PROGRAM = "diffusers-xai"
@@ -46,6 +46,13 @@ class Parser(argparse.ArgumentParser):
         if action.option_strings and "--" in arg_strings:  # which argparse would take for no value at all
             raise argparse.ArgumentError(action, "expected a value, got '--'")
         return super()._get_values(action, arg_strings)
+
+
+class Commands(Protocol):
+    """The commands of a parser, which each adds itself to."""
+
+    def add_parser(self, name: str, **settings: Any) -> Parser:
+        """A parser for the command's arguments."""
 
 
 class _StoreOnce(argparse._StoreAction):

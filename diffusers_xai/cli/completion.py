@@ -1,13 +1,14 @@
 """`diffusers-xai completion`: what makes a shell complete commands, options and their values."""
 
 import argparse
-from typing import Any
+
+from diffusers_xai.cli.base import Commands
 
 
 SHELLS = ("bash", "zsh")
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Adds the subcommand to the parser's `commands`."""
     parser = commands.add_parser(
         "completion",

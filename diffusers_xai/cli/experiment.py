@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from diffusers_xai.checkpoints import FAST
+from diffusers_xai.cli.base import Commands
 from diffusers_xai.cli.options import add_pipeline_options, checkpoint, count, guidance, nonempty, path
 
 
@@ -13,7 +13,7 @@ ALL, FINDINGS = "all", "findings"
 FORMATS = ("png", "svg")
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Adds the subcommand to the parser's `commands`."""
     parser = commands.add_parser(
         "experiment",

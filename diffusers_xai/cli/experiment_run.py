@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.checkpoints import FAST, demo_checkpoint
 from diffusers_xai.cli.base import PROGRAM, CommandError, Console
@@ -144,7 +145,7 @@ def _gaussian(args: argparse.Namespace, config: dict[str, Any], pipe: XAIPipelin
     return null
 
 
-def _load(args: argparse.Namespace, scheduler: Scheduler, console: Console) -> Any:
+def _load(args: argparse.Namespace, scheduler: Scheduler, console: Console) -> DiffusionPipeline:
     console.say(f"Loading {spoken(args.checkpoint)}")
     return (load_prompt_pipeline if takes_prompt(args) else load_pipeline)(args, scheduler)
 

@@ -1,8 +1,8 @@
 """`diffusers-xai profile`: samples one image and writes its diffusion profile with a report."""
 
 import argparse
-from typing import Any
 
+from diffusers_xai.cli.base import Commands
 from diffusers_xai.cli.options import (
     DTYPES,
     MAX_SIDE,
@@ -19,7 +19,7 @@ from diffusers_xai.cli.options import (
 from diffusers_xai.cli.profile_request import ProfileRequest
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Adds the subcommand to the parser's `commands`."""
     parser = commands.add_parser(
         "profile",

@@ -1,13 +1,12 @@
 """`diffusers-xai push`: publishes a checkpoint on the Hub."""
 
 import argparse
-from typing import Any
 
-from diffusers_xai.cli.base import CommandError
+from diffusers_xai.cli.base import CommandError, Commands
 from diffusers_xai.cli.options import nonempty, path, revision
 
 
-def add_command(commands: Any) -> None:
+def add_command(commands: Commands) -> None:
     """Adds the subcommand to the parser's `commands`."""
     parser = commands.add_parser(
         "push",

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+
+from torch import nn
 
 from diffusers_xai.denoisers.base import Denoiser
 from diffusers_xai.models import ClosedFormDenoiser
@@ -11,7 +12,7 @@ from diffusers_xai.models import ClosedFormDenoiser
 _LAYER = re.compile(r"((?:down|up)_blocks\.\d+|mid_block)\.\w+\.\d+(?:\.attn)?")
 
 
-def layers_by_block(denoiser: Any) -> dict[str, list[str]]:
+def layers_by_block(denoiser: nn.Module) -> dict[str, list[str]]:
     """The layers of every block of a U-Net, in the order of the forward pass.
 
     Args:

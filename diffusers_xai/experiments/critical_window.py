@@ -1,6 +1,6 @@
 """When a label is decided: what a run's own steps say about it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +82,9 @@ def measure(
                 seen = x0[[0, -1]].transpose(0, 1)
                 kept.append((states.float().cpu().numpy(), seen.float().cpu().numpy()))
 
-        def posterior(which: XAIPipeline, observe: Any = None) -> tuple[tuple[str, ...], np.ndarray]:
+        def posterior(
+            which: XAIPipeline, observe: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
+        ) -> tuple[tuple[str, ...], np.ndarray]:
             told = label_evidence(
                 which, sampling.labels, given, part, num_inference_steps=sampling.steps, max_rows=max_rows,
                 guidance_scale=sampling.guidance_scale, observe=observe,

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 import xarray as xr
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, SchedulerMixin
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import predetermination_index, summary
@@ -28,7 +28,7 @@ from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
 
 
-SOLVERS: dict[str, Any] = {
+SOLVERS: dict[str, type[SchedulerMixin]] = {
     "DDIM": DDIMScheduler,
     "DPM-Solver++": DPMSolverMultistepScheduler,
     "LCM": LCMScheduler,
@@ -108,7 +108,7 @@ def measure(
     return data.assign_attrs(threshold=THRESHOLD)
 
 
-def few_step_scheduler(scheduler: Scheduler, solver: Any = DDIMScheduler) -> Any:
+def few_step_scheduler(scheduler: Scheduler, solver: type[SchedulerMixin] = DDIMScheduler) -> SchedulerMixin:
     """A solver with the noise schedule of another one, which begins at the last timestep and does not clip.
 
     Args:

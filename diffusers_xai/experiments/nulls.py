@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, ModelMixin
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.sampling import Sampling, generators
@@ -89,7 +89,7 @@ def random_weights_inside(pipe: Pipeline, seed: int = 10**6) -> Iterator[None]:
             network.load_state_dict(weights)
 
 
-def draw_anew(network: Any, seed: int) -> None:
+def draw_anew(network: ModelMixin, seed: int) -> None:
     """Draws a network's weights as before its training.
 
     Most modules do it themselves, in place; tables and other parameters that none draws are those of a new network,
@@ -109,13 +109,13 @@ def draw_anew(network: Any, seed: int) -> None:
             network.get_parameter(name).data.copy_(new[name])
 
 
-def _untrained(network: Any, seed: int) -> Any:
+def _untrained(network: ModelMixin, seed: int) -> ModelMixin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return type(network).from_config(network.config)
 
 
-def _in_place_of(pipe: XAIPipeline, unet: Any) -> XAIPipeline:
+def _in_place_of(pipe: XAIPipeline, unet: ModelMixin) -> XAIPipeline:
     """The pipeline with another network, on the same device and in the same dtype."""
     if unet.dtype != pipe.unet.dtype:
         unet = unet.to(pipe.unet.dtype)

@@ -1,7 +1,6 @@
 """What patches of layers in bands of the process make of an image, by any measures: effects and their maps."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from plotly.subplots import make_subplots
 from scipy import stats
 
 from diffusers_xai.analysis import benjamini_hochberg, summary
+from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import ExperimentResult
 from diffusers_xai.experiments.figures import interval_text, short_label
@@ -128,7 +128,7 @@ def effects_of_patches(
     )
 
 
-def layers_to_patch(denoiser: Any, layers: Sequence[str] | None) -> list[str]:
+def layers_to_patch(denoiser: Denoiser, layers: Sequence[str] | None) -> list[str]:
     """Paths of the layers that names match, in that order.
 
     By default the first convolution, of each block what it hands on to the next and over its last skip, and the last

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, register
@@ -25,7 +26,7 @@ from diffusers_xai.experiments.patch_effects import (
 from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, arguments_of
 from diffusers_xai.measures import Mask, as_mask
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.pipelines.patch_sweep import patch_sweep
+from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
 from diffusers_xai.pipelines.prompt_patch_sweep import count_steps, prompt_patch_sweep
 
 
@@ -34,7 +35,7 @@ BETWEEN = ("labels", "seeds")
 
 
 def measure(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     sampling: Sampling,
     *,
     prompts: Sequence[str] | None = None,
@@ -153,7 +154,14 @@ def _sweep_labels(
 
 
 def _sweep_prompts(
-    pipe: Any, base: str, sites: Any, options: Any, timesteps: list[float], source: str, shift: int, seeds: list[int]
+    pipe: DiffusionPipeline,
+    base: str,
+    sites: Sequence[PatchSite],
+    options: Mapping[str, Any],
+    timesteps: list[float],
+    source: str,
+    shift: int,
+    seeds: list[int],
 ) -> torch.Tensor:
     """The pictures of the runs; their timesteps are told to `timesteps`."""
     found = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import xarray as xr
+from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from diffusers_xai.experiments.parts import parts_of
@@ -198,7 +199,7 @@ def generators(seeds: Sequence[int], copies: int = 1) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for _ in range(copies) for seed in seeds]
 
 
-def arguments_of(pipe: Any, sampling: Sampling) -> dict[str, Any]:
+def arguments_of(pipe: DiffusionPipeline, sampling: Sampling) -> dict[str, Any]:
     """What the call of any pipeline takes of a sampling."""
     values = {"num_inference_steps": sampling.steps, "guidance_scale": sampling.guidance_scale}
     return {name: value for name, value in values.items() if name in inspect.signature(pipe.__call__).parameters}

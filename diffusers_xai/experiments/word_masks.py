@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 import xarray as xr
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.experiments.figures import dots, interval_text
@@ -49,7 +50,7 @@ def picture_and_masks(
     return picture, xr.DataArray(values, dims=("word", "mask_height", "mask_width"))
 
 
-def seeing(pipe: Any, picture: torch.Tensor, seed: int) -> dict[str, Any]:
+def seeing(pipe: DiffusionPipeline, picture: torch.Tensor, seed: int) -> dict[str, Any]:
     """Arguments of the pipeline's call with which it sees a picture `(3, height, width)`, noised, in every step.
 
     Its own state is replaced between the steps by the picture with as much noise, always the same noise. The first
@@ -71,7 +72,7 @@ def seeing(pipe: Any, picture: torch.Tensor, seed: int) -> dict[str, Any]:
     latents = (latents - (vae.config.get("shift_factor") or 0)) * vae.config.get("scaling_factor", 1.0)
     noise = torch.randn(latents.shape, generator=generators([seed])[0]).to(latents)
 
-    def replace(pipe: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+    def replace(pipe: DiffusionPipeline, step: int, timestep: torch.Tensor, given: dict[str, Any]) -> dict[str, Any]:
         state, scheduler = given["latents"], pipe.scheduler
         if state.shape != latents.shape:
             raise ValueError(

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
+from diffusers import DiffusionPipeline
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import summary
@@ -40,7 +41,7 @@ MASKED_TOGETHER = 8  # seeds whose masks are each other's control
 
 
 def measure(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     sampling: Sampling,
     *,
     prompt: str = "",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline, ModelMixin
 from huggingface_hub import CommitInfo
 from PIL import Image
 from safetensors.torch import load_file
@@ -61,12 +62,12 @@ _OF_DIFFUSERS = """`DDPMPipeline.from_pretrained("{folder}")` opens it, for samp
 _HERE_ONLY = "The network's class, `{name}`, is known to `diffusers_xai` alone."
 
 
-def can_carry_code(network: Any) -> bool:
+def can_carry_code(network: ModelMixin) -> bool:
     """Whether plain diffusers opens a folder with this network, once the code of `add_code` lies in it."""
     return type(network).__name__ == _OWN_NETWORK or type(network).__module__.startswith("diffusers.")
 
 
-def add_code(folder: Path, network: Any) -> None:
+def add_code(folder: Path, network: ModelMixin) -> None:
     """Adds the Python files with which plain diffusers opens a saved pipeline."""
     shutil.copyfile(plain_pipeline.__file__, folder / _PIPELINE_FILE)
     index_file = folder / "model_index.json"
@@ -80,7 +81,7 @@ def add_code(folder: Path, network: Any) -> None:
     index_file.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def add_readme(folder: Path, network: Any) -> None:
+def add_readme(folder: Path, network: ModelMixin) -> None:
     """Says in a folder without code how it is opened, unless it has a README."""
     if (folder / "README.md").exists():
         return
@@ -91,7 +92,7 @@ def add_readme(folder: Path, network: Any) -> None:
 
 
 def push_pipeline(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     repo_id: str,
     *,
     card: Mapping[str, Any] | None,
@@ -130,7 +131,12 @@ def push_pipeline(
 
 
 def card_of(
-    pipe: Any, facts: Mapping[str, Any], repo_id: str | None, *, carries_code: bool = False, sample_grid: bool = False
+    pipe: DiffusionPipeline,
+    facts: Mapping[str, Any],
+    repo_id: str | None,
+    *,
+    carries_code: bool = False,
+    sample_grid: bool = False,
 ) -> str:
     """The README of a repository with this pipeline, see [`model_card`]."""
     unet = pipe.unet
@@ -145,7 +151,7 @@ def card_of(
     )
 
 
-def facts_of_source(pipe: Any) -> dict[str, Any]:
+def facts_of_source(pipe: DiffusionPipeline) -> dict[str, Any]:
     """What the folder that the pipeline was loaded from says for the card, if it is still about these weights."""
     folder = Path(str(pipe.config.get("_name_or_path")))
     facts = read_facts(folder)

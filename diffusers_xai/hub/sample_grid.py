@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusers_xai.labels import label_bits
@@ -16,7 +16,7 @@ _CELL, _CAPTION = 64, 18  # pixels
 
 
 @torch.no_grad()
-def sample_grid(pipe: Any, seed: int = 0) -> Image.Image:
+def sample_grid(pipe: DiffusionPipeline, seed: int = 0) -> Image.Image:
     """A picture of samples (DDIM, 50 steps): a column for each of 16 labels, a row for each of four noises.
 
     Fewer where that would take more than about a minute and a half: then rows are left out, and at last labels.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from diffusers.schedulers import DDPMScheduler
 
 from diffusers_xai.prediction import is_flow
@@ -71,7 +72,7 @@ class NoiseSchedule:
         sigma = times / self._steps
         return torch.hypot(1 - sigma, sigma)
 
-    def check(self, scheduler: Any) -> None:
+    def check(self, scheduler: SchedulerMixin) -> None:
         """Refuses a scheduler whose timesteps mean other amounts of noise, or that reads the output otherwise.
 
         Raises:
@@ -95,7 +96,7 @@ class NoiseSchedule:
             )
 
 
-def schedule_of(scheduler: Any, prediction_type: str | None) -> dict[str, Any]:
+def schedule_of(scheduler: SchedulerMixin, prediction_type: str | None) -> dict[str, Any]:
     """The noise schedule and the kind of prediction of a scheduler, as fields of a denoiser's config.
 
     Args:

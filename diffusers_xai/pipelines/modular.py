@@ -1,9 +1,7 @@
 """`RecordProfile`: recording as a block of Modular Diffusers."""
 
-from typing import Any
-
 import torch
-from diffusers import SequentialPipelineBlocks
+from diffusers import ModularPipeline, SequentialPipelineBlocks
 from diffusers.modular_pipelines import InputParam, ModularPipelineBlocks, OutputParam, PipelineState
 
 from diffusers_xai.profile import DiffusionProfile
@@ -58,7 +56,7 @@ class RecordProfile(SequentialPipelineBlocks):
         return [*super().intermediate_outputs, profile]
 
     @torch.no_grad()
-    def __call__(self, pipeline: Any, state: PipelineState) -> tuple[Any, PipelineState]:
+    def __call__(self, pipeline: ModularPipeline, state: PipelineState) -> tuple[ModularPipeline, PipelineState]:
         """Runs the block, recorded.
 
         Raises:

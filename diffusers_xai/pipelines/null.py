@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.explainers import Samples
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
@@ -19,7 +20,7 @@ NUM_SAMPLES = 1024
 
 
 def covariance_null(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     *,
     labels: Sequence[int] = (),
     num_samples: int = NUM_SAMPLES,
@@ -80,7 +81,7 @@ def covariance_null(
 
 
 def draw_samples(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     *,
     labels: Sequence[int] = (),
     num_samples: int = NUM_SAMPLES,
@@ -120,7 +121,7 @@ def draw_samples(
 
 
 def fit_to_samples(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     samples: torch.Tensor,
     labels: Sequence[int] | None,
     *,

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.call import DenoiserCall
@@ -21,7 +22,7 @@ from diffusers_xai.taps.call import running_call
 _NO_ROWS = ("_ids", "rotary_emb", "freqs")
 
 
-def count_steps(pipe: Any, num_inference_steps: int) -> int:
+def count_steps(pipe: DiffusionPipeline, num_inference_steps: int) -> int:
     """How many steps a call of the pipeline makes: its scheduler's may be more than are asked for."""
     scheduler = copy_scheduler(pipe.scheduler)
     shifts = (
@@ -33,7 +34,7 @@ def count_steps(pipe: Any, num_inference_steps: int) -> int:
 
 @torch.no_grad()
 def prompt_patch_sweep(
-    pipe: Any,
+    pipe: DiffusionPipeline,
     base: str,
     source: str,
     seed: int,
@@ -107,7 +108,7 @@ def prompt_patch_sweep(
 class _Rows:
     """The rows of a call: the source's, the base's, and one of each site; which are computed, and what is patched."""
 
-    def __init__(self, pipe: Any, sites: Sequence[tuple[PatchSite, tuple[str, ...]]], mask: Any):
+    def __init__(self, pipe: DiffusionPipeline, sites: Sequence[tuple[PatchSite, tuple[str, ...]]], mask: Any):
         self._pipe, self._sites, self._mask = pipe, sites, mask
         self._layout = get_denoiser(pipe).layout
         self.timesteps: list[float] = []

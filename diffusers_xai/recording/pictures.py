@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import ModelMixin
 
 from diffusers_xai.denoisers import networks_of
 from diffusers_xai.passed import Pipeline
@@ -31,7 +32,7 @@ def picture_decoder(pipeline: Pipeline, channels: int, positions: int) -> Callab
         ValueError: if the samples are no pictures, or how they become some is not known.
     """
     networks = networks_of(pipeline)
-    vae: Any = next((networks[name] for name in _AUTOENCODERS if name in networks), None)
+    vae: ModelMixin = next((networks[name] for name in _AUTOENCODERS if name in networks), None)
     expected = f"DecodedImages: expected a pipeline with {', '.join(map(repr, _AUTOENCODERS))} to decode its samples"
     if positions not in (2, 3) or "vocoder" in networks:
         raise ValueError(f"DecodedImages: expected samples that are pictures, got those of {_name(pipeline)}.")
@@ -49,14 +50,14 @@ def picture_decoder(pipeline: Pipeline, channels: int, positions: int) -> Callab
 
 
 @torch.no_grad()
-def _decoded(vae: Any, latents: torch.Tensor, patch: int) -> torch.Tensor:
+def _decoded(vae: ModelMixin, latents: torch.Tensor, patch: int) -> torch.Tensor:
     with _upcast(vae) as dtype:
         latents = _unscaled(vae, latents.detach().to(_device(vae), dtype), patch)
         # One by one: no more memory than the pipeline itself takes for one picture.
         return torch.cat([_decode_one(vae, row) for row in latents.split(1)])
 
 
-def _unscaled(vae: Any, latents: torch.Tensor, patch: int) -> torch.Tensor:
+def _unscaled(vae: ModelMixin, latents: torch.Tensor, patch: int) -> torch.Tensor:
     """Undoes what the pipeline did to the autoencoder's latents."""
     config = vae.config
     if hasattr(vae, "bn"):  # of whole tokens
@@ -76,7 +77,7 @@ def _unscaled(vae: Any, latents: torch.Tensor, patch: int) -> torch.Tensor:
     return latents / scale + (config.get("shift_factor") or 0.0)
 
 
-def _decode_one(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+def _decode_one(vae: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
     parameters = _parameters(vae)
     options: dict[str, Any] = {"return_dict": False}
     if "force_not_quantize" in parameters:
@@ -95,7 +96,7 @@ def _decode_one(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _upcast(vae: Any) -> Iterator[torch.dtype]:
+def _upcast(vae: ModelMixin) -> Iterator[torch.dtype]:
     """The dtype to decode in; a half-precision autoencoder that would overflow is float32 meanwhile."""
     dtype = next(vae.parameters()).dtype
     if dtype != torch.float16 or not vae.config.get("force_upcast"):
@@ -108,13 +109,13 @@ def _upcast(vae: Any) -> Iterator[torch.dtype]:
         vae.to(dtype)
 
 
-def _device(vae: Any) -> torch.device:
+def _device(vae: ModelMixin) -> torch.device:
     hook = getattr(vae, "_hf_hook", None)  # where accelerate moves an offloaded network to
     device = getattr(hook, "execution_device", None)
     return next(vae.parameters()).device if device is None else torch.device(device)
 
 
-def _parameters(vae: Any) -> Mapping[str, inspect.Parameter]:
+def _parameters(vae: ModelMixin) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(vae.decode).parameters
 
 

@@ -216,7 +216,7 @@ def _thinned(spec: StepSpec, array: PlannedArray, every: int, run: Run) -> Plann
     return replace(array, steps=frozenset(range(0, len(run.timesteps), max(every, spec.every or 1))))
 
 
-def _title(spec: Any) -> str:
+def _title(spec: StepSpec) -> str:
     """The spec as it would be written, without defaults and without the contents of arrays."""
 
     def text(value: Any) -> str:

@@ -177,7 +177,9 @@ def plan(
     raise RuntimeError("The pipeline came to its end without a call of `scheduler.step`: there is nothing to record.")
 
 
-def _prepare(pipeline: Pipeline, specs: Sequence[RecordSpec], component: Any) -> tuple[Run, list[RecordSpec]]:
+def _prepare(
+    pipeline: Pipeline, specs: Sequence[RecordSpec], component: str | Sequence[str] | None
+) -> tuple[Run, list[RecordSpec]]:
     """The run that is to be recorded; refuses what can be refused without touching it."""
     specs = list(specs)
     for spec in specs:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from torch import nn
 
 from diffusers_xai.denoisers import DenoiserCall
@@ -167,7 +168,7 @@ class StepReplay:
         ]
         return leaf, torch.cat([run.unfolded(mean) for mean in means])
 
-    def _stepper(self) -> Any:
+    def _stepper(self) -> SchedulerMixin:
         """A scheduler in the state before the step, whose history is that of the images alone."""
         scheduler = copy_scheduler(self._scheduler)
         if self._run.guidance.doubles_sample and getattr(scheduler, "model_outputs", None):
