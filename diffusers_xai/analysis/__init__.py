@@ -3,6 +3,7 @@
 from diffusers_xai.analysis.crossing import crossing_difference, falling_crossing
 from diffusers_xai.analysis.moments import Moments
 from diffusers_xai.analysis.overlap import Overlap, overlap
+from diffusers_xai.analysis.paired import paired_difference, ratio_of_means, verdict_difference
 from diffusers_xai.analysis.predetermination import predetermination_index
 from diffusers_xai.analysis.shapley import (
     shapley_values,
@@ -30,11 +31,14 @@ __all__ = [
     "falling_crossing",
     "mean_interval",
     "overlap",
+    "paired_difference",
     "predetermination_index",
+    "ratio_of_means",
     "shapley_values",
     "share_interval",
     "summary",
     "variance_share_difference",
     "variance_share_intervals",
     "variance_shares",
+    "verdict_difference",
 ]

@@ -4,7 +4,7 @@ from math import factorial
 
 import numpy as np
 
-from diffusers_xai.analysis.statistics import mean_interval
+from diffusers_xai.analysis.statistics import mean_interval, not_zero_test
 
 
 def shapley_values(values: np.ndarray, players: int) -> np.ndarray:
@@ -56,16 +56,23 @@ def variance_shares(values: np.ndarray) -> np.ndarray:
         ValueError: If there are fewer than two rows or columns.
     """
     values = np.asarray(values, dtype=np.float64)
+    if min(values.shape[:2]) < 2:
+        raise ValueError("Expected at least two rows and columns, got {} and {}".format(*values.shape[:2]))
+    return _divided(np.maximum(_components(values), 0))
+
+
+def _components(values: np.ndarray) -> np.ndarray:
+    """The components (…, 3) themselves, which scatter around the true ones, also below 0."""
     rows, columns = values.shape[:2]
-    if min(rows, columns) < 2:
-        raise ValueError(f"Expected at least two rows and columns, got {rows} and {columns}")
     mean, of_rows, of_columns = values.mean((0, 1)), values.mean(1), values.mean(0)
     rest = values - of_rows[:, None] - of_columns[None] + mean
     left = np.square(rest).sum((0, 1)) / ((rows - 1) * (columns - 1))
     by_row = columns * np.square(of_rows - mean).sum(0) / (rows - 1)
     by_column = rows * np.square(of_columns - mean).sum(0) / (columns - 1)
-    parts = np.stack([(by_row - left) / columns, (by_column - left) / rows, left], axis=-1).sum(-2)
-    parts = np.maximum(parts, 0)
+    return np.stack([(by_row - left) / columns, (by_column - left) / rows, left], axis=-1).sum(-2)
+
+
+def _divided(parts: np.ndarray) -> np.ndarray:
     total = parts.sum(-1, keepdims=True)
     return np.divide(parts, total, out=np.full_like(parts, np.nan), where=total > 0)
 
@@ -74,42 +81,53 @@ def variance_share_intervals(values: np.ndarray, *, confidence: float = 0.95) ->
     """Intervals of [`variance_shares`] by the jackknife over the rows: lower and upper limits `(…, 3)` in [0, 1].
 
     The columns are taken as those that are asked about, and not as drawn from others. A bootstrap would not do: rows
-    that are drawn twice look like a variance between columns.
+    that are drawn twice look like a variance between columns. Of a component that is estimated below 0, the jackknife
+    sees the estimate: if it were cut off, it would hardly scatter, and the interval be too narrow.
 
     Source: Tukey 1958 (pseudo-values and Student's t).
 
     Args:
-        values (`np.ndarray` of shape `(row, column, …, value)`): See [`variance_shares`]; NaN limits below three rows.
+        values (`np.ndarray` of shape `(row, column, …, value)`): See [`variance_shares`]; NaN limits below three rows,
+            and where all rows are alike, which does not tell how rows differ.
         confidence (`float`, defaults to 0.95): Coverage, in (0, 1).
     """
-    whole = variance_shares(values)
     if len(values) < 3:
-        return np.full_like(whole, np.nan), np.full_like(whole, np.nan)
+        nothing = np.full_like(variance_shares(values), np.nan)
+        return nothing, nothing
     low, high = mean_interval(_pseudo_values(values), confidence=confidence)
     return np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
 def variance_share_difference(
     values: np.ndarray, control: np.ndarray, *, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How much more of a variance is due to each source than of a control's: difference, lower and upper limit (…, 3).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """How much more of a variance is due to each source than of a control's.
 
     By the jackknife over the rows, which both have in common.
 
     Args:
         values (`np.ndarray` of shape `(row, column, …, value)`): See [`variance_shares`].
         control (`np.ndarray` of that shape): The same rows and columns of the control.
-        confidence (`float`, defaults to 0.95): Coverage, in (0, 1); NaN limits below three rows.
+        confidence (`float`, defaults to 0.95): Coverage, in (0, 1).
+
+    Returns:
+        Four `np.ndarray` of shape `(…, 3)`: difference, lower and upper limit, and the two-sided p-value of no
+        difference; all but the first NaN where [`variance_share_intervals`] has no limits.
     """
     difference = variance_shares(values) - variance_shares(control)
     if len(values) < 3:
-        return difference, np.full_like(difference, np.nan), np.full_like(difference, np.nan)
-    low, high = mean_interval(_pseudo_values(values) - _pseudo_values(control), confidence=confidence)
-    return difference, np.clip(low, -1, 1), np.clip(high, -1, 1)
+        nothing = np.full_like(difference, np.nan)
+        return difference, nothing, nothing, nothing
+    pseudo = _pseudo_values(values) - _pseudo_values(control)
+    low, high = mean_interval(pseudo, confidence=confidence)
+    return difference, np.clip(low, -1, 1), np.clip(high, -1, 1), not_zero_test(pseudo)
 
 
 def _pseudo_values(values: np.ndarray) -> np.ndarray:
-    """Tukey's pseudo-values of the shares, a row each."""
+    """Tukey's pseudo-values of the shares, a row each; NaN where rows are alike."""
+    values = np.asarray(values, dtype=np.float64)
     count = len(values)
-    without = np.stack([variance_shares(np.delete(values, row, axis=0)) for row in range(count)])
-    return count * variance_shares(values) - (count - 1) * without
+    without = np.stack([_divided(_components(np.delete(values, row, axis=0))) for row in range(count)])
+    pseudo = count * _divided(_components(values)) - (count - 1) * without
+    alike = (np.ptp(values, axis=0) == 0).all((0, -1))
+    return np.where(alike[..., None], np.nan, pseudo)

@@ -166,6 +166,13 @@ def above_test(values: np.ndarray, bound: float = 0.0, *, axis: int = 0) -> np.n
     return np.where(alike, np.where(away[..., 0] > 0, 0.0, 1.0), p_values)
 
 
+def not_zero_test(values: np.ndarray, *, axis: int = 0) -> np.ndarray:
+    """Two-sided p-value of "the mean is 0", see [`above_test`]; NaN of fewer than two draws."""
+    if np.shape(values)[axis] < 2:
+        return np.full(np.delete(np.shape(values), axis), np.nan)
+    return np.minimum(1, 2 * np.minimum(above_test(values, axis=axis), above_test(-np.asarray(values), axis=axis)))
+
+
 def equivalence_test(values: np.ndarray, low: float, high: float, *, axis: int = 0) -> np.ndarray:
     """p-value of "the mean lies outside [low, high]": small where a mean is shown to lie within, as "changes little".
 
@@ -191,12 +198,14 @@ def equivalence_test(values: np.ndarray, low: float, high: float, *, axis: int =
     return np.maximum(above_test(values, low, axis=axis), above_test(-values, -high, axis=axis))
 
 
-def summary(values: xr.DataArray, dim: str = "seed", **options: Any) -> xr.Dataset:
+def summary(values: xr.DataArray, dim: str = "seed", *, verdicts: bool = False, **options: Any) -> xr.Dataset:
     """Mean, standard deviation and interval of the mean along a dim.
 
     Args:
         values (`xarray.DataArray`): Values with the dim `dim`.
         dim (`str`, defaults to `"seed"`): What to average over.
+        verdicts (`bool`, defaults to `False`): Whether they are a judge's answers: where all are 0 or 1, the interval
+            is the exact one of a share. (Of measured numbers that are all 1, 1 is known; of verdicts that is not.)
         options: Passed to [`mean_interval`].
 
     Returns:
@@ -207,9 +216,16 @@ def summary(values: xr.DataArray, dim: str = "seed", **options: Any) -> xr.Datas
     mean = values.mean(dim)
     count = values.sizes[dim]
     std = values.std(dim, ddof=1) if count > 1 else mean * np.nan
+    if verdicts and count > 1 and are_verdicts(values.values):
+        low, high = np.vectorize(share_interval, otypes=[float] * 2)(values.sum(dim).astype(int).values, count)
     return xr.Dataset(
         {"mean": mean, "std": std, "low": mean.copy(data=low), "high": mean.copy(data=high), "count": count}
     )
+
+
+def are_verdicts(values: np.ndarray) -> bool:
+    """Whether all values are 0 or 1, as the answers of a judge who says yes or no."""
+    return bool(np.isin(values, (0, 1)).all())
 
 
 def _check_confidence(confidence: float) -> None:

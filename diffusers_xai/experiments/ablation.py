@@ -9,12 +9,13 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from diffusers_xai.analysis import summary
+from diffusers_xai.analysis import paired_difference, summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import dots, interval_text
+from diffusers_xai.experiments.figures import dots
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
+from diffusers_xai.experiments.tables import Q, in_table, interval_text
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask, as_mask, structural_similarity
@@ -132,7 +133,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     columns = {"c*": summary(ssim)}
     if "null_ssim" in result.data:
         random = result.data["null_ssim"].mean("draw")
-        columns |= {"random channel": summary(random), "excess": summary(random - ssim)}
+        columns |= {"random channel": summary(random), "excess": paired_difference(random, ssim)}
     data: dict[str, Any] = {
         "layer": ssim["layer"].values,
         "kind": ssim["kind"].values,
@@ -140,7 +141,9 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     }
     for name, facts in columns.items():
         data[name] = [interval_text(facts.isel(layer=i)) for i in range(ssim.sizes["layer"])]
-    return pd.DataFrame(data)
+    if "excess" in columns:
+        data[Q] = columns["excess"]["p_value"].values
+    return in_table(data)
 
 
 def plot(result: ExperimentResult) -> go.Figure:

@@ -11,8 +11,8 @@ import xarray as xr
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.explainers import GradientMaps, Samples
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.measures import Mask
@@ -124,7 +124,7 @@ def plot(result: ExperimentResult) -> go.Figure:
 def table(result: ExperimentResult) -> pd.DataFrame:
     """Mean absolute change in the region and outside of it, beside that of a random channel."""
     rows = [{"change": name, **excess_columns(result.data, name)} for name in ("inside", "outside")]
-    return pd.DataFrame(rows)
+    return in_table(rows)
 
 
 register(

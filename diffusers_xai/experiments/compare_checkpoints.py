@@ -16,9 +16,10 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, interval_text
+from diffusers_xai.experiments.figures import band
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling
+from diffusers_xai.experiments.tables import difference_columns, in_table, interval_text
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -204,29 +205,22 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     checkpoint's number is more than the control's.
     """
     data = result.data
-    layers = data["layer"].values.tolist()
-    names = data["checkpoint"].values.tolist()
-    columns = [
-        (name, data["distance"].sel(checkpoint=name), data["final_ssim"].sel(checkpoint=name)) for name in names
-    ]
-    if "null_distance" in data:
-        control = data["null_distance"], data["null_final_ssim"]
-        excess = [
-            (f"excess: {name}" if len(names) > 1 else "excess", distance - control[0], ssim - control[1])
-            for name, distance, ssim in columns
-        ]
-        columns += [("control", *control), *excess]
-    return pd.DataFrame(
-        {
-            "": [*layers, "SSIM of the images"],
-            **{
-                name: [
-                    interval_text(summary(values)) for values in (*distance.mean("step").transpose("layer", ...), ssim)
-                ]
-                for name, distance, ssim in columns
-            },
-        }
-    )
+    names, controlled = data["checkpoint"].values.tolist(), "null_distance" in data
+    rows: list[dict[str, Any]] = []
+    for layer in [*data["layer"].values.tolist(), None]:
+        number, dims = ("final_ssim", {}) if layer is None else ("distance", {"layer": layer})
+        part = data[[number, *([f"null_{number}"] if controlled else [])]].sel(dims)
+        part = part.mean("step") if "step" in part.dims else part
+        row: dict[str, Any] = {"": "SSIM of the images" if layer is None else layer}
+        row |= {name: interval_text(summary(part[number].sel(checkpoint=name))) for name in names}
+        if controlled:
+            control = part[f"null_{number}"]
+            row["control"] = interval_text(summary(control))
+            for name in names:
+                of = f": {name}" if len(names) > 1 else ""
+                row |= difference_columns(part[number].sel(checkpoint=name), control, of)
+        rows.append(row)
+    return in_table(rows)
 
 
 def plot(result: ExperimentResult) -> go.Figure:

@@ -14,11 +14,12 @@ from diffusers_xai.analysis import Overlap, benjamini_hochberg, overlap, summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import block_layers, innermost
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import dots, interval_text
+from diffusers_xai.experiments.figures import dots
 from diffusers_xai.experiments.maps import resized
 from diffusers_xai.experiments.noised_pictures import Concepts, Masks, NoisedPictures
 from diffusers_xai.experiments.own_runs import OwnRuns
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import difference_columns, in_table, interval_text
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import COLOR_SCALE, LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -260,23 +261,26 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     for concept in data["concept"].values.tolist():
         part = data.sel(concept=concept)
         unit, time = int(part["ablated"][0]), int(part["best_time"])
-        row = {
+        best, agree = float(part["iou"][unit, time]), int(_agree(part["q_value"]).sum())
+        row: dict[str, Any] = {
             "concept": concept,
             "best unit": f"{layers[unit]}, channel {channels[unit]}, t = {int(data['timestep'][time])}",
-            "IoU": f"{float(part['iou'][unit, time]):.2f}",
-            "units that agree": f"{int(_agree(part['q_value']).sum())} of {part.sizes['unit']}",
+            "IoU": f"{best:.2f}",
+            "units that agree": f"{agree} of {part.sizes['unit']}",
         }
         if "null_iou" in data:
-            row["best IoU, permuted masks"] = f"{float(part['null_iou'].max()):.2f}"
-            row["units that agree, permuted masks"] = str(int(_agree(part["null_q_value"]).sum()))
+            null, null_agree = float(part["null_iou"].max()), int(_agree(part["null_q_value"]).sum())
+            row |= {"best IoU, permuted masks": f"{null:.2f}", "excess of IoU": f"{best - null:+.2f}"}
+            row |= {"units that agree, permuted masks": str(null_agree), "excess of units": f"{agree - null_agree:+d}"}
         row["change in its place, without the best units"] = interval_text(summary(part["inside"]))
         if "null_inside" in data:
             random = part["null_inside"].mean("draw")
             row["without random units"] = interval_text(summary(random))
-            row["difference"] = interval_text(summary(part["inside"] - random))
+            row |= difference_columns(part["inside"], random, " over random units")
         row["change elsewhere"] = interval_text(summary(part["outside"]))
+        row |= difference_columns(part["inside"], part["outside"], " over elsewhere")
         rows.append(row)
-    return pd.DataFrame(rows)
+    return in_table(rows)
 
 
 def _agree(q_values: xr.DataArray) -> xr.DataArray:

@@ -14,9 +14,10 @@ from plotly.subplots import make_subplots
 from diffusers_xai.analysis import falling_crossing
 from diffusers_xai.experiments import noise_and_back, predetermination
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, crossing_columns, limits_of, null_name, short_label
+from diffusers_xai.experiments.figures import band, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import crossing_columns, in_table
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_evidence import ancestral, label_evidence
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -271,7 +272,7 @@ def _step(data: xr.Dataset, timestep: float) -> int:
 def table(result: ExperimentResult) -> pd.DataFrame:
     """Where each window opens, is half decided and closes: of the model, of the control, and the excess."""
     data = result.data
-    return pd.DataFrame(
+    return in_table(
         [
             {
                 "": _words(name),

@@ -10,8 +10,9 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.experiments.base import ExperimentResult
 from diffusers_xai.experiments.direction_walks import INSIDE, WALKS
-from diffusers_xai.experiments.figures import band, excess_columns, null_name
+from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.jacobians import CLEAN, LAYER
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.plots.style import LINE_COLORS, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
@@ -104,8 +105,9 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                 own, random = (told.sel(walk=walk, attribute=attribute, drop=True) for walk in (CLEAN, "random"))
                 pair = xr.Dataset({"change": own, "null_change": random})
                 text = f"change of {attribute}, along the directions of x̂_0; control: random"
-                rows.append({"t": f"{time:.0f}", "": text, **excess_columns(pair, "change")})
-    return pd.DataFrame(rows).fillna("")
+                columns = excess_columns(pair, "change", verdicts=True)
+                rows.append({"t": f"{time:.0f}", "": text, **columns})
+    return in_table(rows)
 
 
 def _plain(text: str) -> str:

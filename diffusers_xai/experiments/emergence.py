@@ -13,10 +13,11 @@ from diffusers_xai.analysis.structure import edge_strength, foreground
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns, null_name
+from diffusers_xai.experiments.figures import null_name
 from diffusers_xai.experiments.maps import max_channel_maps, pooled, standardised
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, batches
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import MUTED_COLOR, TEMPLATE, line_style
@@ -200,7 +201,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
             for kind in KINDS:
                 part = data.sel(layer=layer, map=kind, target=target)
                 rows.append({"shows": target, "layer": layer, "map": kind, **excess_columns(part, "lead")})
-    return pd.DataFrame(rows)
+    return in_table(rows)
 
 
 register(

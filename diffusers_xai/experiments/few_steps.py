@@ -14,9 +14,10 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import predetermination_index, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns, null_name
+from diffusers_xai.experiments.figures import null_name
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.models.noise_schedule import FIELDS
@@ -272,7 +273,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
             part = part.drop_vars([n for n in (f"null_{name}",) if n in part and bool(part[n].isnull().all())])
             row = {"": text, "way": way, **excess_columns(part, name)}
             rows.append({**row, "chance": f"{float(part['chance'].mean()):.3f}" if name == "ssim" else ""})
-    return pd.DataFrame(rows).fillna("")
+    return in_table(rows)
 
 
 register(

@@ -1,4 +1,4 @@
-"""What the figures and tables share: curves with their intervals, and how labels and means are written."""
+"""What the figures share: curves with their intervals, and how labels are written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +7,12 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.analysis import crossing_difference, summary
+from diffusers_xai.analysis import summary
 from diffusers_xai.labels import attributes_of, label_bits
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
 MIN_SURE = 8
-MOMENTS = 8  # of a curve in a table
 
 
 def band(
@@ -135,60 +134,6 @@ def limits_of(found: xr.DataArray) -> tuple[float, float, float]:
     """Early end, estimate and late end of what `analysis.falling_crossing` found."""
     early, estimate, late = (float(found.sel(limit=limit)) for limit in ("early", "estimate", "late"))
     return early, estimate, late
-
-
-def crossing_text(found: xr.DataArray, name: str = "t") -> str:
-    """A crossing with its interval, for a table."""
-    early, estimate, late = limits_of(found)
-    return f"{name} = {estimate:.0f} ({early:.0f} to {late:.0f})" if np.isfinite(estimate) else "never"
-
-
-def crossing_columns(data: xr.Dataset, curves: str, found: str, threshold: float, along: str) -> dict[str, str]:
-    """Where the mean curve falls through a threshold, its control and the excess, for a row of a table.
-
-    Args:
-        data (`xarray.Dataset`): The curves (seed, `along`) under the name `curves`, where their mean falls (limit)
-            under `found`, each with `null_` of the control, if there is one.
-        curves (`str`): The name of the curves, and
-        found (`str`): of what was found.
-        threshold (`float`): What was fallen through.
-        along (`str`): The dim of the curves.
-    """
-    columns = {"the model": crossing_text(data[found])}
-    if f"null_{curves}" in data:
-        excess = crossing_difference(data[curves], data[f"null_{curves}"], threshold, along=along)
-        mean, low, high = (float(excess[name]) for name in ("mean", "low", "high"))
-        columns["control"] = crossing_text(data[f"null_{found}"])
-        columns["excess"] = "" if np.isnan(mean) else f"{mean:+.0f}"
-        if np.isfinite(low):
-            columns["excess"] += f" ({low:+.0f} to {high:+.0f})"
-    return columns
-
-
-def interval_text(facts: xr.Dataset) -> str:
-    """What `analysis.summary` says of one mean, for a table: the mean and its interval; of one value, only that."""
-    mean, low, high = (float(facts[name]) for name in ("mean", "low", "high"))
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(low) else f"{mean:.3f}"
-
-
-def excess_columns(data: xr.Dataset, name: str) -> dict[str, str]:
-    """A number over the seeds, its control and the excess, for a row of a table; the control where there is one."""
-    columns = {"the model": interval_text(summary(data[name]))}
-    if f"null_{name}" in data:
-        null = data[f"null_{name}"]
-        columns |= {"control": interval_text(summary(null)), "excess": interval_text(summary(data[name] - null))}
-    return columns
-
-
-def rows_over_time(data: xr.Dataset, name: str, words: str) -> list[dict[str, str]]:
-    """A curve (seed, step) at evenly spread records, the first and the last among them, as rows of a table."""
-    timesteps = data[name]["timestep"].values
-    records = np.unique(np.linspace(0, len(timesteps) - 1, MOMENTS).round().astype(int)).tolist()
-    part = data[[key for key in (name, f"null_{name}") if key in data]]
-    return [
-        {"": words, "t": f"{timesteps[record]:.0f}", **excess_columns(part.isel(step=record), name)}
-        for record in records
-    ]
 
 
 def worth(count: int) -> str:

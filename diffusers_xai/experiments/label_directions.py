@@ -14,11 +14,12 @@ from diffusers_xai.analysis import summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns, label_text
+from diffusers_xai.experiments.figures import label_text
 from diffusers_xai.experiments.jacobians import middle_layer
 from diffusers_xai.experiments.judging import Judge, judged_attributes, named_attributes, probabilities
 from diffusers_xai.experiments.pushes import layer_push
 from diffusers_xai.experiments.sampling import MAX_HELD, Sampling, generators
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -242,8 +243,9 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                 }
                 pair = xr.Dataset({f"{PREFIXES[kind]}seen": values for kind, values in kinds.items()})
                 text = f"{attribute} by the judge; {ends[0]:.2f} and {ends[1]:.2f} of the labels"
-                rows.append({"": text, "times": strength, "against": KINDS["random"], **excess_columns(pair, "seen")})
-    return pd.DataFrame(rows).fillna("")
+                columns = excess_columns(pair, "seen", verdicts=True)
+                rows.append({"": text, "times": strength, "against": KINDS["random"], **columns})
+    return in_table(rows)
 
 
 register(

@@ -11,17 +11,11 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import (
-    band,
-    excess_columns,
-    label_text,
-    null_name,
-    rows_over_time,
-    short_label,
-)
+from diffusers_xai.experiments.figures import band, label_text, null_name, short_label
 from diffusers_xai.experiments.maps import by_noised_image, clean_image_volume, energy
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
+from diffusers_xai.experiments.tables import excess_columns, in_table, rows_over_time
 from diffusers_xai.explainers import AttentionOutputs, GradientVolume, Samples
 from diffusers_xai.measures import Mask, structural_similarity
 from diffusers_xai.measures.masks import region_or_middle
@@ -173,7 +167,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     rows.append({"": "SSIM of the images", **excess_columns(data, "final_ssim")})
     if "attention_distance" in data:
         rows += rows_over_time(data, "attention_distance", "distance of the attention maps")
-    return pd.DataFrame(rows).fillna("")
+    return in_table(rows)
 
 
 register(

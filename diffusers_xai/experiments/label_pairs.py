@@ -10,9 +10,10 @@ import xarray as xr
 
 from diffusers_xai.experiments import predetermination
 from diffusers_xai.experiments.base import ALL_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns, label_text, short_label
+from diffusers_xai.experiments.figures import label_text, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import COLOR_SCALE, TEMPLATE
 
@@ -88,7 +89,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         for label in numbers["first"].values.tolist()
     ]
     rows.append({"switched from": "all labels", **excess_columns(numbers.mean("first"), "index")})
-    return pd.DataFrame(rows)
+    return in_table(rows)
 
 
 register(

@@ -9,10 +9,11 @@ import xarray as xr
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, excess_columns, null_name
+from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.maps import max_channel_maps
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.style import curves_over_time
@@ -126,7 +127,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     data = result.data
     names = [name for name in ("distance", "null_distance") if name in data]
     jumps = xr.Dataset({name: _relative(data[name]).max("step") for name in names})
-    return pd.DataFrame(
+    return in_table(
         [
             {"largest jump of": layer, **excess_columns(jumps.sel(layer=layer), "distance")}
             for layer in data["layer"].values.tolist()

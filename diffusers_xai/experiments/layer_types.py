@@ -10,10 +10,10 @@ import xarray as xr
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns
 from diffusers_xai.experiments.maps import max_channel_maps, pooled, standardised
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.explainers import Activations, Samples
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -89,7 +89,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     """How like the finished image each layer's map is: of the model, of the control, and the excess."""
     data = result.data
     numbers = data[[name for name in ("likeness", "null_likeness") if name in data]]
-    return pd.DataFrame(
+    return in_table(
         [
             {"likeness to the image": layer, **excess_columns(numbers.sel(layer=layer), "likeness")}
             for layer in data["layer"].values.tolist()

@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from diffusers_xai.denoisers import Denoiser, get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, null_name, rows_over_time
+from diffusers_xai.experiments.figures import band, null_name
 from diffusers_xai.experiments.maps import (
     by_noised_image,
     clean_image_volume,
@@ -24,6 +24,7 @@ from diffusers_xai.experiments.maps import (
 )
 from diffusers_xai.experiments.nulls import Null, noise_ratio, null_pipeline, state_size
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
+from diffusers_xai.experiments.tables import in_table, rows_over_time
 from diffusers_xai.explainers import GradientMaps, GradientVolume, Samples
 from diffusers_xai.measures import Mask
 from diffusers_xai.measures.masks import region_or_middle
@@ -244,7 +245,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         "radius": "radius of x̂_0's gradient (px)",
         "inside": "share of x̂_0's squared gradient within the region",
     }
-    return pd.DataFrame([row for name, words in measures.items() for row in rows_over_time(result.data, name, words)])
+    return in_table([row for name, words in measures.items() for row in rows_over_time(result.data, name, words)])
 
 
 register(

@@ -8,19 +8,12 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from diffusers_xai.analysis import falling_crossing
+from diffusers_xai.analysis import falling_crossing, ratio_of_means
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import (
-    band,
-    crossing_columns,
-    excess_columns,
-    label_text,
-    limits_of,
-    null_name,
-    short_label,
-)
+from diffusers_xai.experiments.figures import band, label_text, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, generators
+from diffusers_xai.experiments.tables import crossing_columns, excess_columns, in_table
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_evidence import ancestral
 from diffusers_xai.pipelines.noise_and_back import noise_and_back
@@ -54,9 +47,11 @@ def measure(
 
     Returns:
         `xarray.Dataset`: `error` (seed, set, level) and `fresh_error` (seed, set), mean squared errors to the images
-        before; `returned` (seed, set, level), in [−∞, 1], with the coordinate `timestep`, rising; `turn` (set, limit):
-        t* with its interval, NaN where half is never lost; each with `null_` of the control. Of the first seed
-        `before` (set, rgb, height, width) and `after` (set, level, rgb, height, width).
+        before; `returned` (seed, set, level), in [−∞, 1], with the coordinate `timestep`, rising: each seed's part in
+        the ratio of the means, see `ratio_of_means`; `kept` (seed, set, level), half the error of fresh images less
+        that of those that came back, whose mean is 0 at t*; `turn` (set, limit): t* with its interval, NaN where half
+        is never lost; each with `null_` of the control. Of the first seed `before` (set, rgb, height, width) and
+        `after` (set, level, rgb, height, width).
 
     Raises:
         ValueError: If there are fewer steps than levels, or the scheduler has no ᾱ.
@@ -109,8 +104,10 @@ def measure(
     data = sampling.over_seeds(measure_batch, "to noise and back", of_first=["before", "after"])
     data = data.assign_coords(set=list(SETS), timestep=("level", [timesteps[start] for start in starts]))
     for prefix in ("", "null_") if control is not None else ("",):
-        data[f"{prefix}returned"] = 1 - data[f"{prefix}error"] / data[f"{prefix}fresh_error"].mean("seed")
-        found = falling_crossing(data[f"{prefix}returned"], HALF, along="level")
+        error, fresh = data[f"{prefix}error"], data[f"{prefix}fresh_error"]
+        data[f"{prefix}returned"] = 1 - ratio_of_means(error, fresh).transpose(*error.dims)
+        data[f"{prefix}kept"] = (HALF * fresh - error).transpose(*error.dims)  # so that fresh images scatter, too
+        found = falling_crossing(data[f"{prefix}kept"], 0, along="level")
         data[f"{prefix}turn"] = found.to_dataarray("limit").transpose("set", "limit")
     return data.assign_attrs(scheduler=type(run.scheduler).__name__)
 
@@ -159,12 +156,12 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     """t* of both sets, and how far they come back from each time: of the model, of the control, and the excess."""
     data = result.data
     levels = range(data.sizes["level"])
-    columns = [(name, "t*", crossing_columns(data.sel(set=name), "returned", "turn", HALF, "level")) for name in SETS]
+    columns = [(name, "t*", crossing_columns(data.sel(set=name), "kept", "turn", 0, "level")) for name in SETS]
     for name in SETS:
         part = data.sel(set=name)
         texts = [f"come back from t = {t:.0f}" for t in data["timestep"].values]
         columns += [(name, texts[i], excess_columns(part.isel(level=i), "returned")) for i in levels]
-    return pd.DataFrame([{"images": name, "": what, **texts} for name, what, texts in columns])
+    return in_table([{"images": name, "": what, **texts} for name, what, texts in columns])
 
 
 register(

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusers_xai.experiments.base import EXPERIMENTS, ExperimentResult
 from diffusers_xai.experiments.figures import worth
+from diffusers_xai.experiments.tables import q_note
 from diffusers_xai.report import write_page
 from diffusers_xai.report.page import Section, page, render, render_figure
 
@@ -34,8 +35,10 @@ def _section(result: ExperimentResult) -> str:
     images = result.plot_images()
     more = "" if images is None else render_figure(images, f"{experiment.title}: images of the first seed", wide=True)
     if experiment.table is not None:
-        rows = experiment.table(result).to_html(index=False, border=0, justify="left")
-        more += f'<details open><summary>Table</summary><div class="table" tabindex="0">{rows}</div></details>'
+        table = experiment.table(result)
+        rows = table.to_html(index=False, border=0, justify="left")
+        note = f"<p>{html.escape(q_note(table))}</p>" if q_note(table) else ""
+        more += f'<details open><summary>Table</summary><div class="table" tabindex="0">{rows}</div>{note}</details>'
     return render(section, more)
 
 

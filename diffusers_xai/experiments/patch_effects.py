@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
-from scipy import stats
 
-from diffusers_xai.analysis import benjamini_hochberg, summary
+from diffusers_xai.analysis import benjamini_hochberg, paired_difference, summary
 from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import ExperimentResult
-from diffusers_xai.experiments.figures import interval_text, short_label
+from diffusers_xai.experiments.figures import short_label
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.pipelines.patch_sweep import PatchSite
 from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -78,7 +78,7 @@ def effects_of_patches(
 
     Returns:
         `xarray.Dataset`: `effect` and `null_effect` (seed, layer, band, of), NaN where source and base do not differ,
-        with the coordinates `start`, `stop` and `timestep` on `band`;
+        with the coordinates `start`, `stop` and `timestep` on `band`, and `judged` on `of`, whether `seen` told it;
         `whole` (run, rgb, height, width), source and base of the first seed, and `images` (layer, band, …), its
         patched runs.
     """
@@ -102,7 +102,9 @@ def effects_of_patches(
         # A share of hardly any difference says nothing.
         effect = ((values[:, 1:] - values[:, :1]) / whole).where(whole.abs() >= least, torch.nan)
         return xr.DataArray(
-            effect.unflatten(1, shape).numpy(), dims=("seed", "layer", "band", "of"), coords={"of": names}
+            effect.unflatten(1, shape).numpy(),
+            dims=("seed", "layer", "band", "of"),
+            coords={"of": names, "judged": ("of", [name not in near for name in names])},
         )
 
     def measure_batch(part: list[int]) -> xr.Dataset:
@@ -146,20 +148,19 @@ def layers_to_patch(denoiser: Denoiser, layers: Sequence[str] | None) -> list[st
     return list(dict.fromkeys(path for name in layers for path in denoiser.resolve_layers([name])))
 
 
-def _cells(effect: xr.DataArray) -> tuple[xr.Dataset, np.ndarray]:
+def _cells(effect: xr.DataArray, judged: bool) -> tuple[xr.Dataset, np.ndarray]:
     """Mean and interval of each cell (layer, band) over the seeds that tell, and whether it is surely not 0.
 
-    The latter by t-tests at 5 % after Benjamini and Hochberg's correction for all cells.
+    The latter by t-tests, of a judge's verdicts exact ones, at 5 % after Benjamini and Hochberg's correction for all
+    cells.
     """
     values = effect.dropna("seed")
     if values.sizes["seed"] < 2:
         empty = xr.full_like(effect.isel(seed=0, drop=True), np.nan)
         return xr.Dataset({name: empty for name in ("mean", "low", "high")}), np.zeros(empty.shape, bool)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        facts = summary(values)
-        t = facts["mean"] / (facts["std"] / np.sqrt(values.sizes["seed"]))
-    p = 2 * stats.t.sf(np.abs(t.values), values.sizes["seed"] - 1)
-    return facts, benjamini_hochberg(p.ravel()).reshape(p.shape) <= LEVEL
+    p_values = paired_difference(values, verdicts=judged)["p_value"].values
+    sure = benjamini_hochberg(p_values.ravel()).reshape(p_values.shape) <= LEVEL
+    return summary(values, verdicts=judged), sure
 
 
 def plot_effects(result: ExperimentResult) -> go.Figure:
@@ -185,16 +186,17 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
     for number, kind in enumerate(kinds):
         for of, (row, column) in zip(measures, places, strict=True):
             place = {"row": number * rows_of_kind + row + 1, "col": column + 1}
-            facts, sure = _cells(data[kind].sel(of=of))
+            facts, sure = _cells(data[kind].sel(of=of), bool(data["judged"].sel(of=of)))
             mean = facts["mean"].transpose("layer", "band").values
             rounded = np.nan_to_num(mean).round(2) + 0.0  # no −0
             text = np.where(np.isfinite(mean), np.char.mod("%.2f", rounded), "")
             text = np.where(sure, np.char.add(np.char.add("<b>", text), "</b>"), text)
-            half = (facts["high"] - facts["mean"]).transpose("layer", "band").values
+            limits = np.stack([facts[end].transpose("layer", "band").values for end in ("low", "high")], -1)
             figure.add_heatmap(
-                z=mean, x=_band_names(data), y=data["layer"].values, zmin=-1, zmax=1, text=text, customdata=half,
+                z=mean, x=_band_names(data), y=data["layer"].values, zmin=-1, zmax=1, text=text, customdata=limits,
                 texttemplate="%{text}", textfont={"size": size}, colorscale=DIVERGING_COLOR_SCALE, showscale=False,
-                hoverongaps=False, hovertemplate="%{y}, %{x}: %{z:.3f} ± %{customdata:.3f}<extra></extra>", **place,
+                hoverongaps=False, **place,
+                hovertemplate="%{y}, %{x}: %{z:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
             )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
     figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
@@ -245,11 +247,13 @@ def table_of_effects(result: ExperimentResult) -> pd.DataFrame:
             row = {"layer": layer, "from t": band}
             for of in data["of"].values.tolist():
                 cell = data.sel(of=of, layer=layer).isel(band=i)
-                columns = {"": cell["effect"]}
-                if "null_effect" in data:
-                    columns |= {"control: ": cell["null_effect"], "excess: ": cell["effect"] - cell["null_effect"]}
-                for who, effect in columns.items():
-                    values = effect.dropna("seed")
-                    row[f"{who}{in_words(of)}"] = interval_text(summary(values)) if values.size > 1 else ""
+                judged, name = bool(data["judged"].sel(of=of)), in_words(of)
+                told = cell[[kind for kind in ("effect", "null_effect") if kind in data]].dropna("seed")
+                if told.sizes["seed"] > 1:
+                    columns = excess_columns(told, "effect", verdicts=judged)
+                else:
+                    columns = dict.fromkeys(("the model", *(("control", "excess") if len(told) > 1 else ())), "")
+                row[name] = columns.pop("the model")
+                row |= {f"{column}: {name}": text for column, text in columns.items()}
             rows.append(row)
-    return pd.DataFrame(rows)
+    return in_table(rows)

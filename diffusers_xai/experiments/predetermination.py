@@ -9,12 +9,13 @@ import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from diffusers_xai.analysis import predetermination_index, share_interval, summary
+from diffusers_xai.analysis import paired_difference, predetermination_index, share_interval, summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, excess_columns, interval_text, label_text, null_name
+from diffusers_xai.experiments.figures import band, label_text, null_name
 from diffusers_xai.experiments.judging import Judge, judged, named_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import Q, excess_columns, in_table, interval_text
 from diffusers_xai.labels import attributes_of
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -240,9 +241,12 @@ def table(result: ExperimentResult) -> pd.DataFrame:
             columns = {"the model": part["lock_in"]}
             if "null_lock_in" in data:
                 columns |= {"control": part["null_lock_in"], "excess": part["lock_in"] - part["null_lock_in"]}
-            texts = {name: _of_some_seeds(values.dropna("seed")) for name, values in columns.items()}
-            rows.append({"": f"lock-in of {attribute}", **texts})
-    return pd.DataFrame(rows).fillna("")
+            seen = {name: values.dropna("seed") for name, values in columns.items()}
+            row: dict[str, Any] = {name: _of_some_seeds(values) for name, values in seen.items()}
+            if "excess" in seen:
+                row[Q] = float(paired_difference(seen["excess"])["p_value"]) if seen["excess"].size > 1 else np.nan
+            rows.append({"": f"lock-in of {attribute}", **row})
+    return in_table(rows)
 
 
 def _of_some_seeds(values: xr.DataArray) -> str:

@@ -7,9 +7,9 @@ import torch
 import xarray as xr
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import rows_over_time
 from diffusers_xai.experiments.nulls import forward_path
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import in_table, rows_over_time
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -74,7 +74,7 @@ def plot(result: ExperimentResult) -> go.Figure:
 
 def table(result: ExperimentResult) -> pd.DataFrame:
     """SSIM to the result at each moment: of the states, of the noised results, and the excess."""
-    return pd.DataFrame(rows_over_time(result.data, "ssim", "SSIM to the result"))
+    return in_table(rows_over_time(result.data, "ssim", "SSIM to the result"))
 
 
 register(

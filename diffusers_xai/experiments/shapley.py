@@ -11,6 +11,7 @@ import xarray as xr
 from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import (
+    paired_difference,
     shapley_values,
     summary,
     variance_share_difference,
@@ -18,10 +19,11 @@ from diffusers_xai.analysis import (
     variance_shares,
 )
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import excess_columns, null_name, short_label
+from diffusers_xai.experiments.figures import null_name, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import Q, excess_columns, in_table, interval_text
 from diffusers_xai.labels import labels_between
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_tree import label_tree
@@ -134,12 +136,13 @@ def _shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _limits(function: Callable[..., tuple[np.ndarray, ...]], *parts: list[np.ndarray]) -> xr.DataArray:
-    """Estimates and limits that a function finds in each part: (of, source, limit); NaN of a single seed."""
+    """Estimates, limits and p-values that a function finds in each part: (of, source, limit); NaN of one seed."""
+    names = ["estimate", "low", "high"] + ["p_value"] * (len(parts) > 1)  # the excess is tested
     found = [
-        np.stack(function(*values), axis=-1) if len(values[0]) > 1 else np.full((3, 3), np.nan)
+        np.stack(function(*values), axis=-1) if len(values[0]) > 1 else np.full((3, len(names)), np.nan)
         for values in zip(*parts, strict=True)
     ]
-    coords = {"source": list(SOURCES), "limit": ["estimate", "low", "high"]}
+    coords = {"source": list(SOURCES), "limit": names}
     return xr.DataArray(np.stack(found), dims=("of", *coords), coords=coords)
 
 
@@ -206,17 +209,25 @@ def table(result: ExperimentResult) -> pd.DataFrame:
             for half in HALVES:
                 facts = excess_columns(part.sel(attribute=name, half=half), "share")
                 rows.append({"of": _words(of), "": f"{_words(name)}, {half}", **facts})
-        rows.append({"of": _words(of), "": "sum: all less none", **excess_columns(part, "gain")})
+        facts = excess_columns(part, "gain")
+        if of != IMAGE:  # of one seed a judge's answer to each, yes or no
+            for prefix, who in (("", "the model"), ("null_", "control")):
+                if f"{prefix}worth" in data:
+                    last, first = (part[f"{prefix}worth"].isel(first=i, second=i, drop=True) for i in (-1, 0))
+                    facts[who] = interval_text(paired_difference(last, first, verdicts=True))
+        rows.append({"of": _words(of), "": "sum: all less none", **facts})
         for source in SOURCES:
-            columns = {"": f"variance due to {source}"}
+            columns: dict[str, Any] = {"": f"variance due to {source}"}
             for prefix, who in (("", "the model"), ("null_", "control"), ("excess_", "excess")):
                 if f"{prefix}variance" in data:
                     limits = part[f"{prefix}variance"].sel(source=source)
                     at = {limit: float(limits.sel(limit=limit)) for limit in ("estimate", "low", "high")}
                     known = f" ({at['low']:.0%} to {at['high']:.0%})" if np.isfinite(at["low"]) else ""
                     columns[who] = f"{at['estimate']:.0%}{known}"
+                    if prefix == "excess_":
+                        columns[Q] = float(limits.sel(limit="p_value"))
             rows.append({"of": _words(of), **columns})
-    return pd.DataFrame(rows).fillna("")
+    return in_table(rows)
 
 
 register(

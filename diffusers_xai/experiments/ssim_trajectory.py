@@ -10,9 +10,10 @@ import torch
 import xarray as xr
 
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import label_text, null_band, rows_over_time, seed_curves
+from diffusers_xai.experiments.figures import label_text, null_band, seed_curves
 from diffusers_xai.experiments.nulls import Null, forward_path, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.tables import in_table, rows_over_time
 from diffusers_xai.explainers import Samples
 from diffusers_xai.measures import structural_similarity
 from diffusers_xai.pipelines import XAIPipeline
@@ -71,7 +72,7 @@ def plot(result: ExperimentResult) -> go.Figure:
 
 def table(result: ExperimentResult) -> pd.DataFrame:
     """SSIM at a few moments: of the model, of the control, and the excess."""
-    return pd.DataFrame(rows_over_time(result.data, "ssim", "SSIM with the next state"))
+    return in_table(rows_over_time(result.data, "ssim", "SSIM with the next state"))
 
 
 register(

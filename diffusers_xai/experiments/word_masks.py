@@ -10,11 +10,11 @@ import torch
 import xarray as xr
 from diffusers import DiffusionPipeline
 
-from diffusers_xai.analysis import summary
-from diffusers_xai.experiments.figures import dots, interval_text
+from diffusers_xai.experiments.figures import dots
 from diffusers_xai.experiments.maps import resized
 from diffusers_xai.experiments.noised_pictures import Masks
 from diffusers_xai.experiments.sampling import generators
+from diffusers_xai.experiments.tables import against
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR
 
 
@@ -137,13 +137,15 @@ def _iou(maps: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return found
 
 
-def agreement_columns(iou: xr.DataArray) -> dict[str, str]:
-    """The IoU (seed, by) of one word, for a row of a table."""
-    names = {
-        MAP: "IoU of the map with the mask", CHANGE: "IoU of what changes", MIDDLE: "IoU of the middle",
-        RANDOM: "IoU with random weights", OTHERS: "IoU with another's mask", CHANCE: "IoU by chance",
-    }  # fmt: skip
-    return {name: interval_text(summary(iou.sel(by=by))) for by, name in names.items() if by in iou["by"]}
+def agreement_rows(row: Mapping[str, Any], iou: xr.DataArray) -> list[dict[str, Any]]:
+    """The IoU (seed, by) of one word's map, and of what changes without it, as rows of a table that begin so."""
+    names = {MIDDLE: "the middle", RANDOM: "random weights", OTHERS: "another's mask", CHANCE: "chance"}
+    controls = {name: iou.sel(by=by, drop=True) for by, name in names.items() if by in iou["by"]}
+    changes = {name: values for name, values in controls.items() if name in ("the middle", "chance")}
+    return [
+        *against({**row, "": "IoU of its map with the mask"}, iou.sel(by=MAP, drop=True), controls),
+        *against({**row, "": "IoU of what changes"}, iou.sel(by=CHANGE, drop=True), changes),
+    ]
 
 
 def plot_agreement(figure: go.Figure, iou: xr.DataArray, **place: Any) -> None:

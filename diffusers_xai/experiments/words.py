@@ -13,14 +13,15 @@ from plotly.subplots import make_subplots
 
 from diffusers_xai.analysis import summary
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import band, dots, interval_text
+from diffusers_xai.experiments.figures import band, dots
 from diffusers_xai.experiments.noised_pictures import finished_pictures
 from diffusers_xai.experiments.nulls import random_weights_inside
 from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators
+from diffusers_xai.experiments.tables import against, in_table, interval_text
 from diffusers_xai.experiments.word_masks import (
     WordConcepts,
     agreement,
-    agreement_columns,
+    agreement_rows,
     picture_and_masks,
     plot_agreement,
     seeing,
@@ -210,19 +211,18 @@ def _near_the_middle(changed: xr.DataArray) -> xr.DataArray:
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
-    """The share of each word's change that its map covers, beside the centre and random weights."""
+    """How much of each word's change its map covers, beside each control; with masks, how well it fits these."""
     data = result.data
-    rows = []
+    controls = {"the middle": data["centre"]}
+    if "null_covered_mean" in data:
+        controls["random weights"] = data["null_covered_mean"]
+    rows: list[dict[str, Any]] = []
     for word in data["word"].values.tolist():
-        part = data.sel(word=word)
-        row = {"word": word, "change": interval_text(summary(part["change"]))}
-        row["the word's map"] = interval_text(summary(part["covered_mean"]))
-        row["the middle"] = interval_text(summary(part["centre"]))
-        row["excess over the middle"] = interval_text(summary(part["covered_mean"] - part["centre"]))
-        if "null_covered_mean" in data:
-            row["random weights"] = interval_text(summary(part["null_covered_mean"]))
-        rows.append(row | (agreement_columns(part["iou"]) if "iou" in data else {}))
-    return pd.DataFrame(rows)
+        part, of_word = data.sel(word=word), {name: values.sel(word=word) for name, values in controls.items()}
+        rows.append({"word": word, "": "what it changes", "the model": interval_text(summary(part["change"]))})
+        rows += against({"word": word, "": "share of that in its map"}, part["covered_mean"], of_word)
+        rows += agreement_rows({"word": word}, part["iou"]) if "iou" in data else []
+    return in_table(rows)
 
 
 def plot(result: ExperimentResult) -> go.Figure:

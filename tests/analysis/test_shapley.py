@@ -52,10 +52,28 @@ def test_the_interval_covers_the_share():
         low, high = variance_share_intervals(rows + column + rest)
         covered += (low <= 1 / 3) & (high >= 1 / 3)
         # Without the columns, halves are left to the rows and the rest.
-        _, low, high = variance_share_difference(rows + column + rest, rows + other)
+        _, low, high, p_value = variance_share_difference(rows + column + rest, rows + other)
+        assert ((p_value < 0.05) == ((low > 0) | (high < 0))).all()
         truth = np.array([-1, 2, -1]) / 6
         covered_difference += (low <= truth) & (high >= truth)
     assert (covered / 200 >= 0.9).all()
     assert (covered_difference / 200 >= 0.9).all(), covered_difference
     assert np.isnan(variance_share_intervals(np.ones((2, 2, 1)))[0]).all()
     assert np.isnan(variance_share_difference(np.ones((2, 2, 1)), np.ones((2, 2, 1)))[1]).all()
+
+
+def test_the_interval_covers_where_a_source_does_nothing():
+    """Verdicts: the label decides, but of one in ten. Cut off at 0, the seeds' share would be held in 79 %."""
+    draw = np.random.default_rng(3)
+    covered, count = np.zeros(3), 200
+    truth = np.array([0, 1 / 3 * 0.8**2, 0.09]) / (1 / 3 * 0.8**2 + 0.09)
+    for _ in range(count):
+        wrong = draw.random((30, 4)) < 0.1
+        low, high = variance_share_intervals((wrong ^ np.array([0, 0, 1, 1], bool)).astype(float)[..., None])
+        covered += (low <= truth) & (truth <= high)
+    assert covered[0] / count >= 0.93
+    assert (covered / count >= 0.9).all(), covered  # a standard error of 1.5 %
+    alike = np.broadcast_to([0.0, 1.0], (8, 2))[..., None]
+    assert variance_shares(alike).tolist() == [0, 1, 0]
+    assert np.isnan(variance_share_intervals(alike)).all()  # eight seeds that agree do not say that all do
+    assert np.isnan(variance_share_difference(alike, draw.normal(size=(8, 2, 1)))[1:]).all()

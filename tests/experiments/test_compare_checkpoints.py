@@ -152,7 +152,9 @@ def test_the_command_takes_a_training(pipe, tmp_path, capsys):
     late = result.data["distance"].sel(checkpoint="late")
     assert (late.isel(layer=slice(0, -1)) == 0).all()
     table = EXPERIMENT.table(result).set_index("")
-    assert list(table.columns) == ["early", "late", "control", "excess: early", "excess: late"]
+    assert list(table.columns) == [
+        "early", "late", "control", "excess: early", "q: early", "excess: late", "q: late",
+    ]  # fmt: skip
     assert table["late"].iloc[-2].startswith(f"{float(late.isel(layer=-1).mean()):.3f} (")
     assert table.loc["SSIM of the images", "late"].startswith(f"{float(result.data['final_ssim'][:, 1].mean()):.3f} (")
     assert main(command) == 0

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from scipy import stats
 
 from diffusers_xai import ChannelAblation, GaussianDenoiser, XAIPipeline, record
 from diffusers_xai.analysis import overlap
@@ -65,6 +66,23 @@ def test_a_planted_unit_ranks_first(pipe, result):
     table = EXPERIMENT.table(result)
     assert table["best unit"][0].endswith(f"channel {PLANTED}, t = 20")
     assert table["IoU"][0] == f"{float(iou[first]):.2f}"
+    random = data["null_inside"].mean("draw").sel(concept="red")
+    excess = (data["inside"].sel(concept="red") - random).values
+    assert table["excess over random units"][0].startswith(f"{excess.mean():.3f} (")
+    assert table["excess of IoU"][0] == f"{float(iou[first] - data['null_iou'].sel(concept='red').max()):+.2f}"
+    p_values = [
+        stats.ttest_rel(part["inside"], other).pvalue
+        for part in (data.sel(concept=name) for name in data["concept"].values)
+        for other in (part["null_inside"].mean("draw"), part["outside"])
+    ]
+    order = np.argsort(p_values)
+    corrected = np.minimum.accumulate(
+        (np.array(p_values)[order] * len(p_values) / np.arange(1, len(p_values) + 1))[::-1]
+    )
+    expected = np.empty(len(p_values))
+    expected[order] = corrected[::-1]
+    shown = table[["q over random units", "q over elsewhere"]].to_numpy().ravel()
+    assert shown.tolist() == [f"{q:.3f}" if q >= 0.001 else "< 0.001" for q in expected]
     assert result.plot().data
     assert result.plot_images().data
 

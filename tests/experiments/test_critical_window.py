@@ -52,7 +52,7 @@ def test_the_labels_take_turns_and_the_sweep_stands_beside(pipe):
         assert figure.data
     table = EXPERIMENTS[NAME].table(result)
     assert len(table) == 3 * 3
-    assert list(table.columns) == ["", "doubt left", "the model", "control", "excess"]
+    assert list(table.columns) == ["", "doubt left", "the model", "control", "excess", "q"]
 
 
 def test_a_network_that_hears_no_label_has_no_window(pipe):

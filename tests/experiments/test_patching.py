@@ -6,6 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import XAIPipeline
+from diffusers_xai.analysis import verdict_difference
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
@@ -52,7 +53,14 @@ def test_only_the_block_that_hears_the_label_lights_up():
     for figure in (result.plot(), result.plot_images()):
         assert figure.data
     table = EXPERIMENTS[NAME].table(result).set_index(["layer", "from t"])
-    assert table["image"]["blocks.1", "all"] == "1.000 (1.000 to 1.000)"
+    assert table["image"]["blocks.1", "all"] == "1.000 (1.000 to 1.000)"  # a measured number, the same in every seed
+    count = int(differs.sum())
+    low = 0.025 ** (1 / count)  # of verdicts that are all yes, by Clopper and Pearson
+    assert table["lit"]["blocks.1", "all"] == f"1.000 ({low:.3f} to 1.000)"
+    null = int(data["null_effect"].sel(of="Lit", layer="blocks.1", band=2).sum())
+    found = verdict_difference(count - null, 0, count)  # no, where only the control says yes
+    assert table["excess: lit"]["blocks.1", "all"] == f"{1 - null / count:.3f} ({found[0]:.3f} to {found[1]:.3f})"
+    assert float(table["q: lit"]["blocks.1", "all"]) >= round(found[2], 3)
 
 
 def test_the_effect_by_hand_within_a_mask_and_the_default_layers():

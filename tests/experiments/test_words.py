@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from diffusers_xai import WordMaps, record
 from diffusers_xai.cli import main
@@ -55,7 +56,15 @@ def test_the_share_is_that_of_plain_runs(pipe):
             if seed == 4:
                 np.testing.assert_allclose(data["map"].sel(word=word), maps, atol=1e-4)
     table = EXPERIMENT.table(result).set_index("word")
-    assert table.loc["fox", "the word's map"].startswith(f"{float(data['covered_mean'].sel(word='fox').mean()):.3f} (")
+    rows = table.loc["fox"].set_index("against")
+    part = data.sel(word="fox")
+    for control, values in (("the middle", part["centre"]), ("random weights", part["null_covered_mean"])):
+        assert rows.loc[control, "the model"].startswith(f"{float(part['covered_mean'].mean()):.3f} (")
+        excess = (part["covered_mean"] - values).values
+        half = stats.t.ppf(0.975, 1) * abs(excess[1] - excess[0]) / 2
+        mean = excess.mean()
+        assert rows.loc[control, "excess"] == f"{mean:.3f} ({mean - half:.3f} to {mean + half:.3f})"
+        assert float(rows.loc[control, "q"]) <= 1
     assert result.plot().data
     assert result.plot_images().data
     assert data["without"].sizes["image_height"] == 16
