@@ -27,6 +27,7 @@ from diffusers_xai.taps import edit_output, tap_output
 
 Explain = Callable[[Case], torch.Tensor]
 PROBES = 12
+NO_ATTENTION = "no closed form has attention"
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,19 @@ class Explainer:
             width)`, by how much each value contributes to the answer.
         of_label (`bool`): It returns instead how x̂_0 would change at each place, `(batch, height, width)`, signed, if
             the label went towards the other one.
-        needs_layers (`bool`): It reads layers that a closed form has not.
         exact (`Callable`, *optional*): The same of a denoiser whose answer is known, in closed form; if `None`, it
             is to agree with the energy of the gradient of x̂_0.
+        of_x0 (`Callable`, *optional*): What is compared with `exact`, where it reads a layer that a closed form has
+            not: the same method, asked of the one layer that it has, `x0`.
+        why_no_error (`str`): Why a closed form has nothing to compare with; empty where it has.
     """
 
     name: str
     explain: Explain
     of_label: bool = False
-    needs_layers: bool = False
     exact: Explain | None = None
+    of_x0: Explain | None = None
+    why_no_error: str = ""
 
 
 def gradient(case: Case) -> torch.Tensor:
@@ -148,6 +152,17 @@ def gradient_attention(layer: str) -> Explain:
     return explain
 
 
+def exact_gradient_map(case: Case) -> torch.Tensor:
+    """[`gradient_map`] of x̂_0 as a layer: of ε = (x_t − √ᾱ x̂_0) / √(1 − ᾱ), in the mask's pixels and nowhere else."""
+    size = (case.sample.shape[1] * case.alpha / (1 - case.alpha)) ** 0.5  # the norm over the channels
+    return size * torch.as_tensor(case.mask).double().expand(len(case.sample), -1, -1)
+
+
+def exact_gradient_attention(case: Case) -> torch.Tensor:
+    """[`gradient_attention`] of x̂_0 as a layer: each channel weighs as much as the mask is of the image."""
+    return (case.mask.mean() * _exact_x0(case).sum(1)).relu()
+
+
 def max_channel_map(layer: str) -> Explain:
     """The package's map of the channel c* of a layer that is most active within the mask, above its minimum."""
 
@@ -157,6 +172,13 @@ def max_channel_map(layer: str) -> Explain:
         return _above_minimum(values[torch.arange(len(values)), best].float())
 
     return explain
+
+
+def exact_max_channel_map(case: Case) -> torch.Tensor:
+    """[`max_channel_map`] of x̂_0 as a layer."""
+    x0 = _exact_x0(case)
+    best = (x0 * torch.as_tensor(case.mask)).sum((2, 3)).argmax(1)
+    return _above_minimum(x0[torch.arange(len(x0)), best])
 
 
 def attention_weights(layer: str) -> Explain:
@@ -204,17 +226,18 @@ def package_explainers(pipe: XAIPipeline) -> list[Explainer]:
     layers = list(denoiser.attention_outputs())
     if layers:
         chosen = list(dict.fromkeys([layers[0], layers[len(layers) // 2], layers[-1]]))
-        for kind, make in (
-            ("gradient map", gradient_map),
-            ("gradient attention", gradient_attention),
-            ("c* map", max_channel_map),
+        for kind, make, exact in (
+            ("gradient map", gradient_map, exact_gradient_map),
+            ("gradient attention", gradient_attention, exact_gradient_attention),
+            ("c* map", max_channel_map, exact_max_channel_map),
         ):
             found += [
-                Explainer(f"{kind} {denoiser.short_name(path)}", make(path), needs_layers=True) for path in chosen
+                Explainer(f"{kind} {denoiser.short_name(path)}", make(path), exact=exact, of_x0=make("x0"))
+                for path in chosen
             ]
-        found.append(Explainer("attention outputs A_t", attention_outputs, needs_layers=True))
+        found.append(Explainer("attention outputs A_t", attention_outputs, why_no_error=NO_ATTENTION))
     found += [
-        Explainer(f"attention weights {denoiser.short_name(path)}", attention_weights(path), needs_layers=True)
+        Explainer(f"attention weights {denoiser.short_name(path)}", attention_weights(path), why_no_error=NO_ATTENTION)
         for path in list(denoiser.softmax_attention())[-1:]
     ]
     if getattr(pipe.unet, "class_embedding", None) is not None:
@@ -234,6 +257,12 @@ def _jacobian_product(case: Case, directions: torch.Tensor) -> torch.Tensor:
     model: Any = case.pipe.unet
     labels = {} if case.label is None else {"class_labels": case.labels(case.label, len(case.sample))}
     return model.jacobian_product(case.sample, case.timestep, directions, **labels)
+
+
+def _exact_x0(case: Case) -> torch.Tensor:
+    """The mean of x_0 given x_t, as the closed form has it."""
+    model: Any = case.pipe.unet
+    return model.predict_x0(case.sample, case.timestep, case.labels(case.label, len(case.sample)))
 
 
 def _energy(rows: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,10 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
             if cell["verdict"] == TOLD
             else f"{'above' if grade.higher_is_better else 'below'} {cell['reference']:.2f}?"
         )
+        if cell["why_not"]:
+            texts[place] = "none"
+            hovers[place] = f"{cell['explanation']}<br>{cell['why_not']}<br>{grade.text}"
+            continue
         texts[place] = f"<b>{cell['value']:.2f}</b> ± {(cell['high'] - cell['low']) / 2:.2f}<br>{against}"
         hovers[place] = f"{cell['explanation']}<br>{cell['verdict']}, q = {cell['q']:.2g}<br>{grade.text}"
     figure.add_heatmap(

@@ -24,7 +24,7 @@ class AuditResult:
         table (`pd.DataFrame`): A row for each explanation and test: `model`, `explanation`, `size` (of maps that are
             smaller than the samples, such as "4×4"), `test`, `value` (mean over the seeds), `low` and `high` (95 %,
             Student's), `reference` (its mean), `p` (one-sided), `q` (corrected by Benjamini and Hochberg over the
-            table), `verdict` and `seeds`.
+            table), `verdict`, `seeds`, and `why_not`, where a test cannot be made; its numbers are then NaN.
         cascade (`pd.DataFrame`): `model`, `explanation`, `share` of the layers that have changed, `similarity`.
         settings (`dict[str, Any]`): How it was made, JSON-able.
         positive (`str`): The explanation that must pass, on the closed form, and
@@ -98,7 +98,8 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
 
     Args:
         scores (`Mapping`): (model, explanation) -> test -> `values (case, seed)` and, where the test has one,
-            `reference` of the same shape, and `told` where there is no verdict; and `size`: `values` of a map's size.
+            `reference` of the same shape, `told` where there is no verdict, and `why_not` where there are no values;
+            and `size`: `values` of a map's size.
     """
     rows = []
     for (model, explanation), tests in scores.items():
@@ -107,11 +108,12 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
             if test not in GRADES:
                 continue
             grade = GRADES[test]
-            values = np.asarray(numbers["values"]).mean(0)
+            why_not = numbers.get("why_not", "")
+            values = np.full(1, np.nan) if why_not else np.asarray(numbers["values"]).mean(0)
             reference = grade.limit if "reference" not in numbers else np.asarray(numbers["reference"]).mean(0)
             low, high = mean_interval(values)
             sign = 1 if grade.higher_is_better else -1
-            is_judged = grade.judged and not numbers.get("told", False)
+            is_judged = grade.judged and not numbers.get("told", False) and not why_not
             rows.append(
                 {
                     "model": model,
@@ -123,7 +125,8 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
                     "high": float(high),
                     "reference": np.nan if reference is None else float(np.mean(reference)),
                     "p": float(above_test(sign * (values - reference))) if is_judged else np.nan,
-                    "seeds": len(values),
+                    "seeds": 0 if why_not else len(values),
+                    "why_not": why_not,
                 }
             )
     table = pd.DataFrame(rows)
@@ -137,6 +140,8 @@ def _cell(rows: pd.DataFrame) -> str:
     if rows.empty:
         return "–"
     row = rows.iloc[0]
+    if row["why_not"]:
+        return f"none: {row['why_not']}"
     text = f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
     if row["test"] in GRADES and GRADES[row["test"]].limit is None and not np.isnan(row["reference"]):
         text += f" against {row['reference']:.2f}"

@@ -76,7 +76,8 @@ GRADES = {
     ),
     "closed_form": Grade(
         "error on<br>known truth",
-        "what the explanation misses of the exact one of a denoiser in closed form, up to a factor; passes below 0.1",
+        "what the explanation misses of the exact one of a denoiser in closed form, up to a factor; passes below 0.1."
+        " Maps of layers are asked of the layer that such a denoiser has, x̂_0",
         False,
         0.1,
     ),

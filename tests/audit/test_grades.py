@@ -5,10 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from scipy.stats import spearmanr
 
-from diffusers_xai import MixtureDenoiser, XAIPipeline
+from diffusers_xai import GaussianDenoiser, MixtureDenoiser, XAIPipeline
 from diffusers_xai.audit import explainers, grades, permuting
+from diffusers_xai.audit.case import Case
 from diffusers_xai.audit.grades import (
     FRACTIONS,
     Bench,
@@ -23,6 +25,7 @@ from diffusers_xai.audit.grades import (
 )
 from diffusers_xai.audit.permuting import permuted, trained_on_permuted_labels
 from diffusers_xai.audit.shuffling import from_the_output, shuffled
+from diffusers_xai.audit.testing import Tests
 from tests.audit.models import MASK, SHAPE, case, gaussian, images, mixture, network
 
 
@@ -104,6 +107,101 @@ def test_deletion_and_insertion_replace_the_highest_ranks():
     assert bench.deletion(maps)[0] == pytest.approx(np.mean(deleted))
     assert bench.insertion(maps)[0] == pytest.approx(np.mean(kept))
     assert bench.deletion(maps)[0] > 1.3 * bench.deletion(-maps)[0]
+
+
+def test_all_grades_of_a_tiny_gaussian_by_hand():
+    """A map of one channel of 6×6 pixels, its answer by Gauss's rule, and every number by loops of numpy."""
+    side, timestep, batch = 6, 400, 3
+    mask = np.zeros((side, side), bool)
+    mask[1:3, 2:5] = True
+    rng = np.random.default_rng(5)
+    rows, columns = (index.ravel() for index in np.indices((side, side)))
+    distance = (rows[:, None] - rows) ** 2 + (columns[:, None] - columns) ** 2
+    scale = np.linspace(0.5, 1.5, side * side)
+    covariance = 0.3 * np.exp(-distance / 3) * np.outer(scale, scale) + 0.01 * np.eye(side * side)
+    scheduler = DDIMScheduler(clip_sample=False)
+    mean = torch.from_numpy(rng.normal(size=(1, side, side)))
+    pipe = XAIPipeline(GaussianDenoiser.from_moments(mean, torch.from_numpy(covariance), scheduler), scheduler)
+    x, clean = rng.normal(size=(2, batch, 1, side, side))
+    given = Case(pipe, torch.from_numpy(x), timestep, mask, torch.from_numpy(clean))
+    energy = explainers.Explainer("energy", explainers.exact_clean_energy, exact=explainers.exact_clean_energy)
+    scores = Tests([given], [given], pipe, None).grade(energy, beyond=True)
+
+    alpha = given.alpha
+    jacobian = alpha**0.5 * covariance @ np.linalg.inv(alpha * covariance + (1 - alpha) * np.eye(side * side))
+    inside = mask.ravel()
+    the_map = np.sqrt((jacobian[inside] ** 2).sum(0))  # the same of every sample: the model is linear
+
+    def reach(changes):
+        return (jacobian @ changes.reshape(-1, side * side).T)[inside].T  # of x̂_0 within the mask
+
+    # Noise in patches of 2×2, and what the map foretells of its size.
+    draw = np.random.default_rng(0)
+    places = np.zeros((24, side, side))
+    for place in places:
+        top, left = (draw.integers(0, side - 1) for _ in range(2))
+        place[top : top + 2, left : left + 2] = 1
+    noise = draw.normal(size=(24, 2, 1, 1, side, side))[:, :, 0, 0]
+    sizes = [
+        np.sqrt(np.mean([(reach(0.2 * x.std(ddof=1) * patch * n) ** 2).sum() for n in pair]))
+        for patch, pair in zip(places, noise, strict=True)
+    ]
+    told = [np.sqrt((patch.ravel() * the_map**2).sum()) for patch in places]
+    cosine = np.dot(told, sizes) / np.linalg.norm(told) / np.linalg.norm(sizes)
+    np.testing.assert_allclose(scores["infidelity"]["values"], [[1 - cosine**2] * batch], rtol=1e-6)
+
+    fresh = torch.randn((batch, 1, side, side), generator=torch.Generator().manual_seed(1)).double().numpy()
+    other = alpha**0.5 * clean.mean(0) + (1 - alpha) ** 0.5 * fresh
+    deleted, inserted = np.zeros((2, batch))
+    for k in range(batch):
+        whole = np.sqrt((reach(other[k] - x[k]) ** 2).mean())
+        for share in (0.05, 0.15, 0.35, 0.65):
+            top = np.zeros(side * side, bool)
+            top[np.argsort(-the_map)[: int(np.ceil(share * side * side))]] = True
+            change = (other[k] - x[k]).ravel()
+            deleted[k] += np.sqrt((reach(change * top) ** 2).mean()) / whole / 4
+            inserted[k] += (1 - np.sqrt((reach(change * ~top) ** 2).mean()) / whole) / 4
+    np.testing.assert_allclose(scores["deletion"]["values"], [deleted], rtol=1e-6)
+    np.testing.assert_allclose(scores["insertion"]["values"], [inserted], rtol=1e-6)
+    np.testing.assert_allclose(scores["excess"]["reference"], [deleted], rtol=1e-6)  # the null is the model itself
+
+    # The model with its numbers in other places, asked for the answer to each unit of x_t.
+    moved = XAIPipeline(shuffled(pipe.unet), scheduler)
+    units = torch.eye(side * side).double().view(-1, 1, side, side)
+    answers = given.of(moved).predict_x0(units) - given.of(moved).predict_x0(torch.zeros_like(units))
+    changed = np.sqrt((answers.detach().numpy().reshape(side * side, -1)[:, inside] ** 2).sum(1))
+    expected = abs(spearmanr(changed, the_map).statistic)
+    np.testing.assert_allclose(scores["randomised"]["values"], [[expected] * batch], atol=1e-9)
+    assert expected < 0.9
+    for name, value in (("closed_form", 0), ("sensitivity", 0), ("schedulers", 1), ("seeds", 1)):
+        np.testing.assert_allclose(scores[name]["values"], [[value] * batch], atol=1e-9)
+
+
+def test_maps_of_a_layer_are_compared_with_the_layer_of_a_closed_form():
+    given = case(mixture(), label=0, other_label=1)
+    found = {e.name: e for e in explainers.package_explainers(network())}
+    x0 = given.predict_x0().detach().requires_grad_()
+    noise = (given.sample - given.alpha**0.5 * x0) / (1 - given.alpha) ** 0.5
+    (by_autograd,) = torch.autograd.grad((noise * torch.from_numpy(MASK)).sum(), x0)
+    means = x0.detach().numpy()[..., MASK].mean(-1)
+    weights = np.full(means.shape, MASK.mean())  # of the mask's sum, by each value of a channel, on average
+    channels = [
+        values[best] - values[best].min() for values, best in zip(x0.detach().numpy(), means.argmax(1), strict=True)
+    ]
+    expected = {
+        "gradient map": by_autograd.square().sum(1).sqrt().numpy(),
+        "gradient attention": np.maximum(np.einsum("nc,nchw->nhw", weights, x0.detach().numpy()), 0),
+        "c* map": np.stack(channels),
+    }
+    for kind, values in expected.items():
+        (one, *_) = [e for name, e in found.items() if name.startswith(kind)]
+        np.testing.assert_allclose(one.exact(given), values, atol=1e-9)
+        np.testing.assert_allclose(one.of_x0(given), values, atol=1e-6)
+        flat = [part(given).flatten(1).double().numpy() for part in (one.of_x0, one.exact)]
+        assert misfit(*flat).max() < 1e-9
+    why = {name: e.why_no_error for name, e in found.items() if e.why_no_error}
+    assert {name.split(" ")[0] for name in why} == {"attention"}
+    assert all(e.exact for name, e in found.items() if name not in why)
 
 
 def test_label_sensitivity_predicts_what_a_label_changes():
