@@ -117,6 +117,17 @@ def test_broken_controls_are_told():
     assert scores(0.98, 0.5) == ["the gradient does not pass on the closed form, where it is the exact one"]
 
 
+def test_a_test_that_cannot_be_made_says_why():
+    made = {"randomised": {"values": [[0.1, 0.12, 0.11]]}}
+    without = {**made, "closed_form": {"values": [], "why_not": "no closed form has attention"}}
+    table = table_of({(CHECKPOINT, "A_t"): without, (CHECKPOINT, "other"): made})
+    result = AuditResult(table, pd.DataFrame(columns=["model", "explanation"]), {}, GRADIENT, EDGES)
+    assert "| none: no closed form has attention |" in result.to_markdown()
+    assert result.verdict(CHECKPOINT, "A_t", "closed_form") == TOLD
+    assert table["p"].notna().sum() == 2  # and is none of those that are corrected for
+    assert result.plot().data[0].text[0][1] == "none"
+
+
 def test_a_network_without_labels_or_layers():
     result = audit(gaussian(), **QUICK)
     assert result.broken_controls == []
