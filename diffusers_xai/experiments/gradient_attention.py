@@ -13,11 +13,12 @@ from diffusers_xai.analysis import above_test, benjamini_hochberg, summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
-from diffusers_xai.experiments.figures import null_name, rows_over_time
+from diffusers_xai.experiments.figures import null_name
 from diffusers_xai.experiments.judging import Judge, named_attributes, probabilities
 from diffusers_xai.experiments.maps import resized
 from diffusers_xai.experiments.nulls import Null, null_pipeline, on_states_of
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
+from diffusers_xai.experiments.tables import in_table, rows_over_time
 from diffusers_xai.explainers import GradientAttention, Samples
 from diffusers_xai.labels import attributes_of
 from diffusers_xai.measures import Mask
@@ -225,7 +226,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                 {"score": _words(score), "layer": layer, **{key: text for key, text in row.items() if key}}
                 for row in rows_over_time(part, "inside", "")
             ]
-    return pd.DataFrame(rows).assign(chance=f"{result.settings['chance']:.3f}")
+    return in_table(rows).assign(chance=f"{result.settings['chance']:.3f}")
 
 
 register(

@@ -61,8 +61,8 @@ def measure(
     Returns:
         `xarray.Dataset`: `share` of dims (seed, of, attribute, half), whose sum is `gain` (seed, of), v of all less v
         of none; `variance` (of, source, limit) with the estimate and its interval, NaN of a single seed; each with
-        `null_` of the control, and `excess_variance` the difference. `images` (first, second, rgb, height, width) of
-        the first seed.
+        `null_` of the control, and `excess_variance` the difference, with `excess_p_value` (of, source). `images`
+        (first, second, rgb, height, width) of the first seed.
 
     Raises:
         ValueError: If the labels are not two with all between, or differ in more than four attributes.
@@ -117,9 +117,10 @@ def measure(
     )
     varying = {prefix: _varying(data, prefix) for prefix in (("",) if other is None else ("", "null_"))}
     for prefix, parts in varying.items():
-        data[f"{prefix}variance"] = _limits(_shares, parts)
+        data[f"{prefix}variance"] = _limits(_shares, parts)["limits"]
     if other is not None:
-        data["excess_variance"] = _limits(variance_share_difference, *varying.values())
+        excess = _limits(variance_share_difference, *varying.values())
+        data = data.assign(excess_variance=excess["limits"], excess_p_value=excess["p_value"])
     return data.drop_dims("held")
 
 
@@ -135,15 +136,18 @@ def _shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return variance_shares(values), low, high
 
 
-def _limits(function: Callable[..., tuple[np.ndarray, ...]], *parts: list[np.ndarray]) -> xr.DataArray:
-    """Estimates, limits and p-values that a function finds in each part: (of, source, limit); NaN of one seed."""
-    names = ["estimate", "low", "high"] + ["p_value"] * (len(parts) > 1)  # the excess is tested
-    found = [
-        np.stack(function(*values), axis=-1) if len(values[0]) > 1 else np.full((3, len(names)), np.nan)
-        for values in zip(*parts, strict=True)
-    ]
-    coords = {"source": list(SOURCES), "limit": names}
-    return xr.DataArray(np.stack(found), dims=("of", *coords), coords=coords)
+def _limits(function: Callable[..., tuple[np.ndarray, ...]], *parts: list[np.ndarray]) -> xr.Dataset:
+    """What a function finds in each part: `limits` (of, source, limit) and, of an excess, `p_value` (of, source)."""
+    count = 3 if len(parts) == 1 else 4
+    found = np.stack(
+        [
+            np.stack(function(*values)) if len(values[0]) > 1 else np.full((count, 3), np.nan)  # of a single seed
+            for values in zip(*parts, strict=True)
+        ]
+    )
+    coords = {"source": list(SOURCES), "limit": ["estimate", "low", "high"]}
+    limits = xr.Dataset({"limits": (("of", "source", "limit"), found[:, :3].swapaxes(1, 2))}, coords)
+    return limits if count == 3 else limits.assign(p_value=(("of", "source"), found[:, 3]))
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -225,7 +229,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                     known = f" ({at['low']:.0%} to {at['high']:.0%})" if np.isfinite(at["low"]) else ""
                     columns[who] = f"{at['estimate']:.0%}{known}"
                     if prefix == "excess_":
-                        columns[Q] = float(limits.sel(limit="p_value"))
+                        columns[Q] = float(part["excess_p_value"].sel(source=source))
             rows.append({"of": _words(of), **columns})
     return in_table(rows)
 
