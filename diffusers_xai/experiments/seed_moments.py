@@ -53,7 +53,11 @@ def moments_over_seeds(folder: str | os.PathLike) -> pd.DataFrame:
     if not found:  # pictures of the first seeds alone
         return pd.DataFrame(columns=[*_RUNS, *_STATISTICS])
     table = pd.concat([_rows(key, moments, layouts[key]) for key, moments in found.items()], ignore_index=True)
-    return table[[*(name for name in table if name not in _STATISTICS), *_STATISTICS]]
+    coords = [name for name in table if name not in _STATISTICS]
+    for name in coords:  # layers by their names in some numbers, by their places in others
+        if len({type(value) for value in table[name].dropna()}) > 1:
+            table[name] = table[name].map(str, na_action="ignore")
+    return table[[*coords, *_STATISTICS]]
 
 
 def _merged(before: list[Moments] | None, values: np.ndarray) -> list[Moments]:

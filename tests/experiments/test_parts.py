@@ -138,6 +138,18 @@ def test_more_numbers_than_covariances(tmp_path, monkeypatch):
     assert table["covariance"].isna().all()
 
 
+def test_layers_have_names_in_some_numbers_and_places_in_others(tmp_path):
+    def measure(part, coords):
+        return xr.Dataset({"x": (("seed", "layer"), np.ones((len(part), 2)))}, coords)
+
+    sampling = Sampling(seeds=[0, 1])
+    with kept_parts(tmp_path / "parts", {}):
+        sampling.over_seeds(lambda part: measure(part, {"layer": ["mid", "up"]}), "by name")
+        sampling.over_seeds(lambda part: measure(part, {}), "by place")
+    moments_over_seeds(tmp_path / "parts").to_parquet(tmp_path / "moments.parquet")
+    assert pd.read_parquet(tmp_path / "moments.parquet")["layer"].tolist() == ["mid", "up", "0", "1"]
+
+
 def test_another_model_is_another_request(pipe, tmp_path):
     sampling = Sampling(seeds=range(2), steps=2)
     experiment = EXPERIMENTS["ssim-trajectory"]
