@@ -179,7 +179,8 @@ def _cell(finding: Finding) -> str:
     """The effect, and the control's in brackets."""
     if finding.claim.missing:
         return ""
-    return f"{finding.effect[0]:.2f}" + (f" ({finding.control[0]:.2f})" if finding.control is not None else "")
+    means = [round(facts[0], 2) + 0.0 for facts in (finding.effect, finding.control) if facts is not None]  # no −0
+    return f"{means[0]:.2f}" + (f" ({means[1]:.2f})" if len(means) > 1 else "")
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:
