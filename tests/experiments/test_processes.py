@@ -28,15 +28,14 @@ def seen(images):
     return images.mean((2, 3))[:, :2].sigmoid()
 """
 # A result without parts, which the processes send each other, and then the command.
-SCRIPT = """
+SCRIPT = f"""
 import sys
 from accelerate import PartialState
 from diffusers_xai import XAIPipeline
 from diffusers_xai.cli import main
-from diffusers_xai.experiments import EXPERIMENTS
-from tests.experiments.test_processes import SAMPLING
+from diffusers_xai.experiments import EXPERIMENTS, Sampling
 pipe = XAIPipeline.from_pretrained(sys.argv[1])
-result = EXPERIMENTS["predetermination"].run(pipe, SAMPLING, null="none")
+result = EXPERIMENTS["predetermination"].run(pipe, {SAMPLING!r}, null="none")
 if PartialState().is_main_process:
     result.save("gathered")
 assert PartialState().num_processes == 2
