@@ -103,6 +103,7 @@ class Denoiser:
 
         Raises:
             KeyError: if a pattern matches no layer, with the nearest names.
+            ValueError: if a named layer is given its input in chunks.
         """
         patterns = [patterns] if isinstance(patterns, str) else list(patterns)
         found: set[str] = set()
@@ -117,7 +118,20 @@ class Denoiser:
             found |= matches
         if not found:
             raise KeyError("Expected at least one layer name or glob, got an empty list.")
+        in_chunks = {path for path in found if self._is_in_chunks(path)}
+        if in_chunks == found or any(self.is_named(path, patterns) for path in in_chunks):
+            raise ValueError(
+                f"Expected layers that see all rows and tokens at once, got {', '.join(sorted(in_chunks)[:5])}:"
+                f" forward chunking is on. Call `disable_forward_chunking()` on {self.name} before."
+            )
+        found -= in_chunks
         return {path: module for path, module in self.layers.items() if path in found}
+
+    def _is_in_chunks(self, path: str) -> bool:
+        """Whether a layer lies in a feed-forward layer that its block calls chunk by chunk."""
+        parts = path.split(".")
+        blocks = ((self.layers.get(".".join(parts[:i])), parts[i]) for i in range(1, len(parts)))
+        return any(getattr(block, "_chunk_size", None) and leaf.startswith("ff") for block, leaf in blocks)
 
     def is_named(self, path: str, patterns: Iterable[str]) -> bool:
         """Whether one of `patterns` names the layer itself, and not a glob that it happens to match."""

@@ -1,5 +1,6 @@
 """Which guidance branches the rows of a denoiser's calls belong to, and how a pipeline combines them."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,18 @@ def guidance_of(pipeline: Pipeline, layout: Layout | None, variables: Mapping[st
         return Guidance((("uncond", "cond"),), is_known=False)
     calls = tuple((name,) for name in layout.branches) if layout.separate_calls else (layout.branches,)
     return Guidance(calls, layout.doubles_sample)
+
+
+def guides_more_later(variables: Mapping[str, Any], steps: int) -> bool:
+    """Whether a pipeline's guider adds branches behind the first step of `steps`, whose number is not seen there."""
+    guider: Any = variables.get("guider")
+    if not hasattr(guider, "set_state") or not hasattr(guider, "num_conditions"):
+        return False
+    guider, counts = copy.copy(guider), []
+    for step in range(steps):
+        guider.set_state(step=step, num_inference_steps=steps, timestep=None)
+        counts.append(guider.num_conditions)
+    return max(counts) > counts[0]
 
 
 def _is_guided(pipeline: Pipeline, layout: Layout | None, variables: Mapping[str, Any]) -> bool:

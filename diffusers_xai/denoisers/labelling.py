@@ -1,8 +1,7 @@
 """Names for the dims of what a denoiser receives and of what its layers put out."""
 
-import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -11,20 +10,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusers_xai.denoisers.base import Denoiser, is_attention
+from diffusers_xai.denoisers.axes import channel_axis, token_axis
+from diffusers_xai.denoisers.base import Denoiser
 from diffusers_xai.denoisers.call import DenoiserCall
 from diffusers_xai.denoisers.grids import strided
 from diffusers_xai.denoisers.layouts import Layout, layout_of
 
 
 _POSITIONS = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
-# Layers that project what attention looks at: the condition always, or in cross-attention.
-_CONDITION_ALWAYS = (
-    "add_k_proj", "add_v_proj", "add_q_proj", "to_add_out", "kv_mapper", "encoder_hid_proj", "condition_embedder",
-    "cross_attn_norm_c",
-)  # fmt: skip
-_OVER_TIME = re.compile("motion|temp")
-_CONDITION_IN_CROSS = ("to_k", "to_v", "to_kv", "norm_k", "k_norm", "norm_cross")
+# Blocks over time by their paths and classes; what has "SpatioTemporal" in its name holds layers over space too.
+_OVER_TIME = re.compile("motion_modules|temp")
+_TEMPORAL = re.compile("(?<!Spatio)Temporal")
+
+# By layer, of every run of it in a call and each tensor that it puts out, by axis: which indices hold places of the
+# sample.
+Origins = Mapping[str, Sequence[Sequence[Mapping[int, Sequence[bool]]]]]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,20 @@ class Labelling:
     Args:
         denoiser ([`Denoiser`]): The denoiser.
         call ([`DenoiserCall`]): The call.
+        origins (`Origins`, *optional*): Which tokens come from the sample; all of them if `None`. A sequence is the
+            image's, and has its height and width, only if it comes from the sample, however long it is.
+        ran (mapping from `str` to `int`, *optional*): How often a layer has run in the call, where that matters.
     """
 
-    def __init__(self, denoiser: Denoiser, call: DenoiserCall):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        call: DenoiserCall,
+        origins: Origins | None = None,
+        ran: Mapping[str, int] | None = None,
+    ):
+        self._origins = origins
+        self._ran = {} if ran is None else ran
         self.denoiser = denoiser
         self.call = call
         self.layout: Layout | None = layout_of(call.module)
@@ -119,27 +130,29 @@ class Labelling:
             return Labelled(values, ("channel", "token") if self.layout is None else ("channel", *_POSITIONS[1]))
         return Labelled(tensor, ("channel", *_POSITIONS.get(tensor.ndim - 2, ())))
 
-    def output(self, path: str, tensor: torch.Tensor) -> dict[str, Labelled]:
-        """A layer's output by stream: `"image"`, `"text"`, or `""` where the family's streams are not known.
+    def output(self, path: str, tensor: torch.Tensor, position: int = 0) -> dict[str, Labelled]:
+        """A tensor of a layer's output by stream: `"image"`, `"text"`, or `""` where it is not known which it is.
+
+        Args:
+            path (`str`): The layer.
+            tensor (`torch.Tensor`): The tensor.
+            position (`int`): Which of the tensors that the layer puts out it is.
 
         Raises:
-            ValueError: if its rows are not those of the call.
+            ValueError: if its rows are not those of the call, or it is not known which axis is which.
         """
         module = self.denoiser.layers[path]
         if _channels_come_first(module, tensor, self.call):
-            tensor = tensor.transpose(1, 2)  # like tokens: (row, token, channel)
+            tokens = tensor.shape[2]
+            return self._tokens(path, tensor.transpose(1, 2), self._from_sample(path, position, 2, tokens))
         if tensor.ndim == 3:
-            return self._tokens(path, module, tensor)
+            return self._tokens(path, tensor, self._from_sample(path, position, 1, tensor.shape[1]))
         rows, folded = self._rows(path, tensor)
         if tensor.ndim == 2 and not folded:
             return {"": Labelled(rows, ("channel",))}
-        if tensor.ndim == 4 and not folded and self._is_heads(tensor):
-            return {"": Labelled(rows.permute(0, 2, 3, 1), ("head", "channel", "token"))}
         if tensor.ndim == 4:
-            if folded:
-                return {"image": Labelled(rows.transpose(1, 2), ("channel", *_POSITIONS[3]))}
-            return {"image": Labelled(rows, ("channel", *_POSITIONS[2]))}
-        if tensor.ndim == 5 and not folded:
+            return self._of_four_dims(path, rows, folded, position)
+        if tensor.ndim == 5 and not folded and channel_axis(self.denoiser, path, tensor.shape) != -1:
             first = self.frames_first and rows.shape[1] == self.frames
             return {"image": Labelled(rows.transpose(1, 2) if first else rows, ("channel", *_POSITIONS[3]))}
         raise self._unreadable(path, tensor)
@@ -149,22 +162,14 @@ class Labelling:
 
         Raises:
             TypeError: if there is no tensor in the output.
-            ValueError: if its rows are not those of the call.
+            ValueError: see `output`.
         """
-        values = (
-            output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
-        )
-        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        tensors = tensors_in(output)
         if not tensors:
             raise TypeError(f"Expected a module output that holds a tensor, got {type(output).__name__}.")
         labelled = [(tensors[0], self.output(path, tensors[0]))]
         if len(tensors) > 1 and self.layout is not None and self.layout.order is not None and tensors[1].ndim == 3:
-            labelled.append((tensors[1], self.output(path, tensors[1])))
-            if all(set(streams) == {"image"} for _, streams in labelled):  # as many tokens in both
-                order = ("image", "text") if is_attention(self.denoiser.layers[path]) else self.layout.returns
-                labelled = [
-                    (tensor, {name: streams["image"]}) for name, (tensor, streams) in zip(order, labelled, strict=True)
-                ]
+            labelled.append((tensors[1], self.output(path, tensors[1], 1)))
         found: dict[str, tuple[torch.Tensor, Labelled]] = {}
         for tensor, streams in labelled:
             for name, part in streams.items():
@@ -180,18 +185,54 @@ class Labelling:
         streams = self.outputs(path, output)
         return streams.get(name) or streams.get("") or next(iter(streams.values()))
 
+    def stream_in(self, path: str, tensor: torch.Tensor, name: str = "image") -> Labelled:
+        """One stream in the tensor that `stream` gave, or in one of its form.
+
+        Raises:
+            ValueError: see `output`.
+        """
+        streams = self.output(path, tensor, self._position(path, name))
+        return streams.get(name) or streams.get("") or next(iter(streams.values()))
+
     def edited(
         self, path: str, tensor: torch.Tensor, stream: str, edit: Callable[[Labelled], torch.Tensor]
     ) -> torch.Tensor:
         """`tensor`, a layer's output, with the values of one stream replaced by `edit(stream)`; out of place."""
-        original = self.output(path, tensor)
-        name = stream if stream in original else next(iter(original))
-        values = edit(original[name])
-        if original[name].values.shape == tensor.shape and original[name].values.stride() == tensor.stride():
+        original = self.stream_in(path, tensor, stream)
+        values = edit(original)
+        if original.values.shape == tensor.shape and original.values.stride() == tensor.stride():
             return values
         changed = tensor.clone()
-        self.output(path, changed)[name].values.copy_(values)  # streams are views
+        self.stream_in(path, changed, stream).values.copy_(values)  # streams are views
         return changed
+
+    def is_of_text(self, path: str) -> bool:
+        """Whether no token that a layer puts out comes from the sample."""
+        marks = [marks for run in (self._origins or {}).get(path, ()) for axes in run for marks in axes.values()]
+        return bool(marks) and not any(any(of_axis) for of_axis in marks)
+
+    def _position(self, path: str, stream: str) -> int:
+        """Which of the tensors that a layer puts out holds a stream."""
+        if self._origins is None or self.layout is None or self.layout.order is None:
+            return 0
+        for run in self._origins.get(path, ()):
+            for position, axes in enumerate(run[:2]):
+                marks = axes.get(1, ())
+                if any(marks) if stream == "image" else marks and not all(marks):
+                    return position
+        return 0
+
+    def _from_sample(self, path: str, position: int, axis: int, size: int) -> Sequence[bool] | None:
+        """Which indices of an axis of a layer's output hold places of the sample; `None` if that is not known."""
+        if self._origins is None:
+            return (True,) * size
+        runs = self._origins.get(path, ())
+        own = [tuple(run[position].get(axis, ())) if position < len(run) else () for run in runs]
+        found = {marks for marks in own if len(marks) == size}
+        if len(found) == 1:
+            return next(iter(found))
+        now = self._ran.get(path, 0) - 1  # runs that differ are counted
+        return own[now] if 0 <= now < len(own) and len(own[now]) == size else None
 
     def parts(self, tokens: int, order: Sequence[str] | None) -> dict[str, slice]:
         """Where image and text lie in a sequence of `tokens` tokens of joint attention; text may be absent.
@@ -244,42 +285,78 @@ class Labelling:
         """(height, width) of the places that are rows of a layer whose tokens are frames; `None` in other layers."""
         if not self.frames or self.size is None or tokens != self.frames or batch <= self.rows:
             return None
-        if batch == self.rows * self.frames and not _OVER_TIME.search(path):  # as many places as frames
+        if batch == self.rows * self.frames and not self._is_over_time(path):  # as many places as frames
             return None
         places = strided(batch // self.rows, self.size)
         return places if places is not None and batch == self.rows * prod(places) else None
 
-    def _tokens(self, path: str, module: nn.Module, tensor: torch.Tensor) -> dict[str, Labelled]:
+    def _is_over_time(self, path: str) -> bool:
+        parts = path.split(".")
+        above = (self.denoiser.layers.get(".".join(parts[: i + 1])) for i in range(len(parts)))
+        return bool(_OVER_TIME.search(path)) or any(_TEMPORAL.search(type(module).__name__) for module in above)
+
+    def _tokens(self, path: str, tensor: torch.Tensor, from_sample: Sequence[bool] | None) -> dict[str, Labelled]:
+        """(row, token, channel) by stream."""
         tokens, places = tensor.shape[1], self.over_time(path, tensor.shape[0], tensor.shape[1])
-        if places is not None:
+        if places is not None and (from_sample is None or any(from_sample)):
             grid = tensor.unflatten(0, (self.rows, *places)).permute(0, 4, 3, 1, 2)
             return {"image": Labelled(grid, ("channel", *_POSITIONS[3]))}
         rows, folded = self._rows(path, tensor)
         if folded:
-            cells = None if self._is_condition(path, tokens) else self.image_grid(tokens, frame=True)
+            cells = self.image_grid(tokens, frame=True) if from_sample and all(from_sample) else None
             if cells is None or len(cells) != 2:
                 raise self._unreadable(path, tensor)
             return {"image": Labelled(rows.unflatten(2, cells).permute(0, 4, 1, 2, 3), ("channel", *_POSITIONS[3]))}
-        if self._is_condition(path, tokens):
+        if from_sample is None:
+            return {"": _as_tokens(rows)}
+        if not any(from_sample):
             return {"text": _as_tokens(rows)}
-        is_packed = self.grid is not None and len(self.grid) > 1 and self.call.sample.ndim == 3
-        if is_packed and self.grid is not None and tokens == self.call.sample.shape[1]:
-            rows = rows[:, : prod(self.grid)]  # references stand behind the image
-        grid = self.image_grid(rows.shape[1])
-        if grid is not None:
-            values = rows.transpose(1, 2).unflatten(2, grid)
-            return {"image": Labelled(values, ("channel", *_POSITIONS[len(grid)]))}
-        if self.layout is not None and self.layout.order is not None and self.grid is not None:
-            text = self.call.text_tokens or 0
-            alone = prod(self.grid) + self.registers_beside_image
-            has_image = "text" not in self.layout.order and tokens == alone
-            if not has_image and (tokens in (text, text + self.registers) or tokens < prod(self.grid)):
-                return {"text": _as_tokens(rows)}
-            parts = self.parts(tokens, self.layout.order)
-            image = rows[:, parts["image"]].transpose(1, 2).unflatten(2, self.grid)
-            found = {"image": Labelled(image, ("channel", *_POSITIONS[len(self.grid)]))}
-            return {**found, "text": _as_tokens(rows[:, parts["text"]])} if "text" in parts else found
-        return {"": _as_tokens(rows)}
+        image = _run_of(from_sample)
+        grid = self.image_grid(image.stop - image.start) if image is not None else None
+        if image is None or grid is None:
+            return {"": _as_tokens(rows)}
+        values = rows[:, image].transpose(1, 2).unflatten(2, grid)
+        found = {"image": Labelled(values, ("channel", *_POSITIONS[len(grid)]))}
+        is_packed = self.call.sample.ndim == 3 and len(grid) > 1 and tokens == self.call.sample.shape[1]
+        order = self.layout.order if self.layout is not None else None
+        if all(from_sample) or is_packed:  # references stand behind the image
+            return found
+        if order is None:
+            return {"": _as_tokens(rows)}
+        parts = self.parts(tokens, order)
+        if parts["image"] != image:
+            raise ValueError(
+                f"{path}: expected the image at tokens {parts['image'].start} to {parts['image'].stop - 1}, by the"
+                f" `order` of its layout, got it at {image.start} to {image.stop - 1} of {tokens}."
+            )
+        return {**found, "text": _as_tokens(rows[:, parts["text"]])} if "text" in parts else found
+
+    def _of_four_dims(self, path: str, rows: torch.Tensor, folded: bool, position: int) -> dict[str, Labelled]:
+        """(row, channel, height, width), frames folded into rows; heads; tokens with a dim of their own."""
+        shape = (self.rows, *(rows.shape[2:] if folded else rows.shape[1:]))
+        axis = channel_axis(self.denoiser, path, shape)
+        inside = any(f"{path}.".startswith(f"{attention}.") for attention in self.denoiser.attention_layers)
+        if folded:
+            if axis == -1 or (inside and axis is None):
+                raise self._unreadable(path, rows)
+            return {"image": Labelled(rows.transpose(1, 2), ("channel", *_POSITIONS[3]))}
+        is_placed = any(self._from_sample(path, position, 1, shape[1]) or ())
+        if axis == 1 or (axis is None and not inside and is_placed):
+            return {"image": Labelled(rows, ("channel", *_POSITIONS[2]))}
+        if inside:
+            tokens = token_axis(self.denoiser, path, shape)
+            if tokens is None:
+                raise self._unreadable(path, rows)
+            heads = rows if tokens == 2 else rows.transpose(1, 2)  # (row, head, token, channel)
+            from_sample = self._from_sample(path, position, tokens, shape[tokens])
+            name = "text" if from_sample is not None and not any(from_sample) else ""
+            return {name: Labelled(heads.transpose(2, 3), ("head", "channel", "token"))}
+        from_sample = self._from_sample(path, position, 2, shape[2])
+        if shape[1] == 1:
+            return self._tokens(path, rows[:, 0], from_sample)
+        if from_sample and all(from_sample) and self.image_grid(shape[1] * shape[2]) == shape[1:3]:
+            return {"image": Labelled(rows.permute(0, 3, 1, 2), ("channel", *_POSITIONS[2]))}
+        raise self._unreadable(path, rows)
 
     def _rows(self, path: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """(row, …), or (row, frame, …) and `True` where the layer takes frames as rows."""
@@ -289,22 +366,6 @@ class Labelling:
             return tensor.unflatten(0, (self.rows, self.frames)), True
         raise self._unreadable(path, tensor)
 
-    def _is_heads(self, tensor: torch.Tensor) -> bool:
-        """Whether (row, token, head, channel): what is inside the attention of a transformer."""
-        if self.grid is None or self.layout is None:
-            return False
-        if len(self.grid) == 1:
-            return True
-        image, text = prod(self.grid), self.call.text_tokens
-        return tensor.shape[1] in {image, text, image + (text or 0)} and tuple(tensor.shape[2:]) != self.grid
-
-    def _is_condition(self, path: str, tokens: int) -> bool:
-        """Whether a layer projects what cross-attention looks at."""
-        parent, _, leaf = path.rpartition(".")
-        if leaf in _CONDITION_ALWAYS or is_of_text(path):
-            return True
-        return leaf in _CONDITION_IN_CROSS and self.crosses(parent, tokens)
-
     def _unreadable(self, path: str, tensor: torch.Tensor) -> ValueError:
         return ValueError(
             f"{path}: expected an output with the {self.rows} rows of the denoiser's batch, got shape"
@@ -312,11 +373,16 @@ class Labelling:
         )
 
 
-@functools.cache
-def is_of_text(path: str) -> bool:
-    """Whether a layer sees the condition alone, before it meets the image, however many tokens either has."""
-    names = ("cap_", "caption_", "txt_", "text_", "add_time_condition", "cross_attention_proj", "to_cond_")
-    return any(name.startswith(names) or "context" in name for name in path.split("."))
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """The tensors that stand in a module's output itself, not in containers in it."""
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _run_of(marks: Sequence[bool]) -> slice | None:
+    """Where the true ones stand, if next to each other."""
+    start, count = marks.index(True), sum(marks)
+    return slice(start, start + count) if all(marks[start : start + count]) else None
 
 
 def _as_tokens(rows: torch.Tensor) -> Labelled:

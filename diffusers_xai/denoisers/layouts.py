@@ -20,8 +20,6 @@ class Layout:
             tokens of a call; `None` where levels have grids of their own (U-Nets).
         order (`tuple[str, ...]`, *optional*): The parts of a sequence that holds image and text, in their order, from
             `PARTS`. Needed by joint attention, and where registers stand beside the image.
-        returns (`tuple[str, str]`): The streams of what a block with both returns, in their order; asked only where
-            image and text have equally many tokens.
         cross_order (`tuple[str, ...]`): The parts of the keys of cross-attention whose keys hold image positions too.
         image_prompt_first (`bool`): Whether layers that look at an image prompt and at the text, each in an attention
             of its own, look at the image prompt first, through projections whose names begin with `add_`.
@@ -38,7 +36,6 @@ class Layout:
 
     grid: Callable[[DenoiserCall], tuple[int, ...]] | None = None
     order: tuple[str, ...] | None = None
-    returns: tuple[str, str] = ("image", "text")
     cross_order: tuple[str, ...] = ("text", "image")
     image_prompt_first: bool = False
     branches: tuple[str, ...] = ("uncond", "cond")
@@ -80,10 +77,8 @@ _LAYOUTS: dict[str, Layout] = {
     "HunyuanDiT2DModel": Layout(_SAMPLE),
     "LuminaNextDiT2DModel": Layout(_SAMPLE, branches=_COND_FIRST, sign=-1),
     "SanaTransformer2DModel": Layout(_SAMPLE),
-    "SD3Transformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST, _TEXT_FIRST),
-    "AuraFlowTransformer2DModel": Layout(
-        _SAMPLE, ("register", "text", "image"), _TEXT_FIRST, registers="register_tokens"
-    ),
+    "SD3Transformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST),
+    "AuraFlowTransformer2DModel": Layout(_SAMPLE, ("register", "text", "image"), registers="register_tokens"),
     "CogView3PlusTransformer2DModel": Layout(_SAMPLE, _TEXT_FIRST),
     "CogView4Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
     "Lumina2Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True, sign=-1),
@@ -92,14 +87,14 @@ _LAYOUTS: dict[str, Layout] = {
         grids.listed_patches, ("image", "pad", "text", "pad"), branches=_COND_FIRST, sign=-1
     ),
     "FluxTransformer2DModel": Layout(
-        _PACKED, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
+        _PACKED, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
     ),
     "Flux2Transformer2DModel": Layout(
-        _PACKED, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
+        _PACKED, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
     ),
-    "ChromaTransformer2DModel": Layout(_PACKED, _TEXT_FIRST, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
+    "ChromaTransformer2DModel": Layout(_PACKED, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
     "QwenImageTransformer2DModel": Layout(
-        grids.image_shapes, ("text", "image", "reference"), _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True
+        grids.image_shapes, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
     ),
     "CogVideoXTransformer3DModel": Layout(grids.patches_frames_first, _TEXT_FIRST, frames_first=True),
     "WanTransformer3DModel": Layout(_SAMPLE, image_prompt_first=True, branches=_COND_FIRST, separate_calls=True),

@@ -67,7 +67,9 @@ class Activations(RecordSpec):
             values = labelled.values if recording.is_selected(self) else labelled.values.to("meta")
             recording.keep(self, f"activations/{path}", values, labelled.dims, of_text=is_text)
 
-        for path, module in run.denoiser.resolve_layers(self.layers).items():
+        layers = run.denoiser.resolve_layers(self.layers)
+        run.origins.layers.update(layers)
+        for path, module in layers.items():
             is_named = run.denoiser.is_named(path, self.layers)
             if is_named:
                 recording.expect(self, [f"activations/{path}"])

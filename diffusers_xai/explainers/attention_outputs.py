@@ -69,8 +69,11 @@ class AttentionOutputs(RecordSpec):
             maps.clear()
 
         recording.expect(self, ["attention_outputs"])
+        sources = {module: path for path, module in run.denoiser.layers.items()}
         run.before_step(keep)
         for path, module in attention_outputs.items():
+            path = sources[module]
+            run.origins.layers.add(path)
             width = channels_beside_mlp(module)
             if width is None:
                 stack.enter_context(tap_output(module, partial(add, path), read=lambda output: output))

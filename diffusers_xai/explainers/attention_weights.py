@@ -96,6 +96,7 @@ class AttentionWeights(RecordSpec):
         group = "attention_weights" if self.relation is None else f"attention_weights_{self.relation}"
         named = [path for path in layers if self.layers is not None and run.denoiser.is_named(path, self.layers)]
         recording.expect(self, [f"{group}/{path}" for path in layers] if named else [], exclusive=True)
+        run.origins.layers.update(layers)
         recording.follow_prompt(stack)
         found: set[str] = set()
 
@@ -108,8 +109,8 @@ class AttentionWeights(RecordSpec):
                     f"AttentionWeights: expected pixels (row, column) within {run.sample_size}, got {outside[:5]}."
                 )
 
-        def keep(path: str, calls: list[AttentionCall]) -> None:
-            whole = merged(calls, run.labelling, path, heads[path])
+        def keep(path: str, rows: int, calls: list[AttentionCall]) -> None:
+            whole = merged(calls, run.labelling, path, rows, heads[path])
             if calls and not whole and path in named:
                 raise ValueError(
                     f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance"

@@ -1,10 +1,13 @@
 """The predicted x̂_0 as pictures."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from diffusers_xai.denoisers.labelling import Labelling
 from diffusers_xai.explainers.samples import predicted_x0
 from diffusers_xai.recording.pictures import picture_decoder
 from diffusers_xai.recording.recording import Recording
@@ -34,6 +37,7 @@ class DecodedImages(RecordSpec):
         """Taps nothing but the scheduler's steps."""
         run = recording.run
         recording.expect(self, ["images"])
+        ended: list[Callable[[torch.Tensor], None]] = []
 
         def decode(state: torch.Tensor) -> torch.Tensor:
             values = run.labelling.sample(state[: run.num_samples]).values
@@ -52,12 +56,18 @@ class DecodedImages(RecordSpec):
                 dims = _DIMS[images.ndim]
                 recording.keep(self, "images", images, dims, per_branch=False)
             if run.step == len(run.timesteps) - 1:
-                images = decode(step.result)
-                recording.keep_final("final_image", images, _DIMS[images.ndim])
+                ended.append(partial(finish, run.labelling, run.num_samples))
+
+        def finish(labelling: Labelling, samples: int, state: torch.Tensor) -> None:
+            values = labelling.sample(state[:samples]).values
+            with torch.no_grad():
+                images = picture_decoder(run.pipeline, values.shape[1], values.ndim - 2)(values)
+            recording.keep_final("final_image", images, _DIMS[images.ndim])
 
         run.on_start(lambda: check_x0(run.scheduler, run.timesteps[0]))
         run.before_step(declare)
         run.on_step(keep)
+        run.on_end(lambda state: ended[-1](state))
 
 
 _DIMS = {4: ("channel", "height", "width"), 5: ("channel", "frame", "height", "width")}

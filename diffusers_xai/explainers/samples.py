@@ -1,11 +1,13 @@
 """The samples x_t, the predicted x̂_0 and measures between successive samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from diffusers_xai.denoisers.labelling import Labelled
 from diffusers_xai.measures import MEASURES
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.recording import Recording
@@ -25,8 +27,8 @@ class Samples(RecordSpec):
     Arrays: `samples` and `x0` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
     width), of sound (…, channel, frame), of sequences of unknown kind (…, channel, token); `final_sample` without
     `step`; and, of images and videos, `measures/ssim` (step, sample): SSIM of a step's x_t and its result, at
-    **every** step of the run, the mean over frames. `final_sample` is what the last `scheduler.step` gave: of what a
-    pipeline or its callback makes of it afterwards (blending at inpainting), [`XAIPipeline`] alone tells.
+    **every** step of the run, the mean over frames. `final_sample` is the state with which the pipeline's loop ends,
+    callbacks and blending included. Where that cannot be read (see [`Ending`]), it is left out.
 
     Args:
         steps, timesteps, every: See [`RecordSpec`].
@@ -55,6 +57,7 @@ class Samples(RecordSpec):
     def attach(self, recording: Recording, stack: ExitStack) -> None:
         """Taps nothing but the scheduler's steps."""
         run = recording.run
+        ended: list[Callable[[torch.Tensor], None]] = []
         recording.expect(self, ["samples", "x0"] if self.x0 else ["samples"])
 
         def measures() -> Sequence[str]:
@@ -91,11 +94,16 @@ class Samples(RecordSpec):
                 value = _measure(name, before.values, after.values)
                 recording.keep(self, f"measures/{name}", value, (), per_branch=False)
             if run.step == len(run.timesteps) - 1:
-                recording.keep_final("final_sample", after.values, after.dims)
+                ended.append(partial(finish, label, samples))
+
+        def finish(label: Callable[[torch.Tensor], Labelled], samples: int, state: torch.Tensor) -> None:
+            final = label(state[:samples])
+            recording.keep_final("final_sample", final.values, final.dims)
 
         run.on_start(start)
         run.before_step(declare)
         run.on_step(keep)
+        run.on_end(lambda state: ended[-1](state))
 
 
 def predicted_x0(run: Run, step: SchedulerStep) -> torch.Tensor:

@@ -67,11 +67,12 @@ class WordMaps(RecordSpec):
         run = recording.run
         layers = softmax_layers(run.denoiser, self.layers)
         recording.expect(self, ["word_maps"], exclusive=True)
+        run.origins.layers.update(layers)
         prompt = recording.follow_prompt(stack)
         totals: list[torch.Tensor] = []
 
-        def add(path: str, calls: list[AttentionCall]) -> None:
-            every = merged(calls, run.labelling, path, heads_of(layers[path]))
+        def add(path: str, rows_of_layer: int, calls: list[AttentionCall]) -> None:
+            every = merged(calls, run.labelling, path, rows_of_layer, heads_of(layers[path]))
             of_text = [i for i in range(len(every)) if is_to_text(run.labelling, layers[path], i, len(every))]
             call = every[of_text[0]] if of_text else None
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None

@@ -82,7 +82,9 @@ class LayerEditSpec(StepSpec, EditSpec):
 
     def attach(self, run: Run, stack: ExitStack, samples: Sequence[int] | None = None) -> None:
         """Edits the output of every matching layer."""
-        for path, module in run.denoiser.resolve_layers(self.names).items():
+        layers = run.denoiser.resolve_layers(self.names)
+        run.origins.layers.update(layers)
+        for path, module in layers.items():
             layer = _EditedLayer(self, run, path, samples)
             run.on_start(layer.start)
             run.on_step(layer.check_has_run)

@@ -228,7 +228,7 @@ class XAIPipeline(SharedPipeline):
                     tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
                     sample = (callback_on_step_end(self, i, t, tensors) or {}).get("sample", sample)
             if recording is not None:
-                recording.replace_final(sample)
+                recording.run.end(sample)
 
         images = self._decode(sample, output_type)
         self.maybe_free_model_hooks()

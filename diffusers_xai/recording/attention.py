@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import nn
 
-from diffusers_xai.denoisers.labelling import Labelling, is_of_text
+from diffusers_xai.denoisers.labelling import Labelling
 from diffusers_xai.taps.attention import AttentionCall
 
 
@@ -54,9 +54,9 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     Raises:
         ValueError: if the order of image and text is not known.
     """
-    layout, text = labelling.layout, labelling.call.text_tokens
+    layout = labelling.layout
     batch, queries, keys = call.shape
-    if is_of_text(path) or labelling.over_time(path, batch, queries) is not None:
+    if labelling.is_of_text(path) or labelling.over_time(path, batch, queries) is not None:
         return {}
     if layout is None or labelling.size is None:
         return {"": Relation(Side(slice(0, queries)), Side(slice(0, keys)))}
@@ -66,8 +66,6 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     grid = labelling.grid[1:] if is_frame else labelling.grid
     image = prod(grid)
     registers = labelling.registers_beside_image
-    if queries == keys == text and text != registers + image:
-        return {}
     own = Side(slice(registers, registers + image), grid)
     if queries == registers + image:
         if keys == queries and not labelling.crosses(path, keys):
@@ -129,13 +127,16 @@ def is_to_text(labelling: Labelling, module: nn.Module, index: int, count: int) 
     return index == of_text or bool(getattr(module, "use_differential", False))
 
 
-def merged(calls: Sequence[AttentionCall], labelling: Labelling, path: str, heads: int) -> list[AttentionCall]:
+def merged(
+    calls: Sequence[AttentionCall], labelling: Labelling, path: str, rows: int, heads: int
+) -> list[AttentionCall]:
     """Attentions that a layer computes row by row, or in slices, put together into ones of all rows.
 
     Args:
         calls (sequence of [`AttentionCall`]): The attentions of one run of a layer.
         labelling ([`Labelling`]): Of the denoiser's call.
         path (`str`): The layer.
+        rows (`int`): Rows of the layer's input.
         heads (`int`): Its heads; some layers compute them as rows.
 
     Returns:
@@ -147,15 +148,15 @@ def merged(calls: Sequence[AttentionCall], labelling: Labelling, path: str, head
         waiting.append(call)
         heads_are_rows = call.probabilities is not None and call.probabilities.ndim == 3
         batch = sum(part.shape[0] for part in waiting)
-        of_heads = heads if heads_are_rows else 1
-        if batch % of_heads == 0 and _is_whole(labelling, path, batch // of_heads, call.shape[1]):
-            found.append(_joined(waiting))
+        if batch == rows * (heads if heads_are_rows else 1):
+            if _is_whole(labelling, path, rows, call.shape[1]):
+                found.append(_joined(waiting))
             waiting = []
     return found
 
 
 def _is_whole(labelling: Labelling, path: str, batch: int, queries: int) -> bool:
-    """Whether an attention has all rows of the denoiser's batch, their frames, or their places over time."""
+    """Whether a layer has all rows of the denoiser's batch, their frames, or their places over time."""
     whole = (labelling.rows, labelling.rows * (labelling.frames or 1))
     return batch in whole or labelling.over_time(path, batch, queries) is not None
 

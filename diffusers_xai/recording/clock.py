@@ -13,9 +13,11 @@ from torch import nn
 
 from diffusers_xai.denoisers import Denoiser, DenoiserCall, networks_of
 from diffusers_xai.denoisers.call import prediction_of
-from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, order_from
+from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, guides_more_later, order_from
 from diffusers_xai.denoisers.labelling import Labelling
 from diffusers_xai.passed import Pipeline, Scheduler
+from diffusers_xai.recording.ending import Ending, tap_progress
+from diffusers_xai.recording.origins import KnownOrigins
 from diffusers_xai.recording.states import folded, frames_in_rows, planned_timesteps, predicted_part, unfolded
 from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step, tap_whole_call
 from diffusers_xai.taps.call import PipelineCall, running_call, running_frame
@@ -43,6 +45,7 @@ class Run:
         prompt_switches (`list[tuple[int, list[DenoiserCall]]]`): First step and denoiser calls of other prompts that
             take over.
         step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
+        origins (`KnownOrigins`): Which tokens of layers' outputs come from the sample.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
     """
 
@@ -60,11 +63,14 @@ class Run:
         self.prompt_arguments: dict[str, set[str]] = {}
         self.prompt_switches: list[tuple[int, list[DenoiserCall]]] = []
         self.step_arguments: dict[str, Any] = {}
+        self.origins = KnownOrigins(denoiser)
         self._state: torch.Tensor | None = None
+        self._frames: int | None = None  # of videos that the scheduler gets as rows
         self.is_replaying = False
         self.copies = 1  # of every image, in a replay
         self.current_call = 0  # index in `calls` of the one that runs
         self.needs_rows = False  # whether an edit relies on the order of the branches
+        self.guides_more_later = False  # than at the first step
         self._thread: int | None = None
         self._callers: list[FrameType | None] = []  # the pipeline's frame below each of `calls`
         self._labelling: Labelling | None = None
@@ -74,6 +80,8 @@ class Run:
         self._on_control: list[tuple[int, Callable[[DenoiserCall], DenoiserCall | None]]] = []
         self._before_step: list[Callable[[], None]] = []
         self._on_step: list[Callable[[SchedulerStep], None]] = []
+        self._on_end: list[Callable[[torch.Tensor], None]] = []
+        self._ending = Ending()
 
     def on_arrival(self, callback: Callable[[DenoiserCall], None]) -> None:
         """Calls `callback(call)` with every denoiser call as it comes, before anything else, also in a replay."""
@@ -104,6 +112,20 @@ class Run:
         """Calls `callback` at the end of every step."""
         self._on_step.append(callback)
 
+    def on_end(self, callback: Callable[[torch.Tensor], None]) -> None:
+        """Calls `callback(state)` with the state with which a complete run ends, where it is known; see [`Ending`]."""
+        self._on_end.append(callback)
+
+    def end(self, state: torch.Tensor | None = None) -> None:
+        """Tells that all steps are done: with which state, or that nobody has told it."""
+        if not self.is_complete:
+            return
+        state = self._ending.unchanged(self.call.locals) if state is None else state
+        if state is not None:
+            for callback in self._on_end:
+                callback(self.unfolded(state))
+        self._on_end.clear()
+
     @property
     def timestep(self) -> float:
         """The scheduler's t of the current step."""
@@ -132,7 +154,8 @@ class Run:
     def labelling(self) -> Labelling:
         """What the dims mean in the denoiser's current call."""
         if self._labelling is None or self._labelling.call is not self.calls[self.current_call]:
-            self._labelling = Labelling(self.denoiser, self.calls[self.current_call])
+            call = self.calls[self.current_call]
+            self._labelling = Labelling(self.denoiser, call, self.origins.of(call), self.origins.ran)
         self._labelling.copies = self.copies
         return self._labelling
 
@@ -177,13 +200,11 @@ class Run:
 
     def unfolded(self, tensor: torch.Tensor) -> torch.Tensor:
         """A state of the scheduler, or what has its form, in the form of the denoiser's sample."""
-        frames = frames_in_rows(tensor, self.calls[0].sample)
-        return tensor if frames is None else unfolded(tensor, frames)
+        return tensor if self._frames is None or tensor.ndim != 4 else unfolded(tensor, self._frames)
 
     def folded(self, tensor: torch.Tensor) -> torch.Tensor:
         """What has the form of the denoiser's sample as the scheduler takes it; the inverse of `unfolded`."""
-        frames = frames_in_rows(self.step_arguments["sample"], self.calls[0].sample)
-        return tensor if frames is None else folded(tensor)
+        return tensor if self._frames is None else folded(tensor)
 
     def rows(self, batch: int | None = None) -> list[tuple[str, int]]:
         """Guidance branch and image of every row of the current call, or of a layer that takes frames as rows.
@@ -227,6 +248,7 @@ class Run:
     def attached(self) -> Iterator[None]:
         """Reads the pipeline's denoiser calls and scheduler steps while the context is open."""
         with ExitStack() as stack:
+            stack.enter_context(self.origins.attached())
             stack.enter_context(exclusive(self.scheduler, *self.denoiser.components.values()))
             for name, module in self.denoiser.components.items():
                 stack.enter_context(tap_call(module, partial(self._before_call, name, module)))
@@ -235,7 +257,9 @@ class Run:
                 stack.enter_context(tap_call(module, partial(self._before_control, name, module)))
                 stack.enter_context(tap_whole_call(module, partial(self._after_control, name, module)))
             stack.enter_context(tap_step(self.scheduler, self._after_step, self._ahead_of_step))
+            stack.enter_context(tap_progress(self.pipeline, self._after_loop))
             stack.callback(self._callers.clear)
+            stack.callback(self._ending.clear)
             yield
 
     @contextmanager
@@ -252,6 +276,7 @@ class Run:
             self.current_call, self.copies, self.is_replaying = current, 1, False
 
     def _before_call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        self.origins.ran.clear()
         call = DenoiserCall(name, module, args, kwargs)
         for arrived in self._on_arrival:
             arrived(call)
@@ -276,6 +301,7 @@ class Run:
             self._start()
         for _, edit in self._on_call:
             self.calls[-1] = edit(self.calls[-1]) or self.calls[-1]
+        self.origins.of(self.calls[-1])  # beside the run, while no layer runs
         return self.calls[-1].args, self.calls[-1].kwargs
 
     def _after_call(self, output: torch.Tensor) -> None:
@@ -298,6 +324,7 @@ class Run:
         self.call = running_call(self.pipeline)
         self.guidance = guidance_of(self.pipeline, self.denoiser.layout, self.call.locals)
         self.timesteps = planned_timesteps(self.pipeline, self.scheduler, self.call, self.calls[0])
+        self.guides_more_later = guides_more_later(self.call.locals, len(self.timesteps))
         for callback in self._on_start:
             callback()
 
@@ -315,6 +342,8 @@ class Run:
                 f"{self.denoiser.name} was called beside the recorded run, by another pipeline or by hand: expected"
                 " calls of one run inside `record(…)`, which would be mixed up with them."
             )
+        self._ending.before_step(caller, arguments["sample"])
+        self._frames = frames_in_rows(arguments["sample"], self.calls[0].sample)
         self.step_arguments, self._state = arguments, self.unfolded(arguments["sample"])
         for callback in self._before_step:
             callback()
@@ -322,6 +351,7 @@ class Run:
     def _after_step(self, step: SchedulerStep) -> None:
         if self.is_replaying:
             return
+        self._ending.after_step(step.result)
         told = step.pred_original_sample
         step = replace(
             step,
@@ -343,6 +373,12 @@ class Run:
         self.controls.clear()
         self._callers.clear()
         self.step += 1
+
+    def _after_loop(self) -> None:
+        if self.is_complete:
+            self._ending.read()
+            if self._ending.state is not None:
+                self.end(self._ending.state)
 
     def branch_outputs(self) -> list[torch.Tensor] | None:
         """What the denoiser predicted for each branch of the step, in the order in which they are computed.

@@ -177,6 +177,7 @@ class LayerGradientSpec(GradientSpec):
         """Replays every selected step with a graph."""
         run = recording.run
         layers = run.denoiser.resolve_layers(self.layers)
+        run.origins.layers.update(layers)
         recording.expect(self, [f"{self.group}/{path}" for path in layers], exclusive=True)
 
         def declare(path: str, output: Any) -> None:
@@ -191,16 +192,16 @@ class LayerGradientSpec(GradientSpec):
             with replay.graph(layers=layers) as graph:
                 answer = self.answer(graph, run)
                 gradients = torch.autograd.grad(answer, list(graph.layers.values()), allow_unused=True)
-            for ((call, path, _), output), gradient in zip(graph.layers.items(), gradients, strict=True):
+            for ((call, path, number), output), gradient in zip(graph.layers.items(), gradients, strict=True):
                 name = f"{self.group}/{path}"
                 if gradient is None:
                     raise RuntimeError(
                         f"{type(self).__name__}: expected layers that the output depends on, got {path!r}."
                     )
                 check_finite(name, gradient, gradient.dtype)
-                run.current_call = call
-                _, labelled = run.labelling.stream(path, output.detach())
-                kept = self.map_of(path, labelled, run.labelling.stream(path, gradient)[1].values)
+                run.current_call, run.origins.ran[path] = call, number
+                labelled = run.labelling.stream_in(path, output.detach())
+                kept = self.map_of(path, labelled, run.labelling.stream_in(path, gradient).values)
                 recording.keep(self, name, kept.values, kept.dims, call=call)
 
         for path, module in layers.items():

@@ -112,7 +112,10 @@ def _recording(
         try:
             yield recording
         finally:
-            recording.finish()
+            try:
+                run.end()
+            finally:
+                recording.finish()
     if run.step == 0:
         raise RuntimeError(
             "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."

@@ -11,7 +11,6 @@ import xarray as xr
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.host_copies import HostCopies, WorkBehind
-from diffusers_xai.recording.pictures import picture_bytes
 from diffusers_xai.recording.plan import PlannedArray, check_size, recorded_dtype
 from diffusers_xai.recording.provenance import describe_run
 from diffusers_xai.recording.steps import StepSpec
@@ -155,6 +154,11 @@ class Recording:
             is_own (`bool`): Whether nobody else holds the tensor, so that it need not be copied.
             of_text (`bool`): Whether its tokens are those of the prompt, whose strings become a coordinate.
         """
+        if per_branch and self.run.guides_more_later and self.run.step == 0:
+            raise RuntimeError(
+                f"{name}: expected as many guidance branches at the first step as later, got fewer of"
+                f" {type(self.run.call.locals['guider']).__name__}: record what has no branches, such as `Samples()`."
+            )
         call = None if call is None or not per_branch else self.run.current_call if call < 0 else call
         if call is not None:
             key = call, name, id(spec)
@@ -174,11 +178,6 @@ class Recording:
     def keep_final(self, name: str, tensor: torch.Tensor, dims: tuple[str, ...]) -> None:
         """Stores a copy of `tensor` (sample, *dims) under `name`, apart from the steps; the last one counts."""
         self._store.add_final(name, xr.DataArray(_to_cpu(tensor).numpy(), dims=("sample", *dims)))
-
-    def replace_final(self, tensor: torch.Tensor) -> None:
-        """Tells that a callback has replaced the last state, so that `final_sample` is the finished image."""
-        self._store.replace_final("final_sample", _to_cpu(tensor).numpy())
-        self._store.replace_final("final_image", _to_cpu(picture_bytes(tensor)).numpy())
 
     def _select(self) -> None:
         for spec in self.specs:

@@ -17,7 +17,7 @@ from diffusers_xai.denoisers.guidance import mixture
 from diffusers_xai.passed import Scheduler
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.inputs import ControlInput, NoisyInput
-from diffusers_xai.recording.repeat import repeat_rows, repeated
+from diffusers_xai.recording.repeat import random_state_kept, repeat_rows, repeated
 from diffusers_xai.recording.states import predicted_part
 from diffusers_xai.taps import NoiseLevel, copy_scheduler, edit_output, keep_graph, scale_model_input, x0_and_noise
 from diffusers_xai.taps.probe import shortest_time
@@ -120,7 +120,7 @@ class StepReplay:
                 stack.enter_context(frozen(component))
                 stack.enter_context(keep_graph(component))
             stack.enter_context(run.replaying(copies))
-            stack.enter_context(_random_state_kept(self.device))
+            stack.enter_context(random_state_kept(self.device))
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             for path, module in (layers or {}).items():
@@ -269,9 +269,3 @@ def frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

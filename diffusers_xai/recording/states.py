@@ -51,7 +51,17 @@ def predicted_part(state: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 def planned_timesteps(
     pipeline: Pipeline, scheduler: Scheduler, call: PipelineCall, first: DenoiserCall
 ) -> list[float]:
-    """The timesteps of the run: what the pipeline's loop goes over, else the scheduler's from its beginning on."""
+    """The timesteps of the run: what the pipeline's loop goes over, else the scheduler's from its beginning on.
+
+    Raises:
+        RuntimeError: if the pipeline denoises an image in parts, with a `scheduler.step` for each.
+    """
+    views = call.locals.get("views")
+    if isinstance(views, list) and len(views) > 1:
+        raise RuntimeError(
+            f"Expected a pipeline that denoises a whole image at a time, got {len(views)} views of it in"
+            f" {type(pipeline).__name__}: a smaller image has one."
+        )
     own = call.locals.get("timesteps")
     is_schedule = isinstance(own, torch.Tensor) and own.ndim == 1 and own.numel() > 0 and own.stride(0) != 0
     if is_schedule and isinstance(own, torch.Tensor):

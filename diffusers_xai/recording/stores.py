@@ -104,11 +104,6 @@ class MemoryStore:
         """Adds an array that has no steps."""
         self._final[name] = array
 
-    def replace_final(self, name: str, values: np.ndarray) -> None:
-        """Replaces the values of an array that has no steps, if it is there."""
-        if name in self._final:
-            self._final[name] = self._final[name].copy(data=values)
-
     def add_step(
         self, step: int, timestep: float, sigma: float, arrays: Mapping[str, StepArray], describe: Callable[[], dict]
     ) -> None:

@@ -79,8 +79,8 @@ class AttentionCall:
         return scores.softmax(dim=-1)
 
 
-# (layer, the attentions that it computed in one run).
-AttentionCallback = Callable[[str, list[AttentionCall]], None]
+# (layer, rows of its input, the attentions that it computed in one run).
+AttentionCallback = Callable[[str, int, list[AttentionCall]], None]
 
 
 class _AttentionMode(TorchFunctionMode):
@@ -89,9 +89,10 @@ class _AttentionMode(TorchFunctionMode):
     Of the modes in `active`, the last one alone looks: that of the innermost layer.
     """
 
-    def __init__(self, path: str, active: list["_AttentionMode"]):
+    def __init__(self, path: str, rows: int, active: list["_AttentionMode"]):
         super().__init__()
         self.path = path
+        self.rows = rows
         self._active = active
         self.calls: list[AttentionCall] = []
 
@@ -123,14 +124,15 @@ def tap_attention(
 
     Args:
         layers (mapping from path to module): Attention modules.
-        callback (`Callable`): Receives the layer's path and its attentions, in order.
+        callback (`Callable`): Receives the layer's path, the rows of its input and its attentions, in order.
         looks (`Callable`): Whether to look at the run of a layer that begins.
     """
     active: list[_AttentionMode] = []  # only while a layer runs: each function of torch takes longer under a mode
 
-    def enter(path: str, *_: Any) -> None:
+    def enter(path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if looks():
-            active.append(_AttentionMode(path, active))
+            rows = next((value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), 0)
+            active.append(_AttentionMode(path, rows, active))
             active[-1].__enter__()
 
     def leave(path: str, module: nn.Module, args: tuple, output: Any) -> None:
@@ -140,7 +142,7 @@ def tap_attention(
         mode.__exit__(None, None, None)
         if output is not None:  # else the layer has failed
             with torch._C.DisableTorchFunction():  # what the callback computes is no attention of a layer around it
-                callback(mode.path, mode.calls)
+                callback(mode.path, mode.rows, mode.calls)
 
     def clear() -> None:
         while active:  # an interruption, of which no hook is told
@@ -149,7 +151,7 @@ def tap_attention(
     with ExitStack() as stack:
         stack.callback(clear)
         for path, module in layers.items():
-            stack.callback(module.register_forward_pre_hook(partial(enter, path)).remove)
+            stack.callback(module.register_forward_pre_hook(partial(enter, path), with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(partial(leave, path), always_call=True).remove)
         yield
 

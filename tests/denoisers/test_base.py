@@ -78,7 +78,7 @@ def test_tokens_of_a_condition_are_no_image_whatever_their_number():
     condition = torch.rand(2, 16, 8)  # as many tokens as the 4 x 4 level has
     call = DenoiserCall("unet", pipe.unet, (torch.zeros(2, 4, 8, 8), 5, torch.zeros(2, 16, 16)), {})
     path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    labelled = Labelling(get_denoiser(pipe), call).output(path, condition)
+    labelled = Labelling(get_denoiser(pipe), call, {path: [[{1: (False,) * 16}]]}).output(path, condition)
     assert list(labelled) == ["text"]
     assert labelled["text"].dims == ("channel", "token")
     assert torch.equal(labelled["text"].values, condition.transpose(1, 2))
@@ -88,7 +88,10 @@ def test_registers_of_sound_stand_in_front_of_its_frames():
     network = ZOO["stable-audio"].make().transformer
     given = {"global_hidden_states": torch.zeros(2, 1, 16), "encoder_hidden_states": torch.zeros(2, 9, 8)}
     call = DenoiserCall("transformer", network, (torch.zeros(2, 4, 8), torch.ones(1)), given)
-    labelling = Labelling(Denoiser({"transformer": network}), call)
+    sound_of_block = [[{1: (False, *[True] * 8)}]]
+    origins = {"transformer_blocks.0": sound_of_block, "transformer_blocks.0.attn1": sound_of_block}
+    origins["transformer_blocks.0.attn2.to_k"] = [[{1: (False,) * 9}]]
+    labelling = Labelling(Denoiser({"transformer": network}), call, origins)
     values = torch.rand(2, 9, 8)  # as many tokens as the condition has
     sound = labelling.output("transformer_blocks.0.attn1", values)
     assert {name: part.dims for name, part in sound.items()} == {"image": ("channel", "frame")}

@@ -1,6 +1,8 @@
 """Measures that are taken at every step."""
 
 import inspect
+from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import diffusers
@@ -12,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from diffusers_xai import Samples, record
 from tests.tiny import make_pipeline
+from tests.zoo.pipelines import ZOO
+from tests.zoo.running import run
 
 
 def test_measures_compare_every_state_with_the_next():
@@ -117,3 +121,30 @@ def test_x0_is_the_one_that_the_solver_bounded():
         seen.add(name)
     assert {"DEISMultistepScheduler", "CMStochasticIterativeScheduler", "DPMSolverSinglestepScheduler"} < seen
     assert len(seen) > 15
+
+
+def halved(pipe, step, timestep, tensors):
+    return {"latents": tensors["latents"] / 2}
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion, inpainting by blending", "stable-diffusion"])
+def test_the_final_sample_is_what_the_loop_ends_with(name):
+    entry = replace(ZOO[name], call={**ZOO[name].call, "callback_on_step_end": halved})
+    pipe = entry.make()
+    with record(pipe, [Samples(x0=False, measures=(), steps=-1)]) as recording:
+        result = run(pipe, entry)
+    assert "progress_bar" not in vars(pipe)
+    assert np.array_equal(recording.profile["final_sample"].values, result)
+
+
+@pytest.mark.parametrize(("callback", "is_told"), [(halved, False), (None, True)])
+def test_a_final_sample_that_nobody_can_read_is_left_out(callback, is_told):
+    entry = ZOO["stable-diffusion"]
+    entry = replace(entry, call={**entry.call, "callback_on_step_end": callback})
+    pipe = entry.make()
+    pipe.progress_bar = lambda total: nullcontext(SimpleNamespace(update=lambda: None))
+    with record(pipe, [Samples(x0=False, measures=(), steps=-1)]) as recording:
+        result = run(pipe, entry)
+    assert ("final_sample" in recording.profile) is is_told
+    if is_told:
+        assert np.array_equal(recording.profile["final_sample"].values, result)

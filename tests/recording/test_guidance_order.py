@@ -3,13 +3,17 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.guiders import SkipLayerGuidance
+from diffusers.hooks import LayerSkipConfig
 
-from diffusers_xai import Activations, ChannelAblation, GradientMaps, record, register_layout
+from diffusers_xai import Activations, ChannelAblation, GradientMaps, Samples, record, register_layout
 from diffusers_xai.denoisers import Layout, layouts
+from tests.zoo.parts import embeddings
 from tests.zoo.pipelines import ZOO
 from tests.zoo.running import run
 
@@ -153,3 +157,41 @@ def test_gradients_know_what_is_made_of_a_prediction_in_place():
     (expected,) = torch.autograd.grad(scheduler.step(halved, t, x).prev_sample.sum(), body)
     got = recording.profile["gradient_maps/body"].values
     assert np.allclose(got.reshape(expected.shape), expected.numpy(), rtol=1e-5, atol=1e-7)
+
+
+def test_views_of_an_image_are_refused_before_the_first_step():
+    entry = ZOO["stable-diffusion"]
+    parts = {name: part for name, part in entry.make().components.items() if name != "image_encoder"}
+    pipe = diffusers.StableDiffusionPanoramaPipeline(**parts, requires_safety_checker=False)
+    call = {"prompt": "a red fox", "num_inference_steps": 2, "output_type": "latent", "height": 512}
+    with pytest.raises(RuntimeError, match="got 2 views of it"), record(pipe, [Samples(x0=False)]) as recording:
+        pipe(**call, width=576)
+    assert recording.run.step == 0
+
+
+def test_a_guider_that_adds_branches_later_is_refused_in_the_first_step():
+    torch.manual_seed(0)
+    network = diffusers.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, num_single_layers=1,
+        num_refiner_layers=1, patch_size=(1, 1), text_embed_dim=32, text_embed_2_dim=32, rope_axes_dim=(8, 8),
+    )  # fmt: skip
+    skipped = LayerSkipConfig(indices=[0], fqn="transformer_blocks", skip_attention=True, skip_ff=True)
+    guider = SkipLayerGuidance(
+        guidance_scale=1.0, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0, skip_layer_config=skipped
+    )
+    parts = dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipe = diffusers.HunyuanImagePipeline(
+        **parts, transformer=network.eval(), scheduler=scheduler, guider=guider, ocr_guider=guider
+    )
+    names = ("prompt_embeds", "negative_prompt_embeds", "prompt_embeds_2", "negative_prompt_embeds_2")
+    call = {name: embeddings(1, 6, 32, seed=i) for i, name in enumerate(names)}
+    call |= {name.replace("embeds", "embeds_mask"): torch.ones(1, 6, dtype=torch.long) for name in names}
+    call |= {"height": 256, "width": 256, "num_inference_steps": 2, "output_type": "latent"}
+    expected = "as many guidance branches at the first step as later, got fewer of SkipLayerGuidance"
+    with pytest.raises(RuntimeError, match=expected), record(pipe, [Activations("proj_out")]) as recording:
+        pipe(**call, distilled_guidance_scale=None)
+    assert recording.run.step == 0
+    with record(pipe, [Samples(x0=False, measures=())]) as recording:
+        pipe(**call, distilled_guidance_scale=None)
+    assert recording.profile["samples"].sizes["step"] == 2

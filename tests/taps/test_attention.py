@@ -38,8 +38,9 @@ def test_each_attention_is_seen_once_by_the_innermost_layer(x):
         assert not _get_current_function_mode_stack()  # nothing is slower outside of the layers
         torch.testing.assert_close(outer(x), expected, rtol=0, atol=0)
         F.scaled_dot_product_attention(x, x, x)
-    (inner, of_inner), (name, of_outer) = seen
+    (inner, *rows, of_inner), (name, *others, of_outer) = seen
     assert (inner, name, len(of_inner), len(of_outer)) == ("outer.inner", "outer", 1, 2)
+    assert rows == others == [1]
     by_hand = (x @ x.mT).softmax(dim=-1)
     assert all(torch.equal(call.probabilities, by_hand) for call in of_outer)
     assert torch.equal(of_inner[0].query, by_hand @ x)

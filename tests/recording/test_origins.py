@@ -1,0 +1,95 @@
+"""Only what comes from the sample has height and width, however many tokens, frames and slices there are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_xai import Activations, AttentionWeights, WordMaps, record
+from tests.zoo.pipelines import ZOO
+from tests.zoo.running import layers_of, run
+
+
+PLACES = {"frame", "height", "width"}
+
+
+def first_outputs(pipe, entry, seed):
+    """What every layer put out when it first ran, as one vector, seen with plain hooks."""
+    seen, handles = {}, []
+
+    def keep(path, output):
+        values = output if isinstance(output, (tuple, list)) else [output]
+        tensors = [value.detach().flatten().float() for value in values if isinstance(value, torch.Tensor)]
+        if tensors:
+            seen.setdefault(path, torch.cat(tensors))
+
+    for path, module in layers_of(pipe).items():
+        handles.append(module.register_forward_hook(lambda m, args, output, path=path: keep(path, output)))
+    result = run(pipe, entry, seed=seed)
+    for handle in handles:
+        handle.remove()
+    return seen, result
+
+
+@pytest.mark.parametrize(
+    "name", ["hunyuan-dit", "auraflow", "z-image", "chroma", "cogview4", "flux, Kontext", "allegro"]
+)
+def test_what_is_the_same_for_every_noise_is_no_image(name):
+    entry = replace(ZOO[name], steps=1)
+    pipe = entry.make()
+    (one, result), (other, _) = (first_outputs(pipe, entry, seed) for seed in (0, 1))
+    with record(pipe, [Activations("**")]) as recording:
+        again = run(pipe, entry)
+    assert np.array_equal(result, again)
+    placed = {path for path, values in layers_in(recording.profile) if PLACES & set(values.dims)}
+    same = {path for path in one if torch.equal(one[path], other[path])}
+    assert len(placed) > 15
+    assert not placed & same
+
+
+def layers_in(profile):
+    return [(name.partition("/")[2], values) for name, values in profile.items() if "@" not in name]
+
+
+VIDEO = replace(ZOO["text-to-video"], steps=1)
+OVER_TIME = "transformer_in.transformer_blocks.0.attn1"
+CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2"
+FEED_FORWARD = "mid_block.attentions.0.transformer_blocks.0.ff"
+
+
+def test_frames_are_told_from_as_many_places():
+    entry = replace(VIDEO, call={**VIDEO.call, "num_frames": 16, "height": 8, "width": 8})
+    pipe, outputs = entry.make(), []
+    with (
+        pipe.unet.get_submodule(OVER_TIME).register_forward_hook(lambda m, args, output: outputs.append(output)),
+        record(pipe, [Activations(OVER_TIME)]) as recording,
+    ):
+        run(pipe, entry)
+    by_hand = outputs[0].unflatten(0, (2, 4, 4)).permute(0, 4, 3, 1, 2)  # (branch, channel, frame, height, width)
+    values = recording.profile[f"activations/{OVER_TIME}"]
+    assert values.dims[-3:] == ("frame", "height", "width")
+    assert np.array_equal(values.values[0, 0], by_hand.numpy())
+
+
+def test_slices_of_a_video_are_put_together():
+    profiles = []
+    for size in (None, 1):
+        pipe = VIDEO.make()
+        if size is not None:
+            pipe.unet.set_attention_slice(size)
+        with record(pipe, [AttentionWeights(layers=CROSS), WordMaps(["fox"], layers=CROSS)]) as recording:
+            run(pipe, VIDEO)
+        profiles.append(recording.profile)
+    plain, sliced = profiles
+    assert list(plain) == list(sliced)
+    for name in plain:
+        np.testing.assert_allclose(sliced[name].values, plain[name].values, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunks", [(2, 0), (1, 1)], ids=["of rows", "of tokens"])
+def test_layers_that_run_chunk_by_chunk_are_refused(chunks):
+    pipe = VIDEO.make()
+    pipe.unet.enable_forward_chunking(*chunks)
+    with pytest.raises(ValueError, match="forward chunking is on"), record(pipe, [Activations(FEED_FORWARD)]):
+        pass
