@@ -340,9 +340,12 @@ class Labelling:
             if axis == -1 or (inside and axis is None):
                 raise self._unreadable(path, rows)
             return {"image": Labelled(rows.transpose(1, 2), ("channel", *_POSITIONS[3]))}
-        is_placed = any(self._from_sample(path, position, 1, shape[1]) or ())
-        if axis == 1 or (axis is None and not inside and is_placed):
+        of_sample = self._from_sample(path, position, 1, shape[1])
+        if axis == 1 or (axis is None and not inside and any(of_sample or ())):
             return {"image": Labelled(rows, ("channel", *_POSITIONS[2]))}
+        is_projection = isinstance(self.denoiser.layers[path], nn.Linear)
+        if of_sample is not None and not any(of_sample) and (is_projection or not inside):
+            return {"text": _as_tokens(rows.flatten(1, 2))}  # of one image prompt or several
         if inside:
             tokens = token_axis(self.denoiser, path, shape)
             if tokens is None:
