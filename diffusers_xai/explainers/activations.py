@@ -22,10 +22,11 @@ class Activations(RecordSpec):
 
     Arrays: `activations/<layer>` of dims (step, sample, channel, height, width), of videos (…, channel, frame, height,
     width), of sound (…, channel, frame), with `branch` after `sample` under guidance. Of a U-Net block that returns
-    several tensors the first, its hidden state, is recorded. Tokens that cover the image become a grid; other tokens
+    several tensors the first, its hidden state, is recorded. Tokens that hold the image's places become a grid: those
+    that come from the sample, as one call of the network with NaN in its place tells before the first step. Others
     keep dims (…, channel, token), with the strings of the text's tokens as coordinate `token` or `text` as in
-    [`AttentionWeights`], and vectors (…, channel). A layer
-    that runs twice in one call of the network is recorded as `activations/<layer>` and `activations/<layer>@2`.
+    [`AttentionWeights`], and vectors (…, channel). A layer that runs twice in one call of the network is recorded as
+    `activations/<layer>` and `activations/<layer>@2`.
 
     Args:
         layers (`str` or list of `str`): Module paths, aliases (`downs.1.3`), or globs of either: `*` stands for one
