@@ -212,7 +212,8 @@ def words(experiment: Experiment) -> str:
     control = control_of(experiment)
     if control == "none":
         told = (
-            f"**No control here:** it is {NULLS[experiment.nulls[0]]}, which takes too long for a page. The command"
+            f"**No control here:** it is {NULLS[experiment.nulls[0]]}, which takes five"
+            " minutes of a core for a model of 32 pixels, longer than a page allows. The command"
             f" `diffusers-xai experiment {experiment.name}` has it."
         )
     else:
