@@ -94,8 +94,10 @@ def variance_share_intervals(values: np.ndarray, *, confidence: float = 0.95) ->
     if len(values) < 3:
         nothing = np.full_like(variance_shares(values), np.nan)
         return nothing, nothing
-    low, high = mean_interval(_pseudo_values(values), confidence=confidence)
-    return np.clip(low, 0, 1), np.clip(high, 0, 1)
+    pseudo = _pseudo_values(values)
+    low, high = mean_interval(pseudo, confidence=confidence)
+    centre, half = _centre(pseudo), (high - low) / 2
+    return np.clip(centre - half, 0, 1), np.clip(centre + half, 0, 1)
 
 
 def variance_share_difference(
@@ -118,9 +120,16 @@ def variance_share_difference(
     if len(values) < 3:
         nothing = np.full_like(difference, np.nan)
         return difference, nothing, nothing, nothing
-    pseudo = _pseudo_values(values) - _pseudo_values(control)
-    low, high = mean_interval(pseudo, confidence=confidence)
-    return difference, np.clip(low, -1, 1), np.clip(high, -1, 1), not_zero_test(pseudo)
+    ours, theirs = _pseudo_values(values), _pseudo_values(control)
+    low, high = mean_interval(ours - theirs, confidence=confidence)
+    centre, half = _centre(ours) - _centre(theirs), (high - low) / 2
+    p_values = not_zero_test(ours - theirs + centre - (ours - theirs).mean(0))
+    return difference, np.clip(centre - half, -1, 1), np.clip(centre + half, -1, 1), p_values
+
+
+def _centre(pseudo: np.ndarray) -> np.ndarray:
+    """The jackknife's estimate, as near as a share can be to it: an interval around it has the ends that can be."""
+    return np.clip(pseudo.mean(0), 0, 1)
 
 
 def _pseudo_values(values: np.ndarray) -> np.ndarray:
