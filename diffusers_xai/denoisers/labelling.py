@@ -76,14 +76,18 @@ class Labelling:
         return self.layout.grid(self.call) if self.layout is not None and self.layout.grid is not None else None
 
     @cached_property
+    def _sample(self) -> Labelled:
+        return self.sample(self.call.sample)
+
+    @property
     def positions(self) -> tuple[int, ...]:
         """Sizes of the dims over which the sample extends, such as (height, width)."""
-        return tuple(self.sample(self.call.sample).values.shape[2:])
+        return tuple(self._sample.values.shape[2:])
 
     @property
     def position_dims(self) -> tuple[str, ...]:
         """Their names."""
-        return self.sample(self.call.sample).dims[1:]
+        return self._sample.dims[1:]
 
     @property
     def size(self) -> tuple[int, ...] | None:

@@ -157,8 +157,10 @@ def merged(
 
 def _is_whole(labelling: Labelling, path: str, batch: int, queries: int) -> bool:
     """Whether a layer has all rows of the denoiser's batch, their frames, or their places over time."""
-    whole = (labelling.rows, labelling.rows * (labelling.frames or 1))
-    return batch in whole or labelling.over_time(path, batch, queries) is not None
+    rows = labelling.rows
+    if batch == rows or batch == rows * (labelling.frames or 1):
+        return True
+    return labelling.over_time(path, batch, queries) is not None
 
 
 def heads_of(module: nn.Module) -> int:
