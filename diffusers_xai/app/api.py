@@ -214,11 +214,13 @@ class Api:
         Returns:
             The figure as Plotly's JSON.
         """
+        controls = self.controls
         (chosen_name,) = some_of([name], "name", offered(), 1)
         steps = whole(steps, "steps", 10, MAX_EXPERIMENT_STEPS)
         count = whole(seeds, "seeds", 1, MAX_SEEDS)
         chosen, settings = self._settings(model, label, seed, steps, steps, [], False, to)
-        question, settings = Question(chosen_name, count), plain_settings(settings)
+        question = Question(chosen_name, count)
+        settings = plain_settings(chosen_name, settings, controls.server_limits)
         question.check(chosen, settings)
         return self._result(request, question, chosen, settings).plot().to_plotly_json()
 

@@ -60,7 +60,7 @@ def add_answer(c: SimpleNamespace, name: str, button: str, empty: str) -> None:
         run = gr.Button(button, variant="primary", elem_id=f"{name}-run", min_width=160)
         cost = gr.Button("What would it cost?", elem_id=f"{name}-cost", min_width=160)
         cancel = gr.Button("Cancel", elem_id=f"{name}-cancel", min_width=100)
-    status = gr.Markdown(empty, elem_id=f"{name}-status", elem_classes="note")
+    status = gr.Markdown(empty, elem_id=f"{name}-status", elem_classes="note status")
     shown = gr.Markdown("", elem_id=f"{name}-shown")
     figure = partial(gr.Plot, elem_classes="figure", show_label=False, visible=False)
     plot = figure(label="Result", elem_id=f"{name}-plot")

@@ -124,7 +124,7 @@ class Controls:
         name, mask = session.region or ("", "")
         if name == model.name:
             return mask
-        return json.dumps(mask_to_runs(model.default_mask(self.limits(model).max_mask_pixels)))
+        return json.dumps(mask_to_runs(model.default_mask()))
 
     def load(self, session: Session, request: gr.Request) -> dict[Any, Any]:
         """The settings of the link that the page was opened by."""
@@ -147,7 +147,7 @@ class Controls:
         model = self.model(settings.model)
         mask = settings.mask_array()
         if mask is None:
-            mask = model.default_mask(self.limits(model).max_mask_pixels)
+            mask = model.default_mask()
         image = np.zeros((3, *model.size)) if image is None else image
         return {"background": enlarged(image, region=mask), "layers": [], "composite": None}
 

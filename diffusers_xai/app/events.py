@@ -212,7 +212,7 @@ class Events:
             safe(self.sample), [c.session, c.asked, *settings], [c.live, c.status], show_progress_on=[c.status],
             **self.queued,
         )  # fmt: skip
-        sampled.success(None, None, None, js=TO_PICTURE)
+        sampled.success(None, c.status, None, js=TO_PICTURE)
         after(sampled)
         c.cancel.click(safe(self.cancel), c.session, c.status, **RAW)
         c.plan.click(safe(self.cost), [c.session, *settings], c.status, **RAW)

@@ -82,7 +82,8 @@ class ExperimentTab(AskingTab):
         """What is asked: the question, of which model, with which settings."""
         name, names, number, seeds, *page = values
         experiment = self._experiment(name)
-        settings = plain_settings(self.controls.settings(session, *page))
+        settings = self.controls.settings(session, *page)
+        settings = plain_settings(experiment.name, settings, self.controls.server_limits)
         model = self.controls.model(settings.model)
         other = self.controls.label(model, names, number) if compares_labels(experiment) else None
         settings = replace(settings, switch_to=other or 0)

@@ -110,17 +110,22 @@ def _volume(profile: DiffusionProfile) -> Any:
     return plots.gradient_volume(profile).update_scenes(camera_eye={"x": 1.8, "y": -2.95, "z": 1.1})
 
 
-def notes(profile: DiffusionProfile, has_attention: bool, has_weights: bool) -> dict[str, str]:
+def notes(result: Result, has_attention: bool, has_weights: bool) -> dict[str, str]:
     """Name of a note -> what is missing there and why; empty where nothing is."""
+    profile, region = result.profile, result.region
     attention = "" if attention_choices(profile) else texts.NO_ATTENTION_LAYER
     if "attention_outputs" not in profile:
         attention = texts.NO_PROFILE_MAP if has_attention else texts.NO_ATTENTION
     weights = "" if recorded_layers(profile, "attention_weights") else texts.NO_WEIGHTS
+    gradients = texts.NO_GRADIENTS
+    if "gradient_volume" in profile:
+        some = profile["gradient_volume"].sizes["pixel"]
+        gradients = "" if region is None or some >= region.sum() else texts.thinned(some, region.sum())
     return {
         "activations_note": "" if recorded_layers(profile) else texts.NO_LAYERS,
         "attention_note": attention,
         "weights_note": weights if has_weights or not has_attention else texts.LINEAR,
-        "gradients_note": "" if "gradient_volume" in profile else texts.NO_GRADIENTS,
+        "gradients_note": gradients,
     }
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from diffusers_xai.app.places import Places
+from diffusers_xai.app.requests import NAMED, RequestError, called, read
 from diffusers_xai.app.settings import Limits
 from diffusers_xai.app.workspace import trim
 
@@ -24,10 +27,11 @@ CLOSED = (
     "component_server", "process_recording", "deep_link", "reset", "monitoring", "vibe", "undo-vibe", "stream",
     "profiling", "proxy=", "dev/",
 )  # fmt: skip
+CALLS = ("/queue/join", "/call/", "/run/", "/api/")
 TOO_MANY = "You have as many runs waiting as one visitor may have: wait for them, or cancel them."
 TOO_LARGE = "This request is larger than this server takes."
 MAX_NAME = 128  # characters of a session's name, which is remembered for a while
-TOO_LONG = f"Expected a session's name of at most {MAX_NAME} characters."
+TOO_LONG = f"session_hash: expected a session's name, a text of at most {MAX_NAME} characters."
 
 
 class Presence:
@@ -90,11 +94,21 @@ class Guard:
         demo (`gradio.Blocks`): Whose queue it is.
         presence (`Presence`): Is told who listens.
         limits (`Limits`): What a visitor may ask for.
-        uploads (`Path`, *optional*): Where Gradio's files lie; they take at most `limits.disk` in all.
+        places (`Places`): Where Gradio's files lie.
+        uploads (`Path`, *optional*): The same, if they are this server's alone; they take at most `limits.disk`.
     """
 
-    def __init__(self, app: ASGIApp, demo: Any, presence: Presence, limits: Limits, uploads: Path | None = None):
-        self.app, self.demo, self.presence, self.limits, self.uploads = app, demo, presence, limits, uploads
+    def __init__(
+        self,
+        app: ASGIApp,
+        demo: Any,
+        presence: Presence,
+        limits: Limits,
+        places: Places,
+        uploads: Path | None = None,
+    ):
+        self.app, self.demo, self.presence, self.limits = app, demo, presence, limits
+        self.places, self.uploads = places, uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, or answers it."""
@@ -140,20 +154,35 @@ class Guard:
                 return
             if not message.get("more_body"):
                 break
-        asks = route == "/queue/join" or route.startswith("/call/")
-        session, named = _with_session(body)
-        if len(session) > MAX_NAME:
-            await _answer(send, 400, TOO_LONG)
-            return
-        if asks:
-            body = named
-            address = _address(scope)
-            if refused := self._refused(session, address):
-                await _answer(send, 503, refused)
+        if route.startswith((*CALLS, "/cancel")):
+            try:
+                scope, body = self._call(route, scope, body)
+            except RequestError as refused:
+                await _answer(send, refused.status, str(refused))
                 return
+        await self.app(scope, _replayed(body, receive), send)
+
+    def _call(self, route: str, scope: Scope, body: bytes) -> tuple[Scope, bytes]:
+        """A call of a function as Gradio is to have it.
+
+        Raises:
+            RequestError: If it cannot be had, or not now.
+        """
+        request = read(body, self.places.taken)
+        if route.startswith(CALLS):
+            request = called(route, request, self.demo)
+        if route.startswith(NAMED):
+            scope = {**scope, "path": scope["path"].replace(NAMED, "/call/")}
+        session = request.get("session_hash") or ""
+        if not isinstance(session, str) or len(session) > MAX_NAME:
+            raise RequestError(TOO_LONG)
+        if route.startswith(("/queue/join", "/call/")):
+            session = request["session_hash"] = session or uuid.uuid4().hex  # one without a session gets its own
+            if refused := self._refused(session, _address(scope)):
+                raise RequestError(refused, HTTPStatus.SERVICE_UNAVAILABLE)
             self.presence.asked(session)
             self._make_room(0)
-        await self.app(scope, _replayed(body, receive), send)
+        return scope, json.dumps(request).encode()
 
     def _make_room(self, needed: int) -> None:
         """Deletes the oldest of what visitors have sent or could download."""
@@ -187,19 +216,6 @@ def _session_of(scope: Scope, route: str) -> str:
     if route.startswith("/heartbeat/"):
         return route.rpartition("/")[2]
     return parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])[0]
-
-
-def _with_session(body: bytes) -> tuple[str, bytes]:
-    """The session of a job, and its request; one without a session gets its own."""
-    try:
-        request = json.loads(body)
-        session = request.get("session_hash")
-    except (ValueError, AttributeError, RecursionError):
-        return "", body  # Gradio refuses it
-    if isinstance(session, str) and session:
-        return session, body
-    session = uuid.uuid4().hex
-    return session, json.dumps({**request, "session_hash": session}).encode()
 
 
 def _address(scope: Mapping[str, Any]) -> str:

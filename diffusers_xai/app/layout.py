@@ -67,7 +67,7 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
     with gr.Row():
         c.sample = gr.Button("Sample", variant="primary", elem_id="sample", min_width=120)
         c.cancel = gr.Button("Cancel", elem_id="cancel", min_width=120)
-    c.status = gr.Markdown(texts.EMPTY, elem_id="status")
+    c.status = gr.Markdown(texts.EMPTY, elem_id="status", elem_classes="status")
     c.stale = gr.Markdown("", elem_id="stale")
     examples = gr.Examples(
         [list(example) for example in EXAMPLES], [c.label_names, c.seed], label="Examples: click, then Sample",
@@ -208,7 +208,7 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
                     **values["sweep"],
                 )
                 c.sweep_cancel = gr.Button("Cancel", elem_id="sweep-cancel", min_width=120)
-            c.sweep_status = gr.Markdown(elem_id="sweep-status", elem_classes="note", **values["sweep_status"])
+            c.sweep_status = gr.Markdown(elem_id="sweep-status", elem_classes="note status", **values["sweep_status"])
             c.sweep_shown = gr.Markdown("", elem_id="sweep-shown")
             c.sweep_plot = _plot("Predetermination")
             gr.Markdown(texts.SWEEP_IMAGES)

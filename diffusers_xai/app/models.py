@@ -167,10 +167,7 @@ class Model:
     def limits(self, limits: Limits) -> Limits:
         """What may be asked of this model."""
         trained = self.pipe.scheduler.config.get("num_train_timesteps", 1000)
-        pixels = self.size[0] * self.size[1]
-        return replace(
-            limits, max_steps=min(limits.max_steps, trained), max_mask_pixels=min(limits.max_mask_pixels, pixels)
-        )
+        return replace(limits, max_steps=min(limits.max_steps, trained))
 
     def default(self, limits: Limits, **changes: Any) -> Settings:
         """What is set when a visitor chooses the model.
@@ -207,22 +204,13 @@ class Model:
         names = list(self.blocks)
         return [names[i] for i in sorted({0, len(names) // 3, len(names) // 2, len(names) - 1})] if names else []
 
-    def default_mask(self, max_pixels: int) -> np.ndarray:
-        """The eyes in a photographed face, or one of them, or the middle of any other image: bool (height, width).
-
-        Args:
-            max_pixels (`int`): The most that are allowed; the middle is as large as they suffice for, up to a quarter.
-        """
+    def default_mask(self) -> np.ndarray:
+        """The eyes in a photographed face, or the middle of any other image: bool (height, width)."""
         checkpoint = demo_checkpoint(EMBEDDED[self.name]) if self.name in EMBEDDED else None
-        for part in ("eyes", "eye"):
-            box = part_of_face(part, checkpoint, self.size)
-            if box is not None and (mask := mask_from_box(box, self.size)).sum() <= max_pixels:
-                return mask
         height, width = self.size
-        shrink = min(1.0, (4 * max_pixels / (height * width)) ** 0.5) / 2
-        tall, wide = max(int(height * shrink), 1), max(int(width * shrink), 1)
-        left, top = (width - wide) // 2, (height - tall) // 2
-        return mask_from_box((left, top, left + wide, top + tall), self.size)
+        left, top = width // 4, height // 4
+        middle = left, top, left + max(width // 2, 1), top + max(height // 2, 1)
+        return mask_from_box(part_of_face("eyes", checkpoint, self.size) or middle, self.size)
 
     def words_of(self, label: int | None) -> str:
         """A label in words."""

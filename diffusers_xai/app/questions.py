@@ -200,8 +200,10 @@ def _is_ours(error: BaseException) -> bool:
     return frame is not None and _PACKAGE in Path(frame.tb_frame.f_code.co_filename).parents
 
 
-def plain_settings(settings: Settings) -> Settings:
+def plain_settings(name: str, settings: Settings, limits: Limits) -> Settings:
     """What an experiment takes of the page's settings: it records and changes what it needs itself."""
+    if EXPERIMENTS[name].calls:  # for every pixel of the region
+        settings = settings.thinned(limits)
     return replace(
         settings, every=settings.steps, layers=(), weights=False, gradients=False, ablations=(), switch_at=None
     )

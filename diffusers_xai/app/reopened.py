@@ -34,7 +34,7 @@ def _read(facts: Mapping[str, Any], model: Model) -> Settings:
     edits = {kind: [edit for edit in facts["edits"] if edit["type"] == kind] for kind in _EDITS}
     gradients = specs.get("GradientVolume")
     switch = edits["LabelSwitch"][0] if edits["LabelSwitch"] else None
-    mask = gradients["mask"] if gradients else None
+    mask = specs.get("GradientMaps", gradients)["mask"] if gradients else None  # whole in maps, thinned in a volume
     (seed,) = facts["seeds"]
     labels = facts.get("class_labels") or [None]
     return Settings(

@@ -66,7 +66,7 @@ class State:
 
 def plan(model: Model, settings: Settings, limits: Limits, tell: Tell) -> RecordingPlan:
     """What the run would cost."""
-    specs = settings.specs(model.has_attention)
+    specs = settings.specs(limits, model.has_attention)
     with model.scheduled(settings.scheduler):
         return model.pipe.plan(
             specs, settings.edits(), num_inference_steps=settings.steps, guidance_scale=settings.guidance
@@ -81,7 +81,7 @@ def sample(model: Model, settings: Settings, limits: Limits, tell: Tell) -> Diff
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             generator=torch.Generator().manual_seed(settings.seed),
-            record=settings.specs(model.has_attention),
+            record=settings.specs(limits, model.has_attention),
             edits=settings.edits(),
             max_bytes=limits.max_bytes,
             callback_on_step_end=_each_step(tell),

@@ -25,7 +25,9 @@ from diffusers_xai.app.guard import Guard, Presence  # noqa: E402
 from diffusers_xai.app.layout import build_layout  # noqa: E402
 from diffusers_xai.app.log import bounded_log  # noqa: E402
 from diffusers_xai.app.models import DEMO, Model, load_models, relate  # noqa: E402
+from diffusers_xai.app.places import Discretion, Places  # noqa: E402
 from diffusers_xai.app.prompts import PromptModel, load_prompt_model  # noqa: E402
+from diffusers_xai.app.requests import HANDLERS  # noqa: E402
 from diffusers_xai.app.runs import CANCELLED, Stopped, run_stream  # noqa: E402
 from diffusers_xai.app.session import Result, readable_errors  # noqa: E402
 from diffusers_xai.app.settings import Limits, SettingsError  # noqa: E402
@@ -64,8 +66,11 @@ class App:
         Returns:
             `str`: The address.
         """
-        uploads = None if self.folder is None else self.folder / "gradio"
-        guard = Middleware(Guard, demo=self.demo, presence=self.presence, limits=self.limits, uploads=uploads)
+        places = Places(Path(self.demo.GRADIO_CACHE))
+        guard = Middleware(
+            Guard, demo=self.demo, presence=self.presence, limits=self.limits, places=places,
+            uploads=None if self.folder is None else places.folder,
+        )  # fmt: skip
         app, url, _ = self.demo.launch(
             css=CSS,
             head=HEAD,
@@ -75,7 +80,7 @@ class App:
             state_session_capacity=self.limits.sessions,
             footer_links=[],
             blocked_paths=[str(Path(__file__).parents[1]), str(Path.home())],
-            app_kwargs={"middleware": [guard]},
+            app_kwargs={"middleware": [guard, Middleware(Discretion, places=places)], "exception_handlers": HANDLERS},
             prevent_thread_lock=True,
             mcp_server=find_spec("mcp") is not None,
             **options,

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from diffusers_xai import DiffusionProfile
+from diffusers_xai.app.runs import CANCELLED, Stopped
 from diffusers_xai.app.settings import Settings, SettingsError
 from diffusers_xai.app.values import whole
 from diffusers_xai.profile.pictures import to_rgb
@@ -86,8 +87,8 @@ class Session:
         self.confirmed: Any = None  # the long run that was asked for once
         self._asked = 0  # the number of the last run that a button has asked for
         self._cancelled = -1  # the last of those that are not wanted any more
-        self._running = threading.Lock()
-        self._under_way = 0  # the number of the run that holds it
+        self._turn = threading.Condition()
+        self._under_way: int | None = None  # the number of the run that has its turn
         self._folder: tempfile.TemporaryDirectory | None = None
 
     def __deepcopy__(self, memo: dict) -> "Session":
@@ -109,7 +110,7 @@ class Session:
     @property
     def is_used(self) -> bool:
         """Whether there is something that the visitor would miss."""
-        return self._running.locked() or self.nbytes > 0
+        return self._under_way is not None or self.nbytes > 0
 
     @property
     def nbytes(self) -> int:
@@ -146,7 +147,9 @@ class Session:
 
     def cancel(self) -> None:
         """Ends every run that was asked for, and none that will be."""
-        self._cancelled = self._asked
+        with self._turn:
+            self._cancelled = self._asked
+            self._turn.notify_all()
 
     def is_cancelled(self, run: int) -> bool:
         """Whether a run is not wanted any more."""
@@ -161,17 +164,27 @@ class Session:
 
         Raises:
             Busy: If another one is in progress.
+            Stopped: If it was cancelled while it waited.
             SettingsError: If that is no number.
         """
         number = whole(run, "Run", 0, 2**53)
         self._asked = max(self._asked, number)  # the page may be older than the session, if that was forgotten
-        if not self._running.acquire(blocking=self.is_cancelled(self._under_way)):
-            raise Busy(BUSY)
-        try:
+        with self._turn:
+            self._turn.wait_for(lambda: self.is_cancelled(number) or not self._is_ending)
+            if self._under_way is not None:
+                raise Stopped(CANCELLED) if self._is_ending else Busy(BUSY)
             self._under_way = number
+        try:
             yield number
         finally:
-            self._running.release()
+            with self._turn:
+                self._under_way = None
+                self._turn.notify_all()
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether a run is in progress that was cancelled."""
+        return self._under_way is not None and self.is_cancelled(self._under_way)
 
     def close(self) -> None:
         """Ends the current run and frees all."""

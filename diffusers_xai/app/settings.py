@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from diffusers_xai import (
     LabelSwitch,
     Samples,
 )
-from diffusers_xai.measures import mask_from_runs
+from diffusers_xai.measures import mask_from_runs, mask_to_runs
 
 
 # What visitors can choose -> diffusers' class; that of the checkpoint itself is `None`.
@@ -40,7 +40,7 @@ class Limits:
     Args:
         max_steps (`int`): Denoising steps of a run.
         max_blocks (`int`): Blocks that are recorded.
-        max_mask_pixels (`int`): Pixels of the region whose gradients are computed.
+        max_mask_pixels (`int`): Pixels of the region that a gradient volume is computed of.
         max_ablations (`int`): Masked channels.
         max_bytes (`int`): Size of a profile.
         max_side (`int`): Pixels of the longer side of an image, painted or in an opened profile.
@@ -145,14 +145,26 @@ class Settings:
                 f"Expected another label to switch to than that of the image, got {self.label} for both."
             )
         mask = self.mask_array()
-        if self.gradients and mask is not None and not 1 <= mask.sum() <= limits.max_mask_pixels:
-            raise SettingsError(
-                f"Expected 1 to {limits.max_mask_pixels} pixels to compute gradients of, got {mask.sum()}: draw"
-                " another region, or leave the gradients out."
-            )
+        if self.gradients and mask is not None and not mask.any():
+            raise SettingsError("Expected a region to compute gradients of, got 0 pixels: draw one, or do without.")
         return self
 
-    def specs(self, attention: bool = True) -> list[Any]:
+    def thinned(self, limits: Limits) -> "Settings":
+        """The same with at most `limits.max_mask_pixels` of the region: of every second row and column, or fewer."""
+        mask = self.mask_array()
+        if mask is None or mask.sum() <= limits.max_mask_pixels:
+            return self
+        pixels, stride = np.argwhere(mask), 1
+        kept = pixels
+        while len(kept) > limits.max_mask_pixels:
+            stride += 1
+            begins, counts = np.unique(pixels % stride, axis=0, return_counts=True)
+            kept = pixels[(pixels % stride == begins[counts.argmax()]).all(axis=1)]
+        thin = np.zeros_like(mask)
+        thin[tuple(kept.T)] = True
+        return replace(self, mask=json.dumps(mask_to_runs(thin)))
+
+    def specs(self, limits: Limits, attention: bool = True) -> list[Any]:
         """What is recorded; `attention` tells whether the model has any."""
         specs: list[Any] = [Samples(every=self.every)]
         if attention:
@@ -163,7 +175,7 @@ class Settings:
             specs.append(Activations(layers=list(self.layers), every=self.every))
         if self.gradients:
             times = sorted({round(share * (self.steps - 1)) for share in (0.1, 0.4, 0.9)})
-            specs.append(GradientVolume(mask=self.mask_array(), steps=times))
+            specs.append(GradientVolume(mask=self.thinned(limits).mask_array(), steps=times))
             if self.layers:
                 of_layers = (GradientMaps, GradientAttention)
                 specs += [spec(layers=list(self.layers), mask=self.mask_array(), steps=times) for spec in of_layers]

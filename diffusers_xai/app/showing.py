@@ -65,7 +65,7 @@ class Showing:
         shown[c.attention_maps] = figures.layer_attention(result, session.dark, layer)
         settings = result.settings
         model = None if settings is None else self.controls.model(settings.model)
-        notes = figures.notes(result.profile, model is None or model.has_attention, model is None or model.has_weights)
+        notes = figures.notes(result, model is None or model.has_attention, model is None or model.has_weights)
         shown |= {getattr(c, name): note for name, note in notes.items()}
         shown |= self.compare(session, None)
         if settings is not None:

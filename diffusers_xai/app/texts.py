@@ -78,6 +78,11 @@ NO_GRADIENTS = "No gradients were computed: tick it under **Region, and its grad
 NO_PROFILE_MAP = "This profile holds no attention map."
 
 
+def thinned(some: int, every: int) -> str:
+    """What is said where not all pixels of a region have gradients."""
+    return f"The volume is of {some} of the region’s {every} pixels, in evenly spaced rows and columns."
+
+
 def chosen(name: str) -> str:
     """What is said when a visitor has chosen a model."""
     return f"The model is now `{name}`. What is shown is of the last run: press **Sample** for a new one."
@@ -182,8 +187,8 @@ SWEEP_IMAGES = explain(
 LIVE = explain("samples", "**The image while it forms.** x_t of the current run; at the end, the sample itself.")
 REGION = explain(
     "gradient",
-    "Paint which pixels you ask about, with the mouse or a finger; at most {pixels} for gradients. Without paint it is"
-    " the region tinted orange. Max channels c* are sought there too.",
+    "Paint which pixels you ask about, with the mouse or a finger. Without paint it is the region tinted orange. Max"
+    " channels c* are sought there too. Of more than {pixels} pixels, a gradient volume takes evenly spaced ones.",
 )
 ABLATION = explain("edit", "A masked channel is set to zero at every step: see what the image loses.")
 SWITCH = explain("edit", "The network is given another label from some step on: see whether the image still follows.")

@@ -24,6 +24,7 @@ CSS = (
 .tab-container button.selected {color: var(--link-text-color)}
 #status .pending, #sweep-status .pending {opacity: 1}
 #status {min-height: 2.2em}
+.status {scroll-margin-bottom: 5em}
 @media (min-width: 701px) {#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important}}
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
@@ -39,7 +40,8 @@ CSS = (
 # Gradio shows a picture inside a button without a name: it gets that of the picture.
 # With a base, the page's own folder anyway, colour bars and links to definitions would not outlive a new address.
 # Of the region's editor it is told when something may have been painted or undone.
-# A double click on a button that starts a run is one press.
+# A double click on a button that starts a run is one press: the second one counts if something was told meanwhile.
+# What is told of a run stands below its button, and is scrolled to where that is at the lower edge of the window.
 # The page's margin on a phone is set here, since Gradio puts what is in CSS inside that margin.
 HEAD = """<style>
 @media (max-width: 700px) {.gradio-container > .main.fillable {padding: 16px 10px !important}}
@@ -57,8 +59,15 @@ addEventListener("pointerup", () => {
   if (painting) setTimeout(() => document.querySelector("#painted")?.click());
   painting = false;
 }, true);
+let toldBefore = "";
 addEventListener("click", event => {
-  if (event.detail > 1 && event.target.closest?.("button.primary")) event.stopImmediatePropagation();
+  if (!event.target.closest?.("button.primary")) return;
+  const now = [...document.querySelectorAll("[id$=status]")].map(status => status.innerText).join();
+  if (event.detail > 1 && now === toldBefore) event.stopImmediatePropagation();
+  toldBefore = now;
+  const button = event.target.closest("button").id;
+  document.querySelector(button === "sample" ? "#status" : `#${button.replace("-run", "")}-status`)
+    ?.scrollIntoView({block: "nearest"});
 }, true);
 </script>"""
 
@@ -74,9 +83,10 @@ ADDRESS = """(query) => {
   window.history.replaceState(window.history.state, '', address)
   return query && link.href
 }"""
-# On a phone the picture lies below the controls.
-TO_PICTURE = """() => {
-  if (window.innerWidth < 700) document.querySelector('#live').scrollIntoView({behavior: 'smooth', block: 'start'})
+# On a phone the picture lies below the controls; what is refused is told beside these.
+TO_PICTURE = """status => {
+  if (window.innerWidth >= 700 || !status.startsWith('Done')) return
+  document.querySelector('#live').scrollIntoView({behavior: 'smooth', block: 'start'})
 }"""
 
 THEME = gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(

@@ -6,7 +6,7 @@ from pathlib import Path
 # Experiments and the audit sample thousands of images: by default they take the fast model of photographed faces.
 FAST = "lfw-32"
 # Left, top, right, bottom of the parts of a photographed face, in 32nds of the image; right and bottom excluded.
-_PARTS = {"eyes": (7, 11, 25, 17), "eye": (9, 13, 14, 16), "face": (6, 8, 26, 28)}
+_PARTS = {"eyes": (7, 11, 25, 17), "face": (6, 8, 26, 28)}
 _FOLDER = Path(__file__).parent
 
 
@@ -47,7 +47,7 @@ def part_of_face(part: str, checkpoint: str | None, size: tuple[int, int]) -> tu
     """Where a part of the face lies in the images of an embedded checkpoint of photographed faces.
 
     Args:
-        part (`str`): `"eyes"`, `"eye"` (the one at the left) or `"face"`.
+        part (`str`): `"eyes"` or `"face"`.
         checkpoint (`str`, *optional*): The checkpoint's path.
         size (`tuple[int, int]`): Height and width of its images.
 

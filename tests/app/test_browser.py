@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from tests.app.browser import (
     Server,
+    note_views,
     opened,
     pixels,
     press,
@@ -175,15 +176,27 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser, server, theme):
         box = page.locator(f".tab-container button[role=tab]:has-text('{name}')").bounding_box()
         assert box["x"] >= 0, name
         assert box["x"] + box["width"] <= 390, name
-    page.evaluate("window.scrollTo(0, 0)")
+    # Sample stands at the lower edge of the window: what it tells is scrolled to.
+    page.evaluate(
+        "scrollTo({top: document.querySelector('#sample').getBoundingClientRect().bottom + scrollY - innerHeight})"
+    )
+    note_views(page)
     sample(page)
+    seen = page.evaluate("seen")
+    for words in ("Plan:", "step "):
+        assert [is_in_view for text, is_in_view in seen if words in text and "Done" not in text].count(True), words
+    assert [text for text, is_in_view in seen if not is_in_view and "Done" not in text] == []
     page.wait_for_function(
         """() => {
-            const box = document.querySelector('#live').getBoundingClientRect()
-            return box.top >= -5 && box.bottom <= window.innerHeight
+            const [box, told] = ['#live', '#shown'].map(name => document.querySelector(name).getBoundingClientRect())
+            return box.top >= -5 && told.bottom <= window.innerHeight
         }"""
-    )  # the picture, which is below the controls, has been scrolled to
+    )  # the picture and its caption, which are below the controls, have been scrolled to
     assert page.evaluate("window.scrollY") > 300
+    page.fill("#seed input", "1.5")
+    page.click("#sample")
+    expect(page.locator("#status")).to_contain_text("expected a whole number")
+    expect(page.locator("#status")).to_be_in_viewport(ratio=1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
 

@@ -59,6 +59,27 @@ def test_a_run_after_a_cancelled_one_waits_for_its_end_and_neither_takes_the_oth
     assert visitor.result.settings.seed == 9
 
 
+def test_a_run_that_waits_for_a_cancelled_one_can_be_cancelled_too():
+    visitor, told = session.Session(), []
+
+    def wait(number):
+        try:
+            with visitor.running(number):
+                told.append("ran")
+        except settings.SettingsError as refused:
+            told.append(str(refused))
+
+    with visitor.running(visitor.ask()):
+        visitor.cancel()
+        waiting = threading.Thread(target=wait, args=[visitor.ask()], daemon=True)
+        waiting.start()
+        visitor.cancel()
+        waiting.join(timeout=300)
+        assert told == ["Cancelled: nothing was changed."]
+    wait(visitor.ask())
+    assert told[1:] == ["ran"]
+
+
 def test_only_runs_stand_in_the_queue_and_are_bounded(demo):
     functions = [function for function in demo.demo.fns.values() if function.fn is not None and function.queue]
     private = {function.name for function in functions if function.api_visibility == "private"}

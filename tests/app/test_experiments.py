@@ -120,7 +120,7 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
         model = offered[models.DRAWN]
     mask = '{"size": [16, 16], "runs": [100, 4, 152]}'
     wanted = settings.Settings("faces", 1, 3, steps=6, switch_to=2, mask=mask)
-    wanted, limits = questions.plain_settings(wanted), settings.Limits()
+    wanted, limits = questions.plain_settings("compare-checkpoints", wanted, settings.Limits()), settings.Limits()
     *_, plan = runs.run_stream(runs.plan, model, wanted, limits)
     question = questions.Question(name, entry.min_seeds).estimate(plan, model, wanted)
     rows = []  # of images that went through a network of this kind, the control's and another checkpoint's too
@@ -140,7 +140,9 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
 def test_checkpoints_of_one_architecture_are_compared_while_nobody_else_uses_them(offered):
     faces, longer = offered["faces"], offered["trained longer"]
     assert (faces.others, offered["plain"].others) == ([longer], [])
-    wanted = questions.plain_settings(settings.Settings("faces", 1, 3, steps=4))
+    wanted = questions.plain_settings(
+        "compare-checkpoints", settings.Settings("faces", 1, 3, steps=4), settings.Limits()
+    )
     question = questions.Question("compare-checkpoints", EXPERIMENTS["compare-checkpoints"].min_seeds)
     with longer.lock, pytest.raises(settings.SettingsError, match="trained longer is busy"):
         list(runs.run_stream(question, faces, wanted, settings.Limits()))

@@ -7,6 +7,7 @@ import pytest
 
 from diffusers_xai.app import guard
 from diffusers_xai.app.guard import Guard, Presence
+from diffusers_xai.app.places import Places
 from diffusers_xai.app.settings import Limits
 
 
@@ -18,6 +19,7 @@ class Gradio:
 
     def __init__(self):
         self._queue = SimpleNamespace(event_ids_to_events={})
+        self.fns = {0: SimpleNamespace(api_name="plan", api_visibility="public", inputs=[], fn=lambda: None)}
         self.bodies = []
 
     async def __call__(self, scope, receive, send):
@@ -65,21 +67,23 @@ def gradio():
 
 
 @pytest.fixture
-def standing(gradio):
-    return Guard(gradio, gradio, Presence(), LIMITS)
+def standing(gradio, tmp_path):
+    return Guard(gradio, gradio, Presence(), LIMITS, Places(tmp_path))
 
 
 def join(standing, session, **options):
-    return post(standing, "/queue/join", json.dumps({"session_hash": session}).encode(), **options)
+    return post(
+        standing, "/queue/join", json.dumps({"session_hash": session, "fn_index": 0, "data": []}).encode(), **options
+    )
 
 
 def test_a_large_request_is_refused_whether_it_tells_its_size_or_not(standing, gradio):
-    large = b"x" * 1001
+    large = b'{"data": []}' + b" " * 989
     assert post(standing, "/run/predict", large, headers=[(b"content-length", b"1001")]) == 413
     assert post(standing, "/run/predict", large, pieces=20) == 413
     assert gradio.bodies == []
-    assert post(standing, "/run/predict", b"x" * 1000, pieces=3) == 200
-    assert gradio.bodies == [b"x" * 1000]
+    assert post(standing, "/run/plan", large[:1000], pieces=3) == 200
+    assert [json.loads(body) for body in gradio.bodies] == [{"data": []}]
 
 
 def test_an_upload_tells_its_size(standing):
@@ -124,7 +128,9 @@ def test_a_job_without_a_session_gets_its_own(standing, gradio):
 def test_a_session_s_name_is_short(standing, gradio):
     """It is remembered: of a thousand names of a megabyte each, a gigabyte would stay."""
     for route in ("/queue/join", "/run/predict", "/call/plan", "/cancel"):
-        assert post(standing, route, json.dumps({"session_hash": "x" * 129}).encode()) == 400
+        for name in ("x" * 129, 5):
+            request = {"session_hash": name, "fn_index": 0, "data": []}
+            assert post(standing, route, json.dumps(request).encode()) == 400
     for route in (f"/heartbeat/{'x' * 129}", "/queue/data"):
         assert post(standing, route, method="GET", query=b"session_hash=" + b"x" * 129) == 400
     assert gradio.bodies == []

@@ -6,6 +6,9 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.app import models, settings, shown
+from diffusers_xai.checkpoints import demo_checkpoint, part_of_face
+from diffusers_xai.cli.profile_request import ProfileRequest
+from diffusers_xai.measures import mask_from_box
 from tests.tiny import convnext_unet, unet_2d
 
 
@@ -85,29 +88,28 @@ def test_slots_follow_the_chosen_blocks():
 
 
 def test_limits_are_those_of_the_model():
-    limits = make(unet_2d(), DDIMScheduler(num_train_timesteps=60)).limits(settings.Limits(max_mask_pixels=4096))
-    assert (limits.max_steps, limits.max_mask_pixels) == (60, 256)
+    limits = make(unet_2d(), DDIMScheduler(num_train_timesteps=60)).limits(settings.Limits())
+    assert limits.max_steps == 60
     model = make(unet_2d(), DDIMScheduler(num_train_timesteps=60))
     assert model.step_choices(LIMITS, 60) == [25, 50, 60]
     assert (model.default(LIMITS).steps, model.default(LIMITS).every) == (50, 5)
 
 
-def test_the_default_mask_is_the_eyes_or_the_middle():
+def test_the_default_region_is_that_of_the_command_line_and_of_the_experiments():
     offered = models.load_models()
-    expected = np.zeros((32, 32), dtype=bool)
-    expected[11:17, 7:25] = True  # the box of the command line and of the experiments
-    assert np.array_equal(offered[models.FAST].default_mask(256), expected)
-    larger = np.kron(expected, np.ones((2, 2), dtype=bool))
-    assert np.array_equal(offered[models.DEMO].default_mask(432), larger)
-    eye = offered[models.DEMO].default_mask(256)  # of the two, for which these pixels do not suffice
-    assert 40 <= eye.sum() <= 80
-    assert larger[eye].all()
-    assert not eye[:, 32:].any()
-    middle = make(convnext_unet(sample_size=32)).default_mask(256)
-    assert middle.sum() == 256
-    assert np.array_equal(middle, middle[::-1, ::-1])
-    assert 36 <= make(convnext_unet(sample_size=64)).default_mask(48).sum() <= 48
-    assert make(convnext_unet()).default_mask(1).sum() == 1
+    eyes = np.zeros((32, 32), dtype=bool)
+    eyes[11:17, 7:25] = True
+    for name, expected in ((models.FAST, eyes), (models.DEMO, np.kron(eyes, np.ones((2, 2), dtype=bool)))):
+        checkpoint, size = demo_checkpoint(models.EMBEDDED[name]), expected.shape
+        assert np.array_equal(offered[name].default_mask(), expected)
+        for box in (ProfileRequest(checkpoint=checkpoint).region_box(size), part_of_face("eyes", checkpoint, size)):
+            assert np.array_equal(mask_from_box(box, size), expected)
+    # Elsewhere, where the command line asks for a region: a quarter of the image, in its middle.
+    for unet in (convnext_unet(sample_size=32), convnext_unet(sample_size=64), convnext_unet()):
+        middle = make(unet).default_mask()
+        assert middle.sum() == middle.size // 4
+        assert np.array_equal(middle, middle[::-1, ::-1])
+    assert np.array_equal(offered[models.DRAWN].default_mask(), make(convnext_unet(sample_size=32)).default_mask())
 
 
 def test_the_default_switch_goes_to_another_label():

@@ -8,9 +8,11 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_xai import DiffusionProfile, XAIPipeline
+from diffusers_xai.app import figures
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.reopened import settings_of
 from diffusers_xai.app.runs import run_stream, sample
+from diffusers_xai.app.session import Result
 from diffusers_xai.app.settings import Limits, Settings
 from diffusers_xai.measures import mask_to_runs
 from tests.tiny import convnext_unet
@@ -29,13 +31,17 @@ def made(offered):
         "faces", 3, 5, steps=6, every=2, scheduler="DDIM", layers=("mid_block.resnets.0",),
         mask=json.dumps(mask_to_runs(mask)), ablations=(("mid_block.resnets.1", 2),), switch_at=4, switch_to=1,
     )  # fmt: skip
-    *_, profile = run_stream(sample, offered["faces"], settings, Limits())
+    *_, profile = run_stream(sample, offered["faces"], settings, Limits(max_mask_pixels=2))
     return settings, profile
 
 
 def test_they_are_those_of_the_run(offered, made):
     settings, profile = made
     assert settings_of(profile, offered, Limits()) == settings
+    # Of the four pixels of its region, one of each second row and column has a volume, and the page says so.
+    assert profile["gradient_volume"].sizes["pixel"] == 1
+    told = figures.notes(Result(profile, settings, {}, ""), True, True)["gradients_note"]
+    assert "of 1 of the region’s 4 pixels" in told
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,28 @@ def mask(*box):
         ({"layers": ("a",) * 7}, "at most 6 blocks"),
         ({"ablations": (("a", 1),) * 9}, "at most 8 masked channels, got 9"),
         ({"switch_at": 101}, "a step from 0 to 100, got 101"),
-        ({"mask": mask(0, 16, 0, 16), "gradients": True}, "1 to 255 pixels to compute gradients of, got 256"),
-        ({"mask": mask(0, 0, 0, 0)}, "got 0: draw"),
+        ({"mask": mask(0, 0, 0, 0)}, "got 0 pixels: draw one"),
     ],
 )
 def test_what_is_too_much_is_refused(changes, message):
     with pytest.raises(settings.SettingsError, match=message):
-        settings.Settings(**changes).check(settings.Limits(max_mask_pixels=255))
+        settings.Settings(**changes).check(settings.Limits())
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [(256, np.s_[:, :]), (255, np.s_[::2, ::2]), (64, np.s_[::2, ::2]), (63, np.s_[::3, ::3]), (1, np.s_[::16, ::16])],
+)
+def test_of_a_large_region_evenly_spaced_pixels_have_gradients(most, expected):
+    found = settings.Settings(mask=mask(0, 16, 0, 16)).thinned(settings.Limits(max_mask_pixels=most)).mask_array()
+    wanted = np.zeros((16, 16), bool)
+    wanted[expected] = True
+    assert np.array_equal(found, wanted)
+    # Two corners of the other diagonal: neither lies where the region's first row and column meet.
+    corners = np.fliplr(np.eye(16, dtype=bool))
+    thin = settings.Settings(mask=json.dumps(mask_to_runs(corners))).thinned(settings.Limits(max_mask_pixels=8))
+    assert thin.mask_array().sum() == 8
+    assert corners[thin.mask_array()].all()
 
 
 @pytest.mark.slow
