@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from diffusers_xai import DiffusionProfile
 from diffusers_xai.app.captions import caption
@@ -36,7 +37,7 @@ def shared(profile: DiffusionProfile, model: Model, settings: Settings) -> Resul
 
 def fresh(model: Model, limits: Limits, **defaults: Any) -> Settings:
     """The settings of a fresh page; `defaults` are fields of `Settings`."""
-    mask = json.dumps(mask_to_runs(model.default_mask(limits.max_mask_pixels)))
+    mask = json.dumps(mask_to_runs(model.default_mask()))
     return replace(model.default(limits, **defaults), mask=mask)
 
 
@@ -46,11 +47,19 @@ def run(model: Model, settings: Settings, limits: Limits) -> DiffusionProfile:
     return profile
 
 
-def _halved(profile: DiffusionProfile) -> DiffusionProfile:
-    arrays = {name: array.astype(np.float16) for name, array in profile.items()}
-    return DiffusionProfile(arrays, profile.provenance)
+# Their values are rounded to multiples, fine beside what is seen of them: such numbers make small zip files.
+# Layers vary by about 1; of the distances between their steps the rounding changes 4 % at most, and of c* nothing.
+_MULTIPLES = {"activations/mid": 1 / 16, "activations/": 1 / 8, "samples": 1 / 64, "x0": 1 / 128}
+
+
+def _small(profile: DiffusionProfile) -> DiffusionProfile:
+    def rounded(name: str, array: xr.DataArray) -> xr.DataArray:
+        multiple = next((value for start, value in _MULTIPLES.items() if name.startswith(start)), None)
+        return (array if multiple is None else (array / multiple).round() * multiple).astype(np.float16)
+
+    return DiffusionProfile({name: rounded(name, array) for name, array in profile.items()}, profile.provenance)
 
 
 if __name__ == "__main__":
     demo = load_models()[DEMO]
-    write_archive(_halved(run(demo, fresh(demo, Limits()), Limits())), FILE)
+    write_archive(_small(run(demo, fresh(demo, Limits()), Limits())), FILE)
