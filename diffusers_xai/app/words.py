@@ -54,7 +54,7 @@ def add_words_tab(c: SimpleNamespace) -> None:
     )  # fmt: skip
     c.words_text = gr.Markdown(texts.WORD_MAPS, elem_id="words-text")
     c.words_prompt = gr.Textbox(
-        texts.PROMPT, label="Prompt", info=texts.VOCABULARY, max_length=MAX_PROMPT, elem_id="words-prompt"
+        texts.PROMPT, label="Prompt", info=texts.VOCABULARY, max_length=MAX_PROMPT, lines=2, elem_id="words-prompt"
     )  # fmt: skip
     c.words_words = gr.Textbox(
         label="Words or phrases, separated by commas", placeholder="each word of the prompt", max_length=MAX_PROMPT,
@@ -62,7 +62,8 @@ def add_words_tab(c: SimpleNamespace) -> None:
     )  # fmt: skip
     c.words_switch = gr.Checkbox(label="Switch to another prompt during the run", elem_id="words-switch")
     c.words_other = gr.Textbox(
-        texts.OTHER_PROMPT, label="The other prompt", max_length=MAX_PROMPT, elem_id="words-other", visible=False
+        texts.OTHER_PROMPT, label="The other prompt", max_length=MAX_PROMPT, lines=2, elem_id="words-other",
+        visible=False,
     )  # fmt: skip
     c.words_switch_at = gr.Slider(
         0, STEPS[1], value=STEPS[1] // 2, step=1, label="Switch at step", elem_id="words-switch-at", visible=False

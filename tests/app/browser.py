@@ -7,11 +7,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from playwright.sync_api import expect
 
 
@@ -114,20 +111,6 @@ def note_views(page):
             new MutationObserver(note).observe(status, {childList: true, subtree: true, characterData: true})
         }"""
     )
-
-
-def tinted_part(page):
-    """What is tinted in the region's editor: left, top, right and bottom as shares of its image, which is grey."""
-    picture = Image.open(BytesIO(page.locator("#mask canvas").first.screenshot())).convert("RGB")
-    red, green, blue = np.moveaxis(np.asarray(picture).astype(int), -1, 0)
-    tint = red - blue > 40
-    grey = abs(red - 128) + abs(green - 128) + abs(blue - 128) < 12
-    boxes = [np.argwhere(there) for there in (tint | grey, tint)]
-    if not len(boxes[1]):
-        return None
-    low, size = boxes[0].min(0), boxes[0].max(0) + 1 - boxes[0].min(0)
-    (top, left), (bottom, right) = (boxes[1].min(0) - low) / size, (boxes[1].max(0) + 1 - low) / size
-    return left, top, right, bottom
 
 
 def sample(page, expected="Done:"):
