@@ -339,7 +339,11 @@ class Labelling:
         """(row, channel, height, width), frames folded into rows; heads; tokens with a dim of their own."""
         shape = (self.rows, *(rows.shape[2:] if folded else rows.shape[1:]))
         axis = channel_axis(self.denoiser, path, shape)
-        inside = any(f"{path}.".startswith(f"{attention}.") for attention in self.denoiser.attention_layers)
+        attention = self.denoiser.attention_layers
+        # Of a U-Net, attention itself gives back the form of its input.
+        inside = any(path.startswith(f"{name}.") for name in attention) or (
+            path in attention and self.grid is not None
+        )
         if folded:
             if axis == -1 or (inside and axis is None):
                 raise self._unreadable(path, rows)
