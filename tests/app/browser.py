@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from playwright.sync_api import expect
 
 
@@ -111,6 +114,20 @@ def note_views(page):
             new MutationObserver(note).observe(status, {childList: true, subtree: true, characterData: true})
         }"""
     )
+
+
+def tinted_part(page):
+    """What is tinted in the region's editor: left, top, right and bottom as shares of its image, which is grey."""
+    page.locator("#mask canvas").first.hover()  # which waits until it no longer moves
+    picture = np.asarray(Image.open(BytesIO(page.locator("#mask canvas").first.screenshot())).convert("RGB"), int)
+    grey, tint = (abs(picture - colour).sum(-1) < 20 for colour in ((128, 128, 128), (157, 117, 82)))
+
+    def extents(there, least):  # lines with fewer such pixels belong to the tools beside the image
+        return [np.flatnonzero(there.sum(axis) >= least)[[0, -1]] + (0, 1) for axis in (0, 1)]
+
+    image, part = extents(grey, 100), extents(tint, 8)
+    (left, right), (top, bottom) = ((b - a[0]) / (a[1] - a[0]) for a, b in zip(image, part, strict=True))
+    return left, top, right, bottom
 
 
 def sample(page, expected="Done:"):

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from tests.app.browser import opened, pixels, sample, status, tab, wait_for_plots
+from tests.app.browser import opened, pixels, sample, status, tab, tinted_part, wait_for_plots
 
 
 pytestmark = [pytest.mark.browser]
@@ -126,6 +126,9 @@ def test_a_link_restores_every_setting(page, server):
     opened(page, f"{server.url}?{urlencode(settings)}")
     page.wait_for_function("document.querySelector('#status').innerText.includes('from the link')")
     expect(page.locator("#seed input")).to_have_value("5")
+    # The region is drawn where it lies: rows 10 and 11, columns 10 to 14 of 32.
+    open_panel(page, "mask-panel")
+    assert tinted_part(page) == pytest.approx((10 / 32, 10 / 32, 15 / 32, 12 / 32), abs=1 / 64)
     open_panel(page, "switch-panel")
     expect(page.locator("#switch input")).to_be_checked()
     open_panel(page, "share-panel")
