@@ -42,7 +42,7 @@ def test_the_command_keeps_what_is_finished(tmp_path, capsys):
     assert (
         capsys.readouterr()
         .err.splitlines()[-1]
-        .endswith(f"{out / 'ssim-trajectory'} was made with steps 10, not 5: choose another --out, or remove it")
+        .endswith(f"{out / 'ssim-trajectory'}: expected steps 5, got 10: choose another --out, or remove it")
     )
     assert ExperimentResult.load(out / "ssim-trajectory").data.identical(first.data)
     seeds = pd.read_parquet(out / "ssim-trajectory.parquet")
