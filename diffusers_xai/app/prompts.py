@@ -27,7 +27,7 @@ MAX_PROMPT, MAX_WORDS = 150, 6
 RECORDS = 10  # of the maps
 PATCHED_RUNS = 130.0  # plain runs that a seed's patches take, by the rows that the network computes
 _ROWS = 16  # patched runs at a time
-_ALLOWED = re.compile(r"[\w ,.'’-]*")
+_ALLOWED = re.compile(r"[\w\n ,.'’-]*")
 
 
 @dataclass(eq=False)

@@ -51,7 +51,8 @@ def sampled(model, specs, edits=(), steps=6):
 
 
 def test_maps_are_those_of_the_prompt_that_is_typed(demo, prompted, tmp_path):
-    visitor, shown = asked(demo, words_words="glasses, blond hair")
+    typed = PROMPT.replace(" ", "\n", 1)  # the box has two lines
+    visitor, shown = asked(demo, words_prompt=typed, words_words="glasses, blond hair")
     told = shown["words-shown"]
     for words in (PROMPT, "seed 7", "6 steps", "guidance 2", prompts.PROMPTED):
         assert words in told
