@@ -116,7 +116,7 @@ class PromptTokens:
             run.on_arrival(prompt._arrived)
             run.on_start(prompt._read_switches)
             run.before_step(flow.stop)
-            run.on_step(lambda step: flow.clear())
+            run.on_step(lambda step: prompt._end_step())
             yield prompt
 
     def _encoded(self, name: str, tokenizer: Any, args: tuple, kwargs: dict, output: Any) -> None:
@@ -144,9 +144,18 @@ class PromptTokens:
             return
         if self._run.step == 0:
             self._own.append(self._condition(call))
-            self._given.append({name: _versions(call.arguments[name]) for name in self._own[-1].sequences})
-        elif not all(self._is_given(name, call.arguments.get(name)) for given in self._given[:1] for name in given):
+            self._given.append({name: _versions(value) for name, value in call.arguments.items()})
+        elif not all(self._is_given(name, call.arguments.get(name)) for name in self._names()):
             self._other_steps.add(self._run.step)
+
+    def _names(self) -> set[str]:
+        """The arguments that hold tokens, in one branch at least: of another they may be zeros."""
+        return {name for condition in self._own for name in condition.sequences}
+
+    def _end_step(self) -> None:
+        self._flow.clear()
+        names = self._names()
+        self._given = [{name: given[name] for name in given.keys() & names} for given in self._given]
 
     def _is_given(self, name: str, value: Any) -> bool:
         """Whether an argument is that of the first step, or rows of it: a callback may put in something else."""
