@@ -92,11 +92,11 @@ class PromptSettings:
             "generator": torch.Generator().manual_seed(self.seed),
         }  # fmt: skip
 
-    def specs(self) -> list[Any]:
-        """What is recorded."""
+    def specs(self, maps: bool = True) -> list[Any]:
+        """What is recorded; of a run that another prompt takes over without the maps: it may lack the words."""
         every = max(1, self.steps // RECORDS)
-        maps = [WordMaps(self.words, every=every)] if self.words else []
-        return [Samples(every=every), DecodedImages(every=every), *maps]
+        of_words = [WordMaps(self.words, every=every)] if maps and self.words else []
+        return [Samples(every=every), DecodedImages(every=every), *of_words]
 
     def edits(self) -> list[Any]:
         """What is changed in a second run."""
@@ -130,7 +130,9 @@ class PromptQuestion:
     def plan(self, model: PromptModel, settings: PromptSettings, limits: Limits, tell: runs.Tell) -> RecordingPlan:
         """A plain run's; refuses what cannot be recorded, such as a word that the prompt has not."""
         with in_words(model.name):
-            return plan(model.pipe, settings.specs(), settings.edits(), **settings.arguments)
+            if settings.edits():
+                plan(model.pipe, settings.specs(maps=False), settings.edits(), **settings.arguments)
+            return plan(model.pipe, settings.specs(), **settings.arguments)
 
     def estimate(self, plan: RecordingPlan, model: PromptModel, settings: PromptSettings) -> "PromptQuestion":
         """The same with its seconds, by the plan of one plain run."""
@@ -163,7 +165,7 @@ class PromptQuestion:
 
     @staticmethod
     def _sample(model: PromptModel, settings: PromptSettings, edits: list[Any]) -> DiffusionProfile:
-        with record(model.pipe, settings.specs() if not edits else settings.specs()[:2], edits) as recording:
+        with record(model.pipe, settings.specs(maps=not edits), edits) as recording:
             model.pipe(**settings.arguments)
         profile: Any = recording.profile
         profile.provenance.update(runs.without_paths(profile.provenance, model.name))

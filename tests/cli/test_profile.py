@@ -149,7 +149,7 @@ def test_the_printed_command_makes_the_profile_again(profile, place, capsys):
         (["--switch", "2:0111", "--switch", "2:0001"], ["--switch", "each step once"]),
         (["--guidance-scale", "2", "--revision", "main"], ["--revision main", "on the Hub"]),
         (["--out", "notes.txt/sub"], ["notes.txt"]),
-        (["--out", "there"], ["there exists", "--overwrite"]),
+        (["--out", "there"], ["got there, which exists", "--overwrite"]),
         (["--out", "there", "--overwrite"], ["--overwrite: expected a profile", "got there"]),
         (["--nonsense"], ["--nonsense"]),
     ],

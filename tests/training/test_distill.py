@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused(teacher, distilled, tmp_path, capsys):
     for arguments, message in (
         ((noisy, tmp_path / "a"), "that predicts 'sample' or 'v_prediction'"),
         ((teacher, distilled / "run"), " with a run: add --resume"),
-        ((teacher, distilled / "run", "--resume", "--runs", "9"), "has runs=70, got 9"),
+        ((teacher, distilled / "run", "--resume", "--runs", "9"), "expected runs=70 as of the run in"),
         ((tmp_path / "nowhere", tmp_path / "b"), "nowhere"),
     ):
         assert distil(*arguments) == 2
