@@ -34,6 +34,7 @@ class KnownOrigins:
         self._denoiser = denoiser
         self._known: dict[Any, Origins] = {}
         self._stack = ExitStack()
+        self._counted: set[str] = set()
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -67,7 +68,8 @@ class KnownOrigins:
             args, kwargs = DenoiserCall(call.component, call.module, args, kwargs).with_sample(sample)
             found = trace(call.module, layers, args, kwargs, tensors_in)
         for path in found:
-            if _differ(found[path]):
+            if path not in self._counted and _differ(found[path]):
+                self._counted.add(path)
                 self._stack.enter_context(tap_call(layers[path], partial(self._count, path)))
         return found
 
@@ -92,7 +94,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 def _form(value: Any) -> Any:
     """What of an argument decides where tokens are."""
     if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
+        is_mask = value.ndim == 2 and not value.is_floating_point()  # by which a network may cut its text
+        return tuple(value.shape), tuple(value.count_nonzero(dim=1).tolist()) if is_mask else ()
     if isinstance(value, Mapping):
         return tuple((name, _form(item)) for name, item in value.items())
     if isinstance(value, (list, tuple)):

@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
 from diffusers_xai import Activations, AttentionWeights, WordMaps, record
+from diffusers_xai.recording import origins
+from tests.zoo.parts import t5_tokenizer
 from tests.zoo.pipelines import ZOO
 from tests.zoo.running import layers_of, run
 
@@ -93,3 +96,30 @@ def test_layers_that_run_chunk_by_chunk_are_refused(chunks):
     pipe.unet.enable_forward_chunking(*chunks)
     with pytest.raises(ValueError, match="forward chunking is on"), record(pipe, [Activations(FEED_FORWARD)]):
         pass
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_a_network_that_cuts_its_text_by_a_mask_has_places_of_its_own_for_every_length(counts, monkeypatch):
+    if counts:  # as where runs of a layer differ, which is then counted once, whatever the forms of calls
+        monkeypatch.setattr(origins, "_differ", lambda runs: True)
+    entry = ZOO["lumina2"]
+    call = {name: value for name, value in entry.call.items() if "embeds" not in name and "mask" not in name}
+    call |= {"prompt": "a red fox", "negative_prompt": "b", "max_sequence_length": 32, "system_prompt": "a"}
+    entry = replace(entry, call=call, steps=2)
+    pipe, outputs = entry.make(), []
+    config = T5Config(vocab_size=56, d_model=32, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    pipe.register_modules(text_encoder=T5EncoderModel(config).eval(), tokenizer=t5_tokenizer())
+    layer = pipe.transformer.layers[0]
+    with (
+        record(pipe, [Activations("layers.0")]) as recording,
+        layer.register_forward_hook(lambda m, args, output: outputs.append(output)),
+    ):
+        run(pipe, entry)
+    values = recording.profile["activations/layers.0"]
+    assert recording.run.origins.ran == ({"layers.0": 1} if counts else {})
+    assert len(outputs) == 4
+    assert outputs[0].shape[1] > outputs[1].shape[1]
+    for i, output in enumerate(outputs):  # the image stands behind the text
+        by_hand = output[:, -16:].unflatten(1, (4, 4)).permute(0, 3, 1, 2)
+        told = values.isel(step=i // 2).sel(branch=["cond", "uncond"][i % 2])
+        assert np.array_equal(told.values, by_hand.numpy())
