@@ -278,9 +278,8 @@ class Run:
     def _before_call(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         self.origins.ran.clear()
         call = DenoiserCall(name, module, args, kwargs)
-        for arrived in self._on_arrival:
-            arrived(call)
         if self.is_replaying:
+            self._arrive(call)
             return None
         if self._thread is None:
             self._thread = threading.get_ident()
@@ -294,6 +293,7 @@ class Run:
                 f"All {len(self.timesteps)} steps of the recorded run are done, and the pipeline was called again:"
                 " one recording holds one run. Open a new `record(…)` for the next."
             )
+        self._arrive(call)
         self.calls.append(call)
         self._callers.append(running_frame(self.pipeline))
         self.current_call = len(self.calls) - 1
@@ -303,6 +303,10 @@ class Run:
             self.calls[-1] = edit(self.calls[-1]) or self.calls[-1]
         self.origins.of(self.calls[-1])  # beside the run, while no layer runs
         return self.calls[-1].args, self.calls[-1].kwargs
+
+    def _arrive(self, call: DenoiserCall) -> None:
+        for arrived in self._on_arrival:
+            arrived(call)
 
     def _after_call(self, output: torch.Tensor) -> None:
         if not self.is_replaying:

@@ -1,5 +1,6 @@
 """The words behind the tokens of a prompt."""
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 
 from diffusers_xai.denoisers import DenoiserCall, networks_of
+from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.inputs import tensors_in
 from diffusers_xai.recording.spelling import spelled
 from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
+from diffusers_xai.taps.call import running_frame
 from diffusers_xai.taps.token_flow import TokenFlow, token_sets
 
 
@@ -93,6 +96,7 @@ class PromptTokens:
         self._given: list[dict[str, list[tuple[torch.Tensor, int]]]] = []  # the arguments that hold them
         self._other_steps: set[int] = set()  # at which the network is given something else
         self._texts: dict[tuple, np.ndarray | None] = {}
+        self._thread = threading.get_ident()
 
     @staticmethod
     @contextmanager
@@ -104,8 +108,8 @@ class PromptTokens:
             stack.callback(flow.clear)
             stack.callback(flow.stop)
             for name, module in networks_of(run.pipeline).items():
-                tokenizer = getattr(run.pipeline, name.replace("text_encoder", "tokenizer"), None)
-                if "text_encoder" in name and callable(tokenizer):
+                tokenizer = _tokenizer_of(run.pipeline, name) if "text_encoder" in name else None
+                if tokenizer is not None:
                     stack.enter_context(tap_call(module, lambda args, kwargs: flow.stop()))
                     stack.enter_context(tap_whole_call(module, partial(prompt._encoded, name, tokenizer)))
             for module in run.control_networks.values():
@@ -122,7 +126,9 @@ class PromptTokens:
     def _encoded(self, name: str, tokenizer: Any, args: tuple, kwargs: dict, output: Any) -> None:
         """Marks what an encoder puts out with its tokens."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if self._run.step > 0 or not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
+        if self._run.step > 0 or not self._is_of_run():
+            return
+        if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
             return
         first = len(self._tokens)
         for row in ids.tolist():
@@ -135,8 +141,12 @@ class PromptTokens:
         self._flow.start()
 
     def _go_on(self, output: Any) -> None:
-        if self._tokens and self._run.step == 0 and not self._run.is_replaying:
+        if self._tokens and self._run.step == 0 and not self._run.is_replaying and self._is_of_run():
             self._flow.start()
+
+    def _is_of_run(self) -> bool:
+        """Whether this thread runs the pipeline, or opened the recording: another may use the same encoders."""
+        return self._thread == threading.get_ident() or running_frame(self._run.pipeline) is not None
 
     def _arrived(self, call: DenoiserCall) -> None:
         self._flow.stop()
@@ -321,6 +331,12 @@ class PromptTokens:
     def _shown(self, row: list[_Key]) -> str:
         strings = [self._string(key) for key in row]
         return " ".join(strings[:40]) + (" …" if len(strings) > 40 else "")
+
+
+def _tokenizer_of(pipeline: Pipeline, encoder: str) -> Any:
+    """The tokenizer of a text encoder, also inside a processor of texts and images; `None` if there is none."""
+    found = getattr(pipeline, encoder.replace("text_encoder", "tokenizer"), None)
+    return found if hasattr(found, "convert_ids_to_tokens") else getattr(found, "tokenizer", None)
 
 
 def _raise_unknown(word: str, sample: int, tokens: str, step: int | None = None) -> Any:

@@ -1,9 +1,11 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import T5Config, T5EncoderModel
 
 from diffusers_xai import Activations, AttentionWeights, PromptSwitch, WordMaps, record
@@ -137,12 +139,26 @@ def test_every_branch_has_the_tokens_of_its_own_prompt(name, call, cond, uncond)
     assert text.sel(branch="uncond").values.tolist() == uncond
 
 
-def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one():
+class Processor:
+    """Of texts and images, as some pipelines have it for a tokenizer."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def __call__(self, text, **options):
+        return self.tokenizer(text, **options)
+
+    def batch_decode(self, ids):
+        return self.tokenizer.batch_decode(ids)
+
+
+@pytest.mark.parametrize("processor", [lambda tokenizer: tokenizer, Processor])
+def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one(processor):
     entry = calling("lumina2", prompt="a red fox", negative_prompt="b", max_sequence_length=32, system_prompt="a")
     for name in [name for name in entry.call if "embeds" in name or "mask" in name]:
         del entry.call[name]
     config = T5Config(vocab_size=56, d_model=32, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
-    encoder = {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": t5_tokenizer()}
+    encoder = {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": processor(t5_tokenizer())}
     specs = [AttentionWeights(layers=entry.attention, relation="image_to_text"), WordMaps(["fox"])]
     weights = recorded(entry, specs, **encoder)[f"attention_weights_image_to_text/{entry.attention}"]
     uncond = weights.sel(branch="uncond")
@@ -151,6 +167,26 @@ def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one():
     assert not np.isnan(weights.sel(branch="cond")).any()
     assert np.isnan(uncond).all(["step", "sample", "head"]).values.tolist() == [False] * 2 + [True] * (
         weights.sizes["token"] - 2
+    )
+
+
+def test_another_thread_may_use_the_encoder_and_another_one_run_the_pipeline():
+    entry, modes = calling("stable-diffusion, image to image", 3), []
+    pipe = entry.make()
+
+    def elsewhere():
+        pipe.text_encoder(torch.zeros(1, 12, dtype=torch.long))
+        modes.append(_get_current_dispatch_mode())
+
+    with record(pipe, [AttentionWeights(layers=entry.attention)]) as recording:
+        for work in (elsewhere, lambda: run(pipe, entry)):
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join()
+    assert modes == [None]
+    assert (
+        recording.profile[f"attention_weights/{entry.attention}"]["text"].sel(branch="cond").values.tolist()
+        == CLIP_FOX
     )
 
 
