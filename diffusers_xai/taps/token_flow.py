@@ -151,6 +151,10 @@ class TokenFlow(TorchDispatchMode):
             return func(label(args[0]), args[1], NOTHING)
         if name in ("masked_fill", "masked_fill_"):
             return label(args[0]).masked_fill(args[1], NOTHING)
+        if name in ("scatter", "scatter_") and func._overloadname != "src":
+            return label(args[0]).scatter(*args[1:3], NOTHING if func._overloadname == "value" else MIXED)
+        if name in ("index_put", "index_put_") and len(args) > 3 and args[3]:  # it adds up
+            return func(label(args[0]), args[1], torch.tensor(MIXED, dtype=torch.int32, device=args[0].device))
         return func(*tree_map(label, args), **tree_map(label, kwargs))
 
     def _computed(self, func: Any, name: str, args: tuple, kwargs: dict[str, Any], made: torch.Tensor) -> torch.Tensor:
@@ -163,7 +167,7 @@ class TokenFlow(TorchDispatchMode):
         if name in _OVER_ROWS:
             return _of_rows(given[0], mixed)
         if name in _COPIES:
-            return given[0] if given[0].shape == made.shape else mixed
+            return given[0].clone() if given[0].shape == made.shape else mixed
         if torch.Tag.pointwise not in func.tags:
             return mixed
         found = torch.full_like(mixed, NOTHING)

@@ -31,6 +31,12 @@ def emptied(x):
     return x
 
 
+def copied(x):
+    y = x.clone()
+    x.fill_(NOTHING)
+    return y
+
+
 MASK = torch.tensor([[True, False, True], [True, True, False]])
 
 
@@ -51,6 +57,7 @@ MASK = torch.tensor([[True, False, True], [True, True, False]])
         lambda x: F.dropout(x, 0.5, training=False).split([1, 2], dim=1)[1],
         written,
         emptied,
+        copied,
     ],
 )
 def test_labels_go_where_elements_go(move, mode):
@@ -73,6 +80,8 @@ def test_labels_go_where_elements_go(move, mode):
         (lambda x: F.gelu(x).add_(1), True),
         (lambda x: x + x.flip(1), False),
         (lambda x: x - x.mean(dim=1, keepdim=True), False),
+        (lambda x: x.index_put((torch.tensor([0]),), x[1:], accumulate=True), False),
+        (lambda x: x.clone().scatter_(1, torch.zeros(2, 1, CHANNELS).long(), x[:, 1:2], reduce="add"), False),
         (lambda x: F.scaled_dot_product_attention(x, x, x), False),
         (lambda x: F.linear(x.transpose(1, 2), torch.ones(3, 3).double()).transpose(1, 2), False),
     ],
