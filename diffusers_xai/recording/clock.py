@@ -125,6 +125,7 @@ class Run:
             for callback in self._on_end:
                 callback(self.unfolded(state))
         self._on_end.clear()
+        self._ending.clear()  # the pipeline goes on, and needs its memory
 
     @property
     def timestep(self) -> float:

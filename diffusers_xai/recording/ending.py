@@ -1,5 +1,6 @@
 """With which state a run ends: a callback or blending may change what the last `scheduler.step` gave."""
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -30,14 +31,14 @@ class Ending:
 
     def before_step(self, frame: FrameType | None, sample: torch.Tensor) -> None:
         """Notes in which variables of the pipeline's call the state is that `scheduler.step` is given."""
-        if self._result is not None and sample is not self._result:
+        if self._result is not None:
             self._is_changed |= sample.shape != self._result.shape or not torch.equal(sample, self._result)
         self._frame, self._sample = frame, sample
         self._names = [] if frame is None else [name for name, value in frame.f_locals.items() if value is sample]
 
     def after_step(self, result: torch.Tensor) -> None:
         """Notes what a step gave."""
-        self._result = result
+        self._result = result.detach().clone()  # whoever drives the loop may change it in place
 
     def read(self) -> None:
         """Reads the state from the variable that it was in, if the loop has put another one there since."""
@@ -69,13 +70,18 @@ def tap_progress(pipeline: Pipeline, closed: Callable[[], None]) -> Iterator[Non
 
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
-
-        def close() -> None:
-            del bar.close  # it is called once more when the bar is dropped
-            closed()
-            bar.close()
-
         if hasattr(bar, "close"):
+            # A bar that nobody closes does so itself as soon as it is dropped.
+            held = weakref.ref(bar) if type(bar).__weakrefoffset__ else lambda: bar
+
+            def close() -> None:
+                closing = held()
+                if closing is not None:
+                    del closing.close  # it is called once more when the bar is dropped
+                closed()
+                if closing is not None:
+                    closing.close()
+
             bar.close = close
         return bar
 

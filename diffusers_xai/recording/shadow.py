@@ -23,6 +23,7 @@ def shadow_of(pipeline: Pipeline) -> Iterator[Any]:
     shadow = copy.copy(pipeline)
     # Past `__setattr__`, which would write the copy into the pipeline's configuration.
     vars(shadow).update(scheduler=copy_scheduler(pipeline.scheduler), _progress_bar_config={"disable": True})
+    vars(shadow).pop("progress_bar", None)  # a tap's attribute stays bound to the original
     try:
         yield shadow
     finally:

@@ -145,6 +145,7 @@ def thresholded(scheduler: Scheduler) -> Iterator[list[torch.Tensor]]:
         yield found
         return
     original = scheduler._threshold_sample
+    had_attribute = "_threshold_sample" in vars(scheduler)
 
     def threshold(sample: torch.Tensor) -> torch.Tensor:
         found.append(original(sample))
@@ -154,7 +155,10 @@ def thresholded(scheduler: Scheduler) -> Iterator[list[torch.Tensor]]:
     try:
         yield found
     finally:
-        del scheduler._threshold_sample
+        if had_attribute:
+            scheduler._threshold_sample = original
+        else:
+            del scheduler._threshold_sample
 
 
 def stated_x0(scheduler: Scheduler, output: Any, thresholded: Sequence[torch.Tensor] = ()) -> torch.Tensor | None:
