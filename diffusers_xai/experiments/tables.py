@@ -12,38 +12,46 @@ from diffusers_xai.experiments.figures import limits_of
 
 
 MOMENTS = 8  # of a curve in a table
-Q = "q"  # a column that begins so holds p-values in the rows, q-values in the table
+Q = "q"  # a column of this name, or of this before ":" or " over", has p-values in the rows, q-values in the table
 
 
 def in_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
     """A table in which all p-values together have become q-values (Benjamini and Hochberg).
 
     Args:
-        rows (sequence of `Mapping`, or `Mapping`): Rows by column, or columns. Columns that begin with `Q` hold
-            p-values, NaN where nothing was tested.
+        rows (sequence of `Mapping`, or `Mapping`): Rows by column, or columns. Those of `Q` hold p-values, NaN where
+            nothing was tested.
     """
     table = pd.DataFrame(rows).astype(object)
-    columns = [column for column in table if str(column).startswith(Q)]
+    columns = [column for column in table if _has_q(column)]
     p_values = table[columns].to_numpy(dtype=np.float64)
     q_values = benjamini_hochberg(p_values.ravel()).reshape(p_values.shape)
     table[columns] = np.where(q_values < 0.001, "< 0.001", np.char.mod("%.3f", q_values))
     return table.mask(table == "nan").fillna("")
 
 
+def _has_q(column: Any) -> bool:
+    """Whether a column has q-values; those of checkpoints have any name, such as "quick"."""
+    return str(column) == Q or str(column).startswith((f"{Q}: ", f"{Q} over "))
+
+
 def q_note(table: pd.DataFrame) -> str:
     """What the q-values of a table are, in words; nothing of a table without."""
-    if not any(str(column).startswith(Q) for column in table):
+    if not any(_has_q(column) for column in table):
         return ""
     return (
         "q: the p-value of no excess, corrected for all of this table (Benjamini and Hochberg). Of the excesses with q"
-        " of at most 0.05, one in twenty is false on average. Intervals are not corrected."
+        " of at most 0.05, at most one in twenty is false on average. Intervals are not corrected."
     )
 
 
 def crossing_text(found: xr.DataArray, name: str = "t") -> str:
-    """A crossing with its interval, for a table."""
+    """A crossing with its interval, for a table; of a single value, only that."""
     early, estimate, late = limits_of(found)
-    return f"{name} = {estimate:.0f} ({early:.0f} to {late:.0f})" if np.isfinite(estimate) else "never"
+    if not np.isfinite(estimate):
+        return "never"
+    interval = f" ({early:.0f} to {late:.0f})" if np.isfinite(early) else ""
+    return f"{name} = {estimate:.0f}{interval}"
 
 
 def crossing_columns(data: xr.Dataset, curves: str, found: str, threshold: float, along: str) -> dict[str, Any]:
