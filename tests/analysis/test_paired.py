@@ -60,6 +60,16 @@ def test_the_exact_interval_covers_at_any_probabilities(count):
         assert multinomial(share, share, count)[1][p_values < 0.05].sum() <= 0.0501
 
 
+def test_more_pairs_take_the_normal_distribution():
+    few, more = (verdict_difference(60, 30, count) for count in (200, 201))  # one more, of equal answers
+    np.testing.assert_allclose(more[:2], few[:2], atol=0.01)
+    assert more[2] == pytest.approx(few[2], rel=0.1)
+    low, high, p_value = verdict_difference(300, 200, 2000)
+    assert p_value == pytest.approx(stats.chi2.sf(100**2 / 500, 1))  # McNemar
+    half = stats.norm.ppf(0.975) * np.sqrt((500 - 100**2 / 2000) / 2000**2)  # Wald
+    np.testing.assert_allclose([low, high], [0.05 - half, 0.05 + half], atol=5e-4)
+
+
 def test_counts_that_cannot_be_are_refused():
     for counts in ((3, 3, 5), (-1, 0, 5), (0, 0, 0)):
         with pytest.raises(ValueError, match="at least one pair"):
