@@ -123,7 +123,7 @@ def _difference(ours: np.ndarray, theirs: np.ndarray, places: np.ndarray) -> np.
     second = np.append(_may_be_at_zero(theirs, places, most), other)
     pairs = np.subtract.outer(first, second)
     kept = pairs[_hotelling(_at(ours, places, first), _at(theirs, places, second), all_pairs=True) <= most]
-    together = np.linspace(places[0], places[-1], _FINE)
+    together = np.concatenate([np.linspace(places[0], places[-1], _FINE), first, second])
     least = _hotelling(_at(ours, places, together), _at(theirs, places, together)).min()
     return np.array([kept.min(), own - other, kept.max(), 2 * stats.t.sf(np.sqrt(least / scale), count - 2)])
 

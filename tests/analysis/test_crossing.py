@@ -67,8 +67,11 @@ def test_curves_that_are_the_same_or_do_not_scatter():
     same = curves([1.0, 0.8, 0.4, 0.0], [1.0, 0.6, 0.2, 0.0], [1.0, 0.7, 0.1, 0.1])
     found = crossing_difference(same, same, 0.5)
     assert float(found["mean"]) == 0
-    assert float(found["low"]) <= 0 <= float(found["high"])
-    assert float(found["p_value"]) > 0.99
+    assert float(found["low"]) < 0 < float(found["high"])
+    assert np.isclose(found["low"], -found["high"])
+    assert float(found["p_value"]) == pytest.approx(1, abs=1e-6)
+    still = curves(*[[1.0, 0.8, 0.2, 0.0]] * 4)
+    assert float(crossing_difference(still, still, 0.5)["p_value"]) == pytest.approx(1, abs=1e-6)
     exact = crossing_difference(curves(*[[1.0, 0.8, 0.2, 0.0]] * 4), curves(*[[1.0, 1.0, 0.8, 0.0]] * 4), 0.5)
     places = 450 - 187.5
     np.testing.assert_allclose(exact.to_dataarray(), [places, places, places, 0], atol=1e-6)
