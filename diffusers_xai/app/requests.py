@@ -62,7 +62,7 @@ def called(route: str, request: Mapping[str, Any], demo: gr.Blocks) -> dict[str,
     name, number = route.rpartition("/")[2], request.get("fn_index")
     public = {fn.api_name: fn for fn in demo.fns.values() if fn.api_visibility == "public"}
     by_name = route.startswith(NAMED)
-    if by_name or number is None:
+    if route.startswith("/call/") or number is None:
         function = public.get(name)
     else:
         function = demo.fns.get(number) if isinstance(number, int) and not isinstance(number, bool) else None

@@ -132,6 +132,7 @@ MALFORMED = [
     ("call/plan", b'{"data": "Male"}', "data: expected the list"),
     ("call/plan", b'{"data": [["Male"]]}', "expected a list of 7 arguments, got 1"),
     ("run/plan", b'{"data": []}', "expected a list of 7 arguments, got 0"),
+    ("call/profile", b'{"fn_index": 0, "data": []}', "expected a list of 7 arguments, got 0"),
     ("call/nothing", b'{"data": []}', "Available: plan, profile"),
     ("call/sample", b'{"data": []}', "Available: plan, profile"),
     ("queue/join", b'{"data": [], "fn_index": 99999}', "Available: plan, profile"),
