@@ -91,10 +91,14 @@ def measure(
 
     Raises:
         ValueError: If there is no function, what it returns does not fit, the scheduler tells no ᾱ, the pipeline
-            returns no pictures, or a layer has fewer than twice `units` channels.
+            returns no pictures, an [`XAIPipeline`] is given a prompt or arguments, or a layer has fewer than twice
+            `units` channels.
     """
     if concepts is None:
         raise ValueError("concepts: expected a function `concepts` that tells where concepts are, got none.")
+    if isinstance(pipe, XAIPipeline) and (prompt is not None or arguments):
+        got = "a prompt" if prompt is not None else f"arguments {list(arguments or {})}"
+        raise ValueError(f"concepts: expected labels alone of a call of an XAIPipeline, got {got}.")
     denoiser = get_denoiser(pipe)
     wanted = layers if layers is not None else block_layers(denoiser)
     if not wanted:

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from diffusers_xai.analysis import above_test, benjamini_hochberg, summary
+from diffusers_xai.analysis import benjamini_hochberg, paired_difference, summary
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import telling_layers
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
@@ -183,12 +183,8 @@ def plot(result: ExperimentResult) -> go.Figure:
 
 def _sure(excess: xr.DataArray) -> xr.DataArray:
     """Where the mean over the seeds is surely not 0: t-tests at 5 %, corrected for all cells."""
-    if excess.sizes["seed"] < 2:
-        return xr.zeros_like(excess.isel(seed=0, drop=True), dtype=bool)
-    axis = excess.get_axis_num("seed")
-    p_values = 2 * np.minimum(above_test(excess.values, axis=axis), above_test(-excess.values, axis=axis))
-    told = excess.isel(seed=0, drop=True)
-    return told.copy(data=(benjamini_hochberg(np.minimum(p_values, 1).ravel()) <= LEVEL).reshape(told.shape))
+    p_values = paired_difference(excess)["p_value"]
+    return p_values.copy(data=(benjamini_hochberg(p_values.values.ravel()) <= LEVEL).reshape(p_values.shape))
 
 
 def _words(score: str) -> str:

@@ -165,6 +165,12 @@ def test_narrow_layers_and_flow_matching_are_refused(pipe):
     closed = XAIPipeline(GaussianDenoiser.fit(torch.rand(8, 3, 16, 16), pipe.scheduler), pipe.scheduler)
     with pytest.raises(ValueError, match="expected a network with layers, got GaussianDenoiser"):
         EXPERIMENT.run(closed, Sampling(seeds=[1], steps=2), concepts=squares, images=3)
+    for wrong, got in (
+        ({"prompt": "a red square"}, "a prompt"),
+        ({"arguments": {"eta": 1.0}}, r"arguments \['eta'\]"),
+    ):
+        with pytest.raises(ValueError, match=f"labels alone of a call of an XAIPipeline, got {got}"):
+            EXPERIMENT.run(pipe, SAMPLING, concepts=squares, images=4, **wrong)
     flow = XAIPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ValueError, match="a scheduler with ᾱ"):
         EXPERIMENT.run(flow, SAMPLING, concepts=squares)
