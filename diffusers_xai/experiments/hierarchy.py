@@ -117,12 +117,13 @@ register(
     Experiment(
         "hierarchy",
         "Which layer makes the layout, the label and the colours",
-        "A layer's output, in a quarter of the process or in all of it, is taken from a run of other noise and another"
-        " label. The number tells how much of that run's image comes over: 0 nothing, 1 all of it; bold where it is"
-        " surely not 0 (t-test, 5 % after correction for all cells). Layout is how alike the edges lie, colours how"
-        " alike the pixels' values are wherever they lie; with a judge, the attributes on which the labels differ are"
-        " seen too. Below, the control: the same patches from a third run, of the base's label and noise of its own,"
-        " which has nothing of the source. The images are those of the first seed.",
+        "A layer's output, in a quarter of the process or in all of it, is taken from a run of other noise and"
+        " another label. The number tells how much of that run's image comes over: 0 nothing, 1 all of it; bold where"
+        " it is surely not 0 (t-test, of a judge's yes or no an exact paired test; 5 % after correction for all"
+        " cells). Layout is how alike the edges lie, colours how alike the pixels' values are wherever they lie; with"
+        " a judge, the attributes on which the labels differ are seen too. Below, the control: the same patches from a"
+        " third run, of the base's label and noise of its own, which has nothing of the source. The images are those"
+        " of the first seed.",
         "Yang et al. 2021, there by layer alone",
         measure,
         plot_effects,

@@ -182,13 +182,13 @@ register(
     Experiment(
         "patching",
         "Which layer carries the label or the prompt, and when",
-        "Two runs from the same noise with different labels, or prompts. A layer's output, in a quarter of the process"
-        " or in all of it, is taken from the run of the other label. The number tells how much of the other run comes"
-        " over: 0 nothing, 1 all of it; bold where it is surely not 0 (t-test, 5 % after correction for all cells)."
-        " First for the image as a whole, and with a judge for each attribute on which the labels differ, over the"
-        " seeds in which it sees a difference. The first convolution takes a label in, and the last one is the"
-        " network's whole answer. Below, the control: the same patches from a run of the same label and other noise."
-        " The images are those of the first seed.",
+        "Two runs from the same noise with different labels, or prompts. A layer's output, in a quarter of the"
+        " process or in all of it, is taken from the run of the other label. The number tells how much of the other"
+        " run comes over: 0 nothing, 1 all of it; bold where it is surely not 0 (t-test, of a judge's yes or no an"
+        " exact paired test; 5 % after correction for all cells). First for the image as a whole, and with a"
+        " judge for each attribute on which the labels differ, over the seeds in which it sees a difference. The first"
+        " convolution takes a label in, and the last one is the network's whole answer. Below, the control: the same"
+        " patches from a run of the same label and other noise. The images are those of the first seed.",
         "Vig et al. 2020; Meng et al. 2022",
         measure,
         plot_effects,
