@@ -60,6 +60,8 @@ class Recording:
         self._dims: dict[str, tuple[str, ...]] = {}
         self._coords: dict[str, dict[str, Any]] = {}
         self._of_text: set[str] = set()
+        self._whole_shapes: dict[str, torch.Size] = {}  # of the longest branch, where they differ
+        self._lengths: dict[str, dict[str, int]] = {}  # how many tokens of text each branch has
         self._prompt: PromptTokens | None = None
         self._provenance: dict[str, Any] = {}
         run.on_start(self._select)
@@ -294,12 +296,15 @@ class Recording:
         if len(branches) == 1:
             return StepArray(by_branch[branches[0]].numpy(), dims, coords, steps, of_step)
         shapes = {tensor.shape for tensor in by_branch.values()}
+        if len(by_branch) < len(branches) and name in self._whole_shapes:
+            shapes.add(self._whole_shapes[name])
         if len(shapes) == 1 and len(by_branch) == len(branches):
             values = torch.stack([by_branch[branch] for branch in branches], dim=1)
         else:
             # A pipeline may leave out a branch at some steps, a layer may run in one branch only, and the texts of two
             # branches may have lengths of their own: NaN there.
             sizes = [max(of_dim) for of_dim in zip(*shapes, strict=True)]
+            self._whole_shapes.setdefault(name, torch.Size(sizes))
             values = parts[0][1].new_full((samples, len(branches), *sizes[1:]), torch.nan)
             for branch, tensor in by_branch.items():
                 values[:, branches.index(branch)][tuple(slice(size) for size in tensor.shape)] = tensor
@@ -313,7 +318,9 @@ class Recording:
         if self._prompt is None or name not in self._of_text:
             return {}, {}
         axis = 1 + self._dims[name].index("token")
-        text = self._prompt.text(step, {branch: tensor.shape[axis] for branch, tensor in by_branch.items()})
+        lengths = self._lengths.setdefault(name, {})  # also of branches that this step leaves out
+        lengths.update({branch: tensor.shape[axis] for branch, tensor in by_branch.items()})
+        text = self._prompt.text(step, lengths)
         if text is None:
             return {}, {}
         changes = self._prompt.changes

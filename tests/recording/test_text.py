@@ -152,13 +152,18 @@ class Processor:
         return self.tokenizer.batch_decode(ids)
 
 
-@pytest.mark.parametrize("processor", [lambda tokenizer: tokenizer, Processor])
-def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one(processor):
-    entry = calling("lumina2", prompt="a red fox", negative_prompt="b", max_sequence_length=32, system_prompt="a")
+def in_two_lengths(processor=lambda tokenizer: tokenizer, steps=1, **call):
+    """Lumina, which cuts its text, as an entry and components."""
+    entry = calling("lumina2", steps, max_sequence_length=32, system_prompt="a", **call)
     for name in [name for name in entry.call if "embeds" in name or "mask" in name]:
         del entry.call[name]
     config = T5Config(vocab_size=56, d_model=32, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
-    encoder = {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": processor(t5_tokenizer())}
+    return entry, {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": processor(t5_tokenizer())}
+
+
+@pytest.mark.parametrize("processor", [lambda tokenizer: tokenizer, Processor])
+def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one(processor):
+    entry, encoder = in_two_lengths(processor, prompt="a red fox", negative_prompt="b")
     specs = [AttentionWeights(layers=entry.attention, relation="image_to_text"), WordMaps(["fox"])]
     weights = recorded(entry, specs, **encoder)[f"attention_weights_image_to_text/{entry.attention}"]
     uncond = weights.sel(branch="uncond")
@@ -168,6 +173,26 @@ def test_prompts_of_two_lengths_are_filled_up_to_the_longer_one(processor):
     assert np.isnan(uncond).all(["step", "sample", "head"]).values.tolist() == [False] * 2 + [True] * (
         weights.sizes["token"] - 2
     )
+
+
+@pytest.mark.parametrize("folder", [None, "profile"])
+def test_a_branch_that_is_left_out_later_keeps_its_longer_text(folder, tmp_path):
+    call = {"prompt": "b", "negative_prompt": "a red fox and a blue box", "cfg_trunc_ratio": 0.5}
+    entry, encoder = in_two_lengths(steps=2, **call)
+    specs = [AttentionWeights(layers=entry.attention, relation="image_to_text")]
+    pipe = entry.make()
+    pipe.register_modules(**encoder)
+    with record(pipe, specs, profile_dir=folder and tmp_path / folder) as recording:
+        run(pipe, entry)
+    weights = recording.profile[f"attention_weights_image_to_text/{entry.attention}"]
+    tokenizer = t5_tokenizer()
+    longer = tokenizer.convert_ids_to_tokens(tokenizer(call["negative_prompt"]).input_ids)
+    assert weights["text"].sel(branch="uncond").values.tolist() == longer
+    shorter = [bool(text) for text in weights["text"].sel(branch="cond").values]
+    assert 0 < sum(shorter) < len(longer)
+    is_there = ~np.isnan(weights).all(["sample", "head"])
+    assert is_there.sel(branch="cond").values.tolist() == [shorter] * 2
+    assert is_there.sel(branch="uncond").values.tolist() == [[True] * len(longer), [False] * len(longer)]
 
 
 def test_another_thread_may_use_the_encoder_and_another_one_run_the_pipeline():
