@@ -219,9 +219,10 @@ def test_two_sessions_do_not_see_each_other(browser, server):
     pages[0].fill("#seed input", "1")
     pages[1].fill("#seed input", "2")
     for page in pages:
+        watch(page, "#status")
         page.click("#sample")
     for seed, page in enumerate(pages, start=1):
-        page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg="Done:")
+        wait_for_result(page)
         assert f"seed {seed}," in status(page)
     assert pixels(pages[0]) != pixels(pages[1])
     tab(pages[1], "Compare")

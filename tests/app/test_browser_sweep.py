@@ -92,7 +92,7 @@ def test_words_of_a_typed_prompt_are_shown_and_a_wrong_one_is_told(page):
     tab(page, "Words")
     page.fill("#words-words textarea, #words-words input", "hat")
     page.click("#words-run")
-    expect(page.locator("#words-status")).to_contain_text("“hat” is not in the prompt")
+    expect(page.locator("#words-status")).to_contain_text("expected words that are in the prompt, got")
     page.fill("#words-words textarea, #words-words input", "glasses, blond hair")
     page.check("#words-switch input")
     page.wait_for_selector("#words-other", state="visible")
