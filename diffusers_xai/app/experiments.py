@@ -51,7 +51,7 @@ def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[st
         elem_id="experiment-seeds",
     )  # fmt: skip
     add_answer(c, "experiment", "Run the experiment", texts.EMPTY_EXPERIMENT)
-    gr.Markdown(elsewhere())
+    gr.Markdown(elsewhere(models))
 
 
 class ExperimentTab(AskingTab):

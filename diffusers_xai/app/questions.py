@@ -34,14 +34,15 @@ def offered() -> dict[str, Experiment]:
     return {name: entry for name, entry in known.items() if entry.labels != ALL_LABELS}
 
 
-def elsewhere() -> str:
+def elsewhere(models: Mapping[str, Model]) -> str:
     """Which experiments are asked elsewhere, in words."""
-    left = {name: f"{entry.title} (`{name}`)" for name, entry in EXPERIMENTS.items() if name not in offered()}
+    here = {name for _, name in choices(models)}
+    left = {name: f"{entry.title} (`{name}`)" for name, entry in EXPERIMENTS.items() if name not in here}
     prompted = [left.pop(name) for name in list(left) if EXPERIMENTS[name].needs == "prompt"]
     return (
         f"Of a prompt, on the tab **Words**: {'; '.join(prompted)}, and layers patched between two prompts. On the"
-        f" command line, `diffusers-xai experiment`, since a page is too slow: {'; '.join(left.values())}. There, all"
-        " of them are asked of any checkpoint, and with functions of your own."
+        " command line, `diffusers-xai experiment`, since a page is too slow or has no models to ask them of:"
+        f" {'; '.join(left.values())}. There, all of them are asked of any checkpoint, and with functions of your own."
     )
 
 

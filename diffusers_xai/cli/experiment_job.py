@@ -87,6 +87,8 @@ def jobs_of(
         check_steps(args.steps, scheduler)
     if args.judge is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].judged:
         raise CommandError(f"--judge: expected none, as {args.name} takes no judge, got {args.judge}")
+    if args.mask is not None and args.name in EXPERIMENTS and EXPERIMENTS[args.name].region is None:
+        raise CommandError(f"--mask: expected none, as {args.name} takes no region, got {args.mask}")
     alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
     chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
     fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1 or takes_prompt(args)]

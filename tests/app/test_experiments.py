@@ -171,10 +171,13 @@ def test_the_estimate_is_of_runs_and_of_the_region(monkeypatch):
     assert questions.Question("process", 3).estimate(plan, model, wanted).seconds == pytest.approx(3 * 14 * 10)
 
 
-def test_what_the_page_does_not_ask_is_named_on_it():
-    left = set(EXPERIMENTS) - set(questions.offered())
+def test_what_the_page_does_not_ask_is_named_on_it(offered):
+    left = set(EXPERIMENTS) - {name for _, name in questions.choices(offered)}
     assert left == {"words", "label-pairs", "few-step-findings"}
-    assert all(f"`{name}`" in questions.elsewhere() for name in left)
+    assert all(f"`{name}`" in questions.elsewhere(offered) for name in left)
+    alone = {"faces": offered["plain"]}
+    assert "compare-checkpoints" not in {name for _, name in questions.choices(alone)}
+    assert "`compare-checkpoints`" in questions.elsewhere(alone)
 
 
 def test_a_long_experiment_waits_for_a_second_press_and_a_longer_one_is_refused(offered):

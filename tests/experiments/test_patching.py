@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.analysis import verdict_difference
@@ -107,6 +108,10 @@ def test_the_command_takes_a_judge(tmp_path, capsys):
     capsys.readouterr()
     assert main(["experiment", "ablation", *base, f"{judge}:dark"]) == 2
     assert "ablation takes no judge" in capsys.readouterr().err
+    mask = tmp_path / "mask.png"
+    Image.new("L", (16, 16), 255).save(mask)
+    assert main(["experiment", NAME, *base[:-1], "--mask", str(mask)]) == 2
+    assert f"{NAME} takes no region" in capsys.readouterr().err
 
 
 def test_between_prompts_the_layer_that_hears_them_lights_up():
