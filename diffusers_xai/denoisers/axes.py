@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from diffusers_xai.denoisers.base import Denoiser
+from diffusers_xai.denoisers.call import DenoiserCall
 
 
 _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
@@ -45,6 +47,16 @@ def _of_kind(module: Any, shape: Sequence[int]) -> int | None:
 def _last(layers: Sequence[Any], shape: Sequence[int]) -> int | None:
     axes = (_of_kind(child, shape) for child in reversed(layers))
     return next((axis for axis in axes if axis is not None), None)
+
+
+def channels_come_first(module: nn.Module, tensor: torch.Tensor, call: DenoiserCall) -> bool:
+    """Whether a tensor of three dims is (row, channel, token): one-dimensional convolutions, norms over channels."""
+    if tensor.ndim != 3:
+        return False
+    if isinstance(module, (nn.GroupNorm, nn.Conv1d, nn.ConvTranspose1d)):
+        return True
+    name = type(module).__name__.lower()
+    return call.sample.ndim == 3 and ("1d" in name or name in ("resconvblock",))
 
 
 def token_axis(denoiser: Denoiser, path: str, shape: Sequence[int]) -> int | None:

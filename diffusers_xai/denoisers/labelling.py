@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusers_xai.denoisers.axes import channel_axis, token_axis
+from diffusers_xai.denoisers.axes import channel_axis, channels_come_first, token_axis
 from diffusers_xai.denoisers.base import Denoiser
 from diffusers_xai.denoisers.call import DenoiserCall
 from diffusers_xai.denoisers.grids import strided
@@ -146,7 +146,7 @@ class Labelling:
             ValueError: if its rows are not those of the call, or it is not known which axis is which.
         """
         module = self.denoiser.layers[path]
-        if _channels_come_first(module, tensor, self.call):
+        if channels_come_first(module, tensor, self.call):
             tokens = tensor.shape[2]
             return self._tokens(path, tensor.transpose(1, 2), self._from_sample(path, position, 2, tokens))
         if tensor.ndim == 3:
@@ -168,7 +168,7 @@ class Labelling:
             TypeError: if there is no tensor in the output.
             ValueError: see `output`.
         """
-        tensors = tensors_in(output)
+        tensors = output_tensors(output)
         if not tensors:
             raise TypeError(f"Expected a module output that holds a tensor, got {type(output).__name__}.")
         labelled = [(tensors[0], self.output(path, tensors[0]))]
@@ -384,7 +384,7 @@ class Labelling:
         )
 
 
-def tensors_in(output: Any) -> list[torch.Tensor]:
+def output_tensors(output: Any) -> list[torch.Tensor]:
     """The tensors that stand in a module's output itself, not in containers in it."""
     values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
     return [value for value in values if isinstance(value, torch.Tensor)]
@@ -398,13 +398,3 @@ def _run_of(marks: Sequence[bool]) -> slice | None:
 
 def _as_tokens(rows: torch.Tensor) -> Labelled:
     return Labelled(rows.transpose(1, 2), ("channel", "token"))
-
-
-def _channels_come_first(module: nn.Module, tensor: torch.Tensor, call: DenoiserCall) -> bool:
-    """Whether a tensor of three dims is (row, channel, token): one-dimensional convolutions, norms over channels."""
-    if tensor.ndim != 3:
-        return False
-    if isinstance(module, (nn.GroupNorm, nn.Conv1d, nn.ConvTranspose1d)):
-        return True
-    name = type(module).__name__.lower()
-    return call.sample.ndim == 3 and ("1d" in name or name in ("resconvblock",))

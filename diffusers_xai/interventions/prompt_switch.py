@@ -10,8 +10,8 @@ import torch
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.edits import EditSpec, first_switched_step
-from diffusers_xai.recording.inputs import goes_into, tensors_in
-from diffusers_xai.recording.repeat import repeated, selected
+from diffusers_xai.recording.inputs import goes_into
+from diffusers_xai.recording.repeat import repeated, selected, tensors_in
 from diffusers_xai.recording.shadow import shadow_arguments, shadow_of
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.call import PipelineCall

@@ -13,12 +13,13 @@ from torch import nn
 
 from diffusers_xai.denoisers import Denoiser, DenoiserCall, networks_of
 from diffusers_xai.denoisers.call import prediction_of
-from diffusers_xai.denoisers.guidance import Guidance, combination, guidance_of, guides_more_later, order_from
+from diffusers_xai.denoisers.guidance import Guidance, guidance_of, guides_more_later
 from diffusers_xai.denoisers.labelling import Labelling
 from diffusers_xai.passed import Pipeline, Scheduler
+from diffusers_xai.recording.branches import branch_outputs, branches_of_calls, settled
 from diffusers_xai.recording.ending import Ending, tap_progress
 from diffusers_xai.recording.origins import KnownOrigins
-from diffusers_xai.recording.states import folded, frames_in_rows, planned_timesteps, predicted_part, unfolded
+from diffusers_xai.recording.states import folded, frames_in_rows, planned_timesteps, unfolded
 from diffusers_xai.taps import SchedulerStep, exclusive, tap_call, tap_output, tap_step, tap_whole_call
 from diffusers_xai.taps.call import PipelineCall, running_call, running_frame
 
@@ -232,18 +233,7 @@ class Run:
 
     def branches_of_calls(self, samples: int) -> list[tuple[str, ...]]:
         """The guidance branches in each denoiser call of a step that is done, of `samples` images."""
-        counts = [call.rows // samples for call in self.calls]
-        known = [self.guidance.of_call(i) for i in range(len(counts))]
-        # Some pipelines guide at some steps only; of more calls than are known none can be told.
-        if [len(names) for names in known] == counts and len(counts) <= len(self.guidance.calls):
-            return known
-        if sum(counts) == 1:
-            return [("cond",) * count for count in counts]
-        names = self.guidance.branches
-        if sum(counts) != len(names):
-            names = tuple(f"branch_{i}" for i in range(sum(counts)))
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        return [names[start : start + count] for start, count in zip(starts, counts, strict=True)]
+        return branches_of_calls(self.guidance, self.calls, samples)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -386,17 +376,8 @@ class Run:
                 self.end(self._ending.state)
 
     def branch_outputs(self) -> list[torch.Tensor] | None:
-        """What the denoiser predicted for each branch of the step, in the order in which they are computed.
-
-        `None` where the outputs do not come in whole branches.
-        """
-        samples = self.num_samples
-        found: list[torch.Tensor] = []
-        for call, output in zip(self.calls, self.outputs, strict=False):
-            if call.rows % samples or output.shape[0] != call.rows:
-                return None
-            found += output.split(samples)
-        return found
+        """What the denoiser predicted for each branch of the step; see `recording.branches`."""
+        return branch_outputs(self.calls, self.outputs, self.num_samples)
 
     def _settle_branches(self, step: SchedulerStep) -> None:
         """Reads off the first step in which order the pipeline combines its branches.
@@ -404,25 +385,8 @@ class Run:
         Raises:
             RuntimeError: if the branches are not what an edit, or a record of one of them, took them for.
         """
-        samples, outputs = self.num_samples, self.branch_outputs()
         names = self.guidance.branches
-        calls = self.branches_of_calls(samples)
-        if sum(len(part) for part in calls) == 2 and outputs is not None:
-            combined = predicted_part(step.sample, step.model_output[:samples])
-            parts = [predicted_part(step.sample, output) for output in outputs]
-            same_form = all(part.shape == combined.shape for part in parts)
-            weights = combination(parts, combined) if same_form else None
-            other = names[1 - names.index("cond")] if len(names) == 2 and "cond" in names else "uncond"
-            found = order_from(weights, other) if weights is not None else None
-            if found is None and not self.guidance.is_known:
-                found = ("branch_0", "branch_1")
-            if found is not None:
-                calls = [found] if len(calls) == 1 else [(name,) for name in found]
-        known = self.guidance.calls
-        if {name for part in calls for name in part} < set(names):  # the first step leaves out some
-            same_form = [len(part) for part in calls] == [len(part) for part in known[: len(calls)]]
-            calls = [*(calls if same_form else known[: len(calls)]), *known[len(calls) :]]
-        self.guidance = Guidance(tuple(calls), self.guidance.doubles_sample)
+        self.guidance = settled(self.guidance, self.calls, self.outputs, self.num_samples, step)
         if self.needs_rows and names != self.guidance.branches:
             raise RuntimeError(
                 f"What is edited or recorded of single guidance branches took them for {names}, but the pipeline"

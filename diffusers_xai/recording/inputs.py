@@ -1,13 +1,13 @@
 """Where the scheduler's state goes into the networks of a step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.repeat import repeat_rows, repeated
+from diffusers_xai.recording.repeat import repeat_rows, repeated, tensors_in
 
 
 class NoisyInput:
@@ -119,15 +119,3 @@ def goes_into(output: Any, calls: Sequence[DenoiserCall]) -> bool:
     """Whether all tensors that a network returned are among the arguments of calls of another, as they are."""
     used = {id(tensor) for call in calls for tensor in tensors_in([call.args, call.kwargs])}
     return all(id(tensor) in used for tensor in tensors_in(output))
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested containers."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import Denoiser, DenoiserCall
-from diffusers_xai.denoisers.labelling import Labelling, Origins, tensors_in
-from diffusers_xai.recording.repeat import random_state_kept, repeated
+from diffusers_xai.denoisers.labelling import Labelling, Origins, output_tensors
+from diffusers_xai.recording.repeat import random_state_kept, repeated, tensors_in
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.trace import trace
 
@@ -66,7 +66,7 @@ class KnownOrigins:
             labelling.sample(sample).values.fill_(torch.nan)  # a view; without the tokens of references
             args, kwargs = repeated(call, call.rows, 1, labelling.frames)
             args, kwargs = DenoiserCall(call.component, call.module, args, kwargs).with_sample(sample)
-            found = trace(call.module, layers, args, kwargs, tensors_in)
+            found = trace(call.module, layers, args, kwargs, output_tensors)
         for path in found:
             if path not in self._counted and _differ(found[path]):
                 self._counted.add(path)
@@ -80,15 +80,7 @@ class KnownOrigins:
 def _has_condition(call: DenoiserCall) -> bool:
     """Whether anything but the sample has an axis of tokens."""
     others = {name: value for name, value in call.arguments.items() if name != call.sample_name}
-    return any(tensor.ndim > 2 for tensor in _tensors(others))
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (dict, list, tuple)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+    return any(tensor.ndim > 2 for tensor in tensors_in(others))
 
 
 def _form(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from diffusers_xai.denoisers import DenoiserCall, networks_of
 from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
-from diffusers_xai.recording.inputs import tensors_in
+from diffusers_xai.recording.repeat import tensors_in
 from diffusers_xai.recording.spelling import spelled
 from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
 from diffusers_xai.taps.call import running_frame
