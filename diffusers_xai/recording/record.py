@@ -22,7 +22,7 @@ from diffusers_xai.recording.stores import DiskStore, MemoryStore, free_bytes
 from diffusers_xai.taps import SchedulerStep, force_eager
 
 
-class _Ending(AbstractContextManager[Recording]):
+class _RecordContext(AbstractContextManager[Recording]):
     """A recording that ends when it is dropped too, at the latest before the interpreter falls apart.
 
     Args:
@@ -88,7 +88,7 @@ def record(
         RuntimeError: if the network or the scheduler is being recorded already; if a cache is enabled on the denoiser,
             if a requested layer does not run, or if the context does not hold exactly one run.
     """
-    return _Ending(_recording(pipeline, specs, edits, profile_dir, max_bytes, denoiser))
+    return _RecordContext(_recording(pipeline, specs, edits, profile_dir, max_bytes, denoiser))
 
 
 def _recording(
