@@ -51,9 +51,18 @@ def add_command(commands: Commands) -> None:
         "--mask",
         type=path,
         metavar="IMAGE",
-        help="region that localisation, artifact and ablation ask about: the bright part of this image. Default, with"
-        " lfw-32 or lfw-64: the eyes, for ablation the face",
+        help="region that localisation, artifact and ablation ask about, and in which patching patches: the bright"
+        " part of this image. Default, with lfw-32 or lfw-64: the eyes, for ablation the face, for patching the image",
     )
+    add(
+        "--between", choices=("labels", "seeds"),
+        help="of patching: whether the source has another label (or prompt), or the same one and another seed's noise."
+        " Default: labels",
+    )  # fmt: skip
+    add(
+        "--branch", type=nonempty, metavar="NAME",
+        help="of patching: the guidance branch that is patched, such as cond or uncond. Default: all",
+    )  # fmt: skip
     add(
         "--judge", type=nonempty, metavar="FILE:FUNCTION",
         help="a function of your own that sees the attributes in images, for experiments that take one; see"

@@ -14,6 +14,7 @@ from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.experiment import ALL, FINDINGS
 from diffusers_xai.cli.experiment_options import (
     FUNCTIONS,
+    check_patches,
     guidance_scale,
     labels_of,
     labels_to_compare,
@@ -87,11 +88,13 @@ def jobs_of(
         check_steps(args.steps, scheduler)
     if args.judge is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].judged:
         raise CommandError(f"--judge: expected none, as {args.name} takes no judge, got {args.judge}")
-    if args.mask is not None and args.name in EXPERIMENTS and EXPERIMENTS[args.name].region is None:
+    if args.mask is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].takes("mask"):
         raise CommandError(f"--mask: expected none, as {args.name} takes no region, got {args.mask}")
+    check_patches(args)
     alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
     chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
-    fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1 or takes_prompt(args)]
+    any_model = takes_prompt(args) or args.between == "seeds"
+    fitting = [name for name in chosen if labels or EXPERIMENTS[name].labels == 1 or any_model]
     if not fitting:
         raise CommandError(f"{args.name}: expected a checkpoint whose labels can be compared, got one that takes none")
     return [_job(name, args, config, scheduler, labels, others) for name in fitting]

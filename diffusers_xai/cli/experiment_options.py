@@ -17,10 +17,12 @@ from diffusers_xai.experiments import EXPERIMENTS
 from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS, Experiment
 from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.labels import label_from_bits, labels_between
+from diffusers_xai.pipelines.patch_sweep import branches_of
 from diffusers_xai.prompts import without, words_of
 
 
 FUNCTIONS = ("judge", "concepts")  # options that name a function of the user's, as FILE:FUNCTION
+PATCHES = ("between", "branch")  # options of patching alone
 MIN_IMAGES = 50  # of a label that counts as trained
 
 
@@ -91,6 +93,8 @@ def labels_of(
     """The labels that an experiment samples, where two of them are `compared`."""
     if experiment.labels == ALL_LABELS:
         return _trained_labels(args, config)
+    if args.between == "seeds":
+        return compared[:1]
     if experiment.labels == SPANNED_LABELS:
         first, second = compared
         return labels_between(first, second, config.get("class_attributes") or ())
@@ -104,6 +108,25 @@ def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[in
     if counts is None:
         return list(range(config["num_class_embeds"]))
     return [label_from_bits(bits) for bits, _, count in counts if count >= MIN_IMAGES]
+
+
+def check_patches(args: argparse.Namespace) -> None:
+    """Refuses what patches alone take, of other experiments, and what the run to patch does not have.
+
+    Raises:
+        CommandError: for such an option.
+    """
+    for option in PATCHES:
+        value = getattr(args, option)
+        if value is not None and not (args.name in EXPERIMENTS and EXPERIMENTS[args.name].takes(option)):
+            raise CommandError(f"--{option}: expected none, as {args.name} takes none, got {value}")
+    if args.between == "seeds" and args.other_label is not None:
+        raise CommandError(f"--other-label: expected none between seeds, got {args.other_label}")
+    if args.branch is not None and not takes_prompt(args):  # of a prompt, the pipeline's first step tells them
+        branches = branches_of(guidance_scale(args))
+        if args.branch not in branches:
+            known = ", ".join(branches)
+            raise CommandError(f"--branch: expected a branch of the run, got {args.branch}; available: {known}")
 
 
 def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +143,9 @@ def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[st
     if experiment.region is not None:
         size = sample_size(config)
         options["mask"] = region(args.mask, part_of_face(experiment.region, args.checkpoint, size), size)
+    elif args.mask is not None and experiment.takes("mask"):
+        options["mask"] = region(args.mask, size=None if takes_prompt(args) else sample_size(config))
+    options |= {key: getattr(args, key) for key in PATCHES if getattr(args, key) is not None}
     if experiment.judged and args.judge is not None:
         options["judge"] = args.judge
     options |= _prompts(experiment, args)
@@ -150,6 +176,10 @@ def _prompts(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]
         if args.other_prompt is not None:
             raise CommandError(f"--other-prompt: expected none, as {name} takes one prompt, got {args.other_prompt!r}")
         return {"prompt": args.prompt}
+    if experiment.may_take == "prompts" and takes_prompt(args) and args.between == "seeds":
+        if args.prompt is None or args.other_prompt is not None:
+            raise CommandError(f"{name}: expected a --prompt and no --other-prompt between seeds")
+        return {"prompts": [args.prompt]}
     if experiment.may_take == "prompts" and takes_prompt(args):
         if None in (args.prompt, args.other_prompt) or args.prompt == args.other_prompt:
             raise CommandError(f"{name}: expected a --prompt and another --other-prompt")

@@ -1,6 +1,7 @@
 """What an experiment is, and what it returns: labelled numbers that can be saved, tabulated and drawn."""
 
 import importlib.metadata
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -149,6 +150,10 @@ class Experiment:
     may_take: str | None = None
     plan: Callable[..., str] | None = None
 
+    def takes(self, option: str) -> bool:
+        """Whether `measure` has an option of this name."""
+        return option in inspect.signature(self.measure).parameters
+
     def run(
         self,
         pipe: XAIPipeline,
@@ -178,11 +183,8 @@ class Experiment:
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
         if self.labels == SPANNED_LABELS and len(sampling.labels) < 2:
             raise ValueError(f"{self.name}: expected at least two labels, got {list(sampling.labels)}.")
-        if (
-            self.labels == 2
-            and options.get("prompts") is None
-            and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1])
-        ):
+        compares_labels = self.labels == 2 and options.get("prompts") is None and options.get("between") != "seeds"
+        if compares_labels and (len(sampling.labels) != 2 or sampling.labels[0] == sampling.labels[1]):
             raise ValueError(f"{self.name}: expected two different labels, got {list(sampling.labels)}.")
         if len(sampling.seeds) < self.min_seeds:
             raise ValueError(f"{self.name}: expected at least {self.min_seeds} seeds, got {len(sampling.seeds)}.")

@@ -221,8 +221,11 @@ def _band_names(data: xr.Dataset) -> list[str]:
 def plot_patched(result: ExperimentResult) -> go.Figure:
     """Draws the first seed: the source and the base, and below them what each patch makes of the base."""
     data, settings = result.data, result.settings
-    base, source = settings.get("prompts") or [short_label(settings, label) for label in settings["labels"]]
     captions = "prompts" not in settings  # prompts are too long to stand over a tile
+    if settings.get("between") == "seeds":
+        base, source, captions = "the seed's noise", "other noise", True
+    else:
+        base, source = settings.get("prompts") or [short_label(settings, label) for label in settings["labels"]]
     bands = _band_names(data)
     whole = data["whole"].values
     first: list[Tile | None] = [None] * len(bands)

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, register
-from diffusers_xai.experiments.judging import Judge, judged_attributes, seen_attributes
+from diffusers_xai.experiments.judging import Judge, judged_attributes, named_attributes, seen_attributes
 from diffusers_xai.experiments.patch_effects import (
     Seen,
     Sweep,
@@ -24,7 +24,7 @@ from diffusers_xai.experiments.patch_effects import (
     table_of_effects,
 )
 from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, arguments_of
-from diffusers_xai.measures import Mask, as_mask
+from diffusers_xai.measures import Mask, as_mask, mask_to_runs, resize_mask
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
 from diffusers_xai.pipelines.prompt_patch_sweep import count_steps, prompt_patch_sweep
@@ -62,18 +62,21 @@ def measure(
         pipe ([`XAIPipeline`] or `DiffusionPipeline`): A conditional model; with prompts, any pipeline that takes them.
         sampling ([`Sampling`]): What is sampled: the label that is patched, and the label that it is patched with.
         prompts (`Sequence[str]`, *optional*): In place of labels: the prompt that is patched, and the one that it is
-            patched with.
+            patched with; between seeds the first alone.
         arguments (`Mapping[str, Any]`, *optional*): With prompts, what else the pipeline's call takes, such as a size.
         layers (sequence of `str`, *optional*): Layers, each patched alone; if `None` the first convolution, the last
             layer of every block, and the last convolution, which is the network's whole answer.
         bands (`int`, defaults to 4): Equal parts of the process; besides, all of it.
-        between (`str`, defaults to `"labels"`): `"seeds"` takes the source's noise, too, from another seed.
+        between (`str`, defaults to `"labels"`): `"seeds"` takes the source from the same label, or prompt, and
+            another seed's noise; then there is one label or prompt, or none. The noise itself is no layer's output
+            and stays: where the network predicts noise, even its whole answer does not make the run the source's.
         branch (`str`, *optional*): The guidance branch that is patched, `"cond"` or `"uncond"`; both if `None`.
         mask (array of shape `(height, width)`, bool, *optional*): Where layers are patched; everywhere if `None`. The
-            distance to the source is measured there, too.
+            distance to the source is measured there, too. Of the samples' size; with prompts of any, and resized to
+            the layers and the pictures.
         judge (`Callable`, *optional*): Tells the probability of each of the model's attributes, see `Judge`; with
-            prompts, the probability `(image,)` of anything by name. What it sees in source and base alike, in more
-            than half of the seeds, is then left out.
+            prompts, the probability `(image,)` of anything by name. With prompts, and between seeds, what it sees in
+            source and base alike in more than half of the seeds is left out.
         null (`str`): `"same-label"`: the same patches from runs of the *base's* label, or prompt, and other noise,
             which shows what is due to foreign activations and not to the label. Or `"none"`.
         max_rows (`int`, defaults to 64): Images in one call of the network, a branch of guidance each.
@@ -85,19 +88,15 @@ def measure(
         runs.
 
     Raises:
-        ValueError: If the bands are more than the steps, there is a judge and the model's attributes have no names, or
-            prompts are not two different ones.
+        ValueError: If the bands are more than the steps, there is a judge and the model's attributes have no names,
+            labels or prompts are not as many as are compared, or the run has no such branch.
         KeyError: If a name matches no layer.
     """
     if between not in BETWEEN:
         raise ValueError(f"Expected between in {BETWEEN}, got {between!r}.")
-    if prompts is not None and (len(prompts) != 2 or prompts[0] == prompts[1]):
-        raise ValueError(f"patching: expected two different prompts, got {list(prompts)}.")
     denoiser = get_denoiser(pipe)
     paths = layers_to_patch(denoiser, layers)
-    pair: Sequence[Any] = sampling.labels if prompts is None else prompts
-    base, source = pair
-    other = source if between == "labels" else base
+    base, other = _compared(sampling.labels, prompts, between)
     shift = 0 if between == "labels" else OTHER_NOISE
     options: dict[str, Any] = {"mask": mask, "max_rows": max_rows}
     run: Callable[..., torch.Tensor]
@@ -108,7 +107,9 @@ def measure(
         timesteps = [float(t) for t in pipe.scheduler.timesteps]
         parts = bands_of(len(timesteps), bands)
         run = partial(_sweep_labels, pipe, sampling, base, sites_of(paths, parts, branch), options)
-        names = [] if judge is None else judged_attributes(pipe, sampling.labels)
+        names = []
+        if judge is not None:
+            names = judged_attributes(pipe, sampling.labels) if between == "labels" else named_attributes(pipe)
         told: Any = judge
         seen = None if judge is None else lambda images: seen_attributes(told, images, pipe, names)
         at_once = max(1, min(sampling.batch_size, max_rows // 4))
@@ -131,19 +132,39 @@ def measure(
         timesteps,
         at_once,
     )
-    if prompts is not None:
+    if prompts is not None or between == "seeds":
         told = data["effect"].notnull().all(["layer", "band"]).mean("seed") > 0.5
-        data = data.sel(of=told | (data["of"] == PIXELS)).assign_attrs(prompts=list(prompts))
-    return data
+        data = data.sel(of=told | (data["of"] == PIXELS))
+    asked = {
+        "prompts": None if prompts is None else list(prompts),
+        "between": between,
+        "branch": branch,
+        "mask": None if mask is None else mask_to_runs(mask),
+    }
+    return data.assign_attrs({name: value for name, value in asked.items() if value is not None})
+
+
+def _compared(labels: Sequence[int], prompts: Sequence[str] | None, between: str) -> tuple[Any, Any]:
+    """The label or prompt that is patched, and the source's; `None` of an unconditional model."""
+    given: Sequence[Any] = labels if prompts is None else prompts
+    kind = "label" if prompts is None else "prompt"
+    if between == "seeds":
+        if len(given) > 1 or (prompts is not None and not given):
+            raise ValueError(f"patching: expected one {kind} between seeds, got {list(given)}.")
+        base = given[0] if given else None
+        return base, base
+    if len(given) != 2 or given[0] == given[1]:
+        raise ValueError(f"patching: expected two different {kind}s, got {list(given)}.")
+    return given[0], given[1]
 
 
 def _sweep_labels(
     pipe: XAIPipeline,
     sampling: Sampling,
-    base: int,
+    base: int | None,
     sites: Any,
     options: Any,
-    source: int,
+    source: int | None,
     shift: int,
     seeds: list[int],
 ) -> torch.Tensor:
@@ -175,20 +196,25 @@ def _sweep_prompts(
 
 def _squared_error(images: torch.Tensor, goal: torch.Tensor, mask: np.ndarray | None) -> torch.Tensor:
     squares = (images.double() - goal.double()).square().mean(1)
-    return squares.mean((1, 2)) if mask is None else squares[:, torch.as_tensor(mask)].mean(1)
+    if mask is None:
+        return squares.mean((1, 2))
+    weights = resize_mask(mask, *squares.shape[1:]).double()
+    return (squares * weights).sum((1, 2)) / weights.sum()
 
 
 register(
     Experiment(
         "patching",
         "Which layer carries the label or the prompt, and when",
-        "Two runs from the same noise with different labels, or prompts. A layer's output, in a quarter of the"
-        " process or in all of it, is taken from the run of the other label. The number tells how much of the other"
+        "Two runs from the same noise with different labels, or prompts; or between seeds, with the same one and"
+        " different noise. A layer's output, in a quarter of the process or in all of it, is taken from the other run,"
+        " for one guidance branch or both, in a region or everywhere. The number tells how much of the other"
         " run comes over: 0 nothing, 1 all of it; bold where it is surely not 0 (t-test, of a judge's yes or no an"
         " exact paired test; 5 % after correction for all cells). First for the image as a whole, and with a"
         " judge for each attribute on which the labels differ, over the seeds in which it sees a difference. The first"
         " convolution takes a label in, and the last one is the network's whole answer. Below, the control: the same"
-        " patches from a run of the same label and other noise. The images are those of the first seed.",
+        " patches from a run of the same label and other noise, between seeds from a third one. The images are those"
+        " of the first seed.",
         "Vig et al. 2020; Meng et al. 2022",
         measure,
         plot_effects,

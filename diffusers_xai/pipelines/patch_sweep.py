@@ -16,7 +16,9 @@ from diffusers_xai.pipelines.pipeline_xai import XAIPipeline
 from diffusers_xai.taps import edit_output
 
 
-BRANCHES = ("uncond", "cond")
+def branches_of(guidance_scale: float) -> tuple[str, ...]:
+    """The guidance branches of a run of labels, in the order of its rows."""
+    return ("cond",) if guidance_scale == 1.0 else ("uncond", "cond")
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class PatchSite:
 @torch.no_grad()
 def patch_sweep(
     pipe: XAIPipeline,
-    base: ClassLabels,
-    source: ClassLabels,
+    base: ClassLabels | None,
+    source: ClassLabels | None,
     seeds: Sequence[int],
     sites: Sequence[PatchSite],
     *,
@@ -85,7 +87,7 @@ def patch_sweep(
     count = len(seeds)
     labels = [pipe.encode_labels(label, count, guidance_scale) for label in (source, base)]
     timesteps = begin(pipe, num_inference_steps)
-    names = BRANCHES if guidance_scale != 1.0 else BRANCHES[1:]
+    names = branches_of(guidance_scale)
     denoiser = get_denoiser(pipe)
     paths = [tuple(denoiser.resolve_layers(site.layers)) for site in sites]
     for site in sites:

@@ -49,6 +49,8 @@ def prompt_patch_sweep(
 
     What [`patch_sweep`] does for labels, for the prompts of any pipeline, whose own loop runs: all runs are rows of
     one call. Up to a site's first step its row is equal to the base's, so the network computes that one for both.
+    With everything patched, a row is the source's bit for bit. Of more patches than `max_rows` holds, it is so up to
+    rounding (1e-6): each call has a source of its own, and kernels round by the number of rows.
 
     Source: Vig et al. 2020; Meng et al. 2022 (causal tracing).
 

@@ -27,6 +27,8 @@ BAD: dict[str, list] = {
     "prompt": EMPTY,
     "negative_prompt": EMPTY,
     "other_prompt": EMPTY,
+    "between": [*EMPTY, "seed", "LABELS", "labels,seeds"],
+    "branch": EMPTY,
     "words": [*EMPTY, []],
     "height": [*NOT_COUNTS, "70000"],
     "width": [*NOT_COUNTS, "70000"],

@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.analysis import verdict_difference
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments.sampling import OTHER_NOISE
+from diffusers_xai.measures.masks import mask_from_runs
 from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
+from tests.experiments.runs import states
 from tests.planted import OneBlockHearsTheLabel
 from tests.tiny import convnext_unet, stable_diffusion
 
@@ -64,10 +67,8 @@ def test_only_the_block_that_hears_the_label_lights_up():
     assert float(table["q: lit"]["blocks.1", "all"]) >= round(found[2], 3)
 
 
-def test_the_effect_by_hand_within_a_mask_and_the_default_layers():
+def test_the_effect_by_hand_within_a_mask_and_the_default_layers(mask):
     pipe = make(convnext_unet())
-    mask = np.zeros((16, 16), dtype=bool)
-    mask[4:12, 4:10] = True
     data = EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], SEEDS, STEPS), bands=1, mask=mask, null="none").data
     assert set(data["layer"].values) == {
         "init_conv",
@@ -90,6 +91,8 @@ def test_a_judge_and_a_band_that_do_not_fit_are_refused():
     for options, message in (
         ({"bands": 7}, r"bands in 1\.\.6, got 7"),
         ({"between": "prompts"}, "between in"),
+        ({"between": "seeds"}, r"one label between seeds, got \[3, 12\]"),
+        ({"branch": "uncond"}, r"`branch` in \('cond',\) or None, got 'uncond'"),
         ({"judge": lambda images: torch.zeros(len(images), 3)}, r"a judge of 4 attributes .*, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -110,8 +113,144 @@ def test_the_command_takes_a_judge(tmp_path, capsys):
     assert "ablation takes no judge" in capsys.readouterr().err
     mask = tmp_path / "mask.png"
     Image.new("L", (16, 16), 255).save(mask)
-    assert main(["experiment", NAME, *base[:-1], "--mask", str(mask)]) == 2
-    assert f"{NAME} takes no region" in capsys.readouterr().err
+    assert main(["experiment", "hierarchy", *base[:-1], "--mask", str(mask)]) == 2
+    assert "hierarchy takes no region" in capsys.readouterr().err
+
+
+ROWS = {"uncond": 0, "cond": 1}  # of the doubled batch
+
+
+def by_hook(run, module, replaced):
+    """What a plain run ends in with the outputs of a module as `replaced(step, output)` says, and its own outputs."""
+    outputs = []
+
+    def hook(module, args, output):
+        outputs.append(output.clone())
+        return replaced(len(outputs) - 1, output.clone())
+
+    handle = module.register_forward_hook(hook)
+    try:
+        return run(), outputs
+    finally:
+        handle.remove()
+
+
+def put_in(outputs, rows, inside):
+    """Puts rows of other outputs (row, channel, height, width) in, where `inside`."""
+
+    def replaced(step, output):
+        output[rows] = torch.where(inside, outputs[step][rows], output[rows])
+        return output
+
+    return replaced
+
+
+@pytest.fixture
+def mask():
+    mask = np.zeros((16, 16), dtype=bool)
+    mask[4:12, 4:10] = True
+    return mask
+
+
+@pytest.mark.parametrize("branch", ["uncond", "cond"])
+def test_between_seeds_a_branch_is_patched_as_by_a_hook_on_the_doubled_batch(branch, mask):
+    pipe = make(convnext_unet().double())
+    sampling = Sampling([3], [4], 3, guidance_scale=2.0)
+    options = {"layers": ["conv_in"], "bands": 1, "null": "none", "between": "seeds"}
+    data = EXPERIMENTS[NAME].run(pipe, sampling, branch=branch, mask=mask, **options).data
+
+    def run(seed):
+        return states(pipe, 3, seed, 3, guidance_scale=2.0)[-1]
+
+    inside = torch.from_numpy(mask)
+    source, outputs = by_hook(lambda: run(4 + OTHER_NOISE), pipe.unet.conv_in, lambda step, output: output)
+    rows = slice(ROWS[branch], ROWS[branch] + 1)
+    patched, _ = by_hook(lambda: run(4), pipe.unet.conv_in, put_in(outputs, rows, inside))
+    base = run(4)
+    np.testing.assert_allclose(data["whole"], torch.stack([source, base]), atol=1e-6)
+    np.testing.assert_allclose(data["images"].squeeze(), patched, atol=1e-6)
+    assert (patched - base).abs().max() > 1e-3
+    error = [((image - source) ** 2)[:, inside].mean() for image in (base, patched)]
+    np.testing.assert_allclose(data["effect"].squeeze(), 1 - error[1] / error[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [[3], []])
+def test_the_answer_of_a_network_that_predicts_the_image_is_the_other_seeds_image(labels, mask):
+    unet = convnext_unet() if labels else convnext_unet(num_class_embeds=None)
+    pipe = XAIPipeline(unet, DDIMScheduler(prediction_type="sample", clip_sample=False))
+    sampling = Sampling(labels, SEEDS[:2], 3)
+    options = {"layers": ["conv_out"], "bands": 3, "between": "seeds"}
+    result = EXPERIMENTS[NAME].run(pipe, sampling, **options)
+    for band in (2, 3):  # the last step makes the image, alone and after all the others
+        part = result.data.isel(band=band)
+        np.testing.assert_array_equal(part["images"][0], part["whole"][0])
+        assert (part["effect"] == 1).all()
+        assert (part["null_effect"] < 0.9).all()  # a third seed is not the source
+    assert result.plot_images().data
+    masked = EXPERIMENTS[NAME].run(pipe, sampling, mask=mask, **options, null="none").data.isel(band=2)
+    image, (source, base) = masked["images"].values[0], masked["whole"].values
+    np.testing.assert_array_equal(image[:, mask], source[:, mask])
+    np.testing.assert_allclose(image[:, ~mask], base[:, ~mask], atol=1e-5)  # by a call of other rows
+
+
+def test_between_seeds_the_noise_itself_stays():
+    """DDIM's step is linear in state and answer, so two runs of equal answers differ by their noise, as it grows."""
+    scheduler = DDIMScheduler(clip_sample=False, beta_end=0.002)
+    pipe = XAIPipeline(convnext_unet().double(), scheduler)
+    data = (
+        EXPERIMENTS[NAME]
+        .run(pipe, Sampling([3], [4], 3), layers=["conv_out"], bands=1, between="seeds", null="none")
+        .data
+    )
+    own, other = (
+        torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in (4, 4 + OTHER_NOISE)
+    )
+    scheduler.set_timesteps(3)
+    grown = scheduler.alphas_cumprod[scheduler.timesteps[0]] ** -0.5
+    expected = data["whole"].values[0] + (grown * (own - other)).numpy()
+    np.testing.assert_allclose(data["images"].squeeze(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("branch", ["uncond", "cond"])
+def test_of_prompts_too(branch, mask):
+    pipe = stable_diffusion().to(torch.float64)
+    sampling = Sampling(seeds=[4], steps=3, guidance_scale=2.0)
+    options = {"layers": ["conv_in"], "bands": 1, "null": "none", "between": "seeds"}
+    data = EXPERIMENTS[NAME].run(pipe, sampling, prompts=["a fox"], branch=branch, mask=mask, **options).data
+
+    def run(seed):
+        generator = torch.Generator().manual_seed(seed)
+        output = pipe("a fox", num_inference_steps=3, guidance_scale=2.0, generator=generator, output_type="pt")
+        return output.images[0] * 2 - 1
+
+    inside = torch.from_numpy(mask[::2, ::2])  # of the latents
+    source, outputs = by_hook(lambda: run(4 + OTHER_NOISE), pipe.unet.conv_in, lambda step, output: output)
+    rows = slice(ROWS[branch], ROWS[branch] + 1)
+    patched, _ = by_hook(lambda: run(4), pipe.unet.conv_in, put_in(outputs, rows, inside))
+    base = run(4)
+    np.testing.assert_allclose(data["whole"], torch.stack([source, base]), atol=1e-6)
+    np.testing.assert_allclose(data["images"].squeeze(), patched, atol=1e-6)
+    assert (patched - base).abs().max() > 1e-3
+
+
+def test_the_command_takes_them(tmp_path, mask, capsys):
+    pipe = make(convnext_unet())
+    pipe.save_pretrained(tmp_path / "pipe")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    command = ["experiment", NAME, "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out")]
+    command += ["--seeds", "1", "--steps", "4", "--null", "none", "--label", "3"]
+    given = ["--between", "seeds", "--branch", "uncond", "--mask", str(tmp_path / "mask.png")]
+    assert main([*command, *given, "--guidance-scale", "2"]) == 0
+    result = ExperimentResult.load(tmp_path / "out" / NAME)
+    sampling = Sampling([3], [0], 4, guidance_scale=2.0)
+    expected = EXPERIMENTS[NAME].run(pipe, sampling, between="seeds", branch="uncond", mask=mask, null="none")
+    np.testing.assert_allclose(result.data["effect"], expected.data["effect"], atol=1e-6)
+    assert {result.settings[key] for key in ("between", "branch")} == {"seeds", "uncond"}
+    assert mask_from_runs(result.settings["mask"]).tolist() == mask.tolist()
+    capsys.readouterr()
+    assert main([*command, *given, "--guidance-scale", "3"]) == 2  # what is there was made otherwise
+    assert "guidance_scale" in capsys.readouterr().err
 
 
 def test_between_prompts_the_layer_that_hears_them_lights_up():
@@ -157,8 +296,12 @@ def test_other_than_two_different_prompts_are_refused(prompts):
 def test_the_command_takes_prompts(tmp_path):
     stable_diffusion().save_pretrained(tmp_path / "pipe")
     command = ["experiment", NAME, "--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out")]
-    command += ["--prompt", "a red fox", "--other-prompt", "a cat", "--seeds", "2", "--steps", "4", "--null", "none"]
-    assert main(command) == 0
+    command += ["--prompt", "a red fox", "--seeds", "2", "--steps", "4", "--null", "none"]
+    assert main([*command, "--other-prompt", "a cat"]) == 0
     result = ExperimentResult.load(tmp_path / "out" / NAME)
     assert result.settings["guidance_scale"] == 7.5
     assert result.data["band"].size == 5
+    command[command.index(str(tmp_path / "out"))] = str(tmp_path / "seeds")
+    assert main([*command, "--between", "seeds", "--branch", "cond"]) == 0
+    settings = ExperimentResult.load(tmp_path / "seeds" / NAME).settings
+    assert (settings["prompts"], settings["between"], settings["branch"]) == (["a red fox"], "seeds", "cond")
