@@ -212,13 +212,12 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         part = data[[number, *([f"null_{number}"] if controlled else [])]].sel(dims)
         part = part.mean("step") if "step" in part.dims else part
         row: dict[str, Any] = {"": "SSIM of the images" if layer is None else layer}
-        row |= {name: interval_text(summary(part[number].sel(checkpoint=name))) for name in names}
+        row |= {f"checkpoint: {name}": interval_text(summary(part[number].sel(checkpoint=name))) for name in names}
         if controlled:
             control = part[f"null_{number}"]
             row["control"] = interval_text(summary(control))
             for name in names:
-                of = f": {name}" if len(names) > 1 else ""
-                row |= difference_columns(part[number].sel(checkpoint=name), control, of)
+                row |= difference_columns(part[number].sel(checkpoint=name), control, f": {name}")
         rows.append(row)
     return in_table(rows)
 

@@ -256,7 +256,6 @@ def table_of_effects(result: ExperimentResult) -> pd.DataFrame:
                     columns = excess_columns(told, "effect", verdicts=judged)
                 else:
                     columns = dict.fromkeys(("the model", *(("control", "excess") if len(told) > 1 else ())), "")
-                row[name] = columns.pop("the model")
                 row |= {f"{column}: {name}": text for column, text in columns.items()}
             rows.append(row)
     return in_table(rows)

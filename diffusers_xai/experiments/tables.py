@@ -18,6 +18,9 @@ Q = "q"  # a column of this name, or of this before ":" or " over", has p-values
 def in_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFrame:
     """A table in which all p-values together have become q-values (Benjamini and Hochberg).
 
+    Names that users chose, of checkpoints or of what a judge tells, stand in cells or behind a column's ": ", so that
+    none can be taken for another column.
+
     Args:
         rows (sequence of `Mapping`, or `Mapping`): Rows by column, or columns. Those of `Q` hold p-values, NaN where
             nothing was tested.
@@ -26,12 +29,13 @@ def in_table(rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> pd.DataFr
     columns = [column for column in table if _has_q(column)]
     p_values = table[columns].to_numpy(dtype=np.float64)
     q_values = benjamini_hochberg(p_values.ravel()).reshape(p_values.shape)
-    table[columns] = np.where(q_values < 0.001, "< 0.001", np.char.mod("%.3f", q_values))
-    return table.mask(table == "nan").fillna("")
+    texts = np.where(q_values < 0.001, "< 0.001", np.char.mod("%.3f", q_values))
+    table[columns] = np.where(np.isnan(q_values), "", texts)
+    return table.fillna("")
 
 
 def _has_q(column: Any) -> bool:
-    """Whether a column has q-values; those of checkpoints have any name, such as "quick"."""
+    """Whether a column has q-values."""
     return str(column) == Q or str(column).startswith((f"{Q}: ", f"{Q} over "))
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_does_not_part_from_itself(pipe):
     assert (result.data["distance"] == 0).all()
     np.testing.assert_allclose(result.data["ssim"], 1)
     np.testing.assert_allclose(result.data["final_ssim"], 1)
-    assert set(EXPERIMENT.table(result).columns) == {"", "checkpoint 2"}
+    assert set(EXPERIMENT.table(result).columns) == {"", "checkpoint: checkpoint 2"}
     assert result.plot().data
     assert result.plot_images().data
 
@@ -153,10 +153,11 @@ def test_the_command_takes_a_training(pipe, tmp_path, capsys):
     assert (late.isel(layer=slice(0, -1)) == 0).all()
     table = EXPERIMENT.table(result).set_index("")
     assert list(table.columns) == [
-        "early", "late", "control", "excess: early", "q: early", "excess: late", "q: late",
+        "checkpoint: early", "checkpoint: late", "control", "excess: early", "q: early", "excess: late", "q: late",
     ]  # fmt: skip
-    assert table["late"].iloc[-2].startswith(f"{float(late.isel(layer=-1).mean()):.3f} (")
-    assert table.loc["SSIM of the images", "late"].startswith(f"{float(result.data['final_ssim'][:, 1].mean()):.3f} (")
+    shown = table["checkpoint: late"]
+    assert shown.iloc[-2].startswith(f"{float(late.isel(layer=-1).mean()):.3f} (")
+    assert shown["SSIM of the images"].startswith(f"{float(result.data['final_ssim'][:, 1].mean()):.3f} (")
     assert main(command) == 0
     assert "finished before" in capsys.readouterr().err
     assert main([*command[:2], command[2], command[4], *command[5:]]) == 2  # another request

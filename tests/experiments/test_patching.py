@@ -57,10 +57,12 @@ def test_only_the_block_that_hears_the_label_lights_up():
     for figure in (result.plot(), result.plot_images()):
         assert figure.data
     table = EXPERIMENTS[NAME].table(result).set_index(["layer", "from t"])
-    assert table["image"]["blocks.1", "all"] == "1.000 (1.000 to 1.000)"  # a measured number, the same in every seed
+    assert (
+        table["the model: image"]["blocks.1", "all"] == "1.000 (1.000 to 1.000)"
+    )  # a measured number, the same in every seed
     count = int(differs.sum())
     low = 0.025 ** (1 / count)  # of verdicts that are all yes, by Clopper and Pearson
-    assert table["lit"]["blocks.1", "all"] == f"1.000 ({low:.3f} to 1.000)"
+    assert table["the model: lit"]["blocks.1", "all"] == f"1.000 ({low:.3f} to 1.000)"
     null = int(data["null_effect"].sel(of="Lit", layer="blocks.1", band=2).sum())
     found = verdict_difference(count - null, 0, count)  # no, where only the control says yes
     assert table["excess: lit"]["blocks.1", "all"] == f"{1 - null / count:.3f} ({found[0]:.3f} to {found[1]:.3f})"
