@@ -23,8 +23,9 @@ class AuditResult:
     Args:
         table (`pd.DataFrame`): A row for each explanation and test: `model`, `explanation`, `size` (of maps that are
             smaller than the samples, such as "4×4"), `test`, `value` (mean over the seeds), `low` and `high` (95 %,
-            Student's), `reference` (its mean), `p` (one-sided), `q` (corrected by Benjamini and Hochberg over the
-            table), `verdict`, `seeds`, and `why_not`, where a test cannot be made; its numbers are then NaN.
+            Student's), `reference` (its mean), `p` (one-sided; NaN where nothing is judged, and of the error on
+            known truth, which is arithmetic), `q` (corrected by Benjamini and Hochberg over the table), `verdict`,
+            `seeds`, and `why_not`, where a test cannot be made; its numbers are then NaN.
         cascade (`pd.DataFrame`): `model`, `explanation`, `share` of the layers that have changed, `similarity`.
         settings (`dict[str, Any]`): How it was made, JSON-able.
         positive (`str`): The explanation that must pass, on the closed form, and
@@ -114,6 +115,11 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
             low, high = mean_interval(values)
             sign = 1 if grade.higher_is_better else -1
             is_judged = grade.judged and not numbers.get("told", False) and not why_not
+            verdict, p_value = TOLD, np.nan
+            if is_judged and grade.exact:
+                verdict = PASSES if high < reference else FAILS
+            elif is_judged:
+                p_value = float(above_test(sign * (values - reference)))
             rows.append(
                 {
                     "model": model,
@@ -124,7 +130,8 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
                     "low": float(low),
                     "high": float(high),
                     "reference": np.nan if reference is None else float(np.mean(reference)),
-                    "p": float(above_test(sign * (values - reference))) if is_judged else np.nan,
+                    "p": p_value,
+                    "verdict": verdict,
                     "seeds": 0 if why_not else len(values),
                     "why_not": why_not,
                 }
@@ -132,7 +139,7 @@ def table_of(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFram
     table = pd.DataFrame(rows)
     table["q"] = benjamini_hochberg(table["p"].to_numpy())
     judged = np.where(table["q"] <= LEVEL, PASSES, FAILS)
-    table["verdict"] = np.where(table["p"].isna(), TOLD, judged)
+    table["verdict"] = table["verdict"].where(table["p"].isna(), judged)
     return table
 
 

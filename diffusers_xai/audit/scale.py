@@ -19,6 +19,8 @@ class Grade:
         higher_is_better (`bool`): Which way is good.
         limit (`float`, *optional*): What it is compared with; a paired reference if `None`.
         judged (`bool`): Whether there is a verdict; otherwise the number is told.
+        exact (`bool`): Whether it is arithmetic, right or wrong whatever the seed (lower is better): it passes where
+            the whole interval lies below the limit, and has no p-value, which would make others' corrected ones small.
     """
 
     title: str
@@ -26,6 +28,7 @@ class Grade:
     higher_is_better: bool
     limit: float | None = None
     judged: bool = True
+    exact: bool = False
 
 
 GRADES = {
@@ -76,10 +79,11 @@ GRADES = {
     ),
     "closed_form": Grade(
         "error on<br>known truth",
-        "what the explanation misses of the exact one of a denoiser in closed form, up to a factor; passes below 0.1."
-        " Maps of layers are asked of the layer that such a denoiser has, x̂_0",
+        "what the explanation misses of the exact one of a denoiser in closed form, up to a factor; passes where the"
+        " interval lies below 0.1. Maps of layers are asked of the layer that such a denoiser has, x̂_0",
         False,
         0.1,
+        exact=True,
     ),
     "schedulers": Grade(
         "other<br>scheduler",

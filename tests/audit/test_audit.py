@@ -125,6 +125,13 @@ def test_a_test_that_cannot_be_made_says_why():
     assert "| none: no closed form has attention |" in result.to_markdown()
     assert result.verdict(CHECKPOINT, "A_t", "closed_form") == TOLD
     assert table["p"].notna().sum() == 2  # and is none of those that are corrected for
+    exact = {"values": [[0.0, 0.0, 0.0]]}
+    wide = {"values": [[0.09, 0.05, 0.12]]}  # whose mean is below the limit, and its interval not
+    closed = table_of({(CHECKPOINT, name): {**made, "closed_form": error} for name, error in
+                       (("A_t", exact), ("other", wide))})  # fmt: skip
+    assert closed.query("test == 'closed_form'")["verdict"].tolist() == [PASSES, FAILS]
+    assert closed.query("test == 'closed_form'")[["p", "q"]].isna().all(axis=None)
+    assert closed.query("test != 'closed_form'")["q"].tolist() == table["q"].dropna().tolist()
     assert result.plot().data[0].text[0][1] == "none"
 
 
