@@ -212,13 +212,13 @@ def plain_settings(name: str, settings: Settings, limits: Limits) -> Settings:
 
 def words(experiment: Experiment) -> str:
     """What is done, how to read it, what its control is, and where the thesis has it."""
-    control = control_of(experiment)
+    control, first = control_of(experiment), experiment.nulls[0]
+    slow = (
+        f"{NULLS[first]}, which takes five minutes of a core for a model of 32 pixels, where a page may take three."
+        f" The command `diffusers-xai experiment {experiment.name}` has it."
+    )
     if control == "none":
-        told = (
-            f"**No control here:** it is {NULLS[experiment.nulls[0]]}, which takes five"
-            " minutes of a core for a model of 32 pixels, longer than a page allows. The command"
-            f" `diffusers-xai experiment {experiment.name}` has it."
-        )
+        told = f"**No control here:** it is {slow}"
     else:
-        told = f"**Control:** {NULLS[control]}."
+        told = f"**Control:** {NULLS[control]}." + ("" if control == first else f" Another is {slow}")
     return f"{experiment.text}\n\n{told} *Source: {experiment.source}.*"

@@ -62,8 +62,9 @@ WORD_MAPS = (
     " here per step.*"
 )
 EXPERIMENTS = (
-    "**Experiments.** One run shows one image; an experiment asks a question over several, beside a control that says"
-    " what chance would show. Label, noise seed, steps, scheduler, guidance and region are those of the settings."
+    "**Experiments.** One run shows one image; an experiment asks a question over several, mostly beside a control"
+    " that says what chance would show. Label, noise seed, steps, scheduler, guidance and region are those of the"
+    " settings."
 )
 NOT_KEPT = "No run is kept yet: press **Keep this run to compare**, then sample another one."
 KEPT = "This run is kept. Change a setting and sample again to compare."

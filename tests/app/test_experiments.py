@@ -137,6 +137,14 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
     assert entry.source in text
 
 
+def test_a_control_that_the_page_cannot_have_is_told():
+    told = {name: questions.words(EXPERIMENTS[name]) for name in questions.offered()}
+    gaussian = {name for name, entry in EXPERIMENTS.items() if entry.nulls[:1] == ("gaussian",)} & set(told)
+    assert {name for name, text in told.items() if "where a page may take three" in text} == gaussian
+    assert all(f"`diffusers-xai experiment {name}` has it" in told[name] for name in gaussian)
+    assert "**Control:** the same network with random weights" in told["localisation"]  # and the other one elsewhere
+
+
 def test_checkpoints_of_one_architecture_are_compared_while_nobody_else_uses_them(offered):
     faces, longer = offered["faces"], offered["trained longer"]
     assert (faces.others, offered["plain"].others) == ([longer], [])
