@@ -20,11 +20,11 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline
 
 from diffusers_xai import XAIPipeline
+from diffusers_xai.checkpoints.drawn_judge import DrawnFaceJudge
 from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, Face, caption, draw_face, random_face
 from training.card import add_metrics, write_captioned_card
 from training.celeba import open_splits
 from training.diversity import nearest_distances
-from training.drawn_judge import DrawnFaceJudge
 from training.label_fidelity import Share
 from training.sampling import sample_images, tiles, usable_device
 

@@ -20,6 +20,7 @@ from diffusers_xai.app.questions import (
     compares_labels,
     control_of,
     elsewhere,
+    is_judged,
     plain_settings,
     words,
 )
@@ -108,7 +109,8 @@ class ExperimentTab(AskingTab):
         shown = caption(replace(settings, mask=settings.mask if experiment.region else None), model, records=False)
         control = control_of(experiment)
         told = "without a control" if control == "none" else f"control: {NULLS[control]}"
-        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}. {worth(task.seeds)}".rstrip()
+        judged = "; attributes told by measuring colours" if is_judged(experiment) and model.judge else ""
+        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}{judged}. {worth(task.seeds)}".rstrip()
         return self.answer_of(session, result, text)
 
     def connect(self) -> None:

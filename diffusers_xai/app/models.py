@@ -16,8 +16,10 @@ import torch
 from diffusers_xai import Activations, XAIPipeline
 from diffusers_xai.app.settings import SCHEDULERS, Limits, Settings, SettingsError
 from diffusers_xai.checkpoints import demo_checkpoint, part_of_face
+from diffusers_xai.checkpoints.drawn_judge import probabilities
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block
+from diffusers_xai.experiments.judging import Judge
 from diffusers_xai.labels import attributes_of, encode_label
 from diffusers_xai.measures import mask_from_box
 from diffusers_xai.pipelines.arguments import default_steps
@@ -129,6 +131,11 @@ class Model:
     def has_masks(self) -> bool:
         """Whether there are pictures such as those of its training, with exact masks of their parts."""
         return self.name == DRAWN
+
+    @property
+    def judge(self) -> Judge | None:
+        """What tells the attributes of its images without an error, where there is such a thing."""
+        return probabilities if self.name == DRAWN else None
 
     @property
     def size(self) -> tuple[int, int]:

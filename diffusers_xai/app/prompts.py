@@ -14,6 +14,7 @@ from diffusers_xai.app import runs
 from diffusers_xai.app.questions import BATCH, in_words, timed
 from diffusers_xai.app.settings import Limits, SettingsError, shortened
 from diffusers_xai.checkpoints import demo_checkpoint
+from diffusers_xai.checkpoints.drawn_judge import things
 from diffusers_xai.checkpoints.drawn_parts import WORDS
 from diffusers_xai.checkpoints.drawn_parts import words as face_and_masks
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
@@ -157,7 +158,9 @@ class PromptQuestion:
                 return WordRun(self._sample(model, settings, []), switched)
             seeds = range(settings.seed, settings.seed + self.seeds)
             sampling = Sampling((), seeds, settings.steps, settings.guidance, BATCH)
-            options: dict[str, Any] = {"prompts": [settings.prompt, settings.other], "max_rows": _ROWS}
+            options: dict[str, Any] = {
+                "prompts": [settings.prompt, settings.other], "judge": things, "max_rows": _ROWS,
+            }  # fmt: skip
             if self.name == WORDS_GRADED:
                 options = {"prompt": settings.prompt, "words": settings.words, "concepts": self._masks(settings)}
             result = EXPERIMENTS[self.name].run(model.pipe, sampling, **options)

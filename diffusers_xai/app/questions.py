@@ -64,6 +64,11 @@ def compares_labels(experiment: Experiment) -> bool:
     return experiment.labels in (2, SPANNED_LABELS)
 
 
+def is_judged(experiment: Experiment) -> bool:
+    """Whether attributes are told of a model with a judge; here, `gradient-attention` asks about the region."""
+    return experiment.judged and experiment.name != "gradient-attention"
+
+
 def control_of(experiment: Experiment) -> str:
     """The control that a visitor's run has: the first that needs no fit to many samples."""
     return next((null for null in experiment.nulls if null != "gaussian"), "none")
@@ -97,6 +102,8 @@ class Question:
         others = model.others if experiment.needs == CHECKPOINTS else []
         if others:
             options["others"] = [other.pipe for other in others]
+        if is_judged(experiment) and model.judge is not None:
+            options["judge"] = model.judge
         if experiment.needs == CONCEPTS:
             options["concepts"] = parts(torch.empty(IMAGES, *model.pipe.sample_shape))
         with (
@@ -221,4 +228,14 @@ def words(experiment: Experiment) -> str:
         told = f"**No control here:** it is {slow}"
     else:
         told = f"**Control:** {NULLS[control]}." + ("" if control == first else f" Another is {slow}")
+    if is_judged(experiment):
+        told += (
+            f" **Judge:** of {DRAWN}, what is drawn is told by measuring colours, without an error on drawings; the"
+            " other models have no judge here."
+        )
+    if experiment.may_take == "students":
+        told += (
+            " **Without a student here:** the package has none. `training/distill.py` makes one in five minutes of a"
+            f" core, and `diffusers-xai experiment {experiment.name}` takes it."
+        )
     return f"{experiment.text}\n\n{told} *Source: {experiment.source}.*"

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDPMScheduler
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.app import models, questions, runs, server, settings
+from diffusers_xai.checkpoints.drawn_judge import DrawnFaceJudge
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import SPANNED_LABELS
 from tests.app.handlers import handler, of_page
@@ -116,7 +118,7 @@ def test_what_cannot_be_asked_is_told_in_words(demo, changes, message):
 @pytest.mark.parametrize("name", list(questions.offered()))
 def test_every_experiment_answers_and_has_its_words(offered, name):
     model, entry = offered["faces"], EXPERIMENTS[name]
-    if entry.needs == "concepts":  # of the one whose faces a program draws
+    if entry.needs == "concepts" or questions.is_judged(entry):  # of the one whose faces a program draws
         model = offered[models.DRAWN]
     mask = '{"size": [16, 16], "runs": [100, 4, 152]}'
     wanted = settings.Settings("faces", 1, 3, steps=6, switch_to=2, mask=mask)
@@ -132,8 +134,11 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
     labels = result.settings["labels"]
     assert (labels[0], labels[-1]) == (1, 2 if questions.compares_labels(entry) else 1)
     assert result.plot().data
+    told = {str(value) for array in result.data.coords.values() for value in np.ravel(array.values)}
+    assert ("Smiling" in told) == questions.is_judged(entry)
     text = questions.words(entry)
     assert "control" in text.lower()
+    assert ("measuring colours" in text) == questions.is_judged(entry)
     assert entry.source in text
 
 
@@ -143,6 +148,18 @@ def test_a_control_that_the_page_cannot_have_is_told():
     assert {name for name, text in told.items() if "where a page may take three" in text} == gaussian
     assert all(f"`diffusers-xai experiment {name}` has it" in told[name] for name in gaussian)
     assert "**Control:** the same network with random weights" in told["localisation"]  # and the other one elsewhere
+
+
+def test_attributes_are_told_of_drawn_faces_alone(offered):
+    limits, model = settings.Limits(), offered[models.DRAWN]
+    wanted = settings.Settings(models.DRAWN, 1, 3, steps=3, switch_to=2)
+    wanted = questions.plain_settings("predetermination", wanted, limits)
+    *_, result = runs.run_stream(questions.Question("predetermination", 1), model, wanted, limits)
+    generator = torch.Generator().manual_seed(3)
+    images = model.pipe(1, num_inference_steps=3, generator=generator, output_type="pt").images * 2 - 1
+    expected = DrawnFaceJudge().predict(images)[0]
+    assert result.data["judged"].isel(seed=0, run=0).values.tolist() == expected.tolist()
+    assert offered["faces"].judge is None
 
 
 def test_checkpoints_of_one_architecture_are_compared_while_nobody_else_uses_them(offered):

@@ -11,6 +11,7 @@ from diffusers_xai import PromptSwitch, Samples, WordMaps, XAIPipeline, record
 from diffusers_xai.app import models, prompts, runs, server, settings
 from diffusers_xai.app.session import Session
 from diffusers_xai.app.texts import OTHER_PROMPT, PROMPT
+from diffusers_xai.checkpoints.drawn_judge import things
 from diffusers_xai.experiments import ExperimentResult
 from diffusers_xai.profile.archive import read_archive
 from tests.app.handlers import REQUEST, of_page
@@ -141,4 +142,5 @@ def test_experiments_of_prompts_answer_within_what_is_foretold(demo, prompted, t
         assert ("iou" in result.data) == (words == "smiling")  # whose place is known on a drawn face
     else:
         assert result.settings["prompts"] == [PROMPT, OTHER_PROMPT]
+        assert set(result.data["of"].values) <= {"pixels", *things(torch.zeros(1, 3, 32, 32))}
     visitor.close()

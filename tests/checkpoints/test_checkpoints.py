@@ -9,9 +9,9 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 
 from diffusers_xai import XAIPipeline, demo_checkpoint
 from diffusers_xai.checkpoints import name_of_embedded, part_of_face
+from diffusers_xai.checkpoints.drawn_judge import DrawnFaceJudge
 from diffusers_xai.cli.options import checkpoint
 from training.card import write_captioned_card
-from training.drawn_judge import DrawnFaceJudge
 
 
 SIZES = {"lfw-32": 32, "lfw-64": 64}

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from diffusers_xai.checkpoints.drawn_judge import DrawnFaceJudge
 from diffusers_xai.checkpoints.drawn_parts import CONCEPTS, FIRST_SEED, parts, words
 from diffusers_xai.checkpoints.face_drawing import BACKGROUND_COLORS, PARTS, draw_face, random_face
-from training.drawn_judge import DrawnFaceJudge
 
 
 def test_faces_and_the_masks_of_their_parts():

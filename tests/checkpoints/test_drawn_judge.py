@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from diffusers_xai.checkpoints.drawn_judge import DrawnFaceJudge, soft_probabilities, things
 from diffusers_xai.checkpoints.face_drawing import ATTRIBUTES, draw_face, random_face
-from training.drawn_judge import DrawnFaceJudge, soft_probabilities, things
 
 
 HELD_OUT = 50_000_000  # seeds that set no threshold

@@ -1,4 +1,10 @@
-"""Tells what a drawn face shows by measuring colours where they must be: no network, and exact on drawn faces."""
+"""Tells what a drawn face shows by measuring colours where they must be: no network, and exact on drawn faces.
+
+FILE=diffusers_xai/checkpoints/drawn_judge.py
+diffusers-xai experiment shapley --checkpoint drawn-32 --judge $FILE:probabilities
+diffusers-xai experiment gradient-attention --checkpoint drawn-32 --judge $FILE:soft_probabilities
+diffusers-xai experiment patching --prompt "a woman" --other-prompt "a man" --judge $FILE:things
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +88,7 @@ class DrawnFaceJudge:
 
 
 def probabilities(images: torch.Tensor) -> torch.Tensor:
-    """What `--judge training/drawn_judge.py:probabilities` takes: 1 where an attribute is seen, else 0."""
+    """What a `judge` of `drawn-32` tells: 1 where an attribute is seen, else 0."""
     return DrawnFaceJudge().predict(images).float()
 
 
