@@ -37,7 +37,8 @@ class AttentionWeights(RecordSpec):
     | image_to_image | head, height, width (of the keys) | head, query, height, width | head, pixel, height, width |
     | text_to_image | head, height, width (of the keys) | head, height, width, token | |
 
-    The coordinates `row` and `column` say where a pixel or query lies, `token` holds the strings of the text's tokens.
+    The coordinates `row` and `column` say where a pixel or query lies, `token` holds the strings of the text's tokens,
+    as a reader sees them: where several have the bytes of one character (accents, Chinese, emoji), each shows it.
     Where these differ between images, branches or, with a [`PromptSwitch`], steps, `text` holds them, over those dims
     and `token`. They are those of the encoders whose output the layer is given, "" for what comes from no token, and
     missing where that cannot be followed. Videos have `frame`

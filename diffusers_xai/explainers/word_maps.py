@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
-from diffusers_xai.recording.spelling import spelled
+from diffusers_xai.recording.spelling import read_strings
 from diffusers_xai.recording.text import PromptTokens
 from diffusers_xai.taps.attention import AttentionCall, tap_attention
 
@@ -28,8 +29,9 @@ class WordMaps(RecordSpec):
     `token`; in [0, 1], of differential attention (Stable Audio 3), the difference of two weights, in [-1, 1].
 
     Args:
-        words (`str` or list of `str`): Whole words of the prompt; several in one string are a phrase. Of one that
-            stands there more than once, or in the sequences of several text encoders that a layer looks at in one
+        words (`str` or list of `str`): Whole words of the prompt, upper or lower case; several in one string are a
+            phrase. A word's tokens are those that hold its characters, or bytes of them. Of one that stands there more
+            than once, or in the sequences of several text encoders that a layer looks at in one
             (SD3), its first place is meant. With a [`PromptSwitch`], the prompt is that of each step.
         layers (`str` or list of `str`, *optional*): See [`Activations`]; all layers that look from image to text if
             `None`.
@@ -112,6 +114,12 @@ class WordMaps(RecordSpec):
         run.before_step(keep)
         stack.enter_context(tap_attention(layers, add, lambda: recording.looks(self)))
 
+    @cached_property
+    def _given_places(self) -> dict[str, list[int]]:
+        """By word, where it stands in `tokens`."""
+        reading = read_strings(self.tokens or ())
+        return {word: next(reading.places(word), []) for word in self.words}
+
     def _check(self, prompt: PromptTokens, run: Run) -> None:
         if self.tokens is None:
             steps = sorted(self.select_steps(run.timesteps, run.num_train_timesteps))
@@ -119,7 +127,7 @@ class WordMaps(RecordSpec):
                 prompt.check(word, steps)
         else:
             for word in self.words:
-                if not spelled(self.tokens, word):
+                if not self._given_places[word]:
                     raise ValueError(f"WordMaps: expected words among `tokens` {list(self.tokens)}, got {word!r}.")
 
     def _of_words(self, prompt: PromptTokens, weights: torch.Tensor, is_selected: bool) -> torch.Tensor:
@@ -132,7 +140,7 @@ class WordMaps(RecordSpec):
         columns = []
         for word in self.words:
             if self.tokens is not None:
-                places = [spelled(self.tokens, word)] * samples
+                places = [self._given_places[word]] * samples
             elif is_selected:
                 places = [prompt.positions(word, keys, sample) for sample in range(samples)]
             else:  # only the size is noted

@@ -14,7 +14,7 @@ from diffusers_xai.denoisers import DenoiserCall, networks_of
 from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.repeat import tensors_in
-from diffusers_xai.recording.spelling import spelled
+from diffusers_xai.recording.spelling import Reading, read_ids, read_strings
 from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
 from diffusers_xai.taps.call import running_frame
 from diffusers_xai.taps.token_flow import TokenFlow, token_sets
@@ -90,7 +90,7 @@ class PromptTokens:
     def __init__(self, run: Run):
         self._run = run
         self._flow = TokenFlow()
-        self._tokens: list[tuple[str, str]] = []  # (encoder, string); a label is an index
+        self._tokens: list[tuple[Reading, int]] = []  # of which text, and where in it; a label is an index
         self._own: list[_Condition] = []  # of the denoiser calls of the first step
         self._switched: list[tuple[int, list[_Condition]]] = []
         self._given: list[dict[str, list[tuple[torch.Tensor, int]]]] = []  # the arguments that hold them
@@ -111,7 +111,7 @@ class PromptTokens:
                 tokenizer = _tokenizer_of(run.pipeline, name) if "text_encoder" in name else None
                 if tokenizer is not None:
                     stack.enter_context(tap_call(module, lambda args, kwargs: flow.stop()))
-                    stack.enter_context(tap_whole_call(module, partial(prompt._encoded, name, tokenizer)))
+                    stack.enter_context(tap_whole_call(module, partial(prompt._encoded, tokenizer)))
             for module in run.control_networks.values():
                 stack.enter_context(tap_call(module, lambda args, kwargs: flow.stop()))
                 stack.enter_context(tap_output(module, prompt._go_on, read=lambda output: output))
@@ -123,7 +123,7 @@ class PromptTokens:
             run.on_step(lambda step: prompt._end_step())
             yield prompt
 
-    def _encoded(self, name: str, tokenizer: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    def _encoded(self, tokenizer: Any, args: tuple, kwargs: dict, output: Any) -> None:
         """Marks what an encoder puts out with its tokens."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         if self._run.step > 0 or not self._is_of_run():
@@ -132,7 +132,8 @@ class PromptTokens:
             return
         first = len(self._tokens)
         for row in ids.tolist():
-            self._tokens += [(name, str(token)) for token in tokenizer.convert_ids_to_tokens(row)]
+            reading = read_ids(tokenizer, row)
+            self._tokens += [(reading, i) for i in range(len(row))]
         labels = torch.arange(first, len(self._tokens), dtype=torch.int32).reshape(ids.shape)
         for tensor in tensors_in(output):
             if tensor.ndim == 3 and tensor.is_floating_point() and tensor.shape[:2] in (labels.shape, labels.T.shape):
@@ -199,7 +200,8 @@ class PromptTokens:
         behind = ["[seconds]"] if name.startswith("StableAudio3") else ["[start]", "[end]"]
         if not name.startswith("StableAudio") or any(len(key) for key in row[-len(behind) :]):
             return row
-        self._tokens += [("", string) for string in behind]
+        reading = read_strings(behind)
+        self._tokens += [(reading, i) for i in range(len(behind))]
         return [*row[: -len(behind)], *([len(self._tokens) - i] for i in range(len(behind), 0, -1))]
 
     @property
@@ -259,7 +261,7 @@ class PromptTokens:
         return None if rows is None or row is None else rows[row]
 
     def _string(self, key: _Key) -> str:
-        return " | ".join(dict.fromkeys(self._tokens[label][1] for label in key))
+        return " | ".join(dict.fromkeys(reading.strings[i] for reading, i in (self._tokens[label] for label in key)))
 
     def positions(self, word: str, keys: int, sample: int) -> list[int]:
         """Indices among `keys` keys of those that spell `word` in the prompt of an image now; its first place.
@@ -290,7 +292,7 @@ class PromptTokens:
         """Refuses, before the first step, a word that the network is not given at some of the steps.
 
         Raises:
-            UnknownWordError: with the prompt's tokens.
+            UnknownWordError: with the prompt as its tokens spell it.
             ValueError: if the prompt was not tokenized, or its tokens cannot be followed.
         """
         if not self._tokens:
@@ -320,17 +322,26 @@ class PromptTokens:
             _raise_unknown(word, sample, self._shown(every[0]), step if step and self._switched else None)
 
     def _spelled(self, row: list[_Key], word: str) -> list[int]:
-        """Where a word stands first, read encoder by encoder in the order in which their tokens stand."""
-        for encoder in dict.fromkeys(self._tokens[label][0] for key in row for label in key):
-            own = [[self._tokens[label][1] for label in key if self._tokens[label][0] == encoder] for key in row]
-            found = spelled([strings[0] if strings else "" for strings in own], word)
-            if found:
-                return found
+        """Where a word stands first with all its tokens, text by text in the order in which they stand."""
+        for reading, keys in self._texts_of(row):
+            for place in reading.places(word):
+                if keys.keys() >= set(place):
+                    return sorted({keys[token] for token in place})
         return []
 
+    def _texts_of(self, row: list[_Key]) -> Iterator[tuple[Reading, dict[int, int]]]:
+        """The texts in a row, with its key by token."""
+        found: dict[int, tuple[Reading, dict[int, int]]] = {}
+        for key, labels in enumerate(row):
+            for reading, token in (self._tokens[label] for label in labels):
+                found.setdefault(id(reading), (reading, {}))[1].setdefault(token, key)
+        yield from found.values()
+
     def _shown(self, row: list[_Key]) -> str:
-        strings = [self._string(key) for key in row]
-        return " ".join(strings[:40]) + (" …" if len(strings) > 40 else "")
+        """The texts in a row, each once, as far as the row has them."""
+        texts = dict.fromkeys(reading.shown(keys) for reading, keys in self._texts_of(row))
+        shown = " | ".join(map(repr, texts))
+        return shown if len(shown) <= 300 else shown[:300] + "…"
 
 
 def _tokenizer_of(pipeline: Pipeline, encoder: str) -> Any:
@@ -339,10 +350,10 @@ def _tokenizer_of(pipeline: Pipeline, encoder: str) -> Any:
     return found if hasattr(found, "convert_ids_to_tokens") else getattr(found, "tokenizer", None)
 
 
-def _raise_unknown(word: str, sample: int, tokens: str, step: int | None = None) -> Any:
+def _raise_unknown(word: str, sample: int, text: str, step: int | None = None) -> Any:
     when = "" if step is None else f" at step {step}"
     raise UnknownWordError(
-        word, f"WordMaps: expected words of the prompt, got {word!r}; the tokens of image {sample}{when}: {tokens}."
+        word, f"WordMaps: expected words of the prompt, got {word!r}; what image {sample} is given{when}: {text}."
     )
 
 
