@@ -23,7 +23,7 @@ docs:
 	$(BIN)zensical build --clean --strict
 
 test:
-	$(BIN)python -m pytest
+	$(BIN)python -m pytest -n 2 --dist worksteal
 
 test-slow:
 	$(BIN)python -m pytest -m "slow and not gpu"

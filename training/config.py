@@ -255,7 +255,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig
     if not Path(path).is_file():
         raise FileNotFoundError(f"expected a configuration file, got {path!r}")
     try:
-        values = json.loads(Path(path).read_text())
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON in {path}, got {error}") from error
     if not isinstance(values, dict):

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def rehearse_network(config: TrainingConfig) -> ConvNextUNet2DModel:
         ValueError: If one of them fails.
     """
     try:
+        _check_class(config.model, ConvNextUNet2DModel)
         model = ConvNextUNet2DModel(**config.model)
         size = config.model.get("sample_size", 64)
         with torch.no_grad(), torch.device("meta"):
@@ -45,6 +47,7 @@ def rehearse_scheduler(config: TrainingConfig) -> None:
         ValueError: If the schedule cannot be trained or sampled.
     """
     try:
+        _check_class(config.scheduler, DDPMScheduler)
         scheduler = DDPMScheduler(**config.scheduler)
         length, variance = scheduler.config.num_train_timesteps, scheduler.config.variance_type
         if variance not in FIXED_VARIANCES:
@@ -139,3 +142,10 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
         defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
         filled[name] = json.loads(json.dumps({**defaults, **settings[name]}))
     return filled
+
+
+def _check_class(settings: Mapping[str, Any], trained: type) -> None:
+    """A `config.json` of diffusers may stand in the settings, but the class that it names is not what chooses here."""
+    name = settings.get("_class_name", trained.__name__)
+    if name != trained.__name__:
+        raise ValueError(f"expected _class_name {trained.__name__!r} or none, got {name!r}")

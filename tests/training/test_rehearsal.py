@@ -56,6 +56,8 @@ def no_pictures(monkeypatch):
         ({"model": {"null_class_label": None}}, "model.null_class_label as a whole number, got None"),
         ({"model": {"norm_eps": 0}}, "model.norm_eps as a number above 0"),
         ({"model": {"mid_attention_type": "flash"}}, "mid_attention_type"),
+        ({"model": {"_class_name": "UNet2DModel"}}, "_class_name 'ConvNextUNet2DModel' or none, got 'UNet2DModel'"),
+        ({"scheduler": {"_class_name": "DDIMScheduler"}}, "_class_name 'DDPMScheduler' or none"),
         ({"scheduler": {"beta_schedule": "cosine"}}, "scheduler settings: cosine"),
         ({"scheduler": {"beta_start": -1}}, "betas above 0 and at most 1"),
         ({"scheduler": {"beta_end": 2}}, "betas above 0 and at most 1"),
