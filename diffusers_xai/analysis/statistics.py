@@ -10,6 +10,18 @@ from scipy import stats
 
 
 INTERVALS = ("t", "bca", "arcsine")
+_SURE = 8  # seeds: the scatter of fewer is hardly known itself
+
+
+def interval_worth(seeds: int) -> str:
+    """What the intervals of so many seeds are worth, where that has to be said (see [`mean_interval`]); else nothing.
+
+    Args:
+        seeds (`int`): Their number.
+    """
+    if seeds == 1:
+        return "One seed: no intervals."
+    return f"{seeds} seeds: too few for a sure interval." if seeds < _SURE else ""
 
 
 def mean_interval(

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from diffusers_xai.analysis import interval_worth
 from diffusers_xai.app import texts
 from diffusers_xai.app.asking import AskingTab, add_answer
 from diffusers_xai.app.captions import caption
@@ -28,7 +29,6 @@ from diffusers_xai.app.session import Session, readable_errors
 from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError
 from diffusers_xai.app.values import some_of, whole
 from diffusers_xai.experiments import EXPERIMENTS, Experiment
-from diffusers_xai.experiments.figures import worth
 from diffusers_xai.experiments.nulls import NULLS
 
 
@@ -110,7 +110,7 @@ class ExperimentTab(AskingTab):
         control = control_of(experiment)
         told = "without a control" if control == "none" else f"control: {NULLS[control]}"
         judged = "; attributes told by measuring colours" if is_judged(experiment) and model.judge else ""
-        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}{judged}. {worth(task.seeds)}".rstrip()
+        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}{judged}. {interval_worth(task.seeds)}".rstrip()
         return self.answer_of(session, result, text)
 
     def connect(self) -> None:

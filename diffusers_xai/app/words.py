@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from diffusers_xai import plots
+from diffusers_xai.analysis import interval_worth
 from diffusers_xai.app import questions, texts
 from diffusers_xai.app.asking import AskingTab, add_answer
 from diffusers_xai.app.controls import RAW
@@ -28,7 +29,6 @@ from diffusers_xai.app.session import Session, readable_errors
 from diffusers_xai.app.settings import MAX_GUIDANCE, MAX_SEED
 from diffusers_xai.app.values import flag, number, some_of, whole
 from diffusers_xai.experiments import EXPERIMENTS
-from diffusers_xai.experiments.figures import worth
 from diffusers_xai.experiments.nulls import NULLS
 from diffusers_xai.profile.archive import write_archive
 
@@ -160,7 +160,7 @@ class WordsTab(AskingTab):
             prompt += f", patched from **{settings.other}**"
         seeds = f"seeds {settings.seed} to {settings.seed + task.seeds - 1}"
         control = NULLS[questions.control_of(EXPERIMENTS[task.name])]
-        text = f"{title}; {prompt}; {seeds}; {made}; control: {control}. {worth(task.seeds)}".rstrip()
+        text = f"{title}; {prompt}; {seeds}; {made}; control: {control}. {interval_worth(task.seeds)}".rstrip()
         return self.answer_of(session, result, text)
 
     def connect(self) -> None:

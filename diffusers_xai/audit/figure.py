@@ -50,7 +50,8 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
             hovers[place] = f"{cell['explanation']}<br>{cell['why_not']}<br>{grade.text}"
             continue
         texts[place] = f"<b>{cell['value']:.2f}</b> ± {(cell['high'] - cell['low']) / 2:.2f}<br>{against}"
-        hovers[place] = f"{cell['explanation']}<br>{cell['verdict']}, q = {cell['q']:.2g}<br>{grade.text}"
+        known = "" if np.isnan(cell["q"]) else f", q = {cell['q']:.2g}"
+        hovers[place] = f"{cell['explanation']}<br>{cell['verdict']}{known}<br>{grade.text}"
     figure.add_heatmap(
         x=[_heading(GRADES[test]) for test in tests],
         y=[f"<b>{name}</b>" if is_faithful(*row) else name for row, name in zip(rows, names, strict=True)],

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from diffusers_xai.analysis import above_test, benjamini_hochberg, mean_interval
+from diffusers_xai.analysis import above_test, benjamini_hochberg, interval_worth, mean_interval
 from diffusers_xai.audit.figure import audit_figure, row_name
 from diffusers_xai.audit.scale import CHECKPOINT, CLOSED_FORM, FAILS, GRADES, LEVEL, NEEDED, PASSES, TOLD
+from diffusers_xai.plots.style import add_note
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class AuditResult:
 
     def plot(self) -> go.Figure:
         """Draws the table, and how explanations part from the trained network's as its weights change."""
-        return audit_figure(self.table, self.cascade, self.is_faithful)
+        figure, worth = audit_figure(self.table, self.cascade, self.is_faithful), self._worth
+        return add_note(figure, worth) if worth else figure
 
     def to_markdown(self) -> str:
         """The table, with what passes in bold, and a line on the controls."""
@@ -74,7 +76,12 @@ class AuditResult:
             faithful = "yes" if self.is_faithful(str(model), str(explanation)) else "no"
             lines.append(f"| {name} | {faithful} | " + " | ".join(cells) + " |")
         controls = "Both controls hold." if not self.broken_controls else "; ".join(self.broken_controls) + "."
-        return "\n".join([*lines, "", controls, ""])
+        return "\n".join([*lines, "", f"{controls} {self._worth}".rstrip(), ""])
+
+    @property
+    def _worth(self) -> str:
+        """What the intervals of its seeds are worth, where that has to be said."""
+        return interval_worth(int(self.table["seeds"].max()))
 
     def save(self, folder: str | os.PathLike) -> list[Path]:
         """Writes `audit.json`, `audit.md`, `audit.html` and `audit.parquet`."""

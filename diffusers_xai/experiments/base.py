@@ -13,6 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
+from diffusers_xai.analysis import interval_worth
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.nulls import Null
 from diffusers_xai.experiments.parts import kept_parts
@@ -20,6 +21,7 @@ from diffusers_xai.experiments.requests import told
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.models import ClosedFormDenoiser
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.style import add_note
 from diffusers_xai.profile.names import storable_array
 from diffusers_xai.profile.storage import read_profile, write_profile
 
@@ -56,8 +58,10 @@ class ExperimentResult:
         return xr.Dataset(averaged, {"seed": self.data["seed"]}).to_dataframe().reset_index()
 
     def plot(self) -> go.Figure:
-        """Draws the numbers."""
-        return EXPERIMENTS[self.name].plot(self)
+        """Draws the numbers; of few seeds, the figure says what its intervals are worth."""
+        figure = EXPERIMENTS[self.name].plot(self)
+        worth = interval_worth(self.data.sizes["seed"])
+        return add_note(figure, worth) if worth else figure
 
     def plot_images(self) -> go.Figure | None:
         """Draws the images and maps behind the numbers, of the first seed; `None` where the experiment keeps none."""

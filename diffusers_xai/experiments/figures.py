@@ -12,9 +12,6 @@ from diffusers_xai.labels import attributes_of, label_bits
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
 
 
-MIN_SURE = 8
-
-
 def band(
     figure: go.Figure,
     x: np.ndarray,
@@ -47,13 +44,11 @@ def band(
         for low, high, opacity in [interval] if muted else [scatter, interval]:
             figure.add_scatter(x=x, y=high.values, **group)
             figure.add_scatter(x=x, y=low.values, fill="tonexty", fillcolor=_with_alpha(color, opacity), **group)
-    # The scatter of few seeds is hardly known itself: an interval from three is worth little if they are skewed.
-    worth = ", too few for a sure interval" if count < MIN_SURE else ""
     dash = ("dot", "dashdot")[index % 2] if muted else ("solid", "dash", "dot")[index % 3]
     figure.add_scatter(
         x=x,
         y=facts["mean"].values,
-        name=name if count == 1 or muted else f"{name}: mean of {count} seeds{worth}",
+        name=name if count == 1 or muted else f"{name}: mean of {count} seeds",
         legendgroup=name,
         mode="lines",
         line={"color": color, "width": 2.5, "dash": dash},
@@ -134,10 +129,3 @@ def limits_of(found: xr.DataArray) -> tuple[float, float, float]:
     """Early end, estimate and late end of what `analysis.falling_crossing` found."""
     early, estimate, late = (float(found.sel(limit=limit)) for limit in ("early", "estimate", "late"))
     return early, estimate, late
-
-
-def worth(count: int) -> str:
-    """What the intervals of so many seeds are worth, where that has to be said; else nothing."""
-    if count == 1:
-        return "One seed: no intervals."
-    return f"{count} seeds: too few for a sure interval." if count < MIN_SURE else ""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusers_xai.analysis import interval_worth
 from diffusers_xai.experiments.base import EXPERIMENTS, ExperimentResult
-from diffusers_xai.experiments.figures import worth
 from diffusers_xai.experiments.tables import q_note
 from diffusers_xai.report import write_page
 from diffusers_xai.report.page import Section, page, render, render_figure
@@ -49,7 +49,7 @@ def _made(settings: dict[str, Any]) -> str:
         f" {settings['scheduler']}, guidance {settings['guidance_scale']:g}, labels"
         f" {', '.join(map(str, settings['labels'])) or 'none'}."
     )
-    return f"{made} {worth(len(seeds))}".rstrip()
+    return f"{made} {interval_worth(len(seeds))}".rstrip()
 
 
 def _head(results: Sequence[ExperimentResult], command: str) -> str:

@@ -118,9 +118,9 @@ class ShrunkCovariance(LowRankCovariance):
     is the part of the squared difference that chance explains once every wave counts alike (T being 1).
 
     Of 1 024 draws of a Gaussian with the covariance of 11 188 photographs of faces at 32 px, the root mean square
-    distance from which the eyes are predicted was 6.5, 6.3, 5.9, 2.4 and 2.0 px at t = 950, 700, 600, 200 and 100,
-    where 6.4, 6.1, 5.7, 1.9 and 1.4 are true. 256 principal components gave 6.4, 6.2, 5.8, 3.9 and 4.1, the texture
-    alone 5.7, 5.0, 3.8, 0.7 and 0.5.
+    distance from which the eyes are predicted was 6.4 to 6.5, 5.8 to 5.9 and 2.0 px at t = 950, 600 and 100, where
+    6.3, 5.6 and 1.3 are true. 256 principal components gave 6.4, 5.7 and 4.0, the texture alone 5.6 to 5.8, 3.8 to 3.9
+    and 0.4.
 
     Source: Ledoit and Wolf 2004, *A well-conditioned estimator for large-dimensional covariance matrices*, eq. 14.
 

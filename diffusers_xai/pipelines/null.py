@@ -37,13 +37,13 @@ def covariance_null(
     only as far as it exceeds what it shows of this.
 
     A covariance of few samples is a rough one: pixels far apart covary by chance. Of a Gaussian with the covariance of
-    11,188 photographs of faces at 32 px, the root mean square distance from which the eyes are predicted is 6.4, 5.7
-    and 1.4 px at t = 950, 600 and 100. From 256 draws of it, `"shrunk"` gave 6.5, 5.6 and 1.7, and 64 principal
-    components 6.6, 6.0 and 4.2; from 1,024 draws 6.5, 5.9 and 2.0, and 256 components 6.4, 5.8 and 4.1. What counts
+    11,188 photographs of faces at 32 px, the root mean square distance from which the eyes are predicted is 6.3, 5.6
+    and 1.3 px at t = 950, 600 and 100. From 256 draws of it, `"shrunk"` gave 6.2 to 6.7, 5.6 to 5.9 and 1.6 to
+    1.8; from 1,024 draws 6.4 to 6.5, 5.8 to 5.9 and 2.0, and 256 principal components 6.4, 5.7 and 4.0. What counts
     small values suffers most: the thesis's share of input pixels above the mean of ε's gradient volume, at t = 600, is
-    1.0 % in truth, 1.7 to 2.7 % from 1,024 draws, and 4.4 to 5.8 % from 256. Such a control errs towards more spread:
+    1.1 % in truth, 2.0 to 2.9 % from 1,024 draws, and 4.4 to 8.5 % from 256. Such a control errs towards more spread:
     what exceeds it exceeds the truth, too; what does not may still do so. Where the data is at hand, fit the denoiser
-    to it.
+    to it. The repository's `training/null_quality.py` measures this of any images.
 
     ```py
     null = covariance_null(pipe, labels=[0b0011, 0b0100], num_inference_steps=50)

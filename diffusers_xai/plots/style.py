@@ -18,6 +18,7 @@ GRID_COLOR = "#e4e7eb"
 # Okabe and Ito's colours, without the yellow that is too faint on white; they differ for every kind of colour vision.
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("solid", "dash", "dot", "dashdot")
+_NOTE = 18  # pixels
 COLOR_SCALE = "Viridis"
 DIVERGING_COLOR_SCALE = ["#0072b2", "#7fb8d8", "#ffffff", "#eaae7f", "#d55e00"]
 
@@ -39,6 +40,18 @@ TEMPLATE = go.layout.Template(
 def line_style(index: int) -> dict:
     """The `index`-th line: a colour, and a dash that tells it apart where colours repeat or are not seen."""
     return {"color": LINE_COLORS[index % len(LINE_COLORS)], "dash": DASHES[index % len(DASHES)], "width": 2}
+
+
+def add_note(figure: go.Figure, text: str) -> go.Figure:
+    """Makes room above a figure, and writes a note there, at the right."""
+    top = figure.layout.margin.t
+    top = TEMPLATE.layout.margin.t if top is None else top
+    if figure.layout.height is not None:
+        figure.layout.height += _NOTE
+    note = {"text": text, "font": {"size": 12, "color": MUTED_COLOR}, "x": 1, "xanchor": "right", "xref": "paper"}
+    return figure.update_layout(
+        margin_t=top + _NOTE, title={**note, "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 6}}
+    )
 
 
 def color_bar(title: str) -> dict:

@@ -122,6 +122,8 @@ def test_a_test_that_cannot_be_made_says_why():
     without = {**made, "closed_form": {"values": [], "why_not": "no closed form has attention"}}
     table = table_of({(CHECKPOINT, "A_t"): without, (CHECKPOINT, "other"): made})
     result = AuditResult(table, pd.DataFrame(columns=["model", "explanation"]), {}, GRADIENT, EDGES)
+    assert "3 seeds: too few for a sure interval." in result.to_markdown()
+    assert result.plot().layout.title.text == "3 seeds: too few for a sure interval."
     assert "| none: no closed form has attention |" in result.to_markdown()
     assert result.verdict(CHECKPOINT, "A_t", "closed_form") == TOLD
     assert table["p"].notna().sum() == 2  # and is none of those that are corrected for

@@ -32,6 +32,7 @@ def test_tables_say_what_few_seeds_are_worth(pipe, tmp_path):
         write_experiments([result], tmp_path / "page.html", "")
         page = (tmp_path / "page.html").read_text(encoding="utf-8")
         assert words in page if words else "for a sure interval" not in page
+        assert result.plot().layout.title.text == words  # and so does a figure that stands alone
         assert "nan" not in EXPERIMENTS["ssim-trajectory"].table(result).to_string()
 
 

@@ -72,7 +72,7 @@ def test_each_claim_is_read_from_the_way_that_it_names():
     why = table.loc[(LATE, ways[1]), "effect (95 % interval)"]
     assert why == "no state within half a step of t = 100: the nearest is at t = 249"
     assert table.loc[(CONTRACTING, ways[1]), "control"].endswith("(random channels)")
-    assert len(result.plot().data[0].z) == len(by_way[ways[0]]) == 21
+    assert len(result.plot().data[0].z) == len(by_way[ways[0]]) == 23
 
 
 def test_a_network_of_another_kind_is_refused():
