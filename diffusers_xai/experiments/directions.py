@@ -168,7 +168,8 @@ def plan(
     """What `measure` will cost, in words; a product and a run of the network are timed. Arguments as there."""
     path, steps = middle_layer(pipe, layer), moments(pipe, sampling)
     objects, controls = 1 + (path is not None), int(null != "none")
-    products = (objects + controls) * len(steps) * most_products(count, ITERATIONS, PROBES)
+    of_control = controls if null == "gaussian" else controls * objects  # a Gaussian has no layer
+    products = (objects + of_control) * len(steps) * most_products(count, ITERATIONS, PROBES)
     ways = 2 + controls + (3 if path is not None else 0)
     calls = sampling.steps * (2 + 2 * ways * walked * len(steps))
     state = torch.zeros(1, *pipe.sample_shape, device=pipe.device, dtype=pipe.unet.dtype)

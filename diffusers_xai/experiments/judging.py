@@ -1,8 +1,10 @@
 """What a judge sees in images: the probability of each of the model's attributes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 
 from diffusers_xai.labels import attributes_of
 from diffusers_xai.pipelines import XAIPipeline
@@ -10,6 +12,8 @@ from diffusers_xai.pipelines import XAIPipeline
 
 # Images (image, channel, height, width) in [-1, 1] -> the probability of each attribute (image, attribute).
 Judge = Callable[[torch.Tensor], torch.Tensor]
+# Images (image, channel, height, width) -> probabilities (image,) by name.
+Seen = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def named_attributes(pipe: XAIPipeline) -> list[str]:
@@ -56,6 +60,14 @@ def seen_attributes(
     """The probability of the attributes `names` in images `(image, channel, height, width)`, `(image,)` each."""
     attributes, told = named_attributes(pipe), probabilities(judge, images, pipe)
     return {name: told[:, attributes.index(name)] for name in names}
+
+
+def told_by(judge: Judge | Seen, pipe: DiffusionPipeline) -> Seen:
+    """What a judge tells by name: of labels the model's attributes, of any other pipeline whatever it names."""
+    if not isinstance(pipe, XAIPipeline):
+        return judge
+    attributes: Any = judge
+    return lambda images: seen_attributes(attributes, images, pipe, named_attributes(pipe))
 
 
 def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from diffusers_xai.denoisers import Denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block, telling_layers
 from diffusers_xai.experiments.base import ExperimentResult
 from diffusers_xai.experiments.figures import short_label
+from diffusers_xai.experiments.judging import Seen
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.experiments.tables import excess_columns, in_table
 from diffusers_xai.pipelines.patch_sweep import PatchSite
@@ -29,8 +30,6 @@ _LEAST_SHOWN = 0.5  # of a probability: less of a difference is not seen
 Sweep = Callable[[list[int]], torch.Tensor]
 # Images and the source's (seed, channel, height, width) -> how near they are, (seed,), by the name of a measure.
 Nearness = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# Images (image, channel, height, width) -> probabilities (image,) by name.
-Seen = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
 def bands_of(steps: int, bands: int) -> list[range]:

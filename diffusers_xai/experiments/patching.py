@@ -11,9 +11,8 @@ from diffusers import DiffusionPipeline
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, register
-from diffusers_xai.experiments.judging import Judge, judged_attributes, named_attributes, seen_attributes
+from diffusers_xai.experiments.judging import Judge, Seen, judged_attributes, named_attributes, seen_attributes
 from diffusers_xai.experiments.patch_effects import (
-    Seen,
     Sweep,
     bands_of,
     effects_of_patches,

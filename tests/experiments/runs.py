@@ -31,7 +31,11 @@ def measured(name, pipe, **settings):
     fields = {key: settings.pop(key) for key in Sampling.__dataclass_fields__ if key in settings}
     if EXPERIMENTS[name].nulls[0] == "gaussian":  # which takes a thousand samples
         settings.setdefault("null", "none")
-    return EXPERIMENTS[name].run(pipe, Sampling(**fields), **settings)
+    result = EXPERIMENTS[name].run(pipe, Sampling(**fields), **settings)
+    # Thousands of seeds fit into memory: only numbers are kept of each.
+    pictures = {"rgb", "height", "width", "map_height", "map_width", "pixel"}
+    assert not [key for key, array in result.data.items() if "seed" in array.dims and pictures & set(array.dims)]
+    return result
 
 
 def run(name, pipe, **settings):

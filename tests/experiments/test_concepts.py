@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMPipeline, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from scipy import stats
+from scipy.stats import binomtest
 
 from diffusers_xai import ChannelAblation, GaussianDenoiser, XAIPipeline, record
-from diffusers_xai.analysis import overlap
+from diffusers_xai.analysis import overlap, verdict_difference
 from diffusers_xai.cli import main
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
+from diffusers_xai.experiments.concepts import of_like_activity
 from tests.tiny import convnext_unet, stable_diffusion, unet_2d
 from tests.zoo.pipelines import ZOO
 
@@ -126,6 +128,64 @@ def test_effects_are_those_of_ablated_runs(pipe, result):
     assert data["null_inside"].dims == ("seed", "concept", "draw")
     assert data["null_inside"].sizes["draw"] == 2
     assert (data["null_inside"] > 0).all()
+
+
+def test_random_units_are_of_the_same_layer_and_of_like_activity():
+    activity = np.array([1.0, 5.0, 1.1, 0.9, 5.2, 4.7, 100.0, 1.0])
+    layers = np.array([*["a"] * 7, "b"])
+    groups = of_like_activity(activity, layers, np.array([0, 1]), draws=60)
+    # Beside the chosen 0 and 1 the two nearest, each once: 2 and 3 are as active as 0, and 4 and 5 as 1.
+    assert {tuple(group) for group in groups} == {(2, 4), (2, 5), (3, 4), (3, 5)}
+    # Where few are left, the second takes what the first has not.
+    groups = of_like_activity(activity, layers, np.array([4, 5, 1]), draws=60)
+    assert all(len(set(group)) == 3 and not {1, 4, 5, 7} & set(group) for group in groups)
+
+
+def warm(images):
+    """A judge of four attributes: how red, green and blue an image is, and one that is always there."""
+    told = torch.sigmoid(20 * images.float().mean((2, 3)))
+    return torch.cat([told, torch.ones(len(images), 1)], dim=1)
+
+
+def test_a_judge_tells_what_the_images_of_ablated_runs_show(pipe):
+    options = {"concepts": squares, "images": 4, "layers": ["conv_in"], "times": [0.02], "units": 2, "draws": 1}
+    result = EXPERIMENT.run(pipe, SAMPLING, judge=warm, **options)
+    data = result.data
+    assert tuple(data["attribute"].values) == pipe.unet.config.class_attributes
+    units = [int(channel) for channel in data["channel"].values[data["ablated"][0].values]]
+    for seed in SAMPLING.seeds:
+        for edits, told in (([], "judged_intact"), ([ChannelAblation("conv_in", channels=units)], "judged")):
+            generator = torch.Generator().manual_seed(seed)
+            image = pipe(3, num_inference_steps=4, generator=generator, edits=edits, output_type="pt").images * 2 - 1
+            np.testing.assert_allclose(data[told].sel(seed=seed).squeeze(), warm(image)[0], atol=1e-5)
+    assert data["null_judged"].dims == ("seed", "concept", "draw", "attribute")
+    assert result.plot().data
+
+
+def test_what_is_lost_is_counted_among_the_seeds_that_had_it(result):
+    """Eight seeds: six had the first attribute and lost it in five, without random units in one; the rest by hand."""
+    data = result.data.isel(seed=[0] * 8).assign_coords(seed=range(8))
+    intact, judged, null = np.zeros((8, 2)), np.zeros((8, 1, 2)), np.zeros((8, 1, 2, 2))
+    intact[:6, 0], judged[5:, 0, 0], null[1:, 0, 0, 0] = 1, 1, 1
+    intact[3, 1] = 1  # in one seed: nothing to test
+    data = data.assign(
+        judged_intact=(("seed", "attribute"), intact),
+        judged=(("seed", "concept", "attribute"), judged),
+        null_judged=(("seed", "concept", "draw", "attribute"), null),
+    ).assign_coords(attribute=["Bangs", "Male"])
+    counted = ExperimentResult(result.name, data, result.settings)
+    row = EXPERIMENT.table(counted).iloc[0]
+    low, high = binomtest(5, 6).proportion_ci()
+    assert row["lost: bangs"] == f"0.833 ({low:.3f} to {high:.3f})"
+    assert row["lost without random units: bangs"].startswith("0.167 (")
+    low, high, p_value = verdict_difference(4, 0, 6)
+    assert row["excess of losses: bangs"] == f"0.667 ({low:.3f} to {high:.3f})"
+    assert float(row["q: bangs"]) >= round(p_value, 3)
+    assert not [column for column in row.index if column.endswith("male")]
+    shares = {tuple(trace.x): trace.z for trace in counted.plot().data if trace.texttemplate}
+    ((names, share),) = {names: z.tolist() for names, z in shares.items()}.items()
+    assert names == ("bangs<br>(n = 6)", "male<br>(n = 1)")
+    assert share == [[1 / 6, 1.0]]  # the control's, drawn last
 
 
 def test_masks_of_the_models_own_samples(pipe):

@@ -1,5 +1,8 @@
 """Directions against the SVD of full Jacobians, and pushed runs against runs by hand."""
 
+import math
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -22,13 +25,27 @@ def pipe():
     return pipeline(convnext_unet(sample_size=8).double())
 
 
+OPTIONS = {"count": 4, "walked": 2, "null": "random-weights"}
+CALLS = []  # images in each of the network's calls that no derivative was taken of, as the experiment ran
+
+
 @pytest.fixture(scope="module")
 def result(pipe):
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:5, 3:7] = True
     judge = lambda images: images.mean((2, 3))[:, [0, 1, 2, 0]]  # noqa: E731
-    options = {"mask": mask, "count": 4, "walked": 2, "judge": judge, "null": "random-weights"}
-    return EXPERIMENTS["directions"].run(pipe, Sampling([3], SEEDS, STEPS), **options)
+    count = lambda module, args: None if torch.is_grad_enabled() else CALLS.append(len(args[0]))  # noqa: E731
+    with pipe.unet.register_forward_pre_hook(count):
+        return EXPERIMENTS["directions"].run(pipe, Sampling([3], SEEDS, STEPS), mask=mask, judge=judge, **OPTIONS)
+
+
+def test_the_plan_tells_the_products_and_calls_that_come(pipe, result, monkeypatch):
+    monkeypatch.setattr("diffusers_xai.experiments.directions.shortest_time", lambda function, device: 3.0)
+    text = EXPERIMENTS["directions"].plan(pipe, Sampling([3], SEEDS, STEPS), **OPTIONS)
+    products, calls, minutes = map(int, re.findall(r"\d+", text))
+    assert result.data["products"].max() <= products <= 1.5 * result.data["products"].max()
+    assert sum(CALLS) / len(SEEDS) <= calls <= 1.2 * sum(CALLS) / len(SEEDS)
+    assert minutes == math.ceil(len(SEEDS) * (products + calls) * 3.0 / 4 / 60)  # a call of four takes 3 s
 
 
 def run(pipe, seed, push_at=None, push=None, layer=None, layer_push=None):

@@ -13,8 +13,8 @@ from scipy import stats
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.experiments import EXPERIMENTS, Sampling, moments_over_seeds
-from diffusers_xai.experiments.parts import kept_parts
-from diffusers_xai.experiments.sampling import _LIMITS
+from diffusers_xai.experiments.parts import MemoryParts, kept_parts
+from diffusers_xai.experiments.sampling import _LIMITS, MAX_HELD
 from diffusers_xai.models import GaussianDenoiser
 
 
@@ -72,6 +72,44 @@ def test_parts_hold_all_that_was_measured(tmp_path, monkeypatch):
     assert rows["seed"].tolist() == rows["number"].tolist() == [4, 1, 9, 7, 2]
     assert [len(picture) for picture in rows["picture"].dropna()] == [2, 0]  # and no column in later files
     np.testing.assert_array_equal(np.stack(rows["table"])[:, 3], rows["seed"] + 300)
+
+
+def buffers(data):
+    """Bytes of what arrays keep alive, which may be more than they show: by each buffer's place."""
+    found = {}
+    for array in data.data_vars.values():
+        values = array.values
+        while isinstance(values.base, np.ndarray):
+            values = values.base
+        owner = values if values.base is None else values.base.untyped_storage()  # of a tensor
+        found[values.ctypes.data] = owner.nbytes if values.base is None else owner.nbytes()
+    return found
+
+
+def test_what_is_held_grows_by_the_numbers_alone(monkeypatch):
+    """However many seeds there are: after those whose arrays are kept, a seed leaves its five numbers."""
+    held = []
+
+    def measure(part):
+        arrays = torch.ones(len(part), 40, 40)
+        dims = ("seed", "height", "width")
+        return xr.Dataset(
+            {name: (dims, arrays.clone().numpy()) for name in ("first", "few", "some")}
+            | {"number": (("seed", "step"), np.ones((len(part), 5)))}
+        )
+
+    def kept_in_memory(batches, labels, description):
+        held.append(MemoryParts(batches))
+        return held[-1]
+
+    monkeypatch.setattr("diffusers_xai.experiments.sampling.parts_of", kept_in_memory)
+    for count in (MAX_HELD + 10, MAX_HELD + 90):
+        Sampling(seeds=range(count), batch_size=10).over_seeds(
+            measure, "x", of_first=["first"], of_few=["few"], of_held=["some"]
+        )
+    fewer, more = (sum(sum(buffers(data).values()) for _, data in parts.kept) for parts in held)
+    assert fewer > MAX_HELD * 40 * 40 * 4
+    assert more - fewer == 80 * 5 * 8
 
 
 def test_where_no_batch_was_finished_nothing_is_left(tmp_path):
