@@ -46,7 +46,7 @@ def draw_lost(figure: go.Figure, lost: xr.Dataset, concepts: Sequence[str]) -> N
     lost = lost.sel(attribute=counts > 0)
     names = [f"{in_words(name)}<br>(n = {int(counts.sel(attribute=name))})" for name in lost["attribute"].values]
     sure = surely_lost(lost)
-    for column, (name, what) in enumerate((("lost", "best"), ("null_lost", "random")), 1):
+    for column, (name, what) in enumerate((("lost", "the best"), ("null_lost", "random")), 1):
         if name not in lost:
             continue
         share = lost[name].mean("seed").transpose("concept", "attribute").values
@@ -57,7 +57,7 @@ def draw_lost(figure: go.Figure, lost: xr.Dataset, concepts: Sequence[str]) -> N
             texttemplate="%{text}", row=3, col=column,
             hovertemplate=f"%{{y}}, %{{x}}: %{{z:.2f}} lost without {what} units<extra></extra>",
         )  # fmt: skip
-        figure.update_xaxes(title=f"share of seeds that lose it without the {what} units", row=3, col=column)
+        figure.update_xaxes(title=f"share lost without {what} units", row=3, col=column)
         figure.update_yaxes(
             autorange="reversed", type="category", showticklabels=column == 1, automargin=True, row=3, col=column
         )

@@ -64,10 +64,10 @@ def seen_attributes(
 
 def told_by(judge: Judge | Seen, pipe: DiffusionPipeline) -> Seen:
     """What a judge tells by name: of labels the model's attributes, of any other pipeline whatever it names."""
+    either: Any = judge
     if not isinstance(pipe, XAIPipeline):
-        return judge
-    attributes: Any = judge
-    return lambda images: seen_attributes(attributes, images, pipe, named_attributes(pipe))
+        return either
+    return lambda images: seen_attributes(either, images, pipe, named_attributes(pipe))
 
 
 def judged(judge: Judge, final: torch.Tensor, pipe: XAIPipeline, names: Sequence[str]) -> torch.Tensor:
