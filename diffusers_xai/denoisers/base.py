@@ -66,6 +66,13 @@ class Denoiser:
         names = list(self.components)
         return next((name for name in names[1:] if path.startswith(f"{name}.")), names[0])
 
+    def looks_from_image(self, path: str) -> bool:
+        """Whether an attention layer is known to look from the image, which may be one part of its sequence."""
+        component = self.component_of(path)
+        layout = layout_of(self.components[component])
+        inside = path if self.components[component] is self.module else path.removeprefix(f"{component}.")
+        return layout is not None and inside.partition(".")[0] in layout.image_blocks
+
     @cached_property
     def attention_layers(self) -> dict[str, nn.Module]:
         """Attention layer -> its module, of any kind of attention."""

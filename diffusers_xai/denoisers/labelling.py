@@ -108,6 +108,12 @@ class Labelling:
         channels, shape = self.denoiser.config.get("in_channels"), self.call.sample.shape
         return len(shape) in (3, 5) and shape[2] == channels != shape[1]
 
+    @cached_property
+    def form(self) -> tuple[Any, ...]:
+        """What of the call says where tokens stand; equal in calls of a run in which every layer means the same."""
+        known = self.positions, self.position_dims, self.grid, self.call.text_tokens, self.registers
+        return self.call.component, self.call.rows, id(self._origins), *known
+
     @property
     def registers(self) -> int:
         """Number of register tokens."""
@@ -211,7 +217,9 @@ class Labelling:
         return changed
 
     def is_of_text(self, path: str) -> bool:
-        """Whether no token that a layer puts out comes from the sample."""
+        """Whether no token that an attention layer puts out comes from the sample."""
+        if self.denoiser.looks_from_image(path):
+            return False
         marks = [marks for run in (self._origins or {}).get(path, ()) for axes in run for marks in axes.values()]
         return bool(marks) and not any(any(of_axis) for of_axis in marks)
 

@@ -21,6 +21,8 @@ class Layout:
         order (`tuple[str, ...]`, *optional*): The parts of a sequence that holds image and text, in their order, from
             `PARTS`. Needed by joint attention, and where registers stand beside the image.
         cross_order (`tuple[str, ...]`): The parts of the keys of cross-attention whose keys hold image positions too.
+        image_blocks (`tuple[str, ...]`): Modules of the network all of whose attention layers look from the image, or
+            from a sequence that holds it. Of layers elsewhere it is measured, in one more denoiser call.
         image_prompt_first (`bool`): Whether layers that look at an image prompt and at the text, each in an attention
             of its own, look at the image prompt first, through projections whose names begin with `add_`.
         branches (`tuple[str, ...]`): Names of the guidance branches in the order in which they are computed.
@@ -37,6 +39,7 @@ class Layout:
     grid: Callable[[DenoiserCall], tuple[int, ...]] | None = None
     order: tuple[str, ...] | None = None
     cross_order: tuple[str, ...] = ("text", "image")
+    image_blocks: tuple[str, ...] = ()
     image_prompt_first: bool = False
     branches: tuple[str, ...] = ("uncond", "cond")
     separate_calls: bool = False
@@ -57,6 +60,8 @@ _COND_FIRST = ("cond", "uncond")
 _TEXT_FIRST, _IMAGE_FIRST = ("text", "image"), ("image", "text")
 _REGISTERS_FIRST = ("register", "image")
 _SAMPLE, _PACKED = grids.patches, grids.image_ids
+_LEVELS = ("down_blocks", "mid_block", "up_blocks")
+_BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 # By class name: a class that a Hub repository carries as code has the same name and another module.
 _LAYOUTS: dict[str, Layout] = {
@@ -65,19 +70,19 @@ _LAYOUTS: dict[str, Layout] = {
     "MixtureDenoiser": Layout(),
     "EmpiricalDenoiser": Layout(),
     "UNet2DModel": Layout(),
-    "UNet2DConditionModel": Layout(),
+    "UNet2DConditionModel": Layout(image_blocks=_LEVELS),
     "UNet3DConditionModel": Layout(),
-    "UNetMotionModel": Layout(),
+    "UNetMotionModel": Layout(image_blocks=_LEVELS),
     "UNetSpatioTemporalConditionModel": Layout(frames_first=True),
     "UNet1DModel": Layout(),
     "Kandinsky3UNet": Layout(),
     "StableCascadeUNet": Layout(cross_order=_IMAGE_FIRST, branches=_COND_FIRST),
     "DiTTransformer2DModel": Layout(_SAMPLE, branches=_COND_FIRST, doubles_sample=True, scale_guides=True),
-    "PixArtTransformer2DModel": Layout(_SAMPLE),
+    "PixArtTransformer2DModel": Layout(_SAMPLE, image_blocks=_BLOCKS),
     "HunyuanDiT2DModel": Layout(_SAMPLE),
     "LuminaNextDiT2DModel": Layout(_SAMPLE, branches=_COND_FIRST, sign=-1),
     "SanaTransformer2DModel": Layout(_SAMPLE),
-    "SD3Transformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST),
+    "SD3Transformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST, image_blocks=_BLOCKS),
     "AuraFlowTransformer2DModel": Layout(_SAMPLE, ("register", "text", "image"), registers="register_tokens"),
     "CogView3PlusTransformer2DModel": Layout(_SAMPLE, _TEXT_FIRST),
     "CogView4Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
@@ -87,14 +92,22 @@ _LAYOUTS: dict[str, Layout] = {
         grids.listed_patches, ("image", "pad", "text", "pad"), branches=_COND_FIRST, sign=-1
     ),
     "FluxTransformer2DModel": Layout(
-        _PACKED, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
+        _PACKED,
+        ("text", "image", "reference"),
+        image_blocks=_BLOCKS,
+        branches=_COND_FIRST,
+        separate_calls=True,
     ),
     "Flux2Transformer2DModel": Layout(
         _PACKED, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
     ),
     "ChromaTransformer2DModel": Layout(_PACKED, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
     "QwenImageTransformer2DModel": Layout(
-        grids.image_shapes, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
+        grids.image_shapes,
+        ("text", "image", "reference"),
+        image_blocks=_BLOCKS,
+        branches=_COND_FIRST,
+        separate_calls=True,
     ),
     "CogVideoXTransformer3DModel": Layout(grids.patches_frames_first, _TEXT_FIRST, frames_first=True),
     "WanTransformer3DModel": Layout(_SAMPLE, image_prompt_first=True, branches=_COND_FIRST, separate_calls=True),

@@ -1,26 +1,23 @@
 """The true weights of softmax attention."""
 
-import functools
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 from diffusers_xai.denoisers import Denoiser
-from diffusers_xai.recording.attention import RELATIONS, Relation, heads_of, is_to_text, merged, relations
+from diffusers_xai.recording.attention import RELATIONS, heads_of, is_to_text, joined, relations, wholes
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
+from diffusers_xai.recording.reading import Reading, reading_of
 from diffusers_xai.recording.recording import Recording
 from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.taps.attention import AttentionCall, check_backends, tap_attention
 
 
 QUERIES = ("mean", "all")
-_QUERIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +94,7 @@ class AttentionWeights(RecordSpec):
         group = "attention_weights" if self.relation is None else f"attention_weights_{self.relation}"
         named = [path for path in layers if self.layers is not None and run.denoiser.is_named(path, self.layers)]
         recording.expect(self, [f"{group}/{path}" for path in layers] if named else [], exclusive=True)
-        run.origins.layers.update(layers)
+        run.origins.ask_of_attention(layers)
         recording.follow_prompt(stack)
         found: set[str] = set()
 
@@ -110,34 +107,19 @@ class AttentionWeights(RecordSpec):
                     f"AttentionWeights: expected pixels (row, column) within {run.sample_size}, got {outside[:5]}."
                 )
 
+        readings: dict[Any, list[tuple[slice, Reading, bool]]] = {}
+
         def keep(path: str, rows: int, calls: list[AttentionCall]) -> None:
-            whole = merged(calls, run.labelling, path, rows, heads[path])
-            if calls and not whole and path in named:
-                raise ValueError(
-                    f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance"
-                    " leaves out some."
-                )
-            to_text = [is_to_text(run.labelling, layers[path], i, len(whole)) for i in range(len(whole))]
-            for call, is_of_text in sorted(zip(whole, to_text, strict=True), key=lambda pair: not pair[1]):
-                known = relations(run.labelling, path, call)
-                name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
-                if "" in known and self.relation is not None:
-                    raise ValueError(
-                        f"AttentionWeights: expected a class whose image and text tokens are known, to tell"
-                        f" {self.relation!r}, got {run.denoiser.name}: say with `register_layout` where they are."
-                    )
-                if name is None or name not in known:
-                    if path in named:
-                        raise ValueError(
-                            f"AttentionWeights: expected {path} to relate {self.relation or 'image and text'}; it has"
-                            f" {', '.join(known) or 'neither'}."
-                        )
-                    continue
+            form = path, rows, run.labelling.form, *(call.form for call in calls)
+            if form not in readings:
+                readings[form] = self._readings(run, path, layers[path], rows, calls, path in named)
+            device = None if recording.is_selected(self) else "meta"
+            for part, reading, of_text in readings[form]:
                 found.add(path)
-                device = None if recording.is_selected(self) else "meta"
-                values, dims, coords = self._values(run, heads[path], call, known[name], name, device)
-                of_text = is_of_text and bool(name) and "token" in dims
-                recording.keep(self, f"{group}/{path}", values, dims, coords, is_own=True, of_text=of_text)
+                values = reading.values(joined(calls[part]), heads[path], device)
+                recording.keep(
+                    self, f"{group}/{path}", values, reading.dims, reading.coords, is_own=True, of_text=of_text
+                )
 
         def check_found() -> None:
             if recording.looks(self) and not found:
@@ -151,66 +133,47 @@ class AttentionWeights(RecordSpec):
         run.before_step(check_found)
         stack.enter_context(tap_attention(layers, keep, lambda: recording.looks(self)))
 
-    def _values(
-        self, run: Run, heads: int, call: AttentionCall, relation: Relation, name: str, device: str | None
-    ) -> tuple[torch.Tensor, tuple[str, ...], dict[str, Any]]:
-        """(row, head, …), the dims behind the row, and coordinates."""
-        index, keys, grid = relation.queries.index, relation.keys, relation.queries.grid
-        coords: dict[str, Any] = {}
-        chunks: Sequence[slice | torch.Tensor] = [
-            slice(start, min(start + _QUERIES_AT_ONCE, index.stop))
-            for start in range(index.start, index.stop, _QUERIES_AT_ONCE)
-        ]
-        if self.pixels is not None:
-            if grid is None:
+    def _readings(
+        self, run: Run, path: str, module: nn.Module, rows: int, calls: Sequence[AttentionCall], is_named: bool
+    ) -> list[tuple[slice, Reading, bool]]:
+        """Which attentions of a layer are read, how, and whether their tokens are the prompt's."""
+        heads = heads_of(module)
+        parts = wholes(calls, run.labelling, path, rows, heads)
+        if calls and not parts and is_named:
+            raise ValueError(
+                f"AttentionWeights: expected {path} to attend in every row of the denoiser's batch; guidance leaves"
+                " out some."
+            )
+        to_text = [is_to_text(run.labelling, module, i, len(parts)) for i in range(len(parts))]
+        found = []
+        for part, is_of_text in sorted(zip(parts, to_text, strict=True), key=lambda pair: not pair[1]):
+            call = joined(calls[part])
+            known = relations(run.labelling, path, call)
+            name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
+            if "" in known and self.relation is not None:
                 raise ValueError(
-                    "AttentionWeights: expected queries that are known to lie on an image for `pixels`, got others."
+                    f"AttentionWeights: expected a class whose image and text tokens are known, to tell"
+                    f" {self.relation!r}, got {run.denoiser.name}: say with `register_layout` where they are."
                 )
-            (rows, columns), (height, width) = torch.tensor(self.pixels).T, run.sample_size
-            chosen = index.start + rows * grid[-2] // height * grid[-1] + columns * grid[-1] // width
-            chunks = chosen.split(_QUERIES_AT_ONCE)
-            coords = {"row": ("pixel", np.array(rows)), "column": ("pixel", np.array(columns))}
-
-        def part(indices: slice | torch.Tensor) -> torch.Tensor:
-            return self._of_heads(call.weights(indices, heads, device))[..., keys.index]
-
-        # In parts: all weights of a 64 px layer at once are 67 MB per head, and what is kept is often small beside it.
-        if self.pixels is None and self.queries == "mean":
-            total = functools.reduce(torch.add, (part(chunk).sum(dim=-2) for chunk in chunks))
-            weights = total / (index.stop - index.start)
-            dims: tuple[str, ...] = ("head",)
-        else:
-            parts = [part(chunk) for chunk in chunks]
-            weights = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
-            dims = ("head", "pixel" if self.pixels is not None else "query")
-        names = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
-        if keys.grid is not None:
-            weights, dims = weights.unflatten(-1, keys.grid), (*dims, *names[len(keys.grid)])
-        else:
-            dims = (*dims, "token")
-        if name == "text_to_image" and dims[1] == "query":
-            weights, dims = weights.movedim(2, -1), (dims[0], *dims[2:], "token")
-        elif dims[1:2] == ("query",) and grid is not None and keys.grid is None:
-            weights, dims = weights.unflatten(2, grid), (dims[0], *names[len(grid)], *dims[2:])
-        elif dims[1:2] == ("query",) and grid is not None and len(grid) == 2:
-            cells = np.indices(grid).reshape(2, -1)
-            coords = {"row": ("query", cells[0]), "column": ("query", cells[1])}
-        folded = call.shape[0] // (1 if call.query is not None or call.probabilities.ndim == 4 else heads)  # type: ignore[union-attr]
-        if run.labelling.frames and folded == run.labelling.rows * run.labelling.frames:
-            weights = weights.unflatten(0, (run.labelling.rows, -1))
-            position = dims.index("height") if "height" in dims else len(dims) - 1
-            weights, dims = weights.movedim(1, 1 + position), (*dims[:position], "frame", *dims[position:])
-        if self.heads is not None:
-            coords["head"] = _as_list(self.heads)
-        return weights, dims, coords
-
-    def _of_heads(self, weights: torch.Tensor) -> torch.Tensor:
-        if self.heads is None:
-            return weights
-        chosen = _as_list(self.heads)
-        if max(chosen) >= weights.shape[1]:
-            raise ValueError(f"AttentionWeights: expected `heads` in 0..{weights.shape[1] - 1}, got {chosen}.")
-        return weights[:, chosen]
+            if name is None or name not in known:
+                if is_named:
+                    raise ValueError(
+                        f"AttentionWeights: expected {path} to relate {self.relation or 'image and text'}; it has"
+                        f" {', '.join(known) or 'neither'}."
+                    )
+                continue
+            reading = reading_of(
+                run.labelling,
+                call,
+                known[name],
+                heads,
+                from_text=name == "text_to_image",
+                mean=self.queries == "mean",
+                pixels=self.pixels,
+                chosen=None if self.heads is None else _as_list(self.heads),
+            )
+            found.append((part, reading, is_of_text and bool(name) and "token" in reading.dims))
+        return found
 
 
 def _as_list(heads: int | Iterable[int]) -> list[int]:

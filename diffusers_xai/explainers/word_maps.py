@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_xai.explainers.attention_weights import softmax_layers
-from diffusers_xai.recording.attention import heads_of, is_to_text, merged, relations
+from diffusers_xai.recording.attention import heads_of, is_to_text, joined, relations, wholes
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.layers import layer_names
 from diffusers_xai.recording.recording import Recording
@@ -69,12 +69,13 @@ class WordMaps(RecordSpec):
         run = recording.run
         layers = softmax_layers(run.denoiser, self.layers)
         recording.expect(self, ["word_maps"], exclusive=True)
-        run.origins.layers.update(layers)
+        run.origins.ask_of_attention(layers)
         prompt = recording.follow_prompt(stack)
         totals: list[torch.Tensor] = []
 
         def add(path: str, rows_of_layer: int, calls: list[AttentionCall]) -> None:
-            every = merged(calls, run.labelling, path, rows_of_layer, heads_of(layers[path]))
+            parts = wholes(calls, run.labelling, path, rows_of_layer, heads_of(layers[path]))
+            every = [joined(calls[part]) for part in parts]
             of_text = [i for i in range(len(every)) if is_to_text(run.labelling, layers[path], i, len(every))]
             call = every[of_text[0]] if of_text else None
             relation = relations(run.labelling, path, call).get("image_to_text") if call is not None else None

@@ -127,10 +127,8 @@ def is_to_text(labelling: Labelling, module: nn.Module, index: int, count: int) 
     return index == of_text or bool(getattr(module, "use_differential", False))
 
 
-def merged(
-    calls: Sequence[AttentionCall], labelling: Labelling, path: str, rows: int, heads: int
-) -> list[AttentionCall]:
-    """Attentions that a layer computes row by row, or in slices, put together into ones of all rows.
+def wholes(calls: Sequence[AttentionCall], labelling: Labelling, path: str, rows: int, heads: int) -> list[slice]:
+    """Which of a layer's attentions belong together: it may compute them row by row, or in slices.
 
     Args:
         calls (sequence of [`AttentionCall`]): The attentions of one run of a layer.
@@ -140,18 +138,17 @@ def merged(
         heads (`int`): Its heads; some layers compute them as rows.
 
     Returns:
-        `list[AttentionCall]`: Without those that leave out rows, as perturbed attention does.
+        `list[slice]`: Without those that leave out rows, as perturbed attention does.
     """
-    found: list[AttentionCall] = []
-    waiting: list[AttentionCall] = []
-    for call in calls:
-        waiting.append(call)
+    found: list[slice] = []
+    start = batch = 0
+    for index, call in enumerate(calls):
+        batch += call.shape[0]
         heads_are_rows = call.probabilities is not None and call.probabilities.ndim == 3
-        batch = sum(part.shape[0] for part in waiting)
         if batch == rows * (heads if heads_are_rows else 1):
             if _is_whole(labelling, path, rows, call.shape[1]):
-                found.append(_joined(waiting))
-            waiting = []
+                found.append(slice(start, index + 1))
+            start, batch = index + 1, 0
     return found
 
 
@@ -169,7 +166,8 @@ def heads_of(module: nn.Module) -> int:
     return next((count for name in names if isinstance(count := getattr(module, name, None), int)), 1)
 
 
-def _joined(parts: Sequence[AttentionCall]) -> AttentionCall:
+def joined(parts: Sequence[AttentionCall]) -> AttentionCall:
+    """Attentions that belong together as one of all rows."""
     if len(parts) == 1:
         return parts[0]
     if parts[0].probabilities is not None:

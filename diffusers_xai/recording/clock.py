@@ -347,14 +347,15 @@ class Run:
         if self.is_replaying:
             return
         self._ending.after_step(step.result)
-        told = step.pred_original_sample
-        step = replace(
-            step,
-            sample=self.unfolded(step.sample),
-            model_output=self.unfolded(step.model_output),
-            result=self.unfolded(step.result),
-            pred_original_sample=None if told is None else self.unfolded(told),
-        )
+        if self._frames is not None:
+            told = step.pred_original_sample
+            step = replace(
+                step,
+                sample=self.unfolded(step.sample),
+                model_output=self.unfolded(step.model_output),
+                result=self.unfolded(step.result),
+                pred_original_sample=None if told is None else self.unfolded(told),
+            )
         if self.step < len(self.timesteps):
             self.timesteps[self.step] = step.timestep
         else:

@@ -36,6 +36,10 @@ class KnownOrigins:
         self._stack = ExitStack()
         self._counted: set[str] = set()
 
+    def ask_of_attention(self, paths: Iterable[str]) -> None:
+        """Lets it be told of attention layers whether they look from the image, where their class does not say so."""
+        self.layers.update(path for path in paths if not self._denoiser.looks_from_image(path))
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Counts runs while the context is open, of layers where it matters."""
@@ -44,9 +48,11 @@ class KnownOrigins:
 
     def of(self, call: DenoiserCall) -> Origins | None:
         """The origins of the tokens in a call; `None` where all come from the sample."""
+        if not self.layers:
+            return None
         labelling = Labelling(self._denoiser, call)
         layout = labelling.layout
-        if not self.layers or layout is None or (layout.order is None and not _has_condition(call)):
+        if layout is None or (layout.order is None and not _has_condition(call)):
             return None
         form = call.component, frozenset(self.layers), _form(call.args), _form(call.kwargs)
         if form not in self._known:

@@ -42,6 +42,18 @@ class AttentionCall:
             raise ValueError("Expected queries and keys, or weights.")
         return self.query.shape[0], self.query.shape[-2], self.key.shape[-2]
 
+    @property
+    def form(self) -> tuple[torch.Size, ...]:
+        """The shapes that it was given."""
+        return tuple(tensor.shape for tensor in (self.query, self.key, self.probabilities) if tensor is not None)
+
+    def rows_and_heads(self, heads: int) -> tuple[int, int]:
+        """Rows of the batch, and heads, of which there are `heads` where the batch holds them."""
+        given = self.query if self.probabilities is None else self.probabilities
+        if given is None or given.ndim == 3:
+            return self.shape[0] // heads, heads
+        return given.shape[0], given.shape[1]
+
     def weights(self, queries: torch.Tensor | slice, heads: int, device: str | None = None) -> torch.Tensor:
         """The weights (batch, head, query, key) of some queries, float32; rows sum to 1.
 

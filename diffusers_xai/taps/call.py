@@ -31,9 +31,10 @@ def running_frame(pipeline: Pipeline) -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        if code.co_name == "__call__" and names and frame.f_locals.get(names[0]) is pipeline:
-            return frame
+        if code.co_name == "__call__":
+            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+            if names and frame.f_locals.get(names[0]) is pipeline:
+                return frame
         frame = frame.f_back
     return None
 

@@ -52,11 +52,11 @@ def tap_step(
     original = scheduler.step
     had_attribute = "step" in vars(scheduler)
     # The class's own signature: somebody else's tap on the instance may not carry it.
-    signature = inspect.signature(type(scheduler).step.__get__(scheduler))
+    names = tuple(inspect.signature(type(scheduler).step).parameters)[1:]
 
     @functools.wraps(original)
     def step(*args: Any, **kwargs: Any) -> Any:
-        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         if before is not None:
             before(arguments)
         index, sigmas = getattr(scheduler, "step_index", None), sigmas_in_use(scheduler)

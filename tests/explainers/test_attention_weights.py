@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 from diffusers_xai import AttentionWeights, XAIPipeline, record
 from tests.tiny import convnext_unet, make_pipeline
@@ -102,6 +103,27 @@ def test_single_heads_come_in_the_order_in_which_they_are_wanted(heads):
         record(pipe, [AttentionWeights(layers=path, heads=9)]),
     ):
         sample(num_inference_steps=1)
+
+
+def test_a_processor_that_is_exchanged_during_the_run_is_seen():
+    profiles = []
+    for exchanged in (None, AttnProcessor(), SlicedAttnProcessor(1)):
+        pipe, sample = make("cross")
+
+        def exchange(pipe, step, t, tensors, exchanged=exchanged):
+            if exchanged is not None and step == 0:
+                pipe.unet.set_attn_processor(exchanged)
+            return tensors
+
+        with record(pipe, [AttentionWeights(queries="all")]) as run:
+            sample(num_inference_steps=3, callback_on_step_end=exchange)
+        profiles.append(run.profile)
+    plain, *others = profiles
+    assert len(plain) > 4
+    for other in others:
+        assert list(other) == list(plain)
+        for name, values in plain.items():
+            np.testing.assert_allclose(other[name].values, values.values, rtol=0, atol=1e-5)
 
 
 def test_linear_attention_has_no_weights():

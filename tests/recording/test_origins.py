@@ -1,6 +1,7 @@
 """Only what comes from the sample has height and width, however many tokens, frames and slices there are."""
 
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from transformers import T5Config, T5EncoderModel
 
 from diffusers_xai import Activations, AttentionWeights, WordMaps, record
+from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.recording import origins
 from tests.zoo.parts import t5_tokenizer
 from tests.zoo.pipelines import ZOO
@@ -23,9 +25,9 @@ def first_outputs(pipe, entry, seed):
 
     def keep(path, output):
         values = output if isinstance(output, (tuple, list)) else [output]
-        tensors = [value.detach().flatten().float() for value in values if isinstance(value, torch.Tensor)]
+        tensors = [value for value in values if isinstance(value, torch.Tensor) and not value.is_complex()]
         if tensors:
-            seen.setdefault(path, torch.cat(tensors))
+            seen.setdefault(path, torch.cat([tensor.detach().flatten().float() for tensor in tensors]))
 
     for path, module in layers_of(pipe).items():
         handles.append(module.register_forward_hook(lambda m, args, output, path=path: keep(path, output)))
@@ -49,6 +51,27 @@ def test_what_is_the_same_for_every_noise_is_no_image(name):
     same = {path for path in one if torch.equal(one[path], other[path])}
     assert len(placed) > 15
     assert not placed & same
+
+
+@pytest.mark.parametrize(
+    "name", ["stable-diffusion", "animatediff", "pixart-alpha", "sd3.5", "flux", "flux, Kontext", "qwen-image"]
+)
+def test_attention_of_image_blocks_depends_on_the_noise_and_costs_no_call(name):
+    entry = replace(ZOO[name], steps=1)
+    pipe = entry.make()
+    denoiser, calls = get_denoiser(pipe), []
+    blocks = denoiser.layout.image_blocks
+    (one, _), (other, _) = (first_outputs(pipe, entry, seed) for seed in (0, 1))
+    attention = [path for path in denoiser.attention_layers if path.partition(".")[0] in blocks]
+    assert attention
+    assert not [path for path in attention if torch.equal(one[path], other[path])]
+    forward = denoiser.module.forward
+    with mock.patch.object(denoiser.module, "forward", lambda *a, **k: calls.append(0) or forward(*a, **k)):
+        run(pipe, entry)
+        plain = len(calls)
+        with record(pipe, [AttentionWeights()]):
+            run(pipe, entry)
+    assert len(calls) == 2 * plain
 
 
 def layers_in(profile):
