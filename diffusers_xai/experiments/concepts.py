@@ -18,7 +18,7 @@ from diffusers_xai.experiments.judging import Judge, Seen, told_by
 from diffusers_xai.experiments.maps import pooled, resized
 from diffusers_xai.experiments.noised_pictures import Concepts, Masks, NoisedPictures
 from diffusers_xai.experiments.own_runs import OwnRuns
-from diffusers_xai.experiments.sampling import Sampling
+from diffusers_xai.experiments.sampling import Sampling, check_takes_prompt
 from diffusers_xai.experiments.tables import difference_columns, in_table, interval_text
 from diffusers_xai.interventions import ChannelAblation
 from diffusers_xai.pipelines import XAIPipeline
@@ -101,6 +101,8 @@ def measure(
     if isinstance(pipe, XAIPipeline) and (prompt is not None or arguments):
         got = "a prompt" if prompt is not None else f"arguments {list(arguments or {})}"
         raise ValueError(f"concepts: expected labels alone of a call of an XAIPipeline, got {got}.")
+    if prompt is not None:
+        check_takes_prompt("concepts", pipe, arguments or {})
     denoiser = get_denoiser(pipe)
     wanted = layers if layers is not None else block_layers(denoiser)
     if not wanted:

@@ -22,7 +22,7 @@ from diffusers_xai.experiments.patch_effects import (
     sites_of,
     table_of_effects,
 )
-from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, arguments_of
+from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, arguments_of, check_takes_prompt
 from diffusers_xai.measures import Mask, as_mask, mask_to_runs, resize_mask
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
@@ -113,6 +113,7 @@ def measure(
         seen = None if judge is None else lambda images: seen_attributes(told, images, pipe, names)
         at_once = max(1, min(sampling.batch_size, max_rows // 4))
     else:
+        check_takes_prompt("patching", pipe, arguments or {})
         mask = None if mask is None else as_mask(mask)
         parts, timesteps = bands_of(count_steps(pipe, sampling.steps), bands), []
         options["arguments"] = {**arguments_of(pipe, sampling), **(arguments or {})}

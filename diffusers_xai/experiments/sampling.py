@@ -205,6 +205,24 @@ def arguments_of(pipe: DiffusionPipeline, sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in inspect.signature(pipe.__call__).parameters}
 
 
+def check_takes_prompt(experiment: str, pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
+    """Refuses a pipeline that cannot be given other words: without a prompt, or with nothing that encodes one.
+
+    Raises:
+        ValueError: Which says what is missing.
+    """
+    name = type(pipe).__name__
+    if "prompt" not in inspect.signature(pipe.__call__).parameters:
+        raise ValueError(f"{experiment}: expected a pipeline that takes a `prompt`, got {name}.")
+    embedded = [key for key, value in arguments.items() if key.startswith("prompt_embeds") and value is not None]
+    if embedded:
+        raise ValueError(f"{experiment}: expected a prompt as text, which can be changed, got {', '.join(embedded)}.")
+    for kind in ("tokenizer", "text_encoder"):
+        parts = {key: part for key, part in pipe.components.items() if key.startswith(kind)}
+        if parts and all(part is None for part in parts.values()):
+            raise ValueError(f"{experiment}: expected a pipeline with a {kind}, got {name}, where it is None.")
+
+
 def timestep_at(pipe: XAIPipeline, share: float) -> float:
     """A timestep as a share of the training's, in [0, 1]; 0.2 is the thesis's t = 200."""
     return share * pipe.scheduler.config.get("num_train_timesteps", 1000)

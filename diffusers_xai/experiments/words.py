@@ -16,7 +16,7 @@ from diffusers_xai.experiments.base import Experiment, ExperimentResult, registe
 from diffusers_xai.experiments.figures import band, dots
 from diffusers_xai.experiments.noised_pictures import finished_pictures
 from diffusers_xai.experiments.nulls import random_weights_inside
-from diffusers_xai.experiments.sampling import Sampling, arguments_of, generators
+from diffusers_xai.experiments.sampling import Sampling, arguments_of, check_takes_prompt, generators
 from diffusers_xai.experiments.tables import against, in_table, interval_text
 from diffusers_xai.experiments.word_masks import (
     WordConcepts,
@@ -85,12 +85,13 @@ def measure(
         `seen_changed`.
 
     Raises:
-        ValueError: If there is no prompt, or a word is not in it; if masks do not fit, or a pipeline cannot be shown
-            a picture.
+        ValueError: If there is no prompt, it is given as embeddings, or a word is not in it; if masks do not fit, or a
+            pipeline cannot be shown a picture.
     """
     words = words_of(prompt) if words is None else list(words)
     if not words:
         raise ValueError(f"words: expected a `prompt` with words that may stand for something, got {prompt!r}")
+    check_takes_prompt("words", pipe, arguments or {})
     shortened = [without(prompt, word) for word in words]
     every = sampling.every(records)
 

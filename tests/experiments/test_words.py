@@ -91,6 +91,28 @@ def test_the_trained_weights_come_back(pipe):
     assert all(torch.equal(value, before[name]) for name, value in pipe.unet.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "embedded", "message"),
+    [
+        ("deepfloyd-if", True, "a prompt as text, which can be changed, got prompt_embeds"),
+        ("deepfloyd-if", False, "a pipeline with a tokenizer, got IFPipeline, where it is None"),
+        ("kandinsky-2.2", True, "takes a `prompt`, got KandinskyV22Pipeline"),
+    ],
+)
+def test_embeddings_in_place_of_words_are_refused(name, embedded, message):
+    pipe, given = ZOO[name].make(), ZOO[name].call if embedded else {}
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda *args: calls.append(1))
+    for experiment, options in (
+        ("words", {"prompt": "a red fox", "words": ["fox"]}),
+        ("patching", {"prompts": ["a fox", "a cat"]}),
+        ("concepts", {"prompt": "a red fox", "concepts": lambda pictures: {}}),
+    ):
+        with pytest.raises(ValueError, match=f"{experiment}: expected .*{message}"):
+            EXPERIMENTS[experiment].run(pipe, Sampling(seeds=[1], steps=2), arguments=given, **options)
+    assert not calls
+
+
 def last_state(pipe, entry, prompt):
     """What the last step of a plain run of a zoo entry ends in: as its scheduler tells, or blended by inpainting."""
     kept = []
