@@ -42,7 +42,8 @@ def elsewhere(models: Mapping[str, Model]) -> str:
     return (
         f"Of a prompt, on the tab **Words**: {'; '.join(prompted)}, and layers patched between two prompts. On the"
         " command line, `diffusers-xai experiment`, since a page is too slow or has no models to ask them of:"
-        f" {'; '.join(left.values())}. There, all of them are asked of any checkpoint, and with functions of your own."
+        f" {'; '.join(left.values())}. There, all of them are asked of any checkpoint, and with functions of your own;"
+        " and layers are also patched between two seeds, in a region, or in one branch of guidance."
     )
 
 
