@@ -111,11 +111,17 @@ def _recording(
         run.on_step(recording.finish_step)
         try:
             yield recording
+        except BaseException as error:
+            for finish in (run.end, recording.finish):
+                try:
+                    finish()
+                except Exception as late:  # whoever looks for the cause needs the first one
+                    error.add_note(f"The recording could not be ended either: {type(late).__name__}: {late}")
+            raise
+        try:
+            run.end()
         finally:
-            try:
-                run.end()
-            finally:
-                recording.finish()
+            recording.finish()
     if run.step == 0:
         raise RuntimeError(
             "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."
