@@ -175,3 +175,8 @@ def labels_between(first: int, second: int, attributes: Sequence[str]) -> list[i
 
 def _is_made_of(label: int, attributes: Sequence[str]) -> bool:
     return bool(attributes) and 0 <= label < 2 ** len(attributes)
+
+
+def attribute_words(attribute: str) -> str:
+    """An attribute's name as it is read: `"Wearing Lipstick"` for `"Wearing_Lipstick"`."""
+    return attribute.replace("_", " ")

@@ -1,5 +1,6 @@
 """A tab that asks something of one or more runs: what it would cost, the run, and what came out."""
 
+import html
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import gradio as gr
 import pandas as pd
 import plotly.graph_objects as go
 
-from diffusers_xai.app import runs
+from diffusers_xai.app import runs, texts
 from diffusers_xai.app.controls import RAW
 from diffusers_xai.app.events import Events, Wanted
 from diffusers_xai.app.session import Session, readable_errors
@@ -20,8 +21,11 @@ from diffusers_xai.app.settings import SettingsError
 from diffusers_xai.app.theme import themed
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult
 from diffusers_xai.experiments.page import write_experiments
+from diffusers_xai.experiments.tables import q_note
 
 
+DONE = "Done."
+OPEN_ROWS = 12  # of a longer table, only how long it is
 PARTS = ("status", "shown", "plot", "images", "table", "file")  # of an answer
 
 
@@ -119,7 +123,7 @@ class AskingTab(ABC):
             with session.running(run) as number:
                 question, model, settings = self.asked(session, *values)
                 stop = Wanted(session, number, self.events.presence, request.session_hash)
-                progress(0, desc="Planning")
+                progress(0, desc="Planning, once the model is free")
                 text, task = self._plan(question, model, settings, stop)
                 if self.events.asks_again(session, (question, settings), task.seconds):
                     yield {status: f"{text} That is long: press the button again to start it."}
@@ -134,6 +138,18 @@ class AskingTab(ABC):
         except SettingsError as refused:
             yield {status: str(refused)}
 
+    def standing(self, shown: Any, title: str, empty: str) -> str:
+        """What the status says of the answer below it once another question has been chosen.
+
+        Args:
+            shown: What the page says that it shows.
+            title (`str`): The question that is now chosen.
+            empty (`str`): What is told before the first answer.
+        """
+        if not isinstance(shown, str) or not shown:
+            return empty
+        return DONE if shown.startswith(_shown(title)) else texts.EARLIER
+
     def answer(
         self,
         session: Session,
@@ -144,13 +160,13 @@ class AskingTab(ABC):
         table: pd.DataFrame | None = None,
     ) -> dict[Any, Any]:
         """Everything that is shown of a result."""
-        rows = "" if table is None else table.to_html(index=False, border=0, justify="left", float_format="%.3g")
+        rows = "" if table is None else table_html(table)
         values = (
-            "Done.",
-            f"Shown: {text}",
+            DONE,
+            _shown(text),
             gr.update(value=themed(plot, session.dark), visible=True),
             gr.update(value=None if images is None else themed(images, session.dark), visible=images is not None),
-            gr.update(value=f'<div class="table">{rows}</div>', visible=bool(rows)),
+            gr.update(value=rows, visible=bool(rows)),
             gr.update(value=str(file), visible=True),
         )
         return dict(zip(self.outputs, values, strict=True))
@@ -187,3 +203,18 @@ class AskingTab(ABC):
         )
         cost.click(safe(self.cost), [session, *asked], status, **RAW)
         cancel.click(safe(self.events.cancel), session, status, **RAW)
+
+
+def _shown(text: str) -> str:
+    """What the page says that it shows."""
+    return f"Shown: {text}"
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """A table of an answer, closed if it is long, with what its q-values mean."""
+    rows = table.to_html(index=False, border=0, justify="left", float_format="{:.3g}".format)
+    is_open = " open" * (len(table) <= OPEN_ROWS)
+    return (
+        f"<details{is_open}><summary>Table of {len(table)} rows</summary>"
+        f'<div class="table" tabindex="0">{rows}</div><p>{html.escape(q_note(table))}</p></details>'
+    )

@@ -105,7 +105,7 @@ class Events:
 
     def _sample(self, stop: Wanted, session: Session, progress: gr.Progress, settings: Settings) -> Iterator[tuple]:
         model = self.controls.model(settings.model)
-        progress(0, desc="Planning")
+        progress(0, desc="Planning, once the model is free")
         text, seconds = self.plan(settings, stop)
         if self.asks_again(session, settings, seconds):
             yield gr.skip(), f"{text} That is long: press **Sample** again to start it."
@@ -142,7 +142,7 @@ class Events:
         self, stop: Wanted, session: Session, progress: gr.Progress, settings: Settings
     ) -> Iterator[dict[Any, Any]]:
         model = self.controls.model(settings.model)
-        progress(0, desc="Planning")
+        progress(0, desc="Planning, once the model is free")
         *_, plan = self.stream(runs.plan, model, settings, stop)
         seconds = runs.sweep_seconds(plan)
         text = f"**Plan:** about {max(1, seconds):.0f} s at most."

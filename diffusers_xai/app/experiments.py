@@ -65,14 +65,15 @@ class ExperimentTab(AskingTab):
     def __init__(self, events: Events):
         super().__init__(events, "experiment")
 
-    def describe(self, name: Any) -> tuple[Any, ...]:
-        """The words of a question, whether it compares labels, and its seeds."""
+    def describe(self, name: Any, shown: Any) -> tuple[Any, ...]:
+        """The words of a question, whether it compares labels, its seeds, and what is said of the answer below."""
         experiment = self._experiment(name)
         few = experiment.min_seeds
         return (
             words(experiment),
             gr.update(visible=compares_labels(experiment)),
             gr.update(minimum=few, value=max(2, few)),
+            self.standing(shown, experiment.title, texts.EMPTY_EXPERIMENT),
         )
 
     def _experiment(self, name: Any) -> Experiment:
@@ -103,14 +104,13 @@ class ExperimentTab(AskingTab):
     def shown(self, session: Session, task: Any, model: Any, settings: Any, result: Any) -> dict[Any, Any]:
         """The result's figures, and what it is of."""
         experiment = EXPERIMENTS[result.name]
-        last = settings.seed + task.seeds - 1
-        seeds = f"seeds {settings.seed} to {last}" if task.seeds > 1 else f"seed {settings.seed}"
-        other = f" against **{model.words_of(settings.switch_to)}**" if compares_labels(experiment) else ""
-        shown = caption(replace(settings, mask=settings.mask if experiment.region else None), model, records=False)
+        other = f"; compared with **{model.words_of(settings.switch_to)}**" if compares_labels(experiment) else ""
+        of = replace(settings, mask=settings.mask if experiment.region else None)
+        shown = caption(of, model, records=False, seeds=task.seeds)
         control = control_of(experiment)
         told = "without a control" if control == "none" else f"control: {NULLS[control]}"
         judged = "; attributes told by measuring colours" if is_judged(experiment) and model.judge else ""
-        text = f"{experiment.title}; {shown}{other}; {seeds}; {told}{judged}. {interval_worth(task.seeds)}".rstrip()
+        text = f"{experiment.title}; {shown}{other}; {told}{judged}. {interval_worth(task.seeds)}".rstrip()
         return self.answer_of(session, result, text)
 
     def connect(self) -> None:
@@ -118,8 +118,8 @@ class ExperimentTab(AskingTab):
         c = self.c
         c.experiment.input(
             readable_errors(self.describe),
-            c.experiment,
-            [c.experiment_words, c.experiment_other, c.experiment_seeds],
+            [c.experiment, c.experiment_shown],
+            [c.experiment_words, c.experiment_other, c.experiment_seeds, c.experiment_status],
             **RAW,
         )
         self.connect_buttons(

@@ -15,6 +15,7 @@ from diffusers_xai.app.session import Session
 from diffusers_xai.app.settings import MAX_GUIDANCE, SCHEDULERS, Limits, Settings
 from diffusers_xai.app.shown import EXAMPLES, shown
 from diffusers_xai.app.words import add_words_tab
+from diffusers_xai.labels import attribute_words
 
 
 def build_layout(
@@ -71,6 +72,7 @@ def _settings(c: SimpleNamespace, values: dict[str, Any], models: list[str], lim
     c.stale = gr.Markdown("", elem_id="stale")
     examples = gr.Examples(
         [list(example) for example in EXAMPLES], [c.label_names, c.seed], label="Examples: click, then Sample",
+        example_labels=[f"{' and '.join(map(attribute_words, names))}, seed {seed}" for names, seed in EXAMPLES],
         **values["examples"],
     )  # fmt: skip
     c.examples = examples.dataset
@@ -223,7 +225,7 @@ def _map_controls(c: SimpleNamespace, name: str) -> None:
     with gr.Row():
         layer = gr.Dropdown([], label="Layer", elem_id=f"{name}-layer", min_width=150, visible=False)
         step = partial(gr.Slider, 0, 1, value=0, step=1, min_width=150, visible=False)
-        index = step(label="Recorded time (0 is nearest to noise)", elem_id=f"{name}-step")
+        index = step(label="Time (0 is noisiest)", elem_id=f"{name}-step")
         channel = step(label="Channel", elem_id=f"{name}-channel")
     setattr(c, f"{name}_told", gr.Markdown("", elem_id=f"{name}-told"))
     setattr(c, f"{name}_layer", layer)

@@ -20,7 +20,7 @@ from diffusers_xai.checkpoints.drawn_judge import probabilities
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.blocks import layers_by_block
 from diffusers_xai.experiments.judging import Judge
-from diffusers_xai.labels import attributes_of, encode_label
+from diffusers_xai.labels import attribute_words, attributes_of, encode_label
 from diffusers_xai.measures import mask_from_box
 from diffusers_xai.pipelines.arguments import default_steps
 from diffusers_xai.pipelines.checkpoint import open_pipeline
@@ -227,7 +227,7 @@ class Model:
             return "null label"
         if not self.attributes:
             return f"label {label}"
-        return " and ".join(name.replace("_", " ") for name in self.names_of(label)) or "no attribute"
+        return " and ".join(map(attribute_words, self.names_of(label))) or "no attribute"
 
     def label_of(self, names: Sequence[str] | None, number: int | None) -> int | None:
         """The label with these attributes, or this number where labels have none; `None` without labels."""

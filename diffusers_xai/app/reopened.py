@@ -14,7 +14,7 @@ def settings_of(profile: DiffusionProfile, models: Mapping[str, Model], limits: 
     facts = profile.provenance
     try:
         model = next(model for model in models.values() if _config(facts["model"]) == model.architecture)
-        settings = _read(facts, model)
+        settings = _read(facts, model, model.default(limits).switch_to)
         named = {*settings.layers, *(layer for layer, _ in settings.ablations)}
         labels = {0 if settings.label is None else settings.label, settings.switch_to} - {model.null_label}
         if not named <= set(model.layers) or not labels <= set(range(max(model.classes, 1))):
@@ -29,7 +29,7 @@ def settings_of(profile: DiffusionProfile, models: Mapping[str, Model], limits: 
         return None  # a file may hold anything
 
 
-def _read(facts: Mapping[str, Any], model: Model) -> Settings:
+def _read(facts: Mapping[str, Any], model: Model, switch_to: int) -> Settings:
     specs = {spec["type"]: spec for spec in facts["record"]}
     edits = {kind: [edit for edit in facts["edits"] if edit["type"] == kind] for kind in _EDITS}
     gradients = specs.get("GradientVolume")
@@ -51,7 +51,7 @@ def _read(facts: Mapping[str, Any], model: Model) -> Settings:
         mask=None if mask is None else json.dumps({"size": list(mask["size"]), "runs": list(mask["runs"])}),
         ablations=tuple((edit["layers"][0], int(edit["channels"][0])) for edit in edits["ChannelAblation"]),
         switch_at=None if switch is None else int(switch["from_step"]),
-        switch_to=0 if switch is None else int(switch["to"]),
+        switch_to=switch_to if switch is None else int(switch["to"]),
     )
 
 

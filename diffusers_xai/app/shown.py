@@ -6,6 +6,7 @@ from typing import Any
 from diffusers_xai.app import texts
 from diffusers_xai.app.models import Model
 from diffusers_xai.app.settings import Limits, Settings
+from diffusers_xai.labels import attribute_words
 
 
 EXAMPLES = [(["Smiling"], 7), (["Smiling", "Wearing_Lipstick"], 5), (["Male", "Bangs"], 7)]
@@ -80,7 +81,10 @@ def _label(name: str, model: Model, label: int | None) -> dict[str, dict[str, An
     """The two boxes of a label: attributes to check, or a number where they have no names; neither without labels."""
     names, plain = model.attributes, model.classes > 0 and not model.attributes
     return {
-        f"{name}_names": {"choices": names, "value": model.names_of(label), "visible": bool(names)},
+        f"{name}_names": {
+            "choices": [(attribute_words(each), each) for each in names],
+            "value": model.names_of(label), "visible": bool(names),
+        },
         f"{name}_class": {
             "choices": list(range(model.classes)) if plain else [0],
             "value": max(label or 0, 0) if plain else 0,

@@ -41,7 +41,8 @@ which pixels mattered. Then change something and compare. The model of the packa
 EMPTY = "Press **Sample**, or click an example."
 STALE = "The controls have changed since: press **Sample** to see what they do."
 BEFORE = "Shown is the run before."
-EMPTY_SWEEP = "Nothing to see yet: choose another label than that of the image, and run the sweep."
+EMPTY_SWEEP = "Choose another label than that of the image, and run the sweep."
+EARLIER = "What stands below is still the answer to the earlier question."
 CANCELLED = "Cancelled: the current run ends at its next step."
 EMPTY_EXPERIMENT = "Nothing to see yet: choose a question, and run the experiment."
 EMPTY_WORDS = "Nothing to see yet: type a prompt, and press **Run**."
@@ -142,9 +143,8 @@ ATTENTION_LAYER = explain(
 )
 VOLUME = explain(
     "gradient",
-    "**Gradient volume (PGV).** Each point is an input pixel that changes a masked output pixel; near-diagonal"
-    " clouds mean"
-    " that pixels depend on their neighbourhood. Drag to turn it.",
+    "**Gradient volume (PGV).** Each point is an input pixel that changes an output pixel of your region;"
+    " near-diagonal clouds mean that pixels depend on their neighbourhood. Drag to turn it.",
 )
 ENERGY = explain(
     "gradient", "**Gradient energy.** The volume seen from the front: bright input pixels matter most to your region."
@@ -154,7 +154,7 @@ SENSITIVITY = explain(
 )
 GRADIENT_MAP = explain(
     "gradient",
-    "**Gradient map.** How the masked output depends on one channel: blue lowers it, orange raises it, white"
+    "**Gradient map.** How your region of the output depends on one channel: blue lowers it, orange raises it, white"
     " does nothing.",
 )
 GRADIENT_ATTENTION = explain(

@@ -19,16 +19,39 @@ CSS = (
 .gradio-container {max-width: 1400px !important}
 .figure {background: white; border-radius: 8px; overflow-x: auto; padding: 4px}
 .dark .figure {background: #18181b}
-.table {overflow-x: auto}
+.table + p {margin-top: 8px}
+.table {
+  overflow-x: auto;
+  background: linear-gradient(to right, var(--body-background-fill) 40%, transparent) left / 48px 100% no-repeat local,
+    linear-gradient(to left, var(--body-background-fill) 40%, transparent) right / 48px 100% no-repeat local,
+    linear-gradient(to right, #888b, transparent) left / 20px 100% no-repeat,
+    linear-gradient(to left, #888b, transparent) right / 20px 100% no-repeat
+}
+.table :is(th, td) {padding: 4px 8px !important; font-size: 13px; white-space: nowrap}
+.table :is(th, td):first-child {white-space: normal; min-width: 7em}
+details summary {cursor: pointer; padding: 8px 0}
+:is(#experiment, #words) input {text-overflow: ellipsis; padding-right: 24px}
 .gradio-container a {color: var(--link-text-color); text-decoration: underline}
 .tab-container button.selected {color: var(--link-text-color)}
-#status .pending, #sweep-status .pending {opacity: 1}
 #status {min-height: 2.2em}
-.status {scroll-margin-bottom: 5em}
+.block.status {display: flex; flex-direction: column}
+.status .pending {opacity: 1}
+.block.status > .wrap.full {
+  position: static !important; order: 1; align-items: stretch; min-height: 0; overflow: visible; background: none;
+  border: none
+}
+.block.status > .wrap.full > :is(.eta-bar, div:has(> svg)) {display: none}
+.block.status > .wrap:has(.progress-level) .progress-text {display: none}
+.block.status .progress-text {position: static; justify-content: flex-start; transform: none; padding: 0}
+.block.status .progress-level {align-items: stretch; width: 100%}
+.block.status .progress-level-inner {margin: 4px 0; font-size: 12px}
+.block.status .progress-bar-wrap {width: 100%; height: 6px}
+.status {scroll-margin-bottom: 6em}
 @media (min-width: 701px) {#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important}}
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
   #sample, #cancel {min-height: 48px}
+  #live [data-testid=block-label] {clip-path: inset(50%)}
   .tab-container button {padding: 0 2px; font-size: 11px; letter-spacing: -.1px}
   #sweep-images .grid-container {grid-template-columns: repeat(3, 1fr) !important}
   .figure::before {content: "Swipe sideways to see all of it."; color: var(--body-text-color-subdued); font-size: 12px}
@@ -37,6 +60,7 @@ CSS = (
 )
 
 # What the browser tells about the theme, for the handler of the page's start.
+# A table that goes on beyond an edge has a shadow there, which what is scrolled covers at the ends.
 # Gradio shows a picture inside a button without a name: it gets that of the picture.
 # With a base, the page's own folder anyway, colour bars and links to definitions would not outlive a new address.
 # Of the region's editor it is told when something may have been painted or undone.
@@ -109,6 +133,8 @@ THEME = gr.themes.Soft(primary_hue="blue", font=["system-ui", "sans-serif"], fon
     checkbox_label_background_fill_selected_dark="*primary_700",
     input_border_width="1px",
     input_border_color="*neutral_400",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_300",
     link_text_color="*primary_700",
     link_text_color_dark="*primary_300",
 )

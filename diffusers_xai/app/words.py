@@ -92,8 +92,8 @@ class WordsTab(AskingTab):
         super().__init__(events, "words")
         self.model = model
 
-    def describe(self, name: Any, switch: Any) -> tuple[Any, ...]:
-        """What a question says, and which controls it has."""
+    def describe(self, name: Any, switch: Any, shown: Any) -> tuple[Any, ...]:
+        """What a question says, which controls it has, and what is said of the answer below."""
         (name,) = some_of([name], "Question", QUESTIONS, 1)
         is_maps = name == MAPS
         switches = is_maps and flag(switch, "Switch")
@@ -104,6 +104,7 @@ class WordsTab(AskingTab):
             gr.update(visible=switches or name == PATCHING),
             gr.update(visible=switches),
             gr.update(visible=not is_maps),
+            self.standing(shown, QUESTIONS[name], texts.EMPTY_WORDS),
         )
 
     def steps_changed(self, steps: Any, at: Any) -> Any:
@@ -167,10 +168,11 @@ class WordsTab(AskingTab):
         """Ties the handlers to the components."""
         c, safe = self.c, readable_errors
         described = [
-            c.words_text, c.words_words, c.words_switch, c.words_other, c.words_switch_at, c.words_seeds
+            c.words_text, c.words_words, c.words_switch, c.words_other, c.words_switch_at, c.words_seeds,
+            c.words_status,
         ]  # fmt: skip
         for control in (c.words, c.words_switch):
-            control.input(safe(self.describe), [c.words, c.words_switch], described, **RAW)
+            control.input(safe(self.describe), [c.words, c.words_switch, c.words_shown], described, **RAW)
         c.words_steps.input(
             safe(self.steps_changed), [c.words_steps, c.words_switch_at], c.words_switch_at, **RAW
         )  # fmt: skip

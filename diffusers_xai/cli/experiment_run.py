@@ -41,10 +41,12 @@ from diffusers_xai.experiments.sampling import show_progress
 from diffusers_xai.models import GaussianDenoiser, MixtureDenoiser
 from diffusers_xai.passed import Scheduler
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.plots.tiles import fit_width
 from diffusers_xai.profile.atomic import replacing
 
 
 _RESULT_BYTES = 3e6  # of an experiment's folder and figures, about
+_WIDTH = 1000  # of a picture of a figure, in CSS pixels
 
 
 def run_experiments(args: argparse.Namespace) -> None:
@@ -163,6 +165,8 @@ def check_formats(formats: list[str]) -> None:
     """Raises if figures cannot be written as pictures."""
     if not formats:
         return
+    if len(set(formats)) < len(formats):
+        raise CommandError(f"--format: expected each format once, got {' '.join(formats)}")
     if find_spec("kaleido") is None:
         raise CommandError(
             "--format: kaleido is not installed, which draws with a Chrome: pip install 'diffusers-xai[figures]'"
@@ -205,5 +209,5 @@ def _write_figures(result: ExperimentResult, args: argparse.Namespace) -> list[s
     figures = {name: figure for name, figure in figures.items() if figure is not None}
     for ending in args.format:
         for name, figure in figures.items():
-            figure.write_image(args.out / f"{name}.{ending}", width=1000, scale=1.5)
+            fit_width(figure, _WIDTH).write_image(args.out / f"{name}.{ending}", width=_WIDTH, scale=1.5)
     return [f"{name}.{args.format[0]}" for name in figures]

@@ -18,6 +18,7 @@ from diffusers_xai.experiments.figures import band, limits_of, null_name, short_
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.experiments.tables import crossing_columns, in_table
+from diffusers_xai.labels import attribute_words
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_evidence import ancestral, label_evidence
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
@@ -179,7 +180,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     )
     timesteps = data["timestep"].values
     for index, name in enumerate(names):
-        band(figure, timesteps, data["doubt"].sel(of=name, drop=True), _words(name), index, row=1, col=1)
+        band(figure, timesteps, data["doubt"].sel(of=name, drop=True), attribute_words(name), index, row=1, col=1)
     if "null_doubt" in data:
         doubts = data["null_doubt"].sel(of=WHOLE, drop=True)
         band(figure, timesteps, doubts, f"{null_name(settings)}, {WHOLE}", muted=True, row=1, col=1)
@@ -190,7 +191,7 @@ def plot(result: ExperimentResult) -> go.Figure:
         _add_sweep(figure, result, len(names))
     figure.update_yaxes(title="doubt left", range=[-0.02, 1.02], tickformat=".0%", row=1)
     figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=[_words(name) for name in names], row=2,
+        tickvals=list(range(len(names))), ticktext=[attribute_words(name) for name in names], row=2,
         range=[len(names) - 0.4, -0.6],
     )  # fmt: skip
     figure.update_xaxes(range=[timesteps.max(), 0])
@@ -198,10 +199,6 @@ def plot(result: ExperimentResult) -> go.Figure:
         title="timestep t" + (" (below: of the switch, of the noise)" if swept else ""), row=2 + 2 * swept
     )
     return figure.update_layout(template=TEMPLATE, height=560 + 340 * swept, margin={"l": 150})
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _add_window(figure: go.Figure, data: xr.Dataset, prefix: str, name: str, index: int) -> None:
@@ -275,7 +272,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
     return in_table(
         [
             {
-                "": _words(name),
+                "": attribute_words(name),
                 "doubt left": f"{level:.0%}",
                 **crossing_columns(data.sel(of=name, drop=True), "doubt", end, level, "step"),
             }
@@ -293,14 +290,11 @@ register(
         " P(y | x_t) of it, along one run and without a judge. Above: how much doubt (entropy) is left about the label"
         " and about each of its attributes, as a share of that before the run. Next, the windows in which it falls"
         " from 90 % to 10 %, with the point where half is left and its 95 % interval; grey, the same of Gaussians that"
-        " are fitted to the model's samples of each label. (Of 32 runs, the intervals of beginning, half and end cover"
-        " in 96 % of cases each, of 16 in 92, 96 and 91 %. The table's excess and q are less sure where a few seeds"
-        " that are decided last make the end: of differences of such curves, the 95 % intervals cover in 90 % of cases"
-        " with 30 seeds, with 16 in 81 %.) Below: what a sweep of label switches says, which needs a run for each"
-        " point. Last: how much of an image of the first label, and of the last, comes back under the first from noise"
-        " of time t, with t*, where half is lost: from there on the network generates. The images are the states of"
-        " the first seed, with the probability of its own label, and what the network sees in them under the first and"
-        " the last label.",
+        " are fitted to the model's samples of each label. Below: what a sweep of label switches says, which needs a"
+        " run for each point. Last: how much of an image of the first label, and of the last, comes back under the"
+        " first from noise of time t, with t*, where half is lost: from there on the network generates. The images are"
+        " the states of the first seed, with the probability of its own label, and what the network sees in them under"
+        " the first and the last label.",
         "Li and Chen 2024; thesis section 5.3.2 for the switches; Deja et al. 2022 for the way back",
         measure,
         plot,

@@ -208,7 +208,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws nearness and index of each way with their controls, and how early each shows its image."""
     data = result.data
     few = data.isel(way=slice(1, None))
-    titles = ["SSIM to the image of many steps", "predetermination index", "SSIM of x̂<sub>0</sub> with its own image"]
+    titles = ["SSIM to the image<br>of many steps", "predetermination<br>index"]
+    titles += ["SSIM of x̂<sub>0</sub><br>with its own image"]
     figure = make_subplots(rows=1, cols=3, horizontal_spacing=0.08, shared_yaxes=True, subplot_titles=titles)
     for column, (name, part) in enumerate((("ssim", data), ("index", data)), start=1):
         for key, text, color in ((f"null_{name}", null_name(result.settings), MUTED_COLOR), (name, "the model", None)):
@@ -240,7 +241,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     lowest = min(0.0, *(float(summary(data[name])["low"].min()) for name in ("ssim", "null_ssim") if name in data))
     figure.update_xaxes(range=[lowest - 0.05 * (lowest < 0), 1.05], col=1)
     figure.update_xaxes(range=[0, 1.05], col=2)
-    return figure.update_layout(template=TEMPLATE, height=500, legend={"y": -0.42}, margin={"b": 170})
+    return figure.update_layout(template=TEMPLATE, height=520, legend={"y": -0.42}, margin={"b": 170, "t": 44})
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:

@@ -7,9 +7,13 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
-from diffusers_xai.analysis import summary
-from diffusers_xai.labels import attributes_of, label_bits
+from diffusers_xai.analysis import interval_worth, summary
+from diffusers_xai.labels import attribute_words, attributes_of, label_bits
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, curves_over_time
+
+
+_FAINT = 0.6  # of the thin lines, which must be seen on a dark page
+_AROUND, _LAST = "around", 10_000  # what marks the legend's entry of bands and thin lines, and its rank
 
 
 def band(
@@ -25,30 +29,30 @@ def band(
 ) -> None:
     """Adds the mean over `seed`, a band of one standard deviation, and a darker one of the mean's interval.
 
-    A control is `muted`: grey and dotted (a second one dash-dotted), without the band of one standard deviation.
-    `place` is `row` and `col` of a figure of several parts, and the `legend` of that part.
+    Of few seeds (see [`interval_worth`]) the intervals would be wider than the scatter, and neither is sure: each seed
+    has a thin line instead. A control is `muted`: grey and dotted (a second one dash-dotted), without the band of one
+    standard deviation. `place` is `row` and `col` of a figure of several parts, and the `legend` of that part. What is
+    drawn around the means stands once in the legend, however many curves there are.
     """
     color = MUTED_COLOR if muted else LINE_COLORS[index % len(LINE_COLORS)]
+    dash = ("dot", "dashdot")[index % 2] if muted else ("solid", "dash", "dot")[index % 3]
     facts = summary(values)
     count = values.sizes["seed"]
-    group = {
-        "legendgroup": name,
-        "showlegend": False,
-        "hoverinfo": "skip",
-        "mode": "lines",
-        "line": {"width": 0},
-    } | place
+    group = {"x": x, "legendgroup": name, "showlegend": False, "hoverinfo": "skip", "mode": "lines"} | place
     scatter = (facts["mean"] - facts["std"], facts["mean"] + facts["std"], 0.15)
     interval = (facts["low"], facts["high"], 0.3)
-    if count > 1:
+    if not interval_worth(count):
+        group["line"] = {"width": 0}
         for low, high, opacity in [interval] if muted else [scatter, interval]:
-            figure.add_scatter(x=x, y=high.values, **group)
-            figure.add_scatter(x=x, y=low.values, fill="tonexty", fillcolor=_with_alpha(color, opacity), **group)
-    dash = ("dot", "dashdot")[index % 2] if muted else ("solid", "dash", "dot")[index % 3]
+            figure.add_scatter(y=high.values, **group)
+            figure.add_scatter(y=low.values, fill="tonexty", fillcolor=_with_alpha(color, opacity), **group)
+    elif count > 1:
+        for seed in values.transpose("seed", ...).values:
+            figure.add_scatter(y=seed, line={"color": color, "width": 1, "dash": dash}, opacity=_FAINT, **group)
     figure.add_scatter(
         x=x,
         y=facts["mean"].values,
-        name=name if count == 1 or muted else f"{name}: mean of {count} seeds",
+        name=name,
         legendgroup=name,
         mode="lines",
         line={"color": color, "width": 2.5, "dash": dash},
@@ -56,6 +60,22 @@ def band(
         showlegend=showlegend,
         **place,
     )
+    told = any(trace.meta == _AROUND and trace.legend == place.get("legend") for trace in figure.data)
+    if count > 1 and not told and showlegend is not False:
+        _tell_what_is_around(figure, color, count, place)
+
+
+def _tell_what_is_around(figure: go.Figure, color: str, count: int, place: dict[str, Any]) -> None:
+    """Adds the legend's entry of bands and thin lines, in the colour of the first curve."""
+    if interval_worth(count):
+        text = f"thin: each of {count} seeds"
+        look: dict[str, Any] = {"mode": "lines", "line": {"color": color, "width": 1}, "opacity": _FAINT}
+    else:
+        text = f"mean of {count} seeds; dark: its 95 % interval; light: one standard deviation"
+        look = {"mode": "markers", "marker": {"symbol": "square", "size": 12, "color": _with_alpha(color, 0.4)}}
+    figure.add_scatter(
+        x=[None], y=[None], name=text, meta=_AROUND, hoverinfo="skip", legendrank=_LAST, **look, **place
+    )  # fmt: skip
 
 
 def dots(figure: go.Figure, groups: Sequence[tuple[str, xr.DataArray, str, str, float]], **place: Any) -> None:
@@ -121,7 +141,7 @@ def label_text(settings: dict[str, Any], label: int) -> str:
     bits = short_label(settings, label)
     if not settings["attributes"]:
         return bits
-    names = [name.replace("_", " ").lower() for name in attributes_of(label, settings["attributes"])]
+    names = [attribute_words(name).lower() for name in attributes_of(label, settings["attributes"])]
     return f"{bits} ({', '.join(names) or 'none'})"
 
 

@@ -203,7 +203,10 @@ def plot_images(result: ExperimentResult) -> go.Figure:
             maps = data["map"].sel(score=score, layer=layer).values
             shares = data["inside"].sel(score=score, layer=layer).isel(seed=0).values
             tiles = zip(maps, times, shares, strict=True)
-            row = [Tile(m, f"{layer}, {t}", f"{share:.0%} inside", outline=region) for m, t, share in tiles]
+            row = [
+                Tile(m, f"{layer}, {t}", f"{share:.0%} inside" if m.any() else "0 everywhere", outline=region)
+                for m, t, share in tiles
+            ]
             rows.append([*row, Tile(image, "the result", outline=region)])
             names.append(layer if score == SUM else f"{score.replace('_', ' ')}<br>{layer}")
     return tile_grid(

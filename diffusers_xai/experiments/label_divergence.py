@@ -177,8 +177,8 @@ register(
         "Two runs start from the same noise with different labels. Above: SSIM of their states, which is 1 as long as"
         " they are the same; grey, the same of two Gaussians that are fitted to the model's samples of the two"
         " labels. Below: the distance of their attention maps A_t, which the label changes before the states differ."
-        " The light band is one standard deviation of the seeds, the dark one the mean's interval. The images are the"
-        " states, attention maps and gradients of the outlined region, of both runs of the first seed.",
+        " The images are the states, attention maps and gradients of the outlined region, of both runs of the first"
+        " seed.",
         "thesis section 5.3.1, fig. 5.13 to 5.16, D.1",
         measure,
         plot,

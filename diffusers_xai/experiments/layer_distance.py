@@ -98,7 +98,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     if "null_distance" in result.data:
         null = _relative(result.data["null_distance"]).mean("layer")
         band(figure, distance["timestep"].values, null, f"{null_name(result.settings)}, all layers", muted=True)
-    figure.update_layout(height=480, showlegend=True)
+    figure.update_layout(height=480, showlegend=True, margin={"l": 88})
     return figure
 
 

@@ -39,8 +39,8 @@ from diffusers_xai.profile.pictures import to_rgb
 
 TIMES = (0.95, 0.7, 0.6, 0.1)  # parts of the training's timesteps; thesis: t = 950, 700, 600, 100
 NUMBERS = {
-    "reached_step": "PGV of μ: input pixels above the volume's mean",
-    "reached_noise": "PGV of ε: input pixels above the volume's mean",
+    "reached_step": "PGV of μ: input pixels<br>above the volume's mean",
+    "reached_noise": "PGV of ε: input pixels<br>above the volume's mean",
     "radius": "radius of x̂<sub>0</sub>'s gradient (px)",
 }
 
@@ -209,7 +209,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_yaxes(tickformat=".0%", col=1)
     figure.update_yaxes(tickformat=".0%", col=2)
     figure.update_annotations(font={"size": 12})
-    return figure.update_layout(template=TEMPLATE, height=380, legend={"y": 1.12}, margin={"t": 84})
+    return figure.update_layout(template=TEMPLATE, height=380, legend={"y": 1.2}, margin={"t": 100})
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:
@@ -255,10 +255,10 @@ register(
         "How the outlined region depends on every pixel of the input, at four moments. Left and middle, as the thesis"
         " counts: how much of the input lies above the mean of the gradient volume, of the scheduler's mean μ and of"
         " the noise ε. Right: how far from the region the gradient of the predicted clean image x̂_0 lies, in pixels"
-        " (root mean square). Grey: a Gaussian with the mean and covariance of the model's own samples, for which all"
-        " this is known without a network. Only what differs from it is a property of the network. Below, the size of"
-        " x̂_0's gradient for two seeds and the control, and the gradient of the region in three layers, by the"
-        " channel it depends on most.",
+        " (root mean square). Grey: the control, by default a Gaussian with the mean and covariance of the model's own"
+        " samples, for which all this is known without a network. Only what differs from it is a property of the"
+        " network. Below, the size of x̂_0's gradient for two seeds and the control, and the gradient of the region in"
+        " three layers, by the channel it depends on most.",
         "thesis eq. 4.1.2, fig. 5.8, 5.9",
         measure,
         plot,

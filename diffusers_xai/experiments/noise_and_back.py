@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 
-from diffusers_xai.analysis import falling_crossing, ratio_of_means
+from diffusers_xai.analysis import falling_crossing, interval_worth, ratio_of_means
 from diffusers_xai.experiments.base import Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import band, label_text, limits_of, null_name, short_label
 from diffusers_xai.experiments.nulls import Null, null_pipeline
@@ -124,7 +124,8 @@ def plot(result: ExperimentResult) -> go.Figure:
         early, estimate, late = limits_of(part["turn"])
         if np.isfinite(estimate):
             color = LINE_COLORS[index]
-            figure.add_vrect(early, late, fillcolor=color, opacity=0.15, line_width=0)
+            if not interval_worth(data.sizes["seed"]):  # else it may cover all of the process
+                figure.add_vrect(early, late, fillcolor=color, opacity=0.15, line_width=0)
             figure.add_vline(
                 estimate, line={"color": color, "width": 1}, annotation={"text": f"t* = {estimate:.0f}"},
                 annotation_position="top left" if index else "bottom right",

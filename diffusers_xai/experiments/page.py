@@ -45,11 +45,15 @@ def _section(result: ExperimentResult) -> str:
 def _made(settings: dict[str, Any]) -> str:
     seeds = settings["seeds"]
     made = (
-        f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]}), {settings['steps']} steps of"
+        f"{_words_of(seeds)}, {settings['steps']} steps of"
         f" {settings['scheduler']}, guidance {settings['guidance_scale']:g}, labels"
         f" {', '.join(map(str, settings['labels'])) or 'none'}."
     )
     return f"{made} {interval_worth(len(seeds))}".rstrip()
+
+
+def _words_of(seeds: Sequence[int]) -> str:
+    return f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})" if len(seeds) > 1 else f"Seed {seeds[0]}"
 
 
 def _head(results: Sequence[ExperimentResult], command: str) -> str:

@@ -17,6 +17,7 @@ from diffusers_xai.experiments.figures import short_label
 from diffusers_xai.experiments.judging import Seen
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.experiments.tables import excess_columns, in_table
+from diffusers_xai.labels import attribute_words
 from diffusers_xai.pipelines.patch_sweep import PatchSite
 from diffusers_xai.plots.style import DIVERGING_COLOR_SCALE, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
@@ -207,7 +208,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
 
 def in_words(of: str) -> str:
     """A measure's name for a reader."""
-    return "image" if of == "pixels" else of.replace("_", " ").lower()
+    return "image" if of == "pixels" else attribute_words(of).lower()
 
 
 def _band_names(data: xr.Dataset) -> list[str]:

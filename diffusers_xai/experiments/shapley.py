@@ -24,7 +24,7 @@ from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.experiments.tables import Q, excess_columns, in_table, interval_text
-from diffusers_xai.labels import labels_between
+from diffusers_xai.labels import attribute_words, labels_between
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_tree import label_tree
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, TEXT_COLOR
@@ -189,7 +189,7 @@ def plot(result: ExperimentResult) -> go.Figure:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ").lower()
+    return attribute_words(name).lower()
 
 
 def plot_images(result: ExperimentResult) -> go.Figure:

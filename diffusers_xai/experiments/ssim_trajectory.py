@@ -80,9 +80,9 @@ register(
         "ssim-trajectory",
         "How much each step changes the image",
         "SSIM between each state of the process and the next, for many seeds. High values mean that a step changes"
-        " little. The line is the mean over the seeds, the light band one standard deviation of the seeds, the dark"
-        " band the 95 % interval of the mean. Grey: the same of the finished images as noise is added to them, where"
-        " there is no network. An ideal model cannot be told from it; where the curves part, the model errs.",
+        " little. The line is the mean over the seeds. Grey: the same of the finished images as noise is added to"
+        " them, where there is no network. An ideal model cannot be told from it; where the curves part, the model"
+        " errs.",
         "thesis eq. 4.1.8, fig. 5.6",
         measure,
         plot,

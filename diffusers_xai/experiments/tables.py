@@ -84,6 +84,7 @@ def crossing_columns(data: xr.Dataset, curves: str, found: str, threshold: float
 def interval_text(facts: xr.Dataset) -> str:
     """What `analysis.summary` says of one mean, for a table: the mean and its interval; of one value, only that."""
     mean, low, high = (float(facts[name]) for name in ("mean", "low", "high"))
+    mean, low, high = (round(value, 3) + 0.0 for value in (mean, low, high))  # no "-0.000"
     return f"{mean:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(low) else f"{mean:.3f}"
 
 

@@ -135,7 +135,8 @@ def gradient_attention(
 
     def tile(path: str, array: xr.DataArray, step: int) -> Tile:
         label = layer_label(profile, path, group="gradient_attention")
-        return Tile(record_at(array, step, sample), f"{label}, {time_label(array, step)}")
+        values = record_at(array, step, sample)
+        return Tile(values, f"{label}, {time_label(array, step)}", "" if values.any() else "0 everywhere")
 
     return _layer_maps(
         profile, "gradient_attention", layers, timesteps, tile, shared_scale, "linear", "gradient attention"

@@ -4,6 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import xarray as xr
 
+from diffusers_xai.labels import attribute_words
 from diffusers_xai.plots.style import TEMPLATE, line_style, time_label
 from diffusers_xai.profile import DiffusionProfile
 from diffusers_xai.profile.selection import pick_branch
@@ -57,6 +58,6 @@ def label_sensitivity(profile: DiffusionProfile, *, sample: int = 0) -> go.Figur
 
 
 def channel_names(profile: DiffusionProfile, count: int) -> list[str]:
-    """Names of the label's channels: the attributes where each has its own."""
-    attributes = profile.class_attributes
-    return list(attributes) if len(attributes) == count else [f"label channel {i}" for i in range(count)]
+    """Names of the label's channels, to be read: the attributes where each has its own."""
+    attributes = [attribute_words(name) for name in profile.class_attributes]
+    return attributes if len(attributes) == count else [f"label channel {i}" for i in range(count)]

@@ -86,6 +86,24 @@ def watch(page, selector):
     )
 
 
+def watch_progress(page, selector):
+    """Notes in `progress`, while Gradio's progress is shown, how opaque the status' text is, and if both overlap."""
+    page.evaluate(
+        """selector => {
+            const status = document.querySelector(selector), progress = window.progress = []
+            const note = () => {
+                const bar = status.querySelector('[data-testid=status-tracker]:not(.hide)')
+                const text = status.querySelector('[data-testid=markdown-wrapper]')
+                if (!bar?.getBoundingClientRect().height) return
+                const [one, other] = [bar, text].map(element => element.getBoundingClientRect())
+                progress.push([getComputedStyle(text).opacity, one.top < other.bottom && other.top < one.bottom])
+            }
+            new MutationObserver(note).observe(status, {childList: true, subtree: true, attributes: true})
+        }""",
+        selector,
+    )
+
+
 def press(page, selector):
     """A press with the pointer, once nothing lies over the element: `click` tries again by scrolling the page."""
     middle = page.wait_for_function(

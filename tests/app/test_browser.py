@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from diffusers_xai.app.theme import HEAD
 from tests.app.browser import (
     Server,
     note_views,
@@ -199,6 +200,24 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser, server, theme):
     expect(page.locator("#status")).to_be_in_viewport(ratio=1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def test_a_double_click_is_one_press_unless_something_was_told_between(browser):
+    page = browser.new_context().new_page()
+    page.set_content(HEAD + "<button class=primary id=sample>Sample</button><p id=status>Ready</p>")
+    page.evaluate("() => {window.presses = 0; document.querySelector('#sample').onclick = () => presses += 1}")
+    page.dblclick("#sample")
+    assert page.evaluate("presses") == 1
+    page.mouse.down(click_count=2)  # which still counts as the second click of two, however late it lands
+    page.mouse.up(click_count=2)
+    assert page.evaluate("presses") == 1
+    page.evaluate("document.querySelector('#status').innerText = 'That is long: press Sample again.'")
+    page.mouse.down(click_count=2)
+    page.mouse.up(click_count=2)
+    assert page.evaluate("presses") == 2
+    page.click("#sample")
+    assert page.evaluate("presses") == 3
+    page.context.close()
 
 
 def test_the_page_has_a_title(page):

@@ -6,7 +6,7 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-from tests.app.browser import opened, sample, tab, watch
+from tests.app.browser import opened, sample, tab, watch, watch_progress
 
 
 pytestmark = [pytest.mark.browser]
@@ -40,7 +40,7 @@ def test_a_cancelled_sweep_ends_and_the_model_is_free(page, button):
 
 def test_a_switch_to_the_same_label_is_refused(page):
     tab(page, "Switch")
-    for name in ("Male", "Wearing_Lipstick"):
+    for name in ("Male", "Wearing Lipstick"):
         page.click(f"#sweep-to label:has-text('{name}')")
     page.click("#sweep")
     expect(page.get_by_text("Expected another label to switch to")).to_be_visible()
@@ -64,28 +64,35 @@ def test_a_phone_shows_all_images_of_the_sweep(browser, server):
 def test_an_experiment_is_chosen_run_and_downloaded(page, tmp_path):
     tab(page, "Experiments")
     page.click("#experiment input")
-    page.click("[role=option]:has-text('Where the runs of two labels part')")
-    page.wait_for_function("document.querySelector('#experiment-words').innerText.includes('No control here')")
-    page.wait_for_selector("#experiment-to", state="visible")
-    page.click("#experiment input")
     page.click("[role=option]:has-text('What the layers of one block see')")
     page.wait_for_function("document.querySelector('#experiment-words').innerText.includes('Control: the same')")
-    page.wait_for_selector("#experiment-to", state="hidden")
     page.click("#experiment-cost")
     page.wait_for_function("/Plan: about \\d+ s/.test(document.querySelector('#experiment-status').innerText)")
     watch(page, "#experiment-status")
+    watch_progress(page, "#experiment-status")
     page.click("#experiment-run")
     page.wait_for_function("document.querySelector('#experiment-status').innerText.includes('Done.')")
+    assert {tuple(seen) for seen in page.evaluate("progress")} == {("1", False)}
     assert re.search(r"about \d+% done", " ".join(page.evaluate("told")))
     shown = page.locator("#experiment-shown")
-    expect(shown).to_contain_text("What the layers of one block see; Smiling, seed 7, 25 steps")
-    expect(shown).to_contain_text("seeds 7 to 8; control: the same network with random weights")
+    expect(shown).to_contain_text("What the layers of one block see; Smiling, seeds 7 to 8, 25 steps")
+    expect(shown).to_contain_text("; control: the same network with random weights")
     page.wait_for_selector("#experiment-plot .main-svg")
     with page.expect_download() as download:
         page.click("#experiment-file")
     download.value.save_as(tmp_path / "experiment.zip")
     names = zipfile.ZipFile(tmp_path / "experiment.zip").namelist()
     assert {"report.html", "layer-types/profile.json"} <= set(names)
+    # What stands below the words of another question is not its answer, and is said not to be.
+    page.click("#experiment input")
+    page.click("[role=option]:has-text('Where the runs of two labels part')")
+    page.wait_for_selector("#experiment-to", state="visible")
+    expect(page.locator("#experiment-words")).to_contain_text("No control here")
+    expect(page.locator("#experiment-status")).to_contain_text("still the answer to the earlier question")
+    page.click("#experiment input")
+    page.click("[role=option]:has-text('What the layers of one block see')")
+    page.wait_for_selector("#experiment-to", state="hidden")
+    expect(page.locator("#experiment-status")).to_have_text("Done.")
 
 
 def test_words_of_a_typed_prompt_are_shown_and_a_wrong_one_is_told(page):

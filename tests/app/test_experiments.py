@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -12,6 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from diffusers_xai import XAIPipeline
 from diffusers_xai.app import models, questions, runs, server, settings
+from diffusers_xai.app.asking import OPEN_ROWS, table_html
 from diffusers_xai.checkpoints.drawn_judge import DrawnFaceJudge
 from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.base import SPANNED_LABELS
@@ -135,7 +137,8 @@ def test_every_experiment_answers_and_has_its_words(offered, name):
     assert (labels[0], labels[-1]) == (1, 2 if questions.compares_labels(entry) else 1)
     assert result.plot().data
     told = {str(value) for array in result.data.coords.values() for value in np.ravel(array.values)}
-    assert ("Smiling" in told) == questions.is_judged(entry)
+    by_itself = name == "critical-window"  # which tells of every attribute without a judge
+    assert ("Smiling" in told) == (questions.is_judged(entry) or by_itself)
     text = questions.words(entry)
     assert "control" in text.lower()
     assert ("measuring colours" in text) == questions.is_judged(entry)
@@ -225,3 +228,12 @@ def test_an_experiment_can_be_cancelled(demo):
     visitor.cancel()
     *_, last = items
     assert "Cancelled" in str(last)
+
+
+@pytest.mark.parametrize("rows", [1, OPEN_ROWS + 1])
+def test_a_table_has_numbers_and_texts_and_is_closed_if_it_is_long(rows):
+    table = pd.DataFrame({"layer": ["a<b"] * rows, "chance": [0.1234567] * rows, "q": ["< 0.001"] * rows})
+    shown = table_html(table.astype(object))
+    assert shown.count("<td>0.123</td>") == shown.count("<td>a&lt;b</td>") == rows
+    assert shown.startswith("<details open>" if rows == 1 else "<details>")
+    assert "at most one in twenty is false" in shown

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -39,6 +41,7 @@ TOGETHER = [
     ["profile", "--label", "Male,Male"],
     ["profile", "--device", "mps:0"],
     ["audit", "--timesteps", "500", "500"],
+    *([*command, "--format", "png", "png"] for command in (["experiment", "ablation"], ["audit"])),
     ["profile", "--checkpoint", "deep"],
     *(["profile", "--checkpoint", name] for name in ("negative", "endless", "worded")),
     *(["profile", "--mask", name] for name in ("pipe", "loop", "vector.svg", "/dev/zero")),
@@ -200,6 +203,17 @@ def test_a_bad_value_is_one_line(line, place, nothing_loaded, monkeypatch, capsy
     assert err.startswith("diffusers-xai: error: ")
     assert err.count("\n") == 1
     assert len(err) < 1000
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("line", [["experiment", "ablation"], ["audit"]])
+def test_too_little_space_is_seen_before_anything_is_loaded(line, place, nothing_loaded, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    usage = shutil.disk_usage(place)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert cli.main(line) == 2
+    assert re.search(r"has 1 kB free, the (experiments|audit) takes? \d", capsys.readouterr().err.splitlines()[-1])
     assert sorted(place.rglob("*")) == before
 
 

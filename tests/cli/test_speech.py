@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,22 @@ echo "${{COMPREPLY[@]}}"
 """
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True)
     assert done.stdout.split() == ["--scheduler"], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_zsh_takes_the_completion(capsys, tmp_path):
+    assert cli.main(["completion", "zsh"]) == 0
+    (tmp_path / "_diffusers-xai").write_text(capsys.readouterr().out)
+    # In a shell of its own on a terminal: there alone it completes. The end is marked, so that nothing is guessed.
+    asked = f"""zmodload zsh/zpty
+zpty shell zsh -f -i
+zpty -w shell 'PS1=; fpath=({tmp_path} $fpath); autoload -Uz compinit; compinit -u -d {tmp_path}/dump; print re""ady'
+zpty -r shell text '*ready*'
+zpty -w -n shell $'diffusers-xai profile --sched\\t'
+zpty -r shell text '*--scheduler*' && print -r -- completed
+"""
+    done = subprocess.run(["zsh", "-f", "-c", asked], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["completed"], done.stderr
 
 
 def test_an_unknown_error_says_its_type(monkeypatch, capsys, place):

@@ -1,12 +1,15 @@
 """Experiments that keep what a run gives, and all of them on a network of diffusers."""
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
+import xarray as xr
 from diffusers import DDPMScheduler
 
 from diffusers_xai import Activations, XAIPipeline
 from diffusers_xai.experiments import EXPERIMENTS
+from diffusers_xai.experiments.figures import band
 from diffusers_xai.experiments.page import write_experiments
 from tests.experiments.runs import SEEDS, measured, run, ssim, states
 from tests.tiny import unet_2d
@@ -34,6 +37,29 @@ def test_tables_say_what_few_seeds_are_worth(pipe, tmp_path):
         assert words in page if words else "for a sure interval" not in page
         assert result.plot().layout.title.text == words  # and so does a figure that stands alone
         assert "nan" not in EXPERIMENTS["ssim-trajectory"].table(result).to_string()
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_what_is_drawn_around_many_curves_is_told_once(count):
+    values = xr.DataArray(np.arange(3.0 * count).reshape(count, 3) ** 2, dims=("seed", "step"))
+    figure = go.Figure()
+    for index in range(8):
+        band(figure, np.arange(3), values + index, f"layer {index}", index)
+    band(figure, np.arange(3), values - 1, "control", muted=True)
+    told = [trace.name for trace in figure.data if trace.showlegend is not False]
+    about = [name for name in told if not name.startswith(("layer", "control"))]
+    filled = [trace.y for trace in figure.data if trace.fill == "tonexty"]
+    thin = [trace.y for trace in figure.data if trace.line.width == 1 and trace.showlegend is False]
+    if count == 8:  # a band of one deviation and one of the interval; of the control, the latter alone
+        assert about == ["mean of 8 seeds; dark: its 95 % interval; light: one standard deviation"]
+        assert (len(filled), thin) == (2 * 8 + 1, [])
+        np.testing.assert_allclose(filled[0], values.mean("seed") - values.std("seed", ddof=1))
+    elif count > 1:  # each seed as it is
+        assert about == ["thin: each of 2 seeds"]
+        expected = [seed + offset for offset in (*range(8), -1) for seed in values.values]
+        np.testing.assert_array_equal(thin, expected)
+    else:
+        assert (about, filled, thin) == ([], [], [])
 
 
 def test_process_and_layer_types(pipe):
