@@ -47,7 +47,7 @@ details summary {cursor: pointer; padding: 8px 0}
 .block.status .progress-level-inner {margin: 4px 0; font-size: 12px}
 .block.status .progress-bar-wrap {width: 100%; height: 6px}
 .status {scroll-margin-bottom: 6em}
-@media (min-width: 701px) {#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important}}
+#sweep-images .grid-wrap {min-height: 0 !important; height: auto !important; max-height: none !important}
 #definitions dt {margin-top: .8em} #definitions dd {margin-left: 1em}
 @media (max-width: 700px) {
   #sample, #cancel {min-height: 48px}

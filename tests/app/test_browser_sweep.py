@@ -57,6 +57,7 @@ def test_a_phone_shows_all_images_of_the_sweep(browser, server):
     boxes = [image.bounding_box() for image in images.all()]
     frame = page.locator("#sweep-images").bounding_box()
     assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)
+    assert all(box["y"] >= frame["y"] for box in boxes)  # nothing is scrolled away within the frame
     assert all(box["y"] + box["height"] <= frame["y"] + frame["height"] for box in boxes)
     context.close()
 
