@@ -8,14 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import (
-    CacheMixin,
     HeunDiscreteScheduler,
     StableDiffusionImg2ImgPipeline,
 )
-from diffusers.hooks import FirstBlockCacheConfig
 from skimage.metrics import structural_similarity
 
-from diffusers_xai import Activations, AttentionOutputs, ConvNextUNet2DModel, Samples, record
+from diffusers_xai import Activations, AttentionOutputs, Samples, record
 from tests.tiny import PIPELINES, SCHEDULERS, make_pipeline, state_of
 
 
@@ -268,16 +266,6 @@ def test_one_recording_holds_exactly_one_run():
         pass
     with pytest.raises(RuntimeError, match="one recording holds one run"), record(pipe, [Samples()]):  # noqa: PT012
         sample()
-        sample()
-
-
-def test_an_enabled_cache_is_refused():
-    pipe, sample = make_pipeline("xai")
-    cached_class = type("ConvNextUNet2DModel", (ConvNextUNet2DModel, CacheMixin), {})
-    pipe.unet.__class__ = cached_class
-    pipe.unet._cache_config = FirstBlockCacheConfig()
-    assert pipe.unet.is_cache_enabled
-    with pytest.raises(RuntimeError, match="cache is enabled"), record(pipe, [Samples()]):
         sample()
 
 

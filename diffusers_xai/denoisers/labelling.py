@@ -179,6 +179,11 @@ class Labelling:
             raise TypeError(f"Expected a module output that holds a tensor, got {type(output).__name__}.")
         labelled = [(tensors[0], self.output(path, tensors[0]))]
         if len(tensors) > 1 and self.layout is not None and self.layout.order is not None and tensors[1].ndim == 3:
+            if self._origins is not None and not self._origins:
+                raise ValueError(
+                    f"{path}: expected a network that can be called beside the run, to tell which of this layer's"
+                    f" tensors is the image, got {type(self.call.module).__name__}, which cannot."
+                )
             labelled.append((tensors[1], self.output(path, tensors[1], 1)))
         found: dict[str, tuple[torch.Tensor, Labelled]] = {}
         for tensor, streams in labelled:

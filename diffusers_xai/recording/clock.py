@@ -48,6 +48,7 @@ class Run:
         step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
         origins (`KnownOrigins`): Which tokens of layers' outputs come from the sample.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
+        is_looping (`bool`): Whether the pipeline has begun with its steps, where a progress bar tells.
     """
 
     def __init__(self, denoiser: Denoiser, scheduler: Scheduler, pipeline: Pipeline):
@@ -68,6 +69,7 @@ class Run:
         self._state: torch.Tensor | None = None
         self._frames: int | None = None  # of videos that the scheduler gets as rows
         self.is_replaying = False
+        self.is_looping = False
         self.copies = 1  # of every image, in a replay
         self.current_call = 0  # index in `calls` of the one that runs
         self.needs_rows = False  # whether an edit relies on the order of the branches
@@ -248,7 +250,7 @@ class Run:
                 stack.enter_context(tap_call(module, partial(self._before_control, name, module)))
                 stack.enter_context(tap_whole_call(module, partial(self._after_control, name, module)))
             stack.enter_context(tap_step(self.scheduler, self._after_step, self._ahead_of_step))
-            stack.enter_context(tap_progress(self.pipeline, self._after_loop))
+            stack.enter_context(tap_progress(self.pipeline, self._before_loop, self._after_loop))
             stack.callback(self._callers.clear)
             stack.callback(self._ending.clear)
             yield
@@ -369,6 +371,9 @@ class Run:
         self.controls.clear()
         self._callers.clear()
         self.step += 1
+
+    def _before_loop(self) -> None:
+        self.is_looping = True
 
     def _after_loop(self) -> None:
         if self.is_complete:

@@ -27,12 +27,14 @@ class Ending:
         self._sample: torch.Tensor | None = None
         self._names: list[str] = []
         self._result: torch.Tensor | None = None
-        self._is_changed = False
+        self._changes: torch.Tensor | bool = False  # of a tensor on a GPU, which is not waited for during the run
 
     def before_step(self, frame: FrameType | None, sample: torch.Tensor) -> None:
         """Notes in which variables of the pipeline's call the state is that `scheduler.step` is given."""
-        if self._result is not None:
-            self._is_changed |= sample.shape != self._result.shape or not torch.equal(sample, self._result)
+        before = self._result
+        if before is not None:
+            is_alike = sample.shape == before.shape and sample.device == before.device
+            self._changes = self._changes | (sample.detach() != before).any() if is_alike else True
         self._frame, self._sample = frame, sample
         self._names = [] if frame is None else [name for name, value in frame.f_locals.items() if value is sample]
 
@@ -49,7 +51,7 @@ class Ending:
     def unchanged(self, variables: Mapping[str, Any]) -> torch.Tensor | None:
         """What the last step gave, if nothing can have changed it; `variables` are those of the pipeline's call."""
         calls_back = any(name.startswith("callback") and callable(value) for name, value in variables.items())
-        return None if calls_back or self._is_changed else self._result
+        return None if calls_back or self._changes else self._result
 
     def clear(self) -> None:
         """Lets go of the pipeline's call."""
@@ -57,8 +59,8 @@ class Ending:
 
 
 @contextmanager
-def tap_progress(pipeline: Pipeline, closed: Callable[[], None]) -> Iterator[None]:
-    """Calls `closed` when a progress bar of a pipeline closes, where it has one, before the bar itself does.
+def tap_progress(pipeline: Pipeline, opened: Callable[[], None], closed: Callable[[], None]) -> Iterator[None]:
+    """Calls `opened` when a pipeline makes a progress bar, where it has one, and `closed` before the bar closes.
 
     Through an instance attribute that is removed at the end.
     """
@@ -70,6 +72,7 @@ def tap_progress(pipeline: Pipeline, closed: Callable[[], None]) -> Iterator[Non
 
     def progress_bar(*args: Any, **kwargs: Any) -> Any:
         bar = original(*args, **kwargs)
+        opened()
         if hasattr(bar, "close"):
             # A bar that nobody closes does so itself as soon as it is dropped.
             held = weakref.ref(bar) if type(bar).__weakrefoffset__ else lambda: bar

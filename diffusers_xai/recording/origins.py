@@ -1,5 +1,6 @@
 """Which tokens of layers' outputs come from the sample, for every form in which a run calls its networks."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -9,9 +10,12 @@ import torch
 
 from diffusers_xai.denoisers import Denoiser, DenoiserCall
 from diffusers_xai.denoisers.labelling import Labelling, Origins, output_tensors
-from diffusers_xai.recording.repeat import random_state_kept, repeated, tensors_in
+from diffusers_xai.recording.repeat import repeated, tensors_in
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.trace import trace
+
+
+_logger = logging.getLogger(__name__)
 
 
 class KnownOrigins:
@@ -67,12 +71,24 @@ class KnownOrigins:
             for path in self.layers
             if self._denoiser.component_of(path) == call.component
         }
-        with random_state_kept(call.sample.device), torch.inference_mode(False), torch.no_grad():
+
+        def with_values(values: torch.Tensor) -> tuple[tuple, dict[str, Any]]:
             sample = call.sample.clone()
-            labelling.sample(sample).values.fill_(torch.nan)  # a view; without the tokens of references
+            labelling.sample(sample).values.copy_(values)  # a view; without the tokens of references
             args, kwargs = repeated(call, call.rows, 1, labelling.frames)
-            args, kwargs = DenoiserCall(call.component, call.module, args, kwargs).with_sample(sample)
-            found = trace(call.module, layers, args, kwargs, output_tensors)
+            return DenoiserCall(call.component, call.module, args, kwargs).with_sample(sample)
+
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                values = labelling.sample(call.sample.clone()).values.clone()
+                found = trace(call.module, layers, with_values, values, output_tensors)
+        except Exception as error:  # whatever a network says to a call beside the run, the run itself may do without
+            _logger.warning(
+                "%s cannot be called beside the run (%s: %s), so that it is not known which tokens of its layers come"
+                " from the sample: they have no height and width, and what needs it is left out.",
+                type(call.module).__name__, type(error).__name__, error,
+            )  # fmt: skip
+            return {}
         for path in found:
             if path not in self._counted and _differ(found[path]):
                 self._counted.add(path)

@@ -19,7 +19,7 @@ from diffusers_xai.recording.replay import seconds_of_a_backward_pass, seconds_o
 from diffusers_xai.recording.shadow import shadow_arguments, shadow_of
 from diffusers_xai.recording.spec import RecordSpec
 from diffusers_xai.recording.stores import DiskStore, MemoryStore, free_bytes
-from diffusers_xai.taps import SchedulerStep, force_eager
+from diffusers_xai.taps import SchedulerStep, cache_of, force_eager
 
 
 class _RecordContext(AbstractContextManager[Recording]):
@@ -111,11 +111,17 @@ def _recording(
         run.on_step(recording.finish_step)
         try:
             yield recording
+        except BaseException as error:
+            for finish in (run.end, recording.finish):
+                try:
+                    finish()
+                except Exception as late:  # whoever looks for the cause needs the first one
+                    error.add_note(f"The recording could not be ended either: {type(late).__name__}: {late}")
+            raise
+        try:
+            run.end()
         finally:
-            try:
-                run.end()
-            finally:
-                recording.finish()
+            recording.finish()
     if run.step == 0:
         raise RuntimeError(
             "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."
@@ -192,10 +198,11 @@ def _prepare(
     if not hasattr(getattr(pipeline, "scheduler", None), "step"):
         raise TypeError(f"Expected a pipeline with a `scheduler`, got {type(pipeline).__name__} without one.")
     for module in denoiser.components.values():
-        if getattr(module, "is_cache_enabled", False):
+        cache = cache_of(module)
+        if cache is not None:
             raise RuntimeError(
-                "A cache is enabled on the denoiser: layers of skipped steps would be recorded stale. Call"
-                " `disable_cache()` before recording."
+                f"A cache is enabled on the denoiser ({cache}): layers of skipped steps would be recorded stale. Call"
+                " `disable_cache()`, or remove the hooks that `apply_…` put on it, before recording."
             )
         if isinstance(module, ClosedFormDenoiser):
             module.check_scheduler(pipeline.scheduler)

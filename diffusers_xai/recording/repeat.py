@@ -1,7 +1,6 @@
 """What calls of a denoiser beside the run need: its arguments, every row repeated, and random numbers of their own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,13 +100,6 @@ class _Rows:
 def _hold_batches(values: Any, rows: int) -> bool:
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     return bool(tensors) and all(tensor.ndim > 0 and tensor.shape[0] == rows for tensor in tensors)
-
-
-@contextmanager
-def random_state_kept(device: torch.device) -> Iterator[None]:
-    """Random numbers that are drawn inside the context are drawn again behind it."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

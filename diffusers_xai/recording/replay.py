@@ -17,9 +17,10 @@ from diffusers_xai.denoisers.guidance import mixture
 from diffusers_xai.passed import Scheduler
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.inputs import ControlInput, NoisyInput
-from diffusers_xai.recording.repeat import random_state_kept, repeat_rows, repeated
+from diffusers_xai.recording.repeat import repeat_rows, repeated
 from diffusers_xai.recording.states import predicted_part
 from diffusers_xai.taps import NoiseLevel, copy_scheduler, edit_output, keep_graph, scale_model_input, x0_and_noise
+from diffusers_xai.taps.alone import random_state_kept
 from diffusers_xai.taps.probe import shortest_time
 
 

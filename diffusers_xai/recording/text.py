@@ -16,7 +16,7 @@ from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.repeat import tensors_in
 from diffusers_xai.recording.spelling import Reading, read_ids, read_strings
 from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
-from diffusers_xai.taps.call import running_frame
+from diffusers_xai.taps.call import another_runs, running_frame
 from diffusers_xai.taps.token_flow import TokenFlow, token_sets
 
 
@@ -93,6 +93,9 @@ class PromptTokens:
         self._tokens: list[tuple[Reading, int]] = []  # of which text, and where in it; a label is an index
         self._own: list[_Condition] = []  # of the denoiser calls of the first step
         self._switched: list[tuple[int, list[_Condition]]] = []
+        self._encodes_in_loop = False  # as pipelines do that have another prompt at every step
+        self._encoded_at = 0  # which step
+        self._later: list[tuple[int, list[_Condition]]] = []  # of the steps at which it was encoded once more
         self._given: list[dict[str, list[tuple[torch.Tensor, int]]]] = []  # the arguments that hold them
         self._other_steps: set[int] = set()  # at which the network is given something else
         self._texts: dict[tuple, np.ndarray | None] = {}
@@ -126,8 +129,12 @@ class PromptTokens:
     def _encoded(self, tokenizer: Any, args: tuple, kwargs: dict, output: Any) -> None:
         """Marks what an encoder puts out with its tokens."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if self._run.step > 0 or not self._is_of_run():
+        if not self._is_of_run():
             return
+        self._encodes_in_loop |= self._run.is_looping and not self._run.timesteps
+        if self._run.step > 0 and not self._encodes_in_loop:
+            return
+        self._encoded_at = self._run.step
         if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
             return
         first = len(self._tokens)
@@ -142,19 +149,24 @@ class PromptTokens:
         self._flow.start()
 
     def _go_on(self, output: Any) -> None:
-        if self._tokens and self._run.step == 0 and not self._run.is_replaying and self._is_of_run():
+        if self._tokens and self._run.step == self._encoded_at and not self._run.is_replaying and self._is_of_run():
             self._flow.start()
 
     def _is_of_run(self) -> bool:
-        """Whether this thread runs the pipeline, or opened the recording: another may use the same encoders."""
-        return self._thread == threading.get_ident() or running_frame(self._run.pipeline) is not None
+        """Whether this thread runs the pipeline, or opened the recording: others may use the same encoders."""
+        if self._thread == threading.get_ident():
+            return not another_runs(self._run.pipeline)
+        return running_frame(self._run.pipeline) is not None
 
     def _arrived(self, call: DenoiserCall) -> None:
         self._flow.stop()
         if self._run.is_replaying:
             return
-        if self._run.step == 0:
-            self._own.append(self._condition(call))
+        if self._run.step == self._encoded_at:
+            if self._run.step > 0 and (not self._later or self._later[-1][0] != self._run.step):
+                self._later.append((self._run.step, []))
+                self._given = []
+            (self._later[-1][1] if self._later else self._own).append(self._condition(call))
             self._given.append({name: _versions(value) for name, value in call.arguments.items()})
         elif not all(self._is_given(name, call.arguments.get(name)) for name in self._names()):
             self._other_steps.add(self._run.step)
@@ -211,13 +223,18 @@ class PromptTokens:
         told = self._run.call.locals.get("callback_on_step_end") is not None and any(
             "prompt" in name for name in inputs
         )
-        return told or any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
+        return (
+            told or self._encodes_in_loop or any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
+        )
 
     def _conditions(self, step: int) -> tuple[int, list[_Condition]]:
         """The conditions by denoiser call at a step, and a number for them."""
         past = [(first, index) for index, (first, _) in enumerate(self._switched) if first <= step]
-        number = max(past)[1] + 1 if past else 0  # of switches at one step the last holds
-        return number, self._switched[number - 1][1] if number else self._own
+        if past:  # of switches at one step the last holds
+            number = max(past)[1]
+            return number + 1, self._switched[number][1]
+        encoded = [index for index, (first, _) in enumerate(self._later) if first <= step]
+        return (-2 - encoded[-1], self._later[encoded[-1]][1]) if encoded else (0, self._own)
 
     def text(self, step: int, lengths: Mapping[str, int]) -> np.ndarray | None:
         """The strings (sample, branch, key) of a layer's keys at a step; "" where there is none.
@@ -276,7 +293,7 @@ class PromptTokens:
             if "cond" in self._run.guidance.of_call(index):
                 row = self._row(index, condition, "cond", sample, keys)
                 if row is not None:
-                    return self._spelled(row, word) or _raise_unknown(word, sample, self._shown(row))
+                    return self._spelled(row, word) or _raise_unknown(word, sample, self._shown(row), self._run.step)
         raise ValueError(
             f"WordMaps: expected a layer whose keys can be followed back to the prompt's tokens, got one with {keys}"
             f" keys in {self._run.denoiser.name}. Give their strings as `tokens=[…]`."
@@ -304,7 +321,8 @@ class PromptTokens:
         for step in sorted(steps):
             number, conditions = self._conditions(step)
             names = run.guidance.of_call(0)
-            if number in checked or "cond" not in names:
+            is_known = step == 0 or not self._encodes_in_loop
+            if number in checked or "cond" not in names or not is_known:
                 continue
             checked.add(number)
             for sample in range(run.num_samples):
@@ -319,7 +337,7 @@ class PromptTokens:
                 " mixes them. Give their strings as `tokens=[…]`."
             )
         if not any(self._spelled(keys, word) for keys in every):
-            _raise_unknown(word, sample, self._shown(every[0]), step if step and self._switched else None)
+            _raise_unknown(word, sample, self._shown(every[0]), step)
 
     def _spelled(self, row: list[_Key], word: str) -> list[int]:
         """Where a word stands first with all its tokens, text by text in the order in which they stand."""
@@ -350,8 +368,8 @@ def _tokenizer_of(pipeline: Pipeline, encoder: str) -> Any:
     return found if hasattr(found, "convert_ids_to_tokens") else getattr(found, "tokenizer", None)
 
 
-def _raise_unknown(word: str, sample: int, text: str, step: int | None = None) -> Any:
-    when = "" if step is None else f" at step {step}"
+def _raise_unknown(word: str, sample: int, text: str, step: int) -> Any:
+    when = f" at step {step}" if step else ""
     raise UnknownWordError(
         word, f"WordMaps: expected words of the prompt, got {word!r}; what image {sample} is given{when}: {text}."
     )

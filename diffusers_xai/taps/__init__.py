@@ -1,5 +1,6 @@
 """The only code that attaches to live objects. Every tap is a context manager that leaves nothing behind."""
 
+from diffusers_xai.taps.caches import cache_of
 from diffusers_xai.taps.eager import force_eager
 from diffusers_xai.taps.exclusive import exclusive
 from diffusers_xai.taps.graph import check_weights_stay, keep_graph
@@ -11,6 +12,7 @@ from diffusers_xai.taps.scheduler import SchedulerStep, copy_scheduler, scale_mo
 __all__ = [
     "NoiseLevel",
     "SchedulerStep",
+    "cache_of",
     "check_weights_stay",
     "copy_scheduler",
     "edit_output",

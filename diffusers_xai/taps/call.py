@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -28,15 +29,25 @@ class PipelineCall:
 
 def running_frame(pipeline: Pipeline) -> FrameType | None:
     """The frame of the innermost call of `pipeline` on this thread's stack; `None` if somebody else runs."""
+    return next((frame for frame, caller in _calls() if caller is pipeline), None)
+
+
+def another_runs(pipeline: Pipeline) -> bool:
+    """Whether this thread is in a call of another pipeline, and not of `pipeline`."""
+    callers = [caller for _, caller in _calls() if hasattr(caller, "scheduler")]
+    return bool(callers) and all(caller is not pipeline for caller in callers)
+
+
+def _calls() -> Iterator[tuple[FrameType, Any]]:
+    """The frames of `__call__` methods on this thread's stack, the innermost first, and whose they are."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__call__":
             names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            if names and frame.f_locals.get(names[0]) is pipeline:
-                return frame
+            if names:
+                yield frame, frame.f_locals.get(names[0])
         frame = frame.f_back
-    return None
 
 
 def running_call(pipeline: Pipeline) -> PipelineCall:

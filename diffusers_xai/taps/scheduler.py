@@ -51,8 +51,7 @@ def tap_step(
     """
     original = scheduler.step
     had_attribute = "step" in vars(scheduler)
-    # The class's own signature: somebody else's tap on the instance may not carry it.
-    names = tuple(inspect.signature(type(scheduler).step).parameters)[1:]
+    names = _names(type(scheduler))
 
     @functools.wraps(original)
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -88,6 +87,16 @@ def tap_step(
             scheduler.step = original
         else:
             del scheduler.step
+
+
+def _names(scheduler: type) -> tuple[str, ...]:
+    """What a class's `step` takes, as the first class says that names it: a subclass may pass on whatever it is given.
+
+    Somebody else's tap on an instance need not say it.
+    """
+    steps = [vars(cls)["step"] for cls in scheduler.__mro__ if "step" in vars(cls)]
+    named = [tuple(inspect.signature(step).parameters)[1:] for step in steps]
+    return next((names for names in named if "sample" in names), named[0])
 
 
 def copy_scheduler(scheduler: Scheduler) -> Any:

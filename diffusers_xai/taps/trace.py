@@ -1,7 +1,7 @@
 """Which tokens of layers' outputs come from a network's sample: a call beside the run, with NaN as the sample."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from diffusers_xai.taps.alone import alone, copied, random_state_kept
 
 
 # Of a tensor, by axis: whether there is anything of the sample at each of its indices.
@@ -19,38 +21,57 @@ _AXES = (1, 2)  # tokens stand on one of them
 def trace(
     network: nn.Module,
     layers: Mapping[str, nn.Module],
-    args: tuple,
-    kwargs: Mapping[str, Any],
+    call: Callable[[torch.Tensor], tuple[tuple, Mapping[str, Any]]],
+    values: torch.Tensor,
     read: Callable[[Any], Sequence[torch.Tensor]],
 ) -> dict[str, list[list[Origin]]]:
     """Follows NaN from a network's sample into its layers, with attention that looks nowhere.
 
     A token is then NaN only if it holds a place of the sample itself, and not what it has seen of others: text stays
-    text behind the blocks in which it meets an image. The call is no part of the run: no hook of anybody is called.
+    text behind the blocks in which it meets an image. The call is no part of the run: no hook of anybody is called,
+    and the network keeps nothing of it. One that refuses NaN is called with two samples: what differs is the sample's.
 
     Args:
         network (`nn.Module`): The network.
         layers (mapping from path to module): Layers of it.
-        args (`tuple`): Positional arguments, the sample's values being NaN.
-        kwargs (mapping): Arguments by name.
+        call (`Callable`): Gives the arguments, positional and by name, of a call with a sample of other values.
+        values (`torch.Tensor`): Those of the sample.
         read (`Callable`): Takes the tensors out of a layer's output.
 
     Returns:
         `dict[str, list[list[Origin]]]`: By layer, of every run of it in the call and each tensor that it puts out.
+
+    Raises:
+        Exception: what the network raises, if it cannot be called once more.
     """
-    found: dict[str, list[list[Origin]]] = {}
 
-    def note(path: str, module: nn.Module, args: tuple, output: Any) -> None:
-        found.setdefault(path, []).append([_origin(tensor) for tensor in read(output)])
+    def seen(values: torch.Tensor, note: Callable[[torch.Tensor], Any]) -> dict[str, list[list[Any]]]:
+        found: dict[str, list[list[Any]]] = {}
 
-    with ExitStack() as stack:
-        stack.enter_context(_alone(network))
-        for path, module in layers.items():
-            module.register_forward_hook(partial(note, path))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_InPlace())
-        network(*args, **kwargs)
-    return found
+        def keep(path: str, module: nn.Module, args: tuple, output: Any) -> None:
+            found.setdefault(path, []).append([note(tensor) for tensor in read(output)])
+
+        with ExitStack() as stack:
+            stack.enter_context(random_state_kept(values.device))
+            stack.enter_context(alone(network))
+            for path, module in layers.items():
+                module.register_forward_hook(partial(keep, path))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_InPlace())
+            args, kwargs = copied(call(values))
+            network(*args, **kwargs)
+        return found
+
+    try:
+        return seen(torch.full_like(values, torch.nan), _origin)
+    except Exception:  # whatever a network says to NaN
+        one, other = (seen(sample, _signature) for sample in (values, values.flip(-1) * 0.75 + 0.1))
+    return {
+        path: [
+            [_changed(*pair) for pair in zip(*runs, strict=True)] for runs in zip(one[path], other[path], strict=True)
+        ]
+        for path in one
+    }
 
 
 class _InPlace(TorchFunctionMode):
@@ -72,32 +93,13 @@ def _origin(tensor: torch.Tensor) -> Origin:
     return {axis: tuple(is_sample.movedim(axis, 0).flatten(1).any(dim=1).tolist()) for axis in _AXES}
 
 
-@contextmanager
-def _alone(network: nn.Module) -> Iterator[None]:
-    """Takes hooks off a network's modules, puts them in evaluation and attention on PyTorch's own functions."""
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
+def _signature(tensor: torch.Tensor) -> dict[int, list[float]]:
+    """A number for what stands at each index of an axis."""
+    if tensor.ndim < 3 or not tensor.is_floating_point():
+        return {}
+    flat = {axis: tensor.movedim(axis, 0).flatten(1).float() for axis in _AXES}
+    return {axis: (of @ torch.linspace(1, 2, of.shape[1]).to(of)).tolist() for axis, of in flat.items()}
 
-    own = ("_forward_hooks", "_forward_pre_hooks")
-    modules = list(network.modules())
-    before = [(module, {name: vars(module)[name] for name in own}, module.training) for module in modules]
-    processors: list[Any] = [
-        module.processor for module in modules if hasattr(getattr(module, "processor", None), "__dict__")
-    ]
-    backends = [(processor, vars(processor)["_attention_backend"]) for processor in processors
-                if "_attention_backend" in vars(processor)]  # fmt: skip
-    active = _AttentionBackendRegistry._active_backend
-    try:
-        for module in modules:
-            vars(module).update({name: type(vars(module)[name])() for name in own}, training=False)
-        for processor, _ in backends:
-            processor._attention_backend = None
-        if active is not AttentionBackendName.NATIVE:
-            _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
-        yield
-    finally:
-        if active is not AttentionBackendName.NATIVE:
-            _AttentionBackendRegistry.set_active_backend(active)
-        for processor, backend in backends:
-            processor._attention_backend = backend
-        for module, hooks, is_training in before:
-            vars(module).update(hooks, training=is_training)
+
+def _changed(one: Mapping[int, Sequence[float]], other: Mapping[int, Sequence[float]]) -> Origin:
+    return {axis: tuple(a != b for a, b in zip(one[axis], other[axis], strict=True)) for axis in one}

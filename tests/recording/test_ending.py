@@ -3,15 +3,17 @@
 import gc
 import weakref
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler
 
 from diffusers_xai import Samples, record
 from diffusers_xai.recording.shadow import shadow_of
 from diffusers_xai.taps.noise import thresholded
-from tests.tiny import unet_2d
+from tests.tiny import make_pipeline, unet_2d
 
 
 class Rescaling(DDPMPipeline):
@@ -53,6 +55,15 @@ def test_what_a_loop_does_in_place_behind_its_last_step_is_no_step():
         ended = x.clone()
         x.clamp_(-0.1, 0.1)
     assert np.array_equal(recording.profile["final_sample"].values, ended.numpy())
+
+
+def test_the_error_that_is_shown_is_the_first_one():
+    pipe, sample = make_pipeline("ddpm")
+    with pytest.raises(KeyError, match="first") as error, record(pipe, [Samples()]) as recording:  # noqa: PT012
+        sample()
+        recording.finish = mock.Mock(side_effect=OSError("the disk is full"))
+        raise KeyError("first")
+    assert error.value.__notes__ == ["The recording could not be ended either: OSError: the disk is full"]
 
 
 def test_a_threshold_that_somebody_put_into_a_scheduler_stays_there():

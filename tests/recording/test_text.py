@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from transformers import (
     CLIPImageProcessor,
@@ -273,3 +274,59 @@ def test_what_a_callback_puts_in_for_the_prompt_has_no_words(announced):
     else:
         with pytest.raises(RuntimeError, match="at step 1, whose words are not known"):
             sample([weights])
+
+
+def test_two_recordings_may_share_a_text_encoder():
+    entry, other = (calling("stable-diffusion", 2, prompt=prompt) for prompt in ("a red fox", "a dog"))
+    one, two = entry.make(), other.make()
+    two.register_modules(text_encoder=one.text_encoder)
+    specs = [AttentionWeights(layers=entry.attention)]
+    with record(one, specs) as first, record(two, specs) as second:
+        run(two, other)
+        run(one, entry)
+    name = f"attention_weights/{entry.attention}"
+    told = [recording.profile[name]["text"].sel(branch="cond").values.tolist() for recording in (first, second)]
+    assert told == [CLIP_FOX, clip(*"adog")]
+
+
+class EveryStep(StableDiffusionPipeline):
+    """Another prompt at every step."""
+
+    @torch.no_grad()
+    def __call__(self, prompt, num_inference_steps=3, generator=None, **_):
+        self._guidance_scale = 3.0
+        self.scheduler.set_timesteps(num_inference_steps)
+        latents = torch.randn(1, 4, 8, 8, generator=generator)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for text, t in zip(prompt, self.scheduler.timesteps, strict=True):
+                cond, uncond = self.encode_prompt(text, "cpu", 1, True)
+                noise = self.unet(torch.cat([latents] * 2), t, torch.cat([uncond, cond])).sample
+                noise = noise[:1] + 3.0 * (noise[1:] - noise[:1])
+                latents = self.scheduler.step(noise, t, latents).prev_sample
+                bar.update()
+        return (latents,)
+
+
+def test_a_pipeline_may_encode_its_prompt_at_every_step():
+    entry = calling("stable-diffusion", 3, prompt=["a red fox", "a red fox", "fox a dog"])
+    pipe = EveryStep(**entry.make().components, requires_safety_checker=False)
+    specs = [AttentionWeights(layers=entry.attention), WordMaps(["fox"])]
+    with record(pipe, specs) as recording:
+        again = run(pipe, entry)
+    assert np.array_equal(again, run(pipe, entry))
+    text = recording.profile[f"attention_weights/{entry.attention}"]["text"]
+    assert text.dims == ("step", "branch", "token")
+    assert text.sel(branch="cond").values.tolist() == [CLIP_FOX, CLIP_FOX, clip(*"foxadog")]
+    assert text.sel(branch="uncond").values.tolist() == [clip()] * 3
+    maps = recording.profile["word_maps"].isel(sample=0)
+    with record(pipe, [WordMaps(["fox"], steps=0)]) as recording:
+        run(pipe, entry)
+    assert np.array_equal(recording.profile["word_maps"].isel(step=0, sample=0), maps.sel(step=0))
+    with (
+        pytest.raises(UnknownWordError, match="'red'; what image 0 is given at step 2: '<.*>fox a dog<"),
+        record(pipe, [WordMaps(["red"])]),
+    ):
+        run(pipe, entry)
+    with record(pipe, [WordMaps(["red"], steps=[0, 1])]) as recording:
+        run(pipe, entry)
+    assert recording.profile["word_maps"].sizes["step"] == 2

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusers_xai.taps import copy_scheduler, tap_step
 
@@ -21,3 +21,21 @@ def test_steps_are_reported_and_the_scheduler_is_left_as_it_was(return_dict):
     assert step.model_output is output
     assert step.result is (result.prev_sample if return_dict else result[0])
     assert step.pred_original_sample is (result.pred_original_sample if return_dict else result[1])
+
+
+class PassingOn(DDIMScheduler):
+    """A subclass that does not say what it takes."""
+
+    def step(self, *args, **kwargs):
+        return super().step(*args, **kwargs)
+
+
+def test_a_subclass_may_pass_on_whatever_it_is_given():
+    scheduler, seen = PassingOn(), []
+    scheduler.set_timesteps(2)
+    noise, sample = torch.rand(2, 1, 3, 4, 4)
+    with tap_step(scheduler, seen.append):
+        result = scheduler.step(noise, scheduler.timesteps[0], sample=sample).prev_sample
+    assert seen[0].sample is sample
+    assert seen[0].model_output is noise
+    assert seen[0].result is result

@@ -33,8 +33,8 @@ def test_tokens_are_the_samples_also_behind_attention_to_everything():
     before = {name: values.clone() for name, values in network.state_dict().items()}
     backend = _AttentionBackendRegistry._active_backend
     layers = dict(network.named_children())
-    sample = torch.full((2, 3, 4), torch.nan)
-    found = trace(network, layers, (sample, torch.rand(2, 3, 4)), {}, lambda output: [output])
+    text = torch.rand(2, 3, 4)
+    found = trace(network, layers, lambda values: ((values, text), {}), torch.rand(2, 3, 4), lambda output: [output])
     of = {path: [run[0][1] for run in runs] for path, runs in found.items()}
     assert of["image"] == [(True,) * 3]
     assert of["text"] == [(False,) * 3]
