@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,15 +12,12 @@ import torch
 from diffusers_xai.denoisers import DenoiserCall, networks_of
 from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
+from diffusers_xai.recording.condition import Condition, Key, attended_of, rows_of
 from diffusers_xai.recording.repeat import tensors_in
 from diffusers_xai.recording.spelling import Reading, read_ids, read_strings
 from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
 from diffusers_xai.taps.call import another_runs, running_frame
 from diffusers_xai.taps.token_flow import TokenFlow, token_sets
-
-
-# What one key of a layer is made of: none, one, or one each of several encoders, as indices of known tokens.
-_Key = Sequence[int]
 
 
 class UnknownWordError(ValueError):
@@ -37,49 +33,6 @@ class UnknownWordError(ValueError):
         self.word = word
 
 
-@dataclass(frozen=True)
-class _Condition:
-    """The tokens of text in one denoiser call.
-
-    Attributes:
-        rows (`int`): How many rows the call has.
-        sequences (`dict`): Argument -> its keys by row, or `None` where they are mixed on their way.
-        attended (`dict`): Argument -> by row how many keys are no padding, if padding stands behind and is known.
-        pads (`bool`): Whether the network fills a text up to a multiple of 32.
-    """
-
-    rows: int
-    sequences: dict[str, list[list[_Key]] | None]
-    attended: dict[str, list[int]]
-    pads: bool
-
-    def of_keys(self, keys: int) -> list[list[_Key]] | None:
-        """The keys by row of a layer that looks at `keys` of them; `None` if they cannot be told."""
-        sequences = [rows for rows in self.sequences.values() if rows is not None]
-        if not sequences or len(sequences) < len(self.sequences):
-            return None
-        joined = [[key for row in rows for key in row] for rows in zip(*sequences, strict=False)]
-        found = [rows for rows in [*sequences, joined] if len(rows[0]) == keys]
-        if not found and len(sequences) == 1:
-            found = self._of_network(keys, *self.sequences)
-        if not found or any(rows != found[0] for rows in found):
-            return None
-        return [[*row[:keys], *([()] * (keys - len(row)))] for row in found[0]]  # texts may have lengths of their own
-
-    def _of_network(self, keys: int, argument: str) -> list[list[list[_Key]]]:
-        """The keys where the network itself fills texts up behind them, or leaves out padding there."""
-        rows, attended = self.sequences[argument] or [], self.attended[argument]
-        fills_up = self.pads and keys % 32 == 0 and max(-(-len(row) // 32) * 32 for row in rows) == keys
-        if fills_up:
-            return [rows]
-        is_left_out = bool(attended) and max(attended) == keys
-        return [[row[:count] for row, count in zip(rows, attended, strict=True)]] if is_left_out else []
-
-    def row(self, index: int, count: int) -> int | None:
-        """Which of `count` rows of the text belongs to a row of the call: they may be repeated for frames."""
-        return index * count // self.rows if count == 1 or count % self.rows == 0 else None
-
-
 class PromptTokens:
     """Which tokens of a pipeline's text encoders the keys of attention are, followed from encoder to denoiser.
 
@@ -91,11 +44,11 @@ class PromptTokens:
         self._run = run
         self._flow = TokenFlow()
         self._tokens: list[tuple[Reading, int]] = []  # of which text, and where in it; a label is an index
-        self._own: list[_Condition] = []  # of the denoiser calls of the first step
-        self._switched: list[tuple[int, list[_Condition]]] = []
+        self._own: list[Condition] = []  # of the denoiser calls of the first step
+        self._switched: list[tuple[int, list[Condition]]] = []
         self._encodes_in_loop = False  # as pipelines do that have another prompt at every step
         self._encoded_at = 0  # which step
-        self._later: list[tuple[int, list[_Condition]]] = []  # of the steps at which it was encoded once more
+        self._later: list[tuple[int, list[Condition]]] = []  # of the steps at which it was encoded once more
         self._given: list[dict[str, list[tuple[torch.Tensor, int]]]] = []  # the arguments that hold them
         self._other_steps: set[int] = set()  # at which the network is given something else
         self._texts: dict[tuple, np.ndarray | None] = {}
@@ -190,23 +143,23 @@ class PromptTokens:
             (first, [self._condition(call) for call in calls]) for first, calls in self._run.prompt_switches
         ]
 
-    def _condition(self, call: DenoiserCall) -> _Condition:
-        sequences: dict[str, list[list[_Key]] | None] = {}
+    def _condition(self, call: DenoiserCall) -> Condition:
+        sequences: dict[str, list[list[Key]] | None] = {}
         attended: dict[str, list[int]] = {}
         for name, value in call.arguments.items():
-            rows = None if name == call.sample_name else _rows(value, call.rows)
+            rows = None if name == call.sample_name else rows_of(value, call.rows)
             labels = [] if rows is None else [self._flow.labels(row) for row in rows]
             if rows is None or all(row is None for row in labels):
                 continue
             sets = [None if row is None else token_sets(row) for row in labels]
             known = [row for row in sets if row is not None]
             sequences[name] = [self._with_durations(row) for row in known] if len(known) == len(sets) else None
-            attended[name] = _attended(call, [len(row) for row in rows])
+            attended[name] = attended_of(call, [len(row) for row in rows])
         layout = self._run.denoiser.layout
         pads = layout is not None and "pad" in (layout.order or ())
-        return _Condition(call.rows, sequences, attended, pads)
+        return Condition(call.rows, sequences, attended, pads)
 
-    def _with_durations(self, row: list[_Key]) -> list[_Key]:
+    def _with_durations(self, row: list[Key]) -> list[Key]:
         """The keys with names for what pipelines of sound put behind those of the text."""
         name = type(self._run.pipeline).__name__
         behind = ["[seconds]"] if name.startswith("StableAudio3") else ["[start]", "[end]"]
@@ -227,7 +180,7 @@ class PromptTokens:
             told or self._encodes_in_loop or any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
         )
 
-    def _conditions(self, step: int) -> tuple[int, list[_Condition]]:
+    def _conditions(self, step: int) -> tuple[int, list[Condition]]:
         """The conditions by denoiser call at a step, and a number for them."""
         past = [(first, index) for index, (first, _) in enumerate(self._switched) if first <= step]
         if past:  # of switches at one step the last holds
@@ -270,14 +223,14 @@ class PromptTokens:
             self._texts[identity] = texts.astype(str) if is_known else None
         return self._texts[identity]
 
-    def _row(self, index: int, condition: _Condition, branch: str, sample: int, keys: int) -> list[_Key] | None:
+    def _row(self, index: int, condition: Condition, branch: str, sample: int, keys: int) -> list[Key] | None:
         """The keys of an image in a branch of a call."""
         rows, names = condition.of_keys(keys), self._run.guidance.of_call(index)
         of_call = names.index(branch) * self._run.num_samples + sample
         row = None if rows is None or of_call >= condition.rows else condition.row(of_call, len(rows))
         return None if rows is None or row is None else rows[row]
 
-    def _string(self, key: _Key) -> str:
+    def _string(self, key: Key) -> str:
         return " | ".join(dict.fromkeys(reading.strings[i] for reading, i in (self._tokens[label] for label in key)))
 
     def positions(self, word: str, keys: int, sample: int) -> list[int]:
@@ -328,7 +281,7 @@ class PromptTokens:
             for sample in range(run.num_samples):
                 self._check(conditions[0], names.index("cond") * run.num_samples + sample, sample, word, step)
 
-    def _check(self, condition: _Condition, row: int, sample: int, word: str, step: int) -> None:
+    def _check(self, condition: Condition, row: int, sample: int, word: str, step: int) -> None:
         sequences = list(condition.sequences.values())
         every = [rows[at] for rows in sequences if rows and (at := condition.row(row, len(rows))) is not None]
         if not every:
@@ -339,7 +292,7 @@ class PromptTokens:
         if not any(self._spelled(keys, word) for keys in every):
             _raise_unknown(word, sample, self._shown(every[0]), step)
 
-    def _spelled(self, row: list[_Key], word: str) -> list[int]:
+    def _spelled(self, row: list[Key], word: str) -> list[int]:
         """Where a word stands first with all its tokens, text by text in the order in which they stand."""
         for reading, keys in self._texts_of(row):
             for place in reading.places(word):
@@ -347,7 +300,7 @@ class PromptTokens:
                     return sorted({keys[token] for token in place})
         return []
 
-    def _texts_of(self, row: list[_Key]) -> Iterator[tuple[Reading, dict[int, int]]]:
+    def _texts_of(self, row: list[Key]) -> Iterator[tuple[Reading, dict[int, int]]]:
         """The texts in a row, with its key by token."""
         found: dict[int, tuple[Reading, dict[int, int]]] = {}
         for key, labels in enumerate(row):
@@ -355,7 +308,7 @@ class PromptTokens:
                 found.setdefault(id(reading), (reading, {}))[1].setdefault(token, key)
         yield from found.values()
 
-    def _shown(self, row: list[_Key]) -> str:
+    def _shown(self, row: list[Key]) -> str:
         """The texts in a row, each once, as far as the row has them."""
         texts = dict.fromkeys(reading.shown(keys) for reading, keys in self._texts_of(row))
         shown = " | ".join(map(repr, texts))
@@ -391,28 +344,3 @@ def _comes_from(now: list[tuple[torch.Tensor, int]], then: list[tuple[torch.Tens
         return is_alike and is_kept and any(torch.equal(tensor, part) for part in other.split(len(tensor)))
 
     return all(any(is_of(*of_now, *of_then) for of_then in then) for of_now in now)
-
-
-def _rows(value: Any, rows: int) -> list[torch.Tensor] | None:
-    """The rows (token, channel) of an argument of a denoiser; `None` of what is no sequence of tokens."""
-    if isinstance(value, (list, tuple)) and value and all(isinstance(part, torch.Tensor) for part in value):
-        return list(value) if value[0].ndim == 2 else _rows(value[0], rows)
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.ndim not in (3, 4):
-        return None
-    if value.ndim == 4:  # layers of one encoder, in front of the rows or behind them
-        value = value[0] if value.shape[1] == rows != value.shape[0] else value[:, 0]
-    return list(value)
-
-
-def _attended(call: DenoiserCall, lengths: list[int]) -> list[int]:
-    """By row how many tokens a mask in the call keeps; empty without a mask that keeps the first ones."""
-    masks = [
-        value.bool()
-        for value in call.arguments.values()
-        if isinstance(value, torch.Tensor)
-        and not value.is_floating_point()
-        and value.shape == (len(lengths), lengths[0])
-    ]
-    if len(masks) != 1 or not torch.equal(masks[0], masks[0].long().cummin(dim=1).values.bool()):
-        return []
-    return masks[0].sum(dim=1).tolist()
