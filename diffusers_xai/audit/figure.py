@@ -96,10 +96,10 @@ def audit_figure(table: pd.DataFrame, cascade: pd.DataFrame, is_faithful: Callab
         template=TEMPLATE,
         height=height + _CURVES + 330,
         margin={"l": 290, "r": 24, "t": 120, "b": 200},
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "yref": "container", "xref": "paper"},
+        # Below a note.
+        legend={"orientation": "h", "x": 0, "y": 0.975, "yanchor": "top", "yref": "container", "xref": "paper"},
         legend2={"orientation": "h", "x": 0, "y": 0, "yanchor": "bottom", "yref": "container", "font": {"size": 11}},
     )
-    figure.update_layout(legend={"y": 0.995, "yanchor": "top"})
     figure.update_xaxes(side="top", showgrid=False, ticks="", tickangle=0, tickfont={"size": 10}, row=1, col=1)
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", row=1, col=1)
     figure.update_xaxes(
