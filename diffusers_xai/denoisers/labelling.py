@@ -17,7 +17,7 @@ from diffusers_xai.denoisers.grids import strided
 from diffusers_xai.denoisers.layouts import Layout, layout_of
 
 
-_POSITIONS = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
+POSITIONS = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
 # Blocks over time by their paths and classes; what has "SpatioTemporal" in its name holds layers over space too.
 _OVER_TIME = re.compile("motion_modules|temp")
 _TEMPORAL = re.compile("(?<!Spatio)Temporal")
@@ -25,6 +25,18 @@ _TEMPORAL = re.compile("(?<!Spatio)Temporal")
 # By layer, of every run of it in a call and each tensor that it puts out, by axis: which indices hold places of the
 # sample.
 Origins = Mapping[str, Sequence[Sequence[Mapping[int, Sequence[bool]]]]]
+
+
+class UnknownOrigins(dict[str, Any]):
+    """Origins of no layer, as the network cannot be called beside the run.
+
+    Args:
+        error (`str`): What it said.
+    """
+
+    def __init__(self, error: str):
+        super().__init__()
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Labelling:
     @property
     def size(self) -> tuple[int, ...] | None:
         """(height, width) of the sample, of sound (frame,); `None` if it is not known to have them."""
-        is_known = len(self.positions) > 1 or self.position_dims == _POSITIONS[1]
+        is_known = len(self.positions) > 1 or self.position_dims == POSITIONS[1]
         return self.positions[-2:] if is_known else None
 
     @property
@@ -131,14 +143,14 @@ class Labelling:
         """A state of the scheduler, or anything of its form, as (row, channel, *positions)."""
         if tensor.ndim == 3 and self.grid is not None and len(self.grid) > 1:  # packed; references stand last
             tokens = tensor[:, : prod(self.grid)].transpose(1, 2)
-            return Labelled(tokens.unflatten(2, self.grid), ("channel", *_POSITIONS[len(self.grid)]))
+            return Labelled(tokens.unflatten(2, self.grid), ("channel", *POSITIONS[len(self.grid)]))
         if tensor.ndim == 5:
             values = tensor.transpose(1, 2) if self.frames_first else tensor
-            return Labelled(values, ("channel", *_POSITIONS[3]))
+            return Labelled(values, ("channel", *POSITIONS[3]))
         if tensor.ndim == 3:
             values = tensor.transpose(1, 2) if self.frames_first else tensor
-            return Labelled(values, ("channel", "token") if self.layout is None else ("channel", *_POSITIONS[1]))
-        return Labelled(tensor, ("channel", *_POSITIONS.get(tensor.ndim - 2, ())))
+            return Labelled(values, ("channel", "token") if self.layout is None else ("channel", *POSITIONS[1]))
+        return Labelled(tensor, ("channel", *POSITIONS.get(tensor.ndim - 2, ())))
 
     def output(self, path: str, tensor: torch.Tensor, position: int = 0) -> dict[str, Labelled]:
         """A tensor of a layer's output by stream: `"image"`, `"text"`, or `""` where it is not known which it is.
@@ -164,7 +176,7 @@ class Labelling:
             return self._of_four_dims(path, rows, folded, position)
         if tensor.ndim == 5 and not folded and channel_axis(self.denoiser, path, tensor.shape) != -1:
             first = self.frames_first and rows.shape[1] == self.frames
-            return {"image": Labelled(rows.transpose(1, 2) if first else rows, ("channel", *_POSITIONS[3]))}
+            return {"image": Labelled(rows.transpose(1, 2) if first else rows, ("channel", *POSITIONS[3]))}
         raise self._unreadable(path, tensor)
 
     def outputs(self, path: str, output: Any) -> dict[str, tuple[torch.Tensor, Labelled]]:
@@ -182,7 +194,8 @@ class Labelling:
             if self._origins is not None and not self._origins:
                 raise ValueError(
                     f"{path}: expected a network that can be called beside the run, to tell which of this layer's"
-                    f" tensors is the image, got {type(self.call.module).__name__}, which cannot."
+                    f" tensors is the image, got {type(self.call.module).__name__}, which cannot"
+                    f" ({getattr(self._origins, 'error', 'its sample is of integers')})."
                 )
             labelled.append((tensors[1], self.output(path, tensors[1], 1)))
         found: dict[str, tuple[torch.Tensor, Labelled]] = {}
@@ -221,12 +234,14 @@ class Labelling:
         self.stream_in(path, changed, stream).values.copy_(values)  # streams are views
         return changed
 
-    def is_of_text(self, path: str) -> bool:
-        """Whether no token that an attention layer puts out comes from the sample."""
+    def looks_from_image(self, path: str) -> bool | None:
+        """Whether an attention layer puts out tokens of the sample; `None` if that could not be found out."""
         if self.denoiser.looks_from_image(path):
-            return False
+            return True
+        if isinstance(self._origins, UnknownOrigins):
+            return None
         marks = [marks for run in (self._origins or {}).get(path, ()) for axes in run for marks in axes.values()]
-        return bool(marks) and not any(any(of_axis) for of_axis in marks)
+        return not marks or any(any(of_axis) for of_axis in marks)
 
     def _position(self, path: str, stream: str) -> int:
         """Which of the tensors that a layer puts out holds a stream."""
@@ -317,13 +332,13 @@ class Labelling:
         tokens, places = tensor.shape[1], self.over_time(path, tensor.shape[0], tensor.shape[1])
         if places is not None and (from_sample is None or any(from_sample)):
             grid = tensor.unflatten(0, (self.rows, *places)).permute(0, 4, 3, 1, 2)
-            return {"image": Labelled(grid, ("channel", *_POSITIONS[3]))}
+            return {"image": Labelled(grid, ("channel", *POSITIONS[3]))}
         rows, folded = self._rows(path, tensor)
         if folded:
             cells = self.image_grid(tokens, frame=True) if from_sample and all(from_sample) else None
             if cells is None or len(cells) != 2:
                 raise self._unreadable(path, tensor)
-            return {"image": Labelled(rows.unflatten(2, cells).permute(0, 4, 1, 2, 3), ("channel", *_POSITIONS[3]))}
+            return {"image": Labelled(rows.unflatten(2, cells).permute(0, 4, 1, 2, 3), ("channel", *POSITIONS[3]))}
         if from_sample is None:
             return {"": _as_tokens(rows)}
         if not any(from_sample):
@@ -333,7 +348,7 @@ class Labelling:
         if image is None or grid is None:
             return {"": _as_tokens(rows)}
         values = rows[:, image].transpose(1, 2).unflatten(2, grid)
-        found = {"image": Labelled(values, ("channel", *_POSITIONS[len(grid)]))}
+        found = {"image": Labelled(values, ("channel", *POSITIONS[len(grid)]))}
         is_packed = self.call.sample.ndim == 3 and len(grid) > 1 and tokens == self.call.sample.shape[1]
         order = self.layout.order if self.layout is not None else None
         if all(from_sample) or is_packed:  # references stand behind the image
@@ -360,10 +375,10 @@ class Labelling:
         if folded:
             if axis == -1 or (inside and axis is None):
                 raise self._unreadable(path, rows)
-            return {"image": Labelled(rows.transpose(1, 2), ("channel", *_POSITIONS[3]))}
+            return {"image": Labelled(rows.transpose(1, 2), ("channel", *POSITIONS[3]))}
         of_sample = self._from_sample(path, position, 1, shape[1])
         if axis == 1 or (axis is None and not inside and any(of_sample or ())):
-            return {"image": Labelled(rows, ("channel", *_POSITIONS[2]))}
+            return {"image": Labelled(rows, ("channel", *POSITIONS[2]))}
         is_projection = isinstance(self.denoiser.layers[path], nn.Linear)
         if of_sample is not None and not any(of_sample) and (is_projection or not inside):
             return {"text": _as_tokens(rows.flatten(1, 2))}  # of one image prompt or several
@@ -379,7 +394,7 @@ class Labelling:
         if shape[1] == 1:
             return self._tokens(path, rows[:, 0], from_sample)
         if from_sample and all(from_sample) and self.image_grid(shape[1] * shape[2]) == shape[1:3]:
-            return {"image": Labelled(rows.permute(0, 3, 1, 2), ("channel", *_POSITIONS[2]))}
+            return {"image": Labelled(rows.permute(0, 3, 1, 2), ("channel", *POSITIONS[2]))}
         raise self._unreadable(path, rows)
 
     def _rows(self, path: str, tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:

@@ -79,7 +79,10 @@ class AttentionWeights(RecordSpec):
                 raise ValueError(
                     f"Expected image queries for `pixels`, got queries={self.queries!r}, relation={self.relation!r}."
                 )
-            object.__setattr__(self, "pixels", tuple((int(row), int(column)) for row, column in self.pixels))
+            pixels = tuple((int(row), int(column)) for row, column in self.pixels)
+            if not pixels:
+                raise ValueError(f"Expected `pixels` as one or several (row, column), got {self.pixels!r}.")
+            object.__setattr__(self, "pixels", pixels)
         if self.heads is not None:
             heads = tuple(int(head) for head in _as_list(self.heads))
             if not heads or min(heads) < 0:
@@ -149,6 +152,8 @@ class AttentionWeights(RecordSpec):
         for part, is_of_text in sorted(zip(parts, to_text, strict=True), key=lambda pair: not pair[1]):
             call = joined(calls[part])
             known = relations(run.labelling, path, call)
+            if (self.relation or self.pixels) and run.labelling.looks_from_image(path) is None:
+                known = {}
             name = self.relation or next((n for n in (*RELATIONS, "") if n in known), None)
             if "" in known and self.relation is not None:
                 raise ValueError(
@@ -159,7 +164,7 @@ class AttentionWeights(RecordSpec):
                 if is_named:
                     raise ValueError(
                         f"AttentionWeights: expected {path} to relate {self.relation or 'image and text'}; it has"
-                        f" {', '.join(known) or 'neither'}."
+                        f" {', '.join(known) or 'neither, as far as is known'}."
                     )
                 continue
             reading = reading_of(

@@ -56,9 +56,10 @@ def relations(labelling: Labelling, path: str, call: AttentionCall) -> dict[str,
     """
     layout = labelling.layout
     batch, queries, keys = call.shape
-    if labelling.is_of_text(path) or labelling.over_time(path, batch, queries) is not None:
+    looks_from_image = labelling.looks_from_image(path)
+    if looks_from_image is False or labelling.over_time(path, batch, queries) is not None:
         return {}
-    if layout is None or labelling.size is None:
+    if looks_from_image is None or layout is None or labelling.size is None:
         return {"": Relation(Side(slice(0, queries)), Side(slice(0, keys)))}
     if labelling.grid is None:
         return _of_levels(labelling, path, queries, keys)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import Denoiser, DenoiserCall
-from diffusers_xai.denoisers.labelling import Labelling, Origins, output_tensors
+from diffusers_xai.denoisers.labelling import Labelling, Origins, UnknownOrigins, output_tensors
 from diffusers_xai.recording.repeat import repeated, tensors_in
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.trace import trace
@@ -64,7 +64,7 @@ class KnownOrigins:
         return self._known[form]
 
     def _traced(self, call: DenoiserCall, labelling: Labelling) -> Origins:
-        if not call.sample.is_floating_point():
+        if not call.sample.is_floating_point():  # there is no NaN
             return {}
         layers = {
             path: self._denoiser.layers[path]
@@ -82,13 +82,15 @@ class KnownOrigins:
             with torch.inference_mode(False), torch.no_grad():
                 values = labelling.sample(call.sample.clone()).values.clone()
                 found = trace(call.module, layers, with_values, values, output_tensors)
+        except torch.OutOfMemoryError:  # the run's results must not depend on how full the device is
+            raise
         except Exception as error:  # whatever a network says to a call beside the run, the run itself may do without
             _logger.warning(
                 "%s cannot be called beside the run (%s: %s), so that it is not known which tokens of its layers come"
                 " from the sample: they have no height and width, and what needs it is left out.",
                 type(call.module).__name__, type(error).__name__, error,
             )  # fmt: skip
-            return {}
+            return UnknownOrigins(f"{type(error).__name__}: {error}")
         for path in found:
             if path not in self._counted and _differ(found[path]):
                 self._counted.add(path)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusers_xai.denoisers.labelling import Labelling
+from diffusers_xai.denoisers.labelling import POSITIONS, Labelling
 from diffusers_xai.recording.attention import Relation
 from diffusers_xai.taps.attention import AttentionCall
 
 
 _QUERIES_AT_ONCE = 256
-_PLACES = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
 
 
 @dataclass(frozen=True)
@@ -111,13 +110,13 @@ def reading_of(
     elif from_text:
         looking = {"token": count}
     elif grid is not None and keys.grid is None:
-        looking = dict(zip(_PLACES[len(grid)], grid, strict=True))
+        looking = dict(zip(POSITIONS[len(grid)], grid, strict=True))
     elif grid is not None and len(grid) == 2:
         cells = np.indices(grid).reshape(2, -1)
         coords |= {"row": ("query", cells[0]), "column": ("query", cells[1])}
     seen = {"token": keys.index.stop - keys.index.start}
     if keys.grid is not None:
-        seen = dict(zip(_PLACES[len(keys.grid)], keys.grid, strict=True))
+        seen = dict(zip(POSITIONS[len(keys.grid)], keys.grid, strict=True))
     dims = ["head", *seen, *looking] if from_text else ["head", *looking, *seen]
     batch = {"row": rows}
     if labelling.frames and rows == labelling.rows * labelling.frames:

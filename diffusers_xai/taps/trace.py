@@ -64,6 +64,8 @@ def trace(
 
     try:
         return seen(torch.full_like(values, torch.nan), _origin)
+    except torch.OutOfMemoryError:  # no answer to NaN
+        raise
     except Exception:  # whatever a network says to NaN
         one, other = (seen(sample, _signature) for sample in (values, values.flip(-1) * 0.75 + 0.1))
     return {

@@ -105,6 +105,12 @@ def test_single_heads_come_in_the_order_in_which_they_are_wanted(heads):
         sample(num_inference_steps=1)
 
 
+@pytest.mark.parametrize(("name", "values"), [("heads", []), ("heads", [-1]), ("pixels", []), ("pixels", ())])
+def test_no_heads_and_no_pixels_are_refused(name, values):
+    with pytest.raises(ValueError, match=f"Expected `{name}` as one or several"):
+        AttentionWeights(**{name: values})
+
+
 def test_a_processor_that_is_exchanged_during_the_run_is_seen():
     profiles = []
     for exchanged in (None, AttnProcessor(), SlicedAttnProcessor(1)):

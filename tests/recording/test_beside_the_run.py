@@ -9,8 +9,11 @@ import torch
 from diffusers import SD3Transformer2DModel, hooks
 from diffusers.hooks import HookRegistry
 from diffusers.models.embeddings import PatchEmbed
+from torch import nn
 
-from diffusers_xai import Activations, record
+from diffusers_xai import Activations, AttentionWeights, record
+from diffusers_xai.recording import origins
+from diffusers_xai.taps.trace import trace
 from tests.zoo.pipelines import ZOO
 from tests.zoo.running import run
 
@@ -109,8 +112,58 @@ def test_what_cannot_be_known_of_a_network_is_left_out_by_name(caplog):
     _, plain = recorded(SD3Transformer2DModel)
     assert plain.keys() - gated.keys() == {"activations/transformer_blocks.0"}  # text and image
     assert not {"height", "width"} & {dim for dims, _ in gated.values() for dim in dims}
-    with pytest.raises(ValueError, match=r"transformer_blocks\.0: expected a network that can be called beside"):
+    with pytest.raises(ValueError, match=r"transformer_blocks\.0: expected .* cannot \(RuntimeError: weights"):
         recorded(Gated, "transformer_blocks.0")
+
+
+def raising(error):
+    def stand_in(*args):
+        raise error
+
+    return stand_in
+
+
+def test_attention_of_as_many_words_as_places_has_no_places_where_that_is_not_known(monkeypatch):
+    entry = replace(ZOO["lumina2"], steps=1)
+    profiles = []
+    for known in (True, False):
+        if not known:
+            monkeypatch.setattr(origins, "trace", raising(RuntimeError("weights are elsewhere")))
+        pipe = entry.make()
+        with record(pipe, [AttentionWeights()]) as recording:
+            run(pipe, entry)
+        profiles.append(dict(recording.profile))
+    plain, unknown = profiles
+    text, image = (f"attention_weights/{name}_refiner.0.attn" for name in ("context", "noise"))
+    assert text not in plain
+    assert plain[image].dims[-2:] == ("height", "width")
+    assert unknown[text].sizes["token"] == unknown[image].sizes["token"] == 16
+    assert {array.dims for array in unknown.values()} == {("step", "sample", "branch", "head", "token")}
+    np.testing.assert_array_equal(unknown[image], plain[image].values.reshape(unknown[image].shape))
+    name = text.removeprefix("attention_weights/")
+    for spec in (
+        AttentionWeights(layers=name, relation="image_to_image"),
+        AttentionWeights(layers=name, pixels=[(0, 0)]),
+    ):
+        pipe = entry.make()
+        with pytest.raises(ValueError, match="as far as is known"), record(pipe, [spec]):
+            run(pipe, entry)
+
+
+def test_a_run_does_not_go_on_otherwise_because_the_device_is_full(monkeypatch):
+    calls = []
+
+    class Full(nn.Module):
+        def forward(self, sample):
+            calls.append(sample)
+            raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        trace(Full(), {}, lambda values: ((values,), {}), torch.zeros(1, 2, 3), list)
+    assert len(calls) == 1
+    monkeypatch.setattr(origins, "trace", raising(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        recorded(SD3Transformer2DModel)
 
 
 @pytest.mark.parametrize(
