@@ -30,8 +30,8 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 def alone(network: nn.Module) -> Iterator[None]:
     """Takes hooks off a network's modules, puts them in evaluation and attention on PyTorch's own functions.
 
-    Buffers, counters, caches and whatever else its modules and attention processors hold are copies meanwhile;
-    parameters are not. PyTorch's own hooks stay: they gather weights that are spread over devices.
+    Buffers, counters, caches and whatever else its modules and attention processors hold are copies meanwhile, see
+    [`copied`]; parameters are not. PyTorch's own hooks stay: they gather weights that are spread over devices.
     """
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
@@ -43,6 +43,8 @@ def alone(network: nn.Module) -> Iterator[None]:
             own |= {name: dict(state[name]) for name in _TABLES}
             own |= {name: _of_torch(state[name]) for name in _HOOKS}
             vars(module).update(own, training=False)
+            if own.get("_attention_backend") is not None:  # of a processor that is a module
+                vars(module)["_attention_backend"] = None
             processor: Any = own.get("processor")
             if getattr(processor, "_attention_backend", None) is not None:
                 processor._attention_backend = None
@@ -63,7 +65,11 @@ def _of_torch(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
 
 
 def copied(value: Any) -> Any:
-    """A copy of tensors, containers and plain objects in it; modules and parameters are shared."""
+    """A copy of tensors, Python's containers, classes derived from them, and plain objects in it.
+
+    Shared are modules and parameters, what a class keeps in `__slots__`, tuples of a class that is no namedtuple, and
+    what cannot be copied, such as locks.
+    """
     return _Copies().of(value)
 
 
@@ -91,11 +97,19 @@ class _Copies:
             return value.clone_state()
         if isinstance(value, nn.Module) or callable(value) and not _is_processor(value):
             return value
-        if kind in (list, set, deque, tuple):
+        if kind in (set, tuple):
             return kind(map(self.of, value))
+        if isinstance(value, tuple):
+            return kind._make(map(self.of, value)) if hasattr(value, "_fields") else value
         made = copy.copy(value)
+        # By the methods of Python's own classes: those of `BaseOutput` refuse.
+        if isinstance(value, list):
+            list.__setitem__(made, slice(None), [self.of(item) for item in value])
+        if isinstance(value, deque):
+            for place, item in enumerate(value):
+                deque.__setitem__(made, place, self.of(item))
         if isinstance(value, dict):
-            made.update((key, self.of(item)) for key, item in value.items())
+            dict.update(made, {key: self.of(item) for key, item in value.items()})
         if hasattr(made, "__dict__"):
             vars(made).update((name, self.of(item)) for name, item in vars(value).items())
         return made

@@ -29,25 +29,34 @@ class PipelineCall:
 
 def running_frame(pipeline: Pipeline) -> FrameType | None:
     """The frame of the innermost call of `pipeline` on this thread's stack; `None` if somebody else runs."""
-    return next((frame for frame, caller in _calls() if caller is pipeline), None)
+    return next((frame for frame, first in _frames() if first is pipeline and _is_call(frame)), None)
 
 
 def another_runs(pipeline: Pipeline) -> bool:
-    """Whether this thread is in a call of another pipeline, and not of `pipeline`."""
-    callers = [caller for _, caller in _calls() if hasattr(caller, "scheduler")]
-    return bool(callers) and all(caller is not pipeline for caller in callers)
+    """Whether this thread is in a call of another pipeline, and not of `pipeline`.
+
+    What looks like another one may be an object around `pipeline`: it calls a method of this, such as `encode_prompt`.
+    """
+    found = False
+    for frame, first in _frames():
+        if first is pipeline and (_is_call(frame) or not found):
+            return False
+        found = found or (_is_call(frame) and hasattr(first, "scheduler"))
+    return found
 
 
-def _calls() -> Iterator[tuple[FrameType, Any]]:
-    """The frames of `__call__` methods on this thread's stack, the innermost first, and whose they are."""
-    frame: FrameType | None = sys._getframe(1)
+def _frames() -> Iterator[tuple[FrameType, Any]]:
+    """The frames on this thread's stack, the innermost first, and their first arguments, of methods the object."""
+    frame: FrameType | None = sys._getframe(2)  # without the one that asks, whose argument is the pipeline
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "__call__":
-            names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-            if names:
-                yield frame, frame.f_locals.get(names[0])
+        if code.co_argcount + code.co_kwonlyargcount:
+            yield frame, frame.f_locals.get(code.co_varnames[0])
         frame = frame.f_back
+
+
+def _is_call(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "__call__"
 
 
 def running_call(pipeline: Pipeline) -> PipelineCall:
