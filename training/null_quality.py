@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from diffusers_xai import GaussianDenoiser, XAIPipeline, demo_checkpoint
 from diffusers_xai.checkpoints import part_of_face
 from diffusers_xai.checkpoints.drawn_parts import parts
+from diffusers_xai.cli.options import count
 from diffusers_xai.experiments import EXPERIMENTS, Sampling
 from diffusers_xai.experiments.findings_page import markdown_rows
 from diffusers_xai.measures import mask_from_box
@@ -68,7 +69,13 @@ def quality(
         many (`int`): in a larger one.
         rank (`int`): Components of the third estimate.
         sets (`int`): Sets of draws; of the components and the texture, which take the larger ones, half as many.
+
+    Raises:
+        ValueError: for fewer images.
     """
+    values = images[0].numel()
+    if len(images) <= values:
+        raise ValueError(f"images: expected more than an image has values, {values:,}, got {len(images):,}.")
     scheduler = DDPMScheduler()
     truth = GaussianDenoiser.fit(images, scheduler)
     shrunk, texture = ({"covariance_type": kind} for kind in ("shrunk", "spectrum"))
@@ -112,8 +119,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data", help="photographs of faces, cropped as those of lfw-32, as in training.train; drawn faces without"
     )
-    parser.add_argument("--size", type=int, default=32, metavar="PIXELS", help="default: 32")
-    parser.add_argument("--images", type=int, metavar="N", help="default: all of DATA, 4000 drawn faces")
+    parser.add_argument("--size", type=count, default=32, metavar="PIXELS", help="default: 32")
+    parser.add_argument("--images", type=count, metavar="N", help="default: all of DATA, 4000 drawn faces")
     return parser.parse_args(arguments)
 
 

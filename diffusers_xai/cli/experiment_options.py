@@ -150,7 +150,9 @@ def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[st
         options["judge"] = args.judge
     options |= _prompts(experiment, args)
     if experiment.needs == "concepts" and args.concepts is None:
-        raise CommandError(f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are")
+        raise CommandError(
+            f"{name}: expected --concepts FILE:FUNCTION, which tells where the parts of images are, got none"
+        )
     if args.concepts is not None:
         if "concepts" not in takes:
             raise CommandError(f"--concepts: expected none, as {name} takes no concepts, got {args.concepts}")
@@ -163,7 +165,7 @@ def _prompts(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]
     name = experiment.name
     if experiment.needs == "prompt":
         if args.prompt is None:
-            raise CommandError(f"{name}: expected a --prompt")
+            raise CommandError(f"{name}: expected a --prompt, got none")
         words = args.words or words_of(args.prompt)
         for word in words:
             without(args.prompt, word)  # before anything is loaded
@@ -178,11 +180,13 @@ def _prompts(experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]
         return {"prompt": args.prompt}
     if experiment.may_take == "prompts" and takes_prompt(args) and args.between == "seeds":
         if args.prompt is None or args.other_prompt is not None:
-            raise CommandError(f"{name}: expected a --prompt and no --other-prompt between seeds")
+            got = "no --prompt" if args.prompt is None else f"--other-prompt {args.other_prompt!r}"
+            raise CommandError(f"{name}: expected a --prompt and no --other-prompt between seeds, got {got}")
         return {"prompts": [args.prompt]}
     if experiment.may_take == "prompts" and takes_prompt(args):
         if None in (args.prompt, args.other_prompt) or args.prompt == args.other_prompt:
-            raise CommandError(f"{name}: expected a --prompt and another --other-prompt")
+            got = " and ".join(repr(text) for text in (args.prompt, args.other_prompt) if text is not None) or "none"
+            raise CommandError(f"{name}: expected a --prompt and another --other-prompt, got {got}")
         return {"prompts": [args.prompt, args.other_prompt]}
     if args.other_prompt is not None or args.prompt is not None:
         given = args.prompt if args.other_prompt is None else args.other_prompt

@@ -19,7 +19,8 @@ LEVEL = 0.05  # of the share of false discoveries
 def losses_of(data: xr.Dataset) -> xr.Dataset:
     """How much of each attribute is lost by a concept's ablation, (seed, concept, attribute), where it was there.
 
-    The control's is that of the first random units: the mean of several would be no answer of yes or no.
+    Of a judge that tells probabilities it is how far they fall. The control's is that of the first random units: the
+    mean of several would be no answer of yes or no.
     """
     before = data["judged_intact"].where(data["judged_intact"] > 0.5)
     lost = {"lost": before - data["judged"]}
@@ -41,7 +42,7 @@ def columns_of_lost(lost: xr.Dataset) -> dict[str, Any]:
 
 
 def draw_lost(figure: go.Figure, lost: xr.Dataset, concepts: Sequence[str]) -> None:
-    """In how many of the seeds that had an attribute it is lost, and the same of random units, in the last row."""
+    """The mean loss in the seeds that had an attribute, without the best units and without random ones, last row."""
     counts = lost["lost"].notnull().sum("seed").isel(concept=0, drop=True)
     lost = lost.sel(attribute=counts > 0)
     names = [f"{in_words(name)}<br>(n = {int(counts.sel(attribute=name))})" for name in lost["attribute"].values]

@@ -73,7 +73,7 @@ def measure(
         layers (`Sequence[str]`, *optional*): Globs of layers; those in the blocks if `None`.
         times (`Sequence[float]`): Timesteps as parts of the training's, in [0, 1).
         units (`int`): How many units are ablated together.
-        draws (`int`): How many groups of random units.
+        draws (`int`): How many groups of random units, at least one.
         judge (`Callable`, *optional*): Tells the probability of each of the model's attributes, see `Judge`; of other
             pipelines than [`XAIPipeline`], the probability `(image,)` of anything by name. With it, what an image has
             lost without the units is told beside its pixels: an attribute that was there before, and is not any more.
@@ -94,7 +94,7 @@ def measure(
     Raises:
         ValueError: If there is no function, what it returns does not fit, the scheduler tells no ᾱ, the pipeline
             returns no pictures, there is a judge and the model's attributes have no names, an [`XAIPipeline`] is given
-            a prompt or arguments, or a layer has fewer than twice `units` channels.
+            a prompt or arguments, `draws` is below 1, or a layer has fewer than twice `units` channels.
     """
     if concepts is None:
         raise ValueError("concepts: expected a function `concepts` that tells where concepts are, got none.")
@@ -103,6 +103,8 @@ def measure(
         raise ValueError(f"concepts: expected labels alone of a call of an XAIPipeline, got {got}.")
     if prompt is not None:
         check_takes_prompt("concepts", pipe, arguments or {})
+    if draws < 1 and null != "none":
+        raise ValueError(f"concepts: expected `draws` of at least 1, got {draws}.")
     denoiser = get_denoiser(pipe)
     wanted = layers if layers is not None else block_layers(denoiser)
     if not wanted:
@@ -324,8 +326,9 @@ register(
         " being false (Benjamini and Hochberg). Below: how much the image changes if the best units are set to zero in"
         " the whole run, in the part's usual place and elsewhere, beside random units of the same layer that are about"
         " as active. A part's units draw it only where its place changes more than elsewhere, and more than without"
-        " random units. With a judge, last: the share of the seeds with an attribute that lose it without the units;"
-        " bold is surely another share than without random ones (exact paired test, 5 % after correction for all"
+        " random units. With a judge, last: the share of the seeds with an attribute that lose it without the units,"
+        " or how far its probability falls in these on average if the judge tells one;"
+        " bold is surely more or less than without random ones (exact paired test, 5 % after correction for all"
         " cells). The images show the best unit of each part, and the first seed's image without the best ones.",
         "Bau et al. 2019, GAN Dissection",
         measure,

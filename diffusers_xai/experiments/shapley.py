@@ -22,9 +22,10 @@ from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, Experimen
 from diffusers_xai.experiments.figures import null_name, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
+from diffusers_xai.experiments.patch_effects import in_words
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.experiments.tables import Q, excess_columns, in_table, interval_text
-from diffusers_xai.labels import attribute_words, labels_between
+from diffusers_xai.labels import labels_between
 from diffusers_xai.pipelines import XAIPipeline
 from diffusers_xai.pipelines.label_tree import label_tree
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE, TEXT_COLOR
@@ -154,12 +155,12 @@ def plot(result: ExperimentResult) -> go.Figure:
     """Draws the shares of each attribute in each half, a panel for each measure; right, those of the variance."""
     data, settings = result.data, result.settings
     measures = data["of"].values.tolist()
-    titles = [f"{_words(of)}: {what}" for of in measures for what in ("who did it", "its variance")]
+    titles = [f"{in_words(of)}: {what}" for of in measures for what in ("who did it", "its variance")]
     figure = make_subplots(
         rows=len(measures), cols=2, column_widths=[0.68, 0.32], horizontal_spacing=0.1,
         vertical_spacing=0.12 / len(measures), shared_xaxes=True, subplot_titles=titles,
     )  # fmt: skip
-    players = [_words(name) for name in data["attribute"].values]
+    players = [in_words(name) for name in data["attribute"].values]
     whiskers = {"thickness": 1.5, "color": TEXT_COLOR}
     for row, of in enumerate(measures, start=1):
         for index, half in enumerate(HALVES):
@@ -188,10 +189,6 @@ def plot(result: ExperimentResult) -> go.Figure:
     return figure.update_layout(template=TEMPLATE, height=height, barmode="group", margin={"t": 70}, legend=legend)
 
 
-def _words(name: str) -> str:
-    return attribute_words(name).lower()
-
-
 def plot_images(result: ExperimentResult) -> go.Figure:
     """Draws the first seed under every label of the first half, downwards, and of the second, to the right."""
     data, settings = result.data, result.settings
@@ -212,14 +209,14 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         for name in data["attribute"].values.tolist():
             for half in HALVES:
                 facts = excess_columns(part.sel(attribute=name, half=half), "share")
-                rows.append({"of": _words(of), "": f"{_words(name)}, {half}", **facts})
+                rows.append({"of": in_words(of), "": f"{in_words(name)}, {half}", **facts})
         facts = excess_columns(part, "gain")
         if of != IMAGE:  # of one seed a judge's answer to each, yes or no
             for prefix, who in (("", "the model"), ("null_", "control")):
                 if f"{prefix}worth" in data:
                     last, first = (part[f"{prefix}worth"].isel(first=i, second=i, drop=True) for i in (-1, 0))
                     facts[who] = interval_text(paired_difference(last, first, verdicts=True))
-        rows.append({"of": _words(of), "": "sum: all less none", **facts})
+        rows.append({"of": in_words(of), "": "sum: all less none", **facts})
         for source in SOURCES:
             columns: dict[str, Any] = {"": f"variance due to {source}"}
             for prefix, who in (("", "the model"), ("null_", "control"), ("excess_", "excess")):
@@ -230,7 +227,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                     columns[who] = f"{at['estimate']:.0%}{known}"
                     if prefix == "excess_":
                         columns[Q] = float(part["excess_p_value"].sel(source=source))
-            rows.append({"of": _words(of), **columns})
+            rows.append({"of": in_words(of), **columns})
     return in_table(rows)
 
 

@@ -165,6 +165,10 @@ def test_a_judge_tells_what_the_images_of_ablated_runs_show(pipe):
 def test_what_is_lost_is_counted_among_the_seeds_that_had_it(result):
     """Eight seeds: six had the first attribute and lost it in five, without random units in one; the rest by hand."""
     data = result.data.isel(seed=[0] * 8).assign_coords(seed=range(8))
+    source = np.random.default_rng(0)
+    inside, outside = source.normal(size=8), source.normal(-2, size=8)
+    data["inside"].values[:, 0], data["outside"].values[:, 0] = inside, outside
+    data["null_inside"].values[:, 0] = inside[::-1, None]  # no excess at all
     intact, judged, null = np.zeros((8, 2)), np.zeros((8, 1, 2)), np.zeros((8, 1, 2, 2))
     intact[:6, 0], judged[5:, 0, 0], null[1:, 0, 0, 0] = 1, 1, 1
     intact[3, 1] = 1  # in one seed: nothing to test
@@ -180,7 +184,8 @@ def test_what_is_lost_is_counted_among_the_seeds_that_had_it(result):
     assert row["lost without random units: bangs"].startswith("0.167 (")
     low, high, p_value = verdict_difference(4, 0, 6)
     assert row["excess of losses: bangs"] == f"0.667 ({low:.3f} to {high:.3f})"
-    assert float(row["q: bangs"]) >= round(p_value, 3)
+    assert stats.ttest_rel(inside, outside).pvalue < p_value < stats.ttest_rel(inside, inside[::-1]).pvalue
+    assert row["q: bangs"] == f"{p_value * 3 / 2:.3f}"  # the second smallest of three p-values
     assert not [column for column in row.index if column.endswith("male")]
     shares = {tuple(trace.x): trace.z for trace in counted.plot().data if trace.texttemplate}
     ((names, share),) = {names: z.tolist() for names, z in shares.items()}.items()
@@ -217,6 +222,16 @@ def test_masks_of_the_models_own_samples(pipe):
 def test_what_tells_no_masks_is_refused(pipe, concepts, message):
     with pytest.raises(ValueError, match=message):
         EXPERIMENT.run(pipe, SAMPLING, concepts=concepts, images=8)
+
+
+def test_no_random_units_are_refused_before_any_work_and_may_be_left_out(pipe):
+    called = []
+    options = {"images": 4, "layers": ["conv_in"], "times": [0.02], "units": 1, "judge": warm, "draws": 0}
+    with pytest.raises(ValueError, match="`draws` of at least 1, got 0"):
+        EXPERIMENT.run(pipe, SAMPLING, concepts=called.append, **options)
+    assert not called
+    result = EXPERIMENT.run(pipe, SAMPLING, concepts=squares, null="none", **options)
+    assert "without random units" not in EXPERIMENT.table(result)
 
 
 def test_narrow_layers_and_flow_matching_are_refused(pipe):

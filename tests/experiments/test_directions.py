@@ -26,25 +26,33 @@ def pipe():
 
 
 OPTIONS = {"count": 4, "walked": 2, "null": "random-weights"}
-CALLS = []  # images in each of the network's calls that no derivative was taken of, as the experiment ran
 
 
 @pytest.fixture(scope="module")
-def result(pipe):
+def counted(pipe):
+    """The result, and the images in each of the network's calls that no derivative was taken of."""
+    calls = []
     mask = np.zeros((8, 8), dtype=bool)
     mask[2:5, 3:7] = True
     judge = lambda images: images.mean((2, 3))[:, [0, 1, 2, 0]]  # noqa: E731
-    count = lambda module, args: None if torch.is_grad_enabled() else CALLS.append(len(args[0]))  # noqa: E731
+    count = lambda module, args: None if torch.is_grad_enabled() else calls.append(len(args[0]))  # noqa: E731
     with pipe.unet.register_forward_pre_hook(count):
-        return EXPERIMENTS["directions"].run(pipe, Sampling([3], SEEDS, STEPS), mask=mask, judge=judge, **OPTIONS)
+        found = EXPERIMENTS["directions"].run(pipe, Sampling([3], SEEDS, STEPS), mask=mask, judge=judge, **OPTIONS)
+    return found, calls
 
 
-def test_the_plan_tells_the_products_and_calls_that_come(pipe, result, monkeypatch):
+@pytest.fixture(scope="module")
+def result(counted):
+    return counted[0]
+
+
+def test_the_plan_tells_the_products_and_calls_that_come(pipe, counted, monkeypatch):
+    result, images = counted
     monkeypatch.setattr("diffusers_xai.experiments.directions.shortest_time", lambda function, device: 3.0)
     text = EXPERIMENTS["directions"].plan(pipe, Sampling([3], SEEDS, STEPS), **OPTIONS)
     products, calls, minutes = map(int, re.findall(r"\d+", text))
     assert result.data["products"].max() <= products <= 1.5 * result.data["products"].max()
-    assert sum(CALLS) / len(SEEDS) <= calls <= 1.2 * sum(CALLS) / len(SEEDS)
+    assert sum(images) / len(SEEDS) <= calls <= 1.2 * sum(images) / len(SEEDS)
     assert minutes == math.ceil(len(SEEDS) * (products + calls) * 3.0 / 4 / 60)  # a call of four takes 3 s
 
 

@@ -1,6 +1,7 @@
 """How good a control is, on a Gaussian whose gradients are a matrix of numpy."""
 
 import numpy as np
+import pytest
 import torch
 from diffusers import DDPMScheduler
 from scipy.ndimage import distance_transform_edt
@@ -88,6 +89,20 @@ def test_draws_have_the_mean_and_covariance():
     scale = np.abs(expected).max()
     np.testing.assert_allclose(np.cov(many.T), expected, atol=6 * scale * np.sqrt(2 / 20_000))
     np.testing.assert_allclose(many.mean(0), vectors.mean(0), atol=6 * np.sqrt(scale / 20_000))
+
+
+def test_too_few_images_are_refused(capsys):
+    with pytest.raises(ValueError, match="more than an image has values, 147, got 147"):
+        quality(photographs()[:147], MASK)
+    assert main(["--images", "100", "--size", "16"]) == 2
+    assert "values, 768, got 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--images", "--size"])
+def test_counts_are_positive(option, capsys):
+    with pytest.raises(SystemExit):
+        main([option, "0"])
+    assert f"argument {option}: expected an integer in 1.." in capsys.readouterr().err
 
 
 def test_what_is_no_data_is_refused(tmp_path, capsys):
