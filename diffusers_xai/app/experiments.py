@@ -26,10 +26,11 @@ from diffusers_xai.app.questions import (
     words,
 )
 from diffusers_xai.app.session import Session, readable_errors
-from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError
+from diffusers_xai.app.settings import MAX_SEED, Settings, SettingsError, limit
 from diffusers_xai.app.values import some_of, whole
 from diffusers_xai.experiments import EXPERIMENTS, Experiment
 from diffusers_xai.experiments.nulls import NULLS
+from diffusers_xai.labels import attribute_words
 
 
 def add_tab(c: SimpleNamespace, models: Mapping[str, Model], label: Callable[[str, str], None]) -> None:
@@ -90,7 +91,8 @@ class ExperimentTab(AskingTab):
         other = self.controls.label(model, names, number) if compares_labels(experiment) else None
         settings = replace(settings, switch_to=other or 0)
         if settings.seed + MAX_SEEDS >= MAX_SEED:
-            raise SettingsError(f"Noise seed: expected at most {MAX_SEED - MAX_SEEDS - 1}, got {settings.seed}.")
+            most = limit(MAX_SEED - MAX_SEEDS - 1)
+            raise SettingsError(f"Noise seed: expected at most {most}, got {settings.seed}.")
         question = Question(experiment.name, whole(seeds, "Seeds", 1, MAX_SEEDS))
         question.check(model, settings)
         return question, model, settings
@@ -110,7 +112,11 @@ class ExperimentTab(AskingTab):
         control = control_of(experiment)
         told = "without a control" if control == "none" else f"control: {NULLS[control]}"
         judged = "; attributes told by measuring colours" if is_judged(experiment) and model.judge else ""
-        text = f"{experiment.title}; {shown}{other}; {told}{judged}. {interval_worth(task.seeds)}".rstrip()
+        digits = ""
+        if other and model.attributes:
+            names = ", ".join(map(attribute_words, model.attributes))
+            digits = f" The digits of a label stand for {names}: 1 has it, 0 has not."
+        text = f"{experiment.title}; {shown}{other}; {told}{judged}.{digits} {interval_worth(task.seeds)}".rstrip()
         return self.answer_of(session, result, text)
 
     def connect(self) -> None:

@@ -1,6 +1,7 @@
 """What stands where on the page: settings at the left, results at the right."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,6 +131,14 @@ def _plot(label: str) -> gr.Plot:
     return gr.Plot(label=label, elem_classes="figure", show_label=False, visible=False)
 
 
+@contextmanager
+def _explained(text: str) -> Iterator[None]:
+    """A panel: the text, and below it what is made within; not seen while there is no figure, see the CSS."""
+    with gr.Column(elem_classes="explained"):
+        gr.Markdown(text)
+        yield
+
+
 def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Model], prompts: bool) -> None:
     gr.Markdown(texts.LIVE)
     c.live = gr.Image(label="x_t while it forms", height=220, interactive=False, elem_id="live", buttons=[])
@@ -140,62 +149,62 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
     with gr.Tabs():
         with gr.Tab("Layers"):
             c.activations_note = gr.Markdown(texts.EMPTY, elem_classes="note")
-            gr.Markdown(texts.SAMPLES)
-            c.process = _plot("The process")
-            c.predicted = _plot("The predicted images")
-            gr.Markdown(texts.SCHEMATIC)
-            c.schematic = _plot("The U-Net")
-            gr.Markdown(texts.MAP)
-            _map_controls(c, "map")
-            c.map_plot = _plot("Activation map")
-            c.mask_max = gr.Button("Mask c*, then sample again", size="sm", elem_id="mask-max", visible=False)
-            gr.Markdown(texts.MAX)
-            c.max = _plot("Max channels")
-            gr.Markdown(texts.SSIM)
-            c.ssim = _plot("SSIM trajectory")
-            gr.Markdown(texts.DISTANCES)
-            c.distances = _plot("Layer distances")
+            with _explained(texts.SAMPLES):
+                c.process = _plot("The process")
+                c.predicted = _plot("The predicted images")
+            with _explained(texts.SCHEMATIC):
+                c.schematic = _plot("The U-Net")
+            with _explained(texts.MAP):
+                _map_controls(c, "map")
+                c.map_plot = _plot("Activation map")
+                c.mask_max = gr.Button("Mask c*, then sample again", size="sm", elem_id="mask-max", visible=False)
+            with _explained(texts.MAX):
+                c.max = _plot("Max channels")
+            with _explained(texts.SSIM):
+                c.ssim = _plot("SSIM trajectory")
+            with _explained(texts.DISTANCES):
+                c.distances = _plot("Layer distances")
         with gr.Tab("Attention"):
             c.attention_note = gr.Markdown(texts.EMPTY, elem_classes="note", elem_id="attention-note")
-            gr.Markdown(texts.ATTENTION)
-            c.attention = _plot("A_t")
+            with _explained(texts.ATTENTION):
+                c.attention = _plot("A_t")
             gr.Markdown(texts.WEIGHTS)
             c.weights_note = gr.Markdown(texts.EMPTY, elem_classes="note", elem_id="weights-note")
             c.weights_plot = _plot("Softmax attention weights")
-            gr.Markdown(texts.ATTENTION_LAYER)
-            c.attention_layer = gr.Dropdown([], label="Layer", elem_id="attention-layer", visible=False)
-            c.attention_maps = _plot("Attention by layer")
+            with _explained(texts.ATTENTION_LAYER):
+                c.attention_layer = gr.Dropdown([], label="Layer", elem_id="attention-layer", visible=False)
+                c.attention_maps = _plot("Attention by layer")
         with gr.Tab("Gradients"):
             c.gradients_note = gr.Markdown(texts.EMPTY, elem_classes="note")
-            gr.Markdown(texts.VOLUME)
-            c.volume = _plot("Gradient volume")
-            gr.Markdown(texts.ENERGY)
-            c.energy = _plot("Gradient energy")
-            gr.Markdown(texts.SENSITIVITY)
-            c.sensitivity = _plot("Label sensitivity")
-            gr.Markdown(texts.GRADIENT_MAP)
-            _map_controls(c, "grad")
-            c.grad_plot = _plot("Gradient map")
-            gr.Markdown(texts.GRADIENT_ATTENTION)
-            c.gradient_attention = _plot("Gradient attention")
+            with _explained(texts.VOLUME):
+                c.volume = _plot("Gradient volume")
+            with _explained(texts.ENERGY):
+                c.energy = _plot("Gradient energy")
+            with _explained(texts.SENSITIVITY):
+                c.sensitivity = _plot("Label sensitivity")
+            with _explained(texts.GRADIENT_MAP):
+                _map_controls(c, "grad")
+                c.grad_plot = _plot("Gradient map")
+            with _explained(texts.GRADIENT_ATTENTION):
+                c.gradient_attention = _plot("Gradient attention")
         if prompts:
             with gr.Tab("Words"):
                 add_words_tab(c)
         with gr.Tab("Compare"):
             c.pair_status = gr.Markdown(texts.NOT_KEPT, elem_classes="note", elem_id="pair-status")
             c.kept = gr.Dropdown([], label="Kept run", elem_id="kept", visible=False)
-            gr.Markdown(texts.COMPARE)
-            c.pair = _plot("The two runs")
-            gr.Markdown(texts.COMPARE_SSIM)
-            c.pair_ssim = _plot("SSIM between the runs")
-            gr.Markdown(texts.COMPARE_ATTENTION)
-            c.pair_attention = _plot("Distance of A_t")
-            gr.Markdown(texts.COMPARE_MAPS)
-            c.pair_map_a = _plot("A_t of the kept run")
-            c.pair_map_b = _plot("A_t of this run")
-            gr.Markdown(texts.COMPARE_VOLUMES)
-            c.pair_volume_a = _plot("PGV of the kept run")
-            c.pair_volume_b = _plot("PGV of this run")
+            with _explained(texts.COMPARE):
+                c.pair = _plot("The two runs")
+            with _explained(texts.COMPARE_SSIM):
+                c.pair_ssim = _plot("SSIM between the runs")
+            with _explained(texts.COMPARE_ATTENTION):
+                c.pair_attention = _plot("Distance of A_t")
+            with _explained(texts.COMPARE_MAPS):
+                c.pair_map_a = _plot("A_t of the kept run")
+                c.pair_map_b = _plot("A_t of this run")
+            with _explained(texts.COMPARE_VOLUMES):
+                c.pair_volume_a = _plot("PGV of the kept run")
+                c.pair_volume_b = _plot("PGV of this run")
         with gr.Tab("Experiments"):
             add_tab(c, models, partial(_label, c, values, "experiment"))
         with gr.Tab("Switch"):

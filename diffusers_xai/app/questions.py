@@ -218,8 +218,13 @@ def plain_settings(name: str, settings: Settings, limits: Limits) -> Settings:
     )
 
 
-def words(experiment: Experiment) -> str:
-    """What is done, how to read it, what its control is, and where the thesis has it."""
+def words(experiment: Experiment, of_drawings: bool = False) -> str:
+    """What is done, how to read it, what its control is, and where the thesis has it.
+
+    Args:
+        experiment (`Experiment`): Which one.
+        of_drawings (`bool`, defaults to `False`): Whether it is asked of models of drawn faces only.
+    """
     control, first = control_of(experiment), experiment.nulls[0]
     slow = (
         f"{NULLS[first]}, which takes five minutes of a core for a model of 32 pixels, where a page may take three."
@@ -230,9 +235,13 @@ def words(experiment: Experiment) -> str:
     else:
         told = f"**Control:** {NULLS[control]}." + ("" if control == first else f" Another is {slow}")
     if is_judged(experiment):
+        some = "" if of_drawings else f"of {DRAWN}, "
+        others = "" if of_drawings else "; the other models have no judge here"
+        told += f" **Judge:** {some}what is drawn is told by measuring colours, without an error on drawings{others}."
+    if experiment.judged and not is_judged(experiment):
         told += (
-            f" **Judge:** of {DRAWN}, what is drawn is told by measuring colours, without an error on drawings; the"
-            " other models have no judge here."
+            " **Here** the score is the sum over the region; what a judge sees is asked by the command"
+            f" `diffusers-xai experiment {experiment.name} --judge`."
         )
     if experiment.may_take == "students":
         told += (

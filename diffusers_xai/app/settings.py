@@ -84,6 +84,11 @@ class SettingsError(ValueError):
     """A request that is refused; the text is for the visitor."""
 
 
+def limit(high: int) -> str:
+    """The greatest allowed value as a message shows it: of seeds, which have 19 digits, by their power of two."""
+    return str(high) if high < MAX_SEED // 2 else f"2⁶³ − {MAX_SEED - high}"
+
+
 def shortened(value: Any) -> str:
     """A value as a message shows it: without marks of Markdown, as a link that anyone writes may bring it."""
     if isinstance(value, str):
@@ -125,7 +130,7 @@ class Settings:
         if not 1 <= self.steps <= limits.max_steps:
             raise SettingsError(f"Expected 1 to {limits.max_steps} steps, got {self.steps}.")
         if not 0 <= self.seed < MAX_SEED:
-            raise SettingsError(f"Expected a noise seed from 0 to 2⁶³ - 1, got {self.seed}.")
+            raise SettingsError(f"Expected a noise seed from 0 to {limit(MAX_SEED - 1)}, got {self.seed}.")
         if not 1 <= self.every <= self.steps:
             raise SettingsError(f"Expected to record every 1 to {self.steps} steps, got {self.every}.")
         if self.scheduler not in SCHEDULERS:

@@ -19,6 +19,7 @@ CSS = (
 .gradio-container {max-width: 1400px !important}
 .figure {background: white; border-radius: 8px; overflow-x: auto; padding: 4px}
 .dark .figure {background: #18181b}
+.explained:not(:has(.figure)) {display: none}
 .table + p {margin-top: 8px}
 .table {
   overflow-x: auto;
@@ -144,7 +145,7 @@ _DARK = {
     TEXT_COLOR: "#f4f4f5", MUTED_COLOR: "#c3c9d2", GRID_COLOR: "#3f3f46", "#000000": "#f4f4f5", "#eef1f4": "#27272a",
     "#fafbfc": "#18181b",
 }  # fmt: skip
-_DARK_LINE = "#2f95dc"  # of curves in the darkest of the colours, which is weak even on its own band
+_DARK_LINE = "#2f95dc"  # of curves and marks in the darkest of the colours, which is weak even on its own band
 
 
 def themed(figure: go.Figure, dark: bool) -> go.Figure:
@@ -156,6 +157,8 @@ def themed(figure: go.Figure, dark: bool) -> go.Figure:
         figure = plotly.io.from_json(text, skip_invalid=True)
         figure.update_layout(hoverlabel={"bgcolor": "#27272a", "font": {"color": "#f4f4f5"}})
         figure.update_traces(line_color=_DARK_LINE, selector={"line_color": LINE_COLORS[0]})
+        figure.update_traces(marker_color=_DARK_LINE, selector={"marker_color": LINE_COLORS[0]})
+        figure.update_traces(error_x_color=_DARK_LINE, selector={"error_x_color": LINE_COLORS[0]})
     for axis in figure.select_yaxes():
         if axis.minor.showgrid:  # else Plotly would mix their colour with the background, which is clear
             axis.minor.gridcolor = _DARK[GRID_COLOR] if dark else GRID_COLOR

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from diffusers_xai.app.settings import SettingsError, shortened
+from diffusers_xai.app.settings import SettingsError, limit, shortened
 
 
 def whole(value: Any, what: str, low: int, high: int) -> int:
@@ -14,7 +14,7 @@ def whole(value: Any, what: str, low: int, high: int) -> int:
     """
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not ok or value != int(value):
-        raise SettingsError(f"{what}: expected a whole number from {low} to {high}, got {shortened(value)}.")
+        raise SettingsError(f"{what}: expected a whole number from {low} to {limit(high)}, got {shortened(value)}.")
     return int(value)
 
 

@@ -98,7 +98,7 @@ class WordsTab(AskingTab):
         is_maps = name == MAPS
         switches = is_maps and flag(switch, "Switch")
         return (
-            texts.WORD_MAPS if is_maps else questions.words(EXPERIMENTS[name]),
+            texts.WORD_MAPS if is_maps else questions.words(EXPERIMENTS[name], of_drawings=True),
             gr.update(visible=name != PATCHING),
             gr.update(visible=is_maps),
             gr.update(visible=switches or name == PATCHING),

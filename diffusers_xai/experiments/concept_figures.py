@@ -25,7 +25,7 @@ def plot(result: ExperimentResult) -> go.Figure:
     panels = [(by_layer.values, by_layer["layer"].values.tolist(), "layer")]
     panels.append((iou.max("unit").values, [f"t = {t}" for t in data["timestep"].values], "time"))
     if "null_iou" in data:
-        panels.append((data["null_iou"].max(["unit", "time"]).values[:, None], ["permuted"], "control"))
+        panels.append((data["null_iou"].max(["unit", "time"]).values[:, None], ["control"], "control"))
     wide, rows = len(panels), 3 if "judged" in data else 2
     losses = [{}, {"colspan": wide - 1}, *[None] * (wide - 2)]
     figure = make_subplots(
@@ -58,7 +58,11 @@ def plot(result: ExperimentResult) -> go.Figure:
         groups.append(("control: without random units, in its place", random, MUTED_COLOR, "circle-open", 0.2))
     dots(figure, groups, row=2, col=1)
     figure.update_xaxes(
-        title="mean |change| of the image, which reaches from -1 to 1", rangemode="tozero", row=2, col=1
+        title="mean |change| of the image, which reaches from -1 to 1",
+        rangemode="tozero",
+        autorangeoptions={"clipmin": 0},
+        row=2,
+        col=1,
     )
     ticks = {"tickvals": list(range(len(concepts))), "ticktext": concepts}
     figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=2, col=1)

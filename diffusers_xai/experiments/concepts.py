@@ -297,8 +297,8 @@ def table(result: ExperimentResult) -> pd.DataFrame:
         }
         if "null_iou" in data:
             null, null_agree = float(part["null_iou"].max()), int(_agree(part["null_q_value"]).sum())
-            row |= {"best IoU, permuted masks": f"{null:.2f}", "excess of IoU": f"{best - null:+.2f}"}
-            row |= {"units that agree, permuted masks": str(null_agree), "excess of units": f"{agree - null_agree:+d}"}
+            row |= {"best IoU, others' masks": f"{null:.2f}", "excess of IoU": f"{round(best - null, 2) + 0.0:+.2f}"}
+            row |= {"units that agree, others' masks": str(null_agree), "excess of units": f"{agree - null_agree:+d}"}
         row["change in its place, without the best units"] = interval_text(summary(part["inside"]))
         if "null_inside" in data:
             random = part["null_inside"].mean("draw")

@@ -196,10 +196,10 @@ register(
         " Above: how the singular values fall. Middle: the local dimension, how many directions count, (Σσ²)²/Σσ⁴."
         " Below: by how much the final image changes (root mean square, the image's range being 2) when the state is"
         " pushed once along a direction by a tenth of its norm, on average over three directions and both signs; of a"
-        " push in the layer, by what the push of the state would do to it. Grey or dotted: the control, by"
-        " default Gaussians fitted to the model's own samples, whose directions any network would find in pixels that"
-        " covary; random directions of the same norm are drawn beside. Then, of one seed, the directions and the"
-        " images that they lead to.",
+        " push in the layer, by what the push of the state would do to it. Grey or dotted: the control. Where"
+        " that is Gaussians fitted to the model's own samples, it has the directions that any network would find in"
+        " pixels that covary. Random directions of the same norm are drawn beside. Then, of one seed, the directions"
+        " and the images that they lead to.",
         "Voynov and Babenko 2020; Haas et al. 2023; beyond the thesis",
         measure,
         plot,

@@ -173,7 +173,7 @@ def plot(result: ExperimentResult) -> go.Figure:
                 hovertemplate="%{y}, t = %{x}: %{customdata[0]:.1%} (%{customdata[1]:.1%} to %{customdata[2]:.1%})"
                 "<extra></extra>", row=row, col=column,
             )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
+    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True, ticks="")
     figure.update_xaxes(showgrid=False, type="category")
     figure.update_xaxes(title={"text": f"timestep t (white: chance, {chance:.1%})", "font": {"size": 12}})
     figure.update_annotations(font={"size": 13})

@@ -256,7 +256,7 @@ register(
         " difference that the second label makes there in other seeds' runs, once, half or twice. The curve tells how"
         " much of the change of the image that the label itself makes is made so: the projection on it, 1 being all of"
         " it. Grey: random directions of the same norm. The other dotted line needs no network: the mean difference of"
-        " the labels' finished images, added to the image. Below, three seeds.",
+        " the labels' finished images, added to the image. Below, the first seeds.",
         "Haas et al. 2023; beyond the thesis",
         measure,
         plot,

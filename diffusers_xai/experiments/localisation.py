@@ -255,8 +255,8 @@ register(
         "How the outlined region depends on every pixel of the input, at four moments. Left and middle, as the thesis"
         " counts: how much of the input lies above the mean of the gradient volume, of the scheduler's mean μ and of"
         " the noise ε. Right: how far from the region the gradient of the predicted clean image x̂_0 lies, in pixels"
-        " (root mean square). Grey: the control, by default a Gaussian with the mean and covariance of the model's own"
-        " samples, for which all this is known without a network. Only what differs from it is a property of the"
+        " (root mean square). Grey: the control. Where that is a Gaussian with the mean and covariance of the model's"
+        " own samples, all this is known without a network. Only what differs from it is a property of the"
         " network. Below, the size of x̂_0's gradient for two seeds and the control, and the gradient of the region in"
         " three layers, by the channel it depends on most.",
         "thesis eq. 4.1.2, fig. 5.8, 5.9",

@@ -1,6 +1,7 @@
 """What patches of layers in bands of the process make of an image, by any measures: effects and their maps."""
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
@@ -182,7 +183,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
         rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.24 / rows,
         subplot_titles=titles,
     )  # fmt: skip
-    size = 10 if columns < _COLUMNS else 9  # of the numbers, which stand close
+    size = 10 if columns < 4 else 9  # of the numbers, which stand close
     for number, kind in enumerate(kinds):
         for of, (row, column) in zip(measures, places, strict=True):
             place = {"row": number * rows_of_kind + row + 1, "col": column + 1}
@@ -198,7 +199,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
                 hoverongaps=False, **place,
                 hovertemplate="%{y}, %{x}: %{z:.3f} (%{customdata[0]:.3f} to %{customdata[1]:.3f})<extra></extra>",
             )  # fmt: skip
-    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True)
+    figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True, ticks="")  # which look like minus signs
     figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
     figure.update_xaxes(title={"text": "patched from t on", "font": {"size": 12}}, row=rows)
     figure.update_annotations(font={"size": 13})
@@ -219,7 +220,7 @@ def _band_names(data: xr.Dataset) -> list[str]:
 
 
 def plot_patched(result: ExperimentResult) -> go.Figure:
-    """Draws the first seed: the source and the base, and below them what each patch makes of the base."""
+    """Draws the first seed: what each patch makes of the base, and left of it the base and the source themselves."""
     data, settings = result.data, result.settings
     captions = "prompts" not in settings  # prompts are too long to stand over a tile
     if settings.get("between") == "seeds":
@@ -228,17 +229,17 @@ def plot_patched(result: ExperimentResult) -> go.Figure:
         base, source = settings.get("prompts") or [short_label(settings, label) for label in settings["labels"]]
     bands = _band_names(data)
     whole = data["whole"].values
-    first: list[Tile | None] = [None] * len(bands)
-    first[0], first[1 if len(bands) > 1 else 0] = (
+    unpatched = [
         Tile(to_rgb(whole[1]), f"base: {base}", f"base {base if captions else ''}"),
         Tile(to_rgb(whole[0]), f"source: {source}", f"source {source if captions else ''}"),
-    )
-    rows = [first]
-    for layer in data["layer"].values:
-        images = data["images"].sel(layer=layer).values
-        rows.append([Tile(to_rgb(x), f"{layer}, {band}") for x, band in zip(images, bands, strict=True)])
-    columns = ["patched always" if band == "all" else f"from t = {band} on" for band in bands]
-    return tile_grid(rows, columns, ["no patch", *data["layer"].values.tolist()])
+    ]
+    layers = data["layer"].values.tolist()
+    rows: list[list[Tile | None]] = []
+    for layer, first in zip_longest(layers, unpatched):
+        images = np.empty(0) if layer is None else data["images"].sel(layer=layer).values
+        rows.append([first, *(Tile(to_rgb(x), f"{layer}, {band}") for x, band in zip(images, bands, strict=False))])
+    columns = ["not patched", *("always" if band == "all" else f"from t = {band}" for band in bands)]
+    return tile_grid(rows, columns, [*layers, *[""] * (len(rows) - len(layers))])
 
 
 def table_of_effects(result: ExperimentResult) -> pd.DataFrame:

@@ -232,8 +232,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     words = data["word"].values.tolist()
     titles = ["share of what a word changes, in the fifth that it looks at most", "the same, by the moment of the map"]
     titles += ["agreement with the masks (intersection over union)"] if "iou" in data else []
-    heights = [28 * len(words) if index != 1 else 200 for index in range(len(titles))]
-    gap = 90
+    heights = [36 * len(words) if index != 1 else 200 for index in range(len(titles))]
+    gap = 110
     height = sum(heights) + gap * (len(titles) - 1)
     figure = make_subplots(
         rows=len(titles), cols=1, subplot_titles=titles, row_heights=heights, vertical_spacing=gap / height
@@ -258,6 +258,8 @@ def plot(result: ExperimentResult) -> go.Figure:
     ticks = {"tickvals": list(range(len(words))), "ticktext": words}
     for row in range(1, len(titles) + 1, 2):
         figure.update_yaxes(**ticks, autorange="reversed", automargin=True, row=row, col=1)
+        # Of a few seeds an interval may be wider than all that a share can be.
+        figure.update_xaxes(autorangeoptions={"clipmin": -0.02, "clipmax": 1.02}, row=row, col=1)
     figure.update_xaxes(title="covered share (dotted: chance)", row=1, col=1)
     figure.update_xaxes(title="timestep t", range=[float(data["timestep"].max()), 0], row=2, col=1)
     figure.update_yaxes(title="covered share", row=2, col=1)
@@ -327,7 +329,7 @@ register(
         " by the softmax weights of all layers. Chance is a fifth. Controls: the fifth nearest to the middle of the"
         " image, where most things happen, and the maps of the same networks with random weights. Below: the same"
         " share over the process. A map says where its word acts only as far as it covers more than both controls. The"
-        " images are those of the first seed. With masks of what the words stand for (`--concepts`), last: the"
+        " images are those of the first seed. With masks of what the words stand for, last: the"
         " intersection over union (IoU) of the map with the mask, of as many places as the mask has, on pictures whose"
         " masks are known; beside it that of what changes without the word at the same noise, and as controls the"
         " middle of the image, random weights and the mask of another picture.",

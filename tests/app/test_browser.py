@@ -38,6 +38,11 @@ def test_a_fresh_page_shows_an_example_and_says_so(page):
     assert "region of 108 pixels" in page.inner_text("#map-told")
     page.click("#share-panel > button")
     expect(page.locator("#download")).to_be_disabled()
+    explained = page.locator(".explained")
+    expect(explained.filter(has_text="Activation map.")).to_be_visible()
+    tab(page, "Compare")  # what explains a figure is seen with it only
+    expect(page.get_by_text("No run is kept yet")).to_be_visible()
+    assert explained.filter(visible=True).count() == 0
 
 
 def test_choose_a_label_sample_ablate_switch_compare_and_download(page, tmp_path):

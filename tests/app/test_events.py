@@ -142,7 +142,8 @@ def test_a_cancelled_run_leaves_picture_and_figures_of_the_one_before(demo):
 # elem_id of a control -> what a program may send, and what it is told.
 BAD_VALUES = [
     ("seed", 1.5, "whole number from 0"), ("seed", None, "whole number"), ("seed", "x", "got 'x'"),
-    ("seed", 2**63, "whole number"), ("seed", float("nan"), "whole number"), ("seed", float("inf"), "whole number"),
+    ("seed", 2**63, "whole number from 0 to 2⁶³ − 1, got 9"),
+    ("seed", float("nan"), "whole number"), ("seed", float("inf"), "whole number"),
     ("seed", True, "whole number"), ("seed", 10**400, "a number of many digits"),
     ("label", ["\ud800\x00"], "got '\\ud800\\x00'"), ("every", -0.5, "from 1"),
     ("steps", 0, "from 1 to 1000"), ("steps", 10**9, "from 1 to 1000"),

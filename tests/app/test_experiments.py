@@ -107,7 +107,7 @@ def test_no_place_of_the_server_is_in_the_file(demo, offered, tmp_path):
             "faces cannot answer this: Expected switches in 2..1, got 1",
         ),
         ({"experiment": "concepts"}, "available: drawn-32"),
-        ({"seed": 2**63 - 3}, "Noise seed: expected at most"),
+        ({"seed": 2**63 - 3}, "Noise seed: expected at most 2⁶³ − 9, got"),
     ],
 )
 def test_what_cannot_be_asked_is_told_in_words(demo, changes, message):
@@ -150,6 +150,8 @@ def test_a_control_that_the_page_cannot_have_is_told():
     gaussian = {name for name, entry in EXPERIMENTS.items() if entry.nulls[:1] == ("gaussian",)} & set(told)
     assert {name for name, text in told.items() if "where a page may take three" in text} == gaussian
     assert all(f"`diffusers-xai experiment {name}` has it" in told[name] for name in gaussian)
+    unjudged = {name for name in told if EXPERIMENTS[name].judged and "measuring colours" not in told[name]}
+    assert unjudged == {name for name, text in told.items() if "**Here** the score is the sum over the region" in text}
     assert "**Control:** the same network with random weights" in told["localisation"]  # and the other one elsewhere
 
 

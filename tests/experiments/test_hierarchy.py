@@ -84,11 +84,16 @@ def test_the_networks_whole_answer_carries_everything_and_a_block_what_it_makes(
     assert (lit.sel(layer=["blocks.0", "blocks.2"]) == 0).all()
     assert abs(data["null_effect"].sel(of="layout", band=2)).max() > 0
     assert result.plot().data
-    assert result.plot_images().data
+    figure = result.plot_images()
+    assert figure.layout.xaxis.ticktext == ("not patched", "from t = 750", "from t = 250", "always")
+    left = [image.hovertemplate.split("<")[0] for image in figure.data if image.x0 < 1]
+    assert left == ["base: 0", "source: 1"]  # under their own heading, below each other
+    assert len(figure.data) == 2 + 3 * 3
     assert len(EXPERIMENTS[NAME].table(result)) == 9
 
 
 def test_all_of_a_network_patched_is_all_of_the_source():
     pipe = XAIPipeline(convnext_unet(), DDIMScheduler(prediction_type="sample", clip_sample=False))
-    data = EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], [1, 2], STEPS), layers=["conv_out"], null="none").data
-    np.testing.assert_allclose(data["effect"].isel(band=[3, 4]), 1, atol=1e-6)
+    result = EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], [1, 2], STEPS), layers=["conv_out"], null="none")
+    np.testing.assert_allclose(result.data["effect"].isel(band=[3, 4]), 1, atol=1e-6)
+    assert result.plot_images().layout.yaxis.ticktext == ("final_conv", "")  # the source has a row of its own
