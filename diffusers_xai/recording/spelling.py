@@ -1,18 +1,22 @@
 """What a reader sees of a text's tokens, and where words stand in it."""
 
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import regex
 
 
 _PART = "\ufffd"  # what decoders show for bytes that are no whole character
-_JOINER = "\u200d"  # between the parts of an emoji
+_WHOLE = regex.compile(r"\d+(?:,\d{3}(?!\d))*(?:\.\d+)*|\X")  # a number, or what readers see as one character
+_BYTES_BY_NUMBER = {chr(byte) for byte in range(128, 256)}  # those of characters that are not ASCII's
+_STYLES = "\ufe0e\ufe0f"  # say whether the character before them is shown as text or as an emoji
 
 
 @dataclass(frozen=True)
-class Reading:
+class SpelledText:
     """A text as its tokens spell it.
 
     Attributes:
@@ -20,22 +24,28 @@ class Reading:
             the name that their tokenizer gives them.
         text (`str`): The whole text, with a space for each special token.
         spans (`list[tuple[int, int]]`): By token, where its characters begin and end in `text`.
+        inner (`set[int]`): Indices in `text` within the words that were added to the tokenizer's own.
         respell (`Callable`, *optional*): Gives a word as the tokenizer writes it, if it writes words in its own way.
     """
 
     strings: list[str]
     text: str
     spans: list[tuple[int, int]]
+    inner: set[int]
     respell: Callable[[str], str] | None = None
 
     def places(self, word: str) -> Iterator[list[int]]:
-        """Indices of the tokens that spell `word`, place by place: a part of a longer word is none.
+        """Indices of the tokens that spell `word`, place by place: a part of a longer word, number or emoji is none.
 
-        First as it is written, then as the tokenizer writes it; a special token has its name.
+        First as it is written, then with its accents as characters of their own or not, then as the tokenizer writes
+        it; a special token has its name. Chinese, Japanese and Korean characters may be words themselves: 여우 (a fox)
+        is one in 여우가 (the fox does), and so in 여우비 (a sun shower).
         """
-        yield from self._places(word)
-        if self.respell is not None and (other := self.respell(word)) and other != word:
-            yield from self._places(other)
+        forms = [word, *(unicodedata.normalize(form, word) for form in ("NFC", "NFD"))]
+        if self.respell is not None:
+            forms.append(self.respell(word) or word)
+        for form in dict.fromkeys(forms):
+            yield from self._places(form)
         yield from ([i] for i, (start, stop) in enumerate(self.spans) if start == stop and self.strings[i] == word)
 
     def shown(self, tokens: Iterable[int]) -> str:
@@ -52,18 +62,30 @@ class Reading:
         pattern, at = _pattern(word), 0
         while found := pattern.search(self.text, at):
             at, (first, behind) = found.start() + 1, found.span()
-            if not any(_is_one_word(self.text[end - 1 : end], self.text[end : end + 1]) for end in (first, behind)):
+            if self._is_end(first) and self._is_end(behind):
                 spans = [(max(start, first), min(stop, behind)) for start, stop in self.spans]
                 yield [i for i, (start, stop) in enumerate(spans) if start < stop and self.text[start:stop].strip()]
 
+    def _is_end(self, index: int) -> bool:
+        """Whether a word may begin or end there."""
+        before, behind = self._wholes.get(index), self.text[index : index + 1]
+        return before is not None and index not in self.inner and not (_is_letter(before) and _is_letter(behind))
 
-def read_ids(tokenizer: Any, ids: Sequence[int]) -> Reading:
+    @cached_property
+    def _wholes(self) -> dict[int, str]:
+        """By the index behind a number or a character that readers see, what it begins with."""
+        return {0: ""} | {found.end(): found[0][0] for found in _WHOLE.finditer(self.text)}
+
+
+def read_ids(tokenizer: Any, ids: Sequence[int]) -> SpelledText:
     """Reads the ids that a tokenizer made, by what it decodes them to."""
     strings = [str(string) for string in tokenizer.convert_ids_to_tokens(ids)]
     special = set(getattr(tokenizer, "all_special_ids", ()))
+    added = set(getattr(tokenizer, "added_tokens_decoder", ())) - special
     names = [string if token in special else None for token, string in zip(ids, strings, strict=True)]
+    words = [string if token in added else None for token, string in zip(ids, strings, strict=True)]
     if not hasattr(tokenizer, "decode") or getattr(_backend_of(tokenizer), "decoder", True) is None:
-        return _read(strings, names, _decoder_of(strings))
+        return _read(strings, names, words, _decoder_of(strings))
 
     def respell(word: str) -> str:
         written = tokenizer(word, add_special_tokens=False)["input_ids"]
@@ -72,22 +94,31 @@ def read_ids(tokenizer: Any, ids: Sequence[int]) -> Reading:
     def decode(part: list[int]) -> str:
         return tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    return _read(ids, names, decode, respell)
+    of_bytes = (token for token, string in zip(ids, strings, strict=True) if string in _BYTES_BY_NUMBER)
+    if any(not decode([token]) for token in of_bytes):
+        return _read(strings, names, words, _of_numbered_bytes, respell)
+    return _read(ids, names, words, decode, respell)
 
 
-def read_strings(strings: Sequence[str]) -> Reading:
+def read_strings(strings: Sequence[str]) -> SpelledText:
     """Reads strings of tokens as a tokenizer gives them, or whole words."""
-    names = [string if re.fullmatch(r"<(?!0x)[^<>]+>|\[[^\[\]]+\]", string) else None for string in strings]
-    return _read(strings, names, _decoder_of(strings))
+    names = [string if regex.fullmatch(r"<(?!0x)[^<>]+>|\[[^\[\]]+\]", string) else None for string in strings]
+    of_clip = any("</w>" in string for string in strings)  # whose digits are words, each
+    respell = (lambda word: regex.sub(r"(\d)", r" \1 ", word)) if of_clip else None
+    return _read(strings, names, [None] * len(names), _decoder_of(strings), respell)
 
 
 def _read(
     tokens: Sequence[Any],
     names: Sequence[str | None],
+    words: Sequence[str | None],
     decode: Callable[[list[Any]], str],
     respell: Callable[[str], str] | None = None,
-) -> Reading:
-    """Reads tokens one by one: what each adds to those before it, back to the last one that began a character."""
+) -> SpelledText:
+    """Reads tokens one by one: what each adds to those before it, back to the last one that began a character.
+
+    Special tokens have `names`; tokens that were added to the tokenizer's own have the `words` that they are.
+    """
     known: dict[tuple, str] = {}
 
     def decoded(part: list[Any]) -> str:
@@ -95,15 +126,20 @@ def _read(
             known[tuple(part)] = decode(part)
         return known[tuple(part)]
 
-    text, spans = "", []
+    text, spans, inner = "", [], set()
     before: list[Any] = []  # whole characters
     begun: list[Any] = []  # tokens behind them whose last character is not whole
     seen, whole = "", 0  # what both spell, and how much of it is in `text`
-    for token, name in zip([*tokens, None], [*names, "end"], strict=True):
-        if name is not None:
+    for token, name, word in zip([*tokens, None], [*names, "end"], [*words, None], strict=True):
+        if name is not None or word is not None:
             text += _PART * bool(begun)
-            spans.append((len(text), len(text)))
-            text += " "
+            start = len(text)
+            if name is None and word is not None:
+                written = word.replace("▁", " ")
+                text += written if written.isspace() else f" {written} "  # decoders may put no spaces there
+                inner |= {*range(start + 2, len(text) - 1)}
+            spans.append((start, len(text)))
+            text += " " * (name is not None)
             before, begun, seen, whole = [], [], "", 0
             continue
         begun.append(token)
@@ -123,11 +159,16 @@ def _read(
         (text[start:stop].strip() or text[start:stop] or " ") if name is None else name
         for (start, stop), name in zip(spans, names, strict=True)
     ]
-    return Reading(strings, text, spans, respell)
+    return SpelledText(strings, text, spans, inner, respell)
 
 
 def _backend_of(tokenizer: Any) -> Any:
     return getattr(tokenizer, "backend_tokenizer", None)
+
+
+def _of_numbered_bytes(part: list[str]) -> str:
+    """Puts strings of ByT5 together, each the character with a byte's number; its decoder drops broken ones."""
+    return bytes(map(ord, part)).decode(errors="replace")
 
 
 def _decoder_of(strings: Sequence[str]) -> Callable[[list[str]], str]:
@@ -146,7 +187,7 @@ def _decoder_of(strings: Sequence[str]) -> Callable[[list[str]], str]:
 
         def of_pieces(part: list[str]) -> str:
             written = "".join(part).replace("▁", " ").encode()
-            return re.sub(rb"<0x([0-9A-F]{2})>", lambda m: bytes.fromhex(m[1].decode()), written).decode(
+            return regex.sub(rb"<0x([0-9A-F]{2})>", lambda m: bytes.fromhex(m[1].decode()), written).decode(
                 errors="replace"
             )
 
@@ -161,30 +202,19 @@ def _bytes_by_character() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-def _pattern(word: str) -> re.Pattern[str]:
+def _pattern(word: str) -> regex.Pattern[str]:
     """A word or phrase in a text: tokenizers put spaces of their own anywhere but between two letters."""
     pattern, before = "", ""
     for part in word.split():
-        for i, character in enumerate(part):
+        for i, character in enumerate(character for character in part if character not in _STYLES):
             space = "" if i else r"\s+"
             pattern += space if _is_letter(before) and _is_letter(character) else r"\s*" if before else ""
-            pattern += re.escape(character)
+            pattern += regex.escape(character) + f"[{_STYLES}]?"
             before = character
-    return re.compile(pattern, re.IGNORECASE)
-
-
-def _is_one_word(before: str, behind: str) -> bool:
-    """Whether two neighbours belong to one word or emoji; Chinese and Japanese characters may be words themselves."""
-    joins = [
-        _is_letter(character) or character.isalnum() and not _is_wide(character) for character in (before, behind)
-    ]
-    return all(joins) or _JOINER in (before, behind)
+    return regex.compile(pattern, regex.IGNORECASE)
 
 
 def _is_letter(character: str) -> bool:
-    """Whether it is a letter, or an accent on one, of a script that writes words."""
-    return character != "" and unicodedata.category(character)[0] in "LM" and not _is_wide(character)
-
-
-def _is_wide(character: str) -> bool:
-    return character != "" and unicodedata.east_asian_width(character) in ("W", "F")
+    """Whether it is a letter, a digit, or an accent on one, of a script that writes words."""
+    is_of_word = character != "" and unicodedata.category(character)[0] in "LMN"
+    return is_of_word and unicodedata.east_asian_width(character) not in ("W", "F")

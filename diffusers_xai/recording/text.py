@@ -14,7 +14,7 @@ from diffusers_xai.passed import Pipeline
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.condition import Condition, Key, attended_of, rows_of
 from diffusers_xai.recording.repeat import tensors_in
-from diffusers_xai.recording.spelling import Reading, read_ids, read_strings
+from diffusers_xai.recording.spelling import SpelledText, read_ids, read_strings
 from diffusers_xai.taps import tap_call, tap_output, tap_whole_call
 from diffusers_xai.taps.call import another_runs, running_frame
 from diffusers_xai.taps.token_flow import TokenFlow, token_sets
@@ -43,21 +43,25 @@ class PromptTokens:
     def __init__(self, run: Run):
         self._run = run
         self._flow = TokenFlow()
-        self._tokens: list[tuple[Reading, int]] = []  # of which text, and where in it; a label is an index
+        self._tokens: list[tuple[SpelledText, int]] = []  # of which text, and where in it; a label is an index
         self._own: list[Condition] = []  # of the denoiser calls of the first step
         self._switched: list[tuple[int, list[Condition]]] = []
-        self._encodes_in_loop = False  # as pipelines do that have another prompt at every step
+        self._may_encode_again = False  # as pipelines do that have another prompt at every step
         self._encoded_at = 0  # which step
         self._later: list[tuple[int, list[Condition]]] = []  # of the steps at which it was encoded once more
         self._given: list[dict[str, list[tuple[torch.Tensor, int]]]] = []  # the arguments that hold them
         self._other_steps: set[int] = set()  # at which the network is given something else
+        self._unchecked: list[tuple[str, int]] = []  # words and steps, whose prompt is not known yet
         self._texts: dict[tuple, np.ndarray | None] = {}
         self._thread = threading.get_ident()
 
     @staticmethod
     @contextmanager
     def followed(run: Run) -> Iterator["PromptTokens"]:
-        """Follows the tokens of the pipeline's text encoders up to the end of the first step."""
+        """Follows the tokens of the pipeline's text encoders to the network: at the first step, or wherever they run.
+
+        Which of both it is, is told by whether one ran behind the beginning of the loop.
+        """
         prompt = PromptTokens(run)
         flow = prompt._flow
         with ExitStack() as stack:
@@ -84,8 +88,8 @@ class PromptTokens:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if not self._is_of_run():
             return
-        self._encodes_in_loop |= self._run.is_looping and not self._run.timesteps
-        if self._run.step > 0 and not self._encodes_in_loop:
+        self._may_encode_again |= self._run.is_looping and not self._run.timesteps
+        if self._run.step > 0 and not self._may_encode_again:
             return
         self._encoded_at = self._run.step
         if not isinstance(ids, torch.Tensor) or ids.ndim != 2 or ids.is_floating_point():
@@ -119,17 +123,25 @@ class PromptTokens:
             if self._run.step > 0 and (not self._later or self._later[-1][0] != self._run.step):
                 self._later.append((self._run.step, []))
                 self._given = []
+                self._unchecked = []
             (self._later[-1][1] if self._later else self._own).append(self._condition(call))
             self._given.append({name: _versions(value) for name, value in call.arguments.items()})
-        elif not all(self._is_given(name, call.arguments.get(name)) for name in self._names()):
+            return
+        if not all(self._is_given(name, call.arguments.get(name)) for name in self._names()):
             self._other_steps.add(self._run.step)
+        unchecked, self._unchecked = self._unchecked, []  # it goes on with the same prompt
+        for word, step in unchecked:
+            self._check_at(word, step)
 
     def _names(self) -> set[str]:
         """The arguments that hold tokens, in one branch at least: of another they may be zeros."""
         return {name for condition in self._own for name in condition.sequences}
 
     def _end_step(self) -> None:
-        self._flow.clear()
+        if self._may_encode_again:  # one prompt may be encoded again, and be joined to another that is not
+            self._flow.prune()
+        else:
+            self._flow.clear()
         names = self._names()
         self._given = [{name: given[name] for name in given.keys() & names} for given in self._given]
 
@@ -172,13 +184,17 @@ class PromptTokens:
     @property
     def changes(self) -> bool:
         """Whether another prompt may take over during the run."""
+        return self._may_encode_again or self._is_said_to_change
+
+    @property
+    def _is_said_to_change(self) -> bool:
+        """Whether another prompt is announced, or has been encoded during the run."""
         inputs = self._run.call.locals.get("callback_on_step_end_tensor_inputs") or ()
         told = self._run.call.locals.get("callback_on_step_end") is not None and any(
             "prompt" in name for name in inputs
         )
-        return (
-            told or self._encodes_in_loop or any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
-        )
+        is_switched = any(0 < first < len(self._run.timesteps) for first, _ in self._switched)
+        return told or is_switched or bool(self._later)
 
     def _conditions(self, step: int) -> tuple[int, list[Condition]]:
         """The conditions by denoiser call at a step, and a number for them."""
@@ -207,7 +223,7 @@ class PromptTokens:
         number, conditions = self._conditions(step)
         if step in self._other_steps:
             number, conditions = -1, []
-            if not self.changes:
+            if not self._is_said_to_change:
                 raise self._unforeseen(step)
         identity = number, tuple(lengths.items())
         if identity not in self._texts:
@@ -261,6 +277,8 @@ class PromptTokens:
     def check(self, word: str, steps: Sequence[int]) -> None:
         """Refuses, before the first step, a word that the network is not given at some of the steps.
 
+        Where the prompt may be encoded again, it refuses that at the second step, unless it is.
+
         Raises:
             UnknownWordError: with the prompt as its tokens spell it.
             ValueError: if the prompt was not tokenized, or its tokens cannot be followed.
@@ -270,14 +288,19 @@ class PromptTokens:
                 "WordMaps: expected a pipeline that tokenizes its prompt, got none (were `prompt_embeds` given?). Give"
                 " the tokens' strings as `tokens=[…]`."
             )
-        run, checked = self._run, set()
+        checked = set()
         for step in sorted(steps):
-            number, conditions = self._conditions(step)
-            names = run.guidance.of_call(0)
-            is_known = step == 0 or not self._encodes_in_loop
-            if number in checked or "cond" not in names or not is_known:
-                continue
-            checked.add(number)
+            number, _ = self._conditions(step)
+            if step > 0 and self._may_encode_again:
+                self._unchecked.append((word, step))
+            elif number not in checked:
+                checked.add(number)
+                self._check_at(word, step)
+
+    def _check_at(self, word: str, step: int) -> None:
+        run, conditions = self._run, self._conditions(step)[1]
+        names = run.guidance.of_call(0)
+        if "cond" in names:
             for sample in range(run.num_samples):
                 self._check(conditions[0], names.index("cond") * run.num_samples + sample, sample, word, step)
 
@@ -300,9 +323,9 @@ class PromptTokens:
                     return sorted({keys[token] for token in place})
         return []
 
-    def _texts_of(self, row: list[Key]) -> Iterator[tuple[Reading, dict[int, int]]]:
+    def _texts_of(self, row: list[Key]) -> Iterator[tuple[SpelledText, dict[int, int]]]:
         """The texts in a row, with its key by token."""
-        found: dict[int, tuple[Reading, dict[int, int]]] = {}
+        found: dict[int, tuple[SpelledText, dict[int, int]]] = {}
         for key, labels in enumerate(row):
             for reading, token in (self._tokens[label] for label in labels):
                 found.setdefault(id(reading), (reading, {}))[1].setdefault(token, key)

@@ -79,6 +79,11 @@ class TokenFlow(TorchDispatchMode):
             self._thread = None
             self.__exit__(None, None, None)
 
+    def prune(self) -> None:
+        """Forgets the labels of tensors that are gone."""
+        for key in [key for key, (reference, _) in self._held.items() if reference.expired()]:
+            del self._held[key]
+
     def clear(self) -> None:
         """Forgets all labels."""
         self._held.clear()
@@ -183,8 +188,7 @@ class TokenFlow(TorchDispatchMode):
         storage = _storage(tensor)
         if storage is None:
             return
-        for key in [key for key, (reference, _) in self._held.items() if reference.expired()]:
-            del self._held[key]
+        self.prune()
         self._held[storage._cdata] = StorageWeakRef(storage), labels
 
 

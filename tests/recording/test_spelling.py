@@ -3,10 +3,17 @@
 import pytest
 
 from diffusers_xai.recording.spelling import read_ids, read_strings
-from tests.zoo.tokenizers import bert_tokenizer, clip_tokenizer, gemma_tokenizer, qwen2_tokenizer, unigram_tokenizer
+from tests.zoo.tokenizers import (
+    bert_tokenizer,
+    byt5_tokenizer,
+    clip_tokenizer,
+    gemma_tokenizer,
+    qwen2_tokenizer,
+    unigram_tokenizer,
+)
 
 
-MAKERS = [bert_tokenizer, clip_tokenizer, gemma_tokenizer, qwen2_tokenizer, unigram_tokenizer]
+MAKERS = [bert_tokenizer, byt5_tokenizer, clip_tokenizer, gemma_tokenizer, qwen2_tokenizer, unigram_tokenizer]
 PROMPT = "See A red fox, redder than le café noir: 一只红狐狸 🦊! don't CAFÉ"
 WORDS = [
     "red", "Fox", "redder", "than", "le", "café", "cafÉ noir", "狐狸", "红狐狸", "🦊", "don't", "fox, redder", "!",
@@ -18,7 +25,10 @@ NO_WORDS = ["der", "an", "re", "caf", "dog", "狗", "pad", "startoftext", "redfo
 def by_offsets(tokenizer, prompt, word):
     """Tokens of a word's first place by the tokenizer's own offsets, those of spaces left out."""
     first = prompt.lower().index("le " if word == "le" else word.lower())
-    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    if tokenizer.is_fast:
+        offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    else:  # a token for each byte
+        offsets = [(i, i + 1) for i, character in enumerate(prompt) for _ in character.encode()]
     return [
         token
         for token, (start, stop) in enumerate(offsets)
@@ -55,6 +65,7 @@ BYTES_OF_FOX = ["狐"] * 3 + ["狸"] * 3
         (qwen2_tokenizer, "红狐狸 redder", ["红", "红狐", "狐", "狸", "狸", "red", "de", "r"]),
         (unigram_tokenizer, "redder fox, 狐狸", ["re", "d", "d", "e", "r", "fo", "x,", " ", *BYTES_OF_FOX]),
         (gemma_tokenizer, "fox 🦊", ["f", "o", "x", " ", *["🦊"] * 4]),
+        (byt5_tokenizer, "é 狐狸", ["é", "é", " ", *BYTES_OF_FOX, "</s>"]),
         (bert_tokenizer, "Café 狐狸", ["[CLS]", "cafe", "狐", "狸", "[SEP]"]),
     ],
 )
@@ -62,7 +73,7 @@ def test_strings_are_what_a_reader_sees(make, text, strings):
     tokenizer = make()
     ids = tokenizer(text).input_ids
     assert read_ids(tokenizer, ids).strings == strings
-    if make is not bert_tokenizer:
+    if make not in (bert_tokenizer, byt5_tokenizer):  # whose strings have no marks of their own
         assert read_strings(tokenizer.convert_ids_to_tokens(ids)).strings == strings
 
 
@@ -89,11 +100,53 @@ def test_what_is_cut_off_within_a_character_is_no_word():
         ("the fox's red-haired cub", "fox", True),
         ("a 3D狐狸", "狐狸", True),
         ("a 3D狐狸", "D", False),
+        ("a caf\u00e9", "cafe\u0301", True),
+        ("a cafe\u0301", "caf\u00e9", True),
+        ("a ❤️fox", "fox", True),
+        ("a ❤️fox", "❤️", True),
+        ("a heart ❤", "❤️", True),
+        ("a heart ❤️‍🔥", "❤️", False),
+        ("a thumb 👍🏽", "👍", False),
+        ("a thumb 👍🏽", "👍🏽", True),
+        ("🇫🇷🇩🇪", "🇩🇪", True),
+        ("🇫🇷🇩🇪", "🇷🇩", False),
+        ("🇫🇷🇩🇪", "🇫", False),
+        ("1,000 foxes", "000", False),
+        ("1,000 foxes", "1", False),
+        ("1,000 foxes", "1,000", True),
+        ("foxes 1,2,3", "2", True),
+        ("fox v2.5", "5", False),
+        ("1 2 foxes", "12", False),
+        ("1 2 foxes", "1 2", True),
+        ("여우가", "여우", True),
     ],
 )
 def test_a_part_of_a_word_is_none(text, word, is_there):
     tokenizer = qwen2_tokenizer()
     assert any(read_ids(tokenizer, tokenizer(text).input_ids).places(word)) == is_there
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_tokens_that_were_added_are_words(make):
+    tokenizer = make.__wrapped__()
+    tokenizer.add_tokens(["<fox-é>", "sks"])
+    for prompt in ("a sks <fox-é> fox", "a sks<fox-é>fox"):
+        ids = tokenizer(prompt).input_ids
+        sks, other = (ids.index(tokenizer.convert_tokens_to_ids(word)) for word in ("sks", "<fox-é>"))
+        reading = read_ids(tokenizer, ids)
+        fox = [
+            i
+            for i in range(other + 1, len(ids))
+            if ids[i] not in tokenizer.all_special_ids and reading.strings[i] != " "
+        ]
+        found = {
+            word: next(reading.places(word), []) for word in ("sks", "<fox-é>", "fox", "sks <fox-é> fox", "sk", "é")
+        }
+        assert found == {
+            "sks": [sks], "<fox-é>": [other], "fox": fox, "sks <fox-é> fox": [sks, other, *fox],
+            "sk": [], "é": [],
+        }  # fmt: skip
+        assert "sks <fox-e> fox" in reading.shown(range(len(ids))).replace("é", "e")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +161,7 @@ def test_a_part_of_a_word_is_none(text, word, is_there):
         (["a", "fire", "fox", "fox"], "fox", [2]),  # whole words
         (["a", "fire", "fox", "fox"], "fire fox", [1, 2]),
         (["[start]", "[end]"], "[end]", [1]),
+        (["a</w>", "2</w>", "0</w>", "fox</w>"], "20", [1, 2]),
     ],
 )
 def test_strings_that_were_given_may_have_marks(tokens, word, places):

@@ -290,26 +290,46 @@ def test_two_recordings_may_share_a_text_encoder():
 
 
 class EveryStep(StableDiffusionPipeline):
-    """Another prompt at every step."""
+    """Another prompt at every step, another negative one, or both, or one that is encoded first in the loop.
+
+    A prompt that is given as a list is encoded at every step, one that is a text once, `before` the loop or in it.
+    """
 
     @torch.no_grad()
-    def __call__(self, prompt, num_inference_steps=3, generator=None, **_):
+    def __call__(
+        self, prompt, negative_prompt=("", "", ""), before=True, swap=False, generator=None, num_inference_steps=3, **_
+    ):
         self._guidance_scale = 3.0
         self.scheduler.set_timesteps(num_inference_steps)
         latents = torch.randn(1, 4, 8, 8, generator=generator)
+        texts = {"cond": prompt, "uncond": negative_prompt}
+        once = {name: text for name, text in texts.items() if isinstance(text, str)}
+        encoded = {name: self._encoded(text) for name, text in once.items()} if before else {}
         with self.progress_bar(total=num_inference_steps) as bar:
-            for text, t in zip(prompt, self.scheduler.timesteps, strict=True):
-                cond, uncond = self.encode_prompt(text, "cpu", 1, True)
-                noise = self.unet(torch.cat([latents] * 2), t, torch.cat([uncond, cond])).sample
+            for i, t in enumerate(self.scheduler.timesteps):
+                for name, text in texts.items():
+                    if name not in once or name not in encoded:
+                        encoded[name] = self._encoded(text if name in once else text[i])
+                if swap and i == 1:
+                    encoded["cond"] = encoded["cond"].flip(1)
+                both = torch.cat([encoded["uncond"], encoded["cond"]])
+                noise = self.unet(torch.cat([latents] * 2), t, both).sample
                 noise = noise[:1] + 3.0 * (noise[1:] - noise[:1])
                 latents = self.scheduler.step(noise, t, latents).prev_sample
                 bar.update()
         return (latents,)
 
+    def _encoded(self, text):
+        return self.encode_prompt(text, "cpu", 1, False)[0]
+
+
+def every_step(**call):
+    entry = calling("stable-diffusion", 3, **call)
+    return entry, EveryStep(**entry.make().components, requires_safety_checker=False)
+
 
 def test_a_pipeline_may_encode_its_prompt_at_every_step():
-    entry = calling("stable-diffusion", 3, prompt=["a red fox", "a red fox", "fox a dog"])
-    pipe = EveryStep(**entry.make().components, requires_safety_checker=False)
+    entry, pipe = every_step(prompt=["a red fox", "a red fox", "fox a dog"])
     specs = [AttentionWeights(layers=entry.attention), WordMaps(["fox"])]
     with record(pipe, specs) as recording:
         again = run(pipe, entry)
@@ -330,3 +350,39 @@ def test_a_pipeline_may_encode_its_prompt_at_every_step():
     with record(pipe, [WordMaps(["red"], steps=[0, 1])]) as recording:
         run(pipe, entry)
     assert recording.profile["word_maps"].sizes["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "negative"),
+    [(["a red fox", "a red fox", "fox a dog"], "b"), ("a red fox", ["b", "dog", "ugly"])],
+)
+def test_one_prompt_may_be_encoded_once_and_the_other_at_every_step(prompt, negative):
+    entry, pipe = every_step(prompt=prompt, negative_prompt=negative)
+    specs = [AttentionWeights(layers=entry.attention, relation="image_to_text"), WordMaps(["fox"])]
+    with record(pipe, specs) as recording:
+        run(pipe, entry)
+    weights = recording.profile[f"attention_weights_image_to_text/{entry.attention}"]
+    for branch, texts in (("cond", prompt), ("uncond", negative)):
+        texts = [texts] * 3 if isinstance(texts, str) else texts
+        assert weights["text"].sel(branch=branch).values.tolist() == [clip(*text.replace(" ", "")) for text in texts]
+    assert recording.profile["word_maps"].sizes["step"] == 3
+
+
+def test_a_prompt_that_is_encoded_once_in_the_loop_is_that_of_every_step():
+    entry, pipe = every_step(prompt="a red fox", negative_prompt="b", before=False)
+    specs = [AttentionWeights(layers=entry.attention)]
+    with record(pipe, specs) as recording:
+        run(pipe, entry)
+    text = recording.profile[f"attention_weights/{entry.attention}"]["text"]
+    assert text.sel(branch="cond").values.tolist() == [CLIP_FOX] * 3
+    steps = []
+    pipe.unet.register_forward_hook(lambda *_: steps.append(len(steps)))
+    with (
+        pytest.raises(UnknownWordError, match="'dog'.* at step 2: '<.*>a red fox"),
+        record(pipe, [WordMaps("dog", steps=2)]),
+    ):
+        run(pipe, entry)
+    assert steps == [0]
+    entry.call["swap"] = True
+    with pytest.raises(RuntimeError, match="at step 1, whose words are not known"), record(pipe, specs):
+        run(pipe, entry)

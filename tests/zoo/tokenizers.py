@@ -4,7 +4,14 @@ import functools
 import json
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import BertTokenizer, CLIPTokenizer, GemmaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import (
+    BertTokenizer,
+    ByT5Tokenizer,
+    CLIPTokenizer,
+    GemmaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 
 SENTENCES = ["a red fox, redder than a cat", "le café noir", "一只红狐狸坐在雪地里", "a fox 🦊 in a don't 2026"]
@@ -73,3 +80,9 @@ def bert_tokenizer():
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     trainer = trainers.WordPieceTrainer(vocab_size=85, special_tokens=special, show_progress=False)
     return BertTokenizer(vocab=_trained(tokenizer, trainer)["vocab"])
+
+
+@functools.cache
+def byt5_tokenizer():
+    """Bytes; what is no whole character is left out where it decodes them."""
+    return ByT5Tokenizer()
