@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -160,7 +160,12 @@ def _stream_of_gpu(models: dict[str, Any], limits: Limits) -> Callable[..., Iter
     return stream
 
 
-def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool = False) -> None:
+def serve(
+    checkpoints: Sequence[str] = (),
+    port: int | None = None,
+    share: bool = False,
+    told: Callable[[str, str | None], None] | None = None,
+) -> None:
     """Starts the server and stays until it is stopped.
 
     Args:
@@ -168,6 +173,8 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
             the package.
         port (`int`, *optional*): Port of 127.0.0.1; a free one from 7860 on, or `GRADIO_SERVER_PORT`, by default.
         share (`bool`, defaults to `False`): Whether Gradio's servers also give a public link for a few days.
+        told (`Callable`, *optional*): Called with the address and the public link, once it is served, in place of what
+            Gradio prints.
 
     Raises:
         ValueError: If a checkpoint cannot be loaded, or two have the same name.
@@ -178,5 +185,16 @@ def serve(checkpoints: Sequence[str] = (), port: int | None = None, share: bool 
     with bounded_log(), workspace() as folder:
         shown = example(first, limits) if first.name == DEMO else None
         app = build(models, limits, folder, shown, load_prompt_model())
-        app.start(server_port=port, share=share)
-        app.demo.block_thread()
+        with silence() if told else nullcontext():
+            url = app.start(server_port=port, share=share)
+        if told:
+            told(url, app.demo.share_url)
+        with silence() if told else nullcontext():
+            app.demo.block_thread()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Drops what is printed: Gradio tells addresses and its end there, also where it is asked to be quiet."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield

@@ -23,7 +23,7 @@ _DEFINITIONS = {
     "edit": ("Channel masking and label switch", "Masking sets channels of a layer to zero at every step"
     " (thesis alg. 6)."
      " A switch gives the network another label from some step on."),
-    "index": ("Predetermination", "The share of the steps after which a label switch leaves the image alike:"
+    "index": ("Predetermination", "The share of the steps that are done when a label switch leaves the image alike:"
     " SSIM of 0.9"
      " or more to the unswitched image (thesis section 5.3.2)."),
 }  # fmt: skip
@@ -36,7 +36,7 @@ DEFINITIONS_HTML = (
 
 INTRO = """# How a diffusion model makes a face
 Choose what the face should have, press **Sample**, and look inside: what each layer saw, where the network attended,
-which pixels mattered. Then change something and compare. The model of the package is small and for research."""
+which pixels mattered. Then change something and compare. The models of the package are small and for research."""
 
 EMPTY = "Press **Sample**, or click an example."
 STALE = "The controls have changed since: press **Sample** to see what they do."
@@ -107,8 +107,8 @@ SAMPLES = explain(
 )
 SSIM = explain(
     "ssim",
-    "**SSIM trajectory.** How alike successive states are: 1 is no change, so a dip is a time at which much is"
-    " decided.",
+    "**SSIM trajectory.** How alike successive states are: 1 is no change. The curve is mostly that of the"
+    " noise schedule: noising a finished image gives nearly the same one.",
 )
 SCHEMATIC = explain(
     "activation",
@@ -174,7 +174,7 @@ COMPARE_ATTENTION = explain("distance", "**Distance of A_t.** How differently th
 PREDETERMINATION = explain(
     "index",
     "**Predetermination.** The label is switched at ten times. The curve is the SSIM to the run that is never"
-    " switched: from 0.9 on the image is decided. The index is the share of the steps after that.",
+    " switched: from 0.9 on the image is decided. The index is the share of the steps that are done by then.",
 )
 COMPARE_MAPS = explain("attention", "**A_t of both runs.** Above the kept run, below this one.")
 COMPARE_VOLUMES = explain(

@@ -64,8 +64,13 @@ def run(args: argparse.Namespace) -> None:
                 f"--checkpoint: expected one of labels, or drawn-text-32, got {name}, which takes prompts: ask"
                 " with `diffusers-xai profile --prompt` or `diffusers-xai experiment words`"
             )
+
+    def told(url: str, public_url: str | None) -> None:
+        public = f", and for a few days at {public_url}" if public_url else ""
+        args.console.result(f"Open {url}{public}. Ctrl-C ends it.", {"url": url, "public_url": public_url})
+
     with quiet_libraries(unless=args.debug):
-        serve(args.checkpoint, args.port, args.share)
+        serve(args.checkpoint, args.port, args.share, told)
 
 
 def kept(args: argparse.Namespace) -> str:

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +99,10 @@ class Console:
 
     def result(self, text: str, facts: Mapping[str, Any]) -> None:
         """Prints what came of the command: `text`, or `facts` as JSON."""
-        print(json.dumps(facts, ensure_ascii=False) if self.json else text, flush=True)
+        try:
+            print(json.dumps(facts, ensure_ascii=False) if self.json else text, flush=True)
+        except BrokenPipeError:  # who reads has enough, as `head` does; Python would flush once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def bar_options(self, description: str) -> dict[str, Any]:
         """How tqdm shows progress: as a bar on a terminal, as a line every ten seconds elsewhere."""

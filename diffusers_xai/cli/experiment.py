@@ -51,8 +51,8 @@ def add_command(commands: Commands) -> None:
         "--mask",
         type=path,
         metavar="IMAGE",
-        help="region that localisation, artifact and ablation ask about, and in which patching patches: the bright"
-        " part of this image. Default, with lfw-32 or lfw-64: the eyes, for ablation the face, for patching the image",
+        help="region of an experiment that asks about one, or in which patching patches: the bright part of this"
+        " image. Default, with lfw-32 or lfw-64: the eyes, for ablation the face, for patching the image",
     )
     add(
         "--between", choices=("labels", "seeds"),
@@ -122,7 +122,7 @@ def _list_of_experiments() -> str:
         for name, experiment in EXPERIMENTS.items()
     )
     return (
-        f"experiments:\n{names}\n  {ALL:18} All of them that take one checkpoint\n"
+        f"experiments:\n{names}\n  {ALL:18} All of them that need a checkpoint of labels alone\n"
         f"  {FINDINGS:18} The thesis's claims tested over {MIN_SEEDS} seeds"
     )
 

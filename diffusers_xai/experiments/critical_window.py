@@ -24,6 +24,7 @@ from diffusers_xai.pipelines.label_evidence import ancestral, label_evidence
 from diffusers_xai.plots.style import LINE_COLORS, MUTED_COLOR, TEMPLATE
 from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
+from diffusers_xai.profile.selection import nearest
 
 
 WHOLE = "the whole label"
@@ -263,7 +264,7 @@ def plot_images(result: ExperimentResult) -> go.Figure:
 
 
 def _step(data: xr.Dataset, timestep: float) -> int:
-    return int(np.argmin(np.abs(data["timestep"].values - timestep)))
+    return nearest(data["timestep"].values, timestep)
 
 
 def table(result: ExperimentResult) -> pd.DataFrame:

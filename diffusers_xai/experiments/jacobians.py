@@ -10,6 +10,7 @@ from diffusers_xai.analysis.singular import Jacobian, Triplets, leading_triplets
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.sampling import Sampling, timestep_at
 from diffusers_xai.pipelines import XAIPipeline
+from diffusers_xai.profile.selection import nearest
 from diffusers_xai.recording.replay import frozen
 from diffusers_xai.taps import copy_scheduler, noise_level, scale_model_input, tap_output, x0_and_noise
 from diffusers_xai.taps.noise import sigmas_in_use
@@ -96,7 +97,7 @@ def moments(pipe: XAIPipeline, sampling: Sampling) -> list[int]:
     """The steps nearest to the moments, the first step left out: its state is what the run begins with."""
     pipe.scheduler.set_timesteps(sampling.steps)
     timesteps = np.asarray(pipe.scheduler.timesteps, dtype=np.float64)
-    return sorted({1 + int(abs(timesteps[1:] - timestep_at(pipe, time)).argmin()) for time in TIMES})
+    return sorted({1 + nearest(timesteps[1:], timestep_at(pipe, time)) for time in TIMES})
 
 
 def clean_image(

@@ -91,8 +91,8 @@ def _of_process(profile: DiffusionProfile, mask: np.ndarray | None) -> list[Sect
             Section(
                 "How much the image changes",
                 "SSIM compares each state with the next: 1 means that nothing visible changed, 0 that they have no"
-                " structure in common. Where the curve rises, structure is settling; where it dips, the image is"
-                " being reworked.",
+                " structure in common. The curve is mostly that of the noise schedule: noising a finished image"
+                " gives nearly the same one.",
                 "A line of the structural similarity of neighbouring states over time.",
                 "Thesis eq. 4.1.8, fig. 5.6.",
                 lambda: plots.ssim_trajectory(profile),

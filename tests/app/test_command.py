@@ -64,6 +64,7 @@ def test_it_serves_every_checkpoint_and_leaves_no_file_behind(tmp_path, ending):
     for name in ("cats", "digits") if ending == signal.SIGINT else ():
         DDPMPipeline(unet_2d(), DDPMScheduler()).save_pretrained(tmp_path / name)
         options += ["--checkpoint", str(tmp_path / name)]
+    options += ["--json"] if options else []
     left = None
     if ending == signal.SIGTERM:
         process, url, _ = start(files)
@@ -83,12 +84,16 @@ def test_it_serves_every_checkpoint_and_leaves_no_file_behind(tmp_path, ending):
         assert offered["value"] == expected[0]
         uploaded(url, files)
         process.send_signal(ending)
-        _, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
     assert process.returncode == 0
     assert "Traceback" not in errors
+    if options:
+        assert json.loads(printed) == {"url": url, "public_url": None}
+    else:
+        assert printed == f"Open {url}. Ctrl-C ends it.\n"
     assert [path for path in files.rglob("*") if path.is_file() and path.name != "starting"] == []
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url, timeout=5)

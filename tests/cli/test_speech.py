@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,13 @@ def test_completion_knows_commands_options_and_choices(shell, capsys):
     script = capsys.readouterr().out
     for word in ("profile", "experiment", "--guidance-scale", "dpm-solver", "label-divergence"):
         assert word in script
+
+
+def test_who_reads_may_have_enough():
+    code = "import sys; from diffusers_xai.cli import main; sys.exit(main(['completion', 'bash', '--json']))"
+    ended = f"{sys.executable} -c {shlex.quote(code)} | head -c 80 >/dev/null; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", ended], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_bash_takes_the_completion(capsys, tmp_path):
