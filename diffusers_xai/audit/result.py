@@ -156,7 +156,7 @@ def _cell(rows: pd.DataFrame) -> str:
     row = rows.iloc[0]
     if row["why_not"]:
         return f"none: {row['why_not']}"
-    text = f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+    text = f"{row['value']:z.2f} ({row['low']:z.2f} to {row['high']:z.2f})"
     if row["test"] in GRADES and GRADES[row["test"]].limit is None and not np.isnan(row["reference"]):
-        text += f" against {row['reference']:.2f}"
+        text += f" against {row['reference']:z.2f}"
     return f"**{text}**" if row["verdict"] == PASSES else text

@@ -32,13 +32,13 @@ def verdict_numbers(finding: Finding) -> tuple[str, str, str]:
     claim = finding.claim
     if claim.missing:
         return claim.missing, "", ""
-    control = f"{finding.control[0]:.4f} ({claim.control_text})" if finding.control is not None else "none"
+    control = f"{finding.control[0]:z.4f} ({claim.control_text})" if finding.control is not None else "none"
     excess = _interval(finding.excess, signed=True) if finding.excess is not None else ""
     return _interval(finding.effect), control, excess
 
 
 def _interval(facts: tuple[float, float, float], *, signed: bool = False) -> str:
-    mean, low, high = (f"{value:+.4f}" if signed else f"{value:.4f}" for value in facts)
+    mean, low, high = (f"{value:+z.4f}" if signed else f"{value:z.4f}" for value in facts)
     return f"{mean} ({low} to {high})"
 
 

@@ -74,9 +74,9 @@ def crossing_columns(data: xr.Dataset, curves: str, found: str, threshold: float
         excess = crossing_difference(data[curves], data[f"null_{curves}"], threshold, along=along)
         mean, low, high = (float(excess[name]) for name in ("mean", "low", "high"))
         columns["control"] = crossing_text(data[f"null_{found}"])
-        columns["excess"] = "" if np.isnan(mean) else f"{mean:+.0f}"
+        columns["excess"] = "" if np.isnan(mean) else f"{mean:+z.0f}"
         if np.isfinite(low):
-            columns["excess"] += f" ({low:+.0f} to {high:+.0f})"
+            columns["excess"] += f" ({low:+z.0f} to {high:+z.0f})"
         columns[Q] = float(excess["p_value"])
     return columns
 
@@ -85,7 +85,7 @@ def interval_text(facts: xr.Dataset) -> str:
     """What `analysis.summary` says of one mean, for a table: the mean and its interval; of one value, only that."""
     mean, low, high = (float(facts[name]) for name in ("mean", "low", "high"))
     mean, low, high = (round(value, 3) + 0.0 for value in (mean, low, high))  # no "-0.000"
-    return f"{mean:.3f} ({low:.3f} to {high:.3f})" if np.isfinite(low) else f"{mean:.3f}"
+    return f"{mean:z.3f} ({low:z.3f} to {high:z.3f})" if np.isfinite(low) else f"{mean:z.3f}"
 
 
 def excess_columns(data: xr.Dataset, name: str, *, verdicts: bool = False) -> dict[str, Any]:

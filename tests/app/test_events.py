@@ -7,8 +7,9 @@ import gradio as gr
 import numpy as np
 import pytest
 from diffusers import DDPMScheduler
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from diffusers_xai import XAIPipeline
+from diffusers_xai import ConvNextUNet2DModel, XAIPipeline
 from diffusers_xai.app import models, server, session, settings
 from diffusers_xai.app.events import Events
 from tests.app.handlers import handler, of_page
@@ -125,14 +126,25 @@ def test_a_visitor_has_one_run_at_a_time(demo):
 
 def test_a_cancelled_run_leaves_picture_and_figures_of_the_one_before(demo):
     sample, visitor, values = handler(demo, "sample")
-    *_, (first, _) = sample(*values)
-    before = visitor.result
-    position = [c.elem_id for c in of_page(demo, "sample").inputs].index("seed")
-    values[position] = 7
-    run = sample(*values)
-    next(run)
-    visitor.cancel()
-    *_, (shown, told) = run
+    calls, cancelled_at = [], None
+
+    def count(module, args):
+        if isinstance(module, ConvNextUNet2DModel):
+            calls.append(module)
+            if len(calls) == cancelled_at:
+                visitor.cancel()
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        *_, (first, _) = sample(*values)
+        before = visitor.result
+        position = [c.elem_id for c in of_page(demo, "sample").inputs].index("seed")
+        values[position] = 7
+        cancelled_at = 2 * len(calls) - 1  # the last but one of this run
+        *_, (shown, told) = sample(*values)
+    finally:
+        hook.remove()
+    assert len(calls) >= cancelled_at
     assert np.array_equal(shown, first)
     assert "Cancelled" in told
     assert "the run before" in told

@@ -20,8 +20,8 @@ def test_the_example_is_small_and_of_the_first_model():
     profile = result.profile
     assert FILE.stat().st_size < 3 * 10**6
     assert result.nbytes == 0  # shared by all
-    # Nothing is switched, and no gradient takes a region.
-    assert settings_of(profile, offered, Limits()) == replace(result.settings, switch_to=0, mask=None)
+    # No gradient takes a region.
+    assert settings_of(profile, offered, Limits()) == replace(result.settings, mask=None)
 
     # The recorded x̂_0 is that of the weights in the package, to the rounding of half precision.
     step = int(profile["samples"]["step"][-1])
