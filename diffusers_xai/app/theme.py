@@ -20,6 +20,7 @@ CSS = (
 .figure {background: white; border-radius: 8px; overflow-x: auto; padding: 4px}
 .dark .figure {background: #18181b}
 .explained:not(:has(.figure)) {display: none}
+@media (pointer: coarse) {.modebar {display: none !important}}  /* which nothing hides where there is no pointer */
 .table + p {margin-top: 8px}
 .table {
   overflow-x: auto;

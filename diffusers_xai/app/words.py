@@ -66,7 +66,7 @@ def add_words_tab(c: SimpleNamespace) -> None:
         visible=False,
     )  # fmt: skip
     c.words_switch_at = gr.Slider(
-        0, STEPS[1], value=STEPS[1] // 2, step=1, label="Switch at step", elem_id="words-switch-at", visible=False
+        0, STEPS[1] - 1, value=STEPS[1] // 2, step=1, label="Switch at step", elem_id="words-switch-at", visible=False
     )  # fmt: skip
     with gr.Row():
         c.words_steps = gr.Dropdown(list(STEPS), value=STEPS[1], label="Steps", elem_id="words-steps", min_width=90)
@@ -110,7 +110,7 @@ class WordsTab(AskingTab):
     def steps_changed(self, steps: Any, at: Any) -> Any:
         """The range of the switch's step; it stays within."""
         steps = whole(steps, "Steps", 1, STEPS[-1])
-        return gr.update(maximum=steps, value=min(whole(at, "Switch at step", 0, STEPS[-1]), steps))
+        return gr.update(maximum=steps - 1, value=min(whole(at, "Switch at step", 0, STEPS[-1]), steps - 1))
 
     def asked(self, session: Session, *values: Any) -> tuple[PromptQuestion, PromptModel, PromptSettings]:
         """What is asked: the question, of the model, with which settings."""

@@ -164,7 +164,11 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_layout(
         template=TEMPLATE,
         height=120 + 30 * len(rows),
-        xaxis={"title": "SSIM to the intact image (1: the channel is worth nothing)"},
+        xaxis={
+            "title": "SSIM to the intact image (1: the channel is worth nothing)",
+            # Of a few seeds an interval may be wider than all that SSIM can be.
+            "autorangeoptions": {"clipmin": -0.1, "clipmax": 1.02},
+        },
         yaxis={"tickvals": list(range(len(rows))), "ticktext": rows, "autorange": "reversed", "automargin": True},
     )
     return figure

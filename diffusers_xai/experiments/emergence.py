@@ -185,8 +185,9 @@ def plot(result: ExperimentResult) -> go.Figure:
                     mode="lines", line=line, row=row, col=column,
                 )  # fmt: skip
         figure.update_yaxes(title=f"correlation with the {target},<br>less chance", row=row, col=1)
+    lowest = min(float(beyond.min()), float(state.min()), -0.1)
     highest = max(float(beyond.max()), float(state.max()))
-    figure.update_yaxes(range=[-0.15, highest + 0.05])
+    figure.update_yaxes(range=[lowest - 0.05, highest + 0.05])
     figure.update_xaxes(range=[timesteps.max(), 0])
     figure.update_xaxes(title="timestep t", row=len(TARGETS))
     return figure.update_layout(template=TEMPLATE, height=720, legend={"y": 1.06}, margin={"t": 120, "l": 104})

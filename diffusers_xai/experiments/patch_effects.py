@@ -201,7 +201,7 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
             )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True, ticks="")  # which look like minus signs
     figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
-    figure.update_xaxes(title={"text": "patched from t on", "font": {"size": 12}}, row=rows)
+    figure.update_xaxes(title={"text": "patched from t on, up to the next column", "font": {"size": 12}}, row=rows)
     figure.update_annotations(font={"size": 13})
     height = 150 + rows * (70 + 24 * data.sizes["layer"])
     return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50, "r": 40})

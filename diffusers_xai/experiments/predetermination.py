@@ -259,13 +259,13 @@ register(
     Experiment(
         "predetermination",
         "From when on the label no longer matters",
-        "The label is switched at twenty steps of the process, and each image is compared with that of the run that"
-        " was never switched. The index is the share of the process after which a switch leaves the image alike (SSIM"
-        " of at least 0.9), with the 95 % interval over the seeds. Grey: the same of two Gaussians that are fitted to"
-        " the model's samples of the two labels. With a judge, below: in how many seeds it sees each attribute after"
-        " a switch (Clopper–Pearson intervals), in the model's images and in the Gaussians'; the table tells when an"
-        " attribute locks in, over the seeds in which a switch changes whether it is seen. Without one, the images of"
-        " the first seed.",
+        "The label is switched at up to twenty steps of the process, and each image is compared with that of the run"
+        " that was never switched. The index is the share of the process after which a switch leaves the image alike"
+        " (SSIM of at least 0.9), with the 95 % interval over the seeds. Grey: the same of two Gaussians that are"
+        " fitted to the model's samples of the two labels. With a judge, below: in how many seeds it sees each"
+        " attribute after a switch (Clopper–Pearson intervals), in the model's images and in the Gaussians'; the"
+        " table tells when an attribute locks in, over the seeds in which a switch changes whether it is seen."
+        " Without one, the images of the first seed.",
         "thesis section 5.3.2, fig. 5.17, D.2",
         measure,
         plot,

@@ -63,7 +63,7 @@ def layer_distances(profile: DiffusionProfile, layers: Sequence[str] | None = No
         figure.add_scatter(
             x=curve["timestep"].values,
             y=curve.values,
-            mode="lines",
+            mode="lines" if curve.size > 1 else "markers",
             name=layer_label(profile, path, sep=" "),
             line=line_style(index),
             hovertemplate="%{y:.4g}",

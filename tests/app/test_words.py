@@ -69,6 +69,15 @@ def test_maps_are_those_of_the_prompt_that_is_typed(demo, prompted, tmp_path):
     visitor.close()
 
 
+def test_the_last_step_is_the_latest_to_switch_at(demo):
+    found = [function for function in demo.demo.fns.values() if function.name == "steps_changed"]
+    (change,) = [function for function in found if function.inputs[1].elem_id == "words-switch-at"]
+    update = change.fn(10, 12)
+    assert (update["maximum"], update["value"]) == (9, 9)
+    _, shown = asked(demo, words_switch=True, words_steps=6, words_switch_at=5)
+    assert shown["words-status"] == "Done."
+
+
 def test_a_switched_run_is_shown_beside_the_other(demo, prompted):
     visitor, shown = asked(demo, words_switch=True)
     assert f"from step 3 on (“changed”) **{OTHER_PROMPT}**" in shown["words-shown"]
