@@ -15,28 +15,13 @@ from diffusers_xai.denoisers.base import Denoiser
 from diffusers_xai.denoisers.call import DenoiserCall
 from diffusers_xai.denoisers.grids import strided
 from diffusers_xai.denoisers.layouts import Layout, layout_of
+from diffusers_xai.denoisers.origins import Origins, holds_sample, marks_of, position_of, run_of
 
 
 POSITIONS = {1: ("frame",), 2: ("height", "width"), 3: ("frame", "height", "width")}
 # Blocks over time by their paths and classes; what has "SpatioTemporal" in its name holds layers over space too.
 _OVER_TIME = re.compile("motion_modules|temp")
 _TEMPORAL = re.compile("(?<!Spatio)Temporal")
-
-# By layer, of every run of it in a call and each tensor that it puts out, by axis: which indices hold places of the
-# sample.
-Origins = Mapping[str, Sequence[Sequence[Mapping[int, Sequence[bool]]]]]
-
-
-class UnknownOrigins(dict[str, Any]):
-    """Origins of no layer, as the network cannot be called beside the run.
-
-    Args:
-        error (`str`): What it said.
-    """
-
-    def __init__(self, error: str):
-        super().__init__()
-        self.error = error
 
 
 @dataclass(frozen=True)
@@ -236,35 +221,16 @@ class Labelling:
 
     def looks_from_image(self, path: str) -> bool | None:
         """Whether an attention layer puts out tokens of the sample; `None` if that could not be found out."""
-        if self.denoiser.looks_from_image(path):
-            return True
-        if isinstance(self._origins, UnknownOrigins):
-            return None
-        marks = [marks for run in (self._origins or {}).get(path, ()) for axes in run for marks in axes.values()]
-        return not marks or any(any(of_axis) for of_axis in marks)
+        return True if self.denoiser.looks_from_image(path) else holds_sample(self._origins, path)
 
     def _position(self, path: str, stream: str) -> int:
         """Which of the tensors that a layer puts out holds a stream."""
-        if self._origins is None or self.layout is None or self.layout.order is None:
-            return 0
-        for run in self._origins.get(path, ()):
-            for position, axes in enumerate(run[:2]):
-                marks = axes.get(1, ())
-                if any(marks) if stream == "image" else marks and not all(marks):
-                    return position
-        return 0
+        has_order = self.layout is not None and self.layout.order is not None
+        return position_of(self._origins, path, stream) if has_order else 0
 
     def _from_sample(self, path: str, position: int, axis: int, size: int) -> Sequence[bool] | None:
         """Which indices of an axis of a layer's output hold places of the sample; `None` if that is not known."""
-        if self._origins is None:
-            return (True,) * size
-        runs = self._origins.get(path, ())
-        own = [tuple(run[position].get(axis, ())) if position < len(run) else () for run in runs]
-        found = {marks for marks in own if len(marks) == size}
-        if len(found) == 1:
-            return next(iter(found))
-        now = self._ran.get(path, 0) - 1  # runs that differ are counted
-        return own[now] if 0 <= now < len(own) and len(own[now]) == size else None
+        return marks_of(self._origins, path, position, axis, size, self._ran.get(path, 0))
 
     def parts(self, tokens: int, order: Sequence[str] | None) -> dict[str, slice]:
         """Where image and text lie in a sequence of `tokens` tokens of joint attention; text may be absent.
@@ -343,7 +309,7 @@ class Labelling:
             return {"": _as_tokens(rows)}
         if not any(from_sample):
             return {"text": _as_tokens(rows)}
-        image = _run_of(from_sample)
+        image = run_of(from_sample)
         grid = self.image_grid(image.stop - image.start) if image is not None else None
         if image is None or grid is None:
             return {"": _as_tokens(rows)}
@@ -416,12 +382,6 @@ def output_tensors(output: Any) -> list[torch.Tensor]:
     """The tensors that stand in a module's output itself, not in containers in it."""
     values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else [output]
     return [value for value in values if isinstance(value, torch.Tensor)]
-
-
-def _run_of(marks: Sequence[bool]) -> slice | None:
-    """Where the true ones stand, if next to each other."""
-    start, count = marks.index(True), sum(marks)
-    return slice(start, start + count) if all(marks[start : start + count]) else None
 
 
 def _as_tokens(rows: torch.Tensor) -> Labelled:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from diffusers_xai.denoisers import Denoiser, DenoiserCall
-from diffusers_xai.denoisers.labelling import Labelling, Origins, UnknownOrigins, output_tensors
+from diffusers_xai.denoisers.labelling import Labelling, output_tensors
+from diffusers_xai.denoisers.origins import Origins, UnknownOrigins
 from diffusers_xai.recording.repeat import repeated, tensors_in
 from diffusers_xai.taps import tap_call
 from diffusers_xai.taps.trace import trace
