@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from diffusers_xai import GaussianDenoiser, XAIPipeline, demo_checkpoint
 from diffusers_xai.checkpoints import part_of_face
 from diffusers_xai.checkpoints.drawn_parts import parts
-from diffusers_xai.cli.options import count
+from diffusers_xai.cli.options import count as positive
 from diffusers_xai.experiments import EXPERIMENTS, Sampling
 from diffusers_xai.experiments.findings_page import markdown_rows
 from diffusers_xai.measures import mask_from_box
@@ -52,8 +52,8 @@ def gradients(denoiser: GaussianDenoiser, mask: np.ndarray) -> np.ndarray:
     pipe = XAIPipeline(denoiser, DDPMScheduler())
     pipe.set_progress_bar_config(disable=True)
     data = EXPERIMENTS["localisation"].run(pipe, Sampling(seeds=[0]), mask=mask, null="none").data.isel(seed=0)
-    steps = {t: nearest(data["timestep"].values, t) for t in (950, 600, 100)}
-    return np.array([float(data[name][steps[t]]) for name, times in ASKED.values() for t in times])
+    timesteps = data["timestep"].values
+    return np.array([float(data[name][nearest(timesteps, t)]) for name, times in ASKED.values() for t in times])
 
 
 def quality(
@@ -119,8 +119,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--data", help="photographs of faces, cropped as those of lfw-32, as in training.train; drawn faces without"
     )
-    parser.add_argument("--size", type=count, default=32, metavar="PIXELS", help="default: 32")
-    parser.add_argument("--images", type=count, metavar="N", help="default: all of DATA, 4000 drawn faces")
+    parser.add_argument("--size", type=positive, default=32, metavar="PIXELS", help="default: 32")
+    parser.add_argument("--images", type=positive, metavar="N", help="default: all of DATA, 4000 drawn faces")
     return parser.parse_args(arguments)
 
 

@@ -139,6 +139,11 @@ def _explained(text: str) -> Iterator[None]:
         yield
 
 
+def _explained_plot(text: str, label: str) -> gr.Plot:
+    with _explained(text):
+        return _plot(label)
+
+
 def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Model], prompts: bool) -> None:
     gr.Markdown(texts.LIVE)
     c.live = gr.Image(label="x_t while it forms", height=220, interactive=False, elem_id="live", buttons=[])
@@ -152,22 +157,17 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
             with _explained(texts.SAMPLES):
                 c.process = _plot("The process")
                 c.predicted = _plot("The predicted images")
-            with _explained(texts.SCHEMATIC):
-                c.schematic = _plot("The U-Net")
+            c.schematic = _explained_plot(texts.SCHEMATIC, "The U-Net")
             with _explained(texts.MAP):
                 _map_controls(c, "map")
                 c.map_plot = _plot("Activation map")
                 c.mask_max = gr.Button("Mask c*, then sample again", size="sm", elem_id="mask-max", visible=False)
-            with _explained(texts.MAX):
-                c.max = _plot("Max channels")
-            with _explained(texts.SSIM):
-                c.ssim = _plot("SSIM trajectory")
-            with _explained(texts.DISTANCES):
-                c.distances = _plot("Layer distances")
+            c.max = _explained_plot(texts.MAX, "Max channels")
+            c.ssim = _explained_plot(texts.SSIM, "SSIM trajectory")
+            c.distances = _explained_plot(texts.DISTANCES, "Layer distances")
         with gr.Tab("Attention"):
             c.attention_note = gr.Markdown(texts.EMPTY, elem_classes="note", elem_id="attention-note")
-            with _explained(texts.ATTENTION):
-                c.attention = _plot("A_t")
+            c.attention = _explained_plot(texts.ATTENTION, "A_t")
             gr.Markdown(texts.WEIGHTS)
             c.weights_note = gr.Markdown(texts.EMPTY, elem_classes="note", elem_id="weights-note")
             c.weights_plot = _plot("Softmax attention weights")
@@ -176,29 +176,22 @@ def _results(c: SimpleNamespace, values: dict[str, Any], models: Mapping[str, Mo
                 c.attention_maps = _plot("Attention by layer")
         with gr.Tab("Gradients"):
             c.gradients_note = gr.Markdown(texts.EMPTY, elem_classes="note")
-            with _explained(texts.VOLUME):
-                c.volume = _plot("Gradient volume")
-            with _explained(texts.ENERGY):
-                c.energy = _plot("Gradient energy")
-            with _explained(texts.SENSITIVITY):
-                c.sensitivity = _plot("Label sensitivity")
+            c.volume = _explained_plot(texts.VOLUME, "Gradient volume")
+            c.energy = _explained_plot(texts.ENERGY, "Gradient energy")
+            c.sensitivity = _explained_plot(texts.SENSITIVITY, "Label sensitivity")
             with _explained(texts.GRADIENT_MAP):
                 _map_controls(c, "grad")
                 c.grad_plot = _plot("Gradient map")
-            with _explained(texts.GRADIENT_ATTENTION):
-                c.gradient_attention = _plot("Gradient attention")
+            c.gradient_attention = _explained_plot(texts.GRADIENT_ATTENTION, "Gradient attention")
         if prompts:
             with gr.Tab("Words"):
                 add_words_tab(c)
         with gr.Tab("Compare"):
             c.pair_status = gr.Markdown(texts.NOT_KEPT, elem_classes="note", elem_id="pair-status")
             c.kept = gr.Dropdown([], label="Kept run", elem_id="kept", visible=False)
-            with _explained(texts.COMPARE):
-                c.pair = _plot("The two runs")
-            with _explained(texts.COMPARE_SSIM):
-                c.pair_ssim = _plot("SSIM between the runs")
-            with _explained(texts.COMPARE_ATTENTION):
-                c.pair_attention = _plot("Distance of A_t")
+            c.pair = _explained_plot(texts.COMPARE, "The two runs")
+            c.pair_ssim = _explained_plot(texts.COMPARE_SSIM, "SSIM between the runs")
+            c.pair_attention = _explained_plot(texts.COMPARE_ATTENTION, "Distance of A_t")
             with _explained(texts.COMPARE_MAPS):
                 c.pair_map_a = _plot("A_t of the kept run")
                 c.pair_map_b = _plot("A_t of this run")

@@ -185,11 +185,12 @@ def serve(
     with bounded_log(), workspace() as folder:
         shown = example(first, limits) if first.name == DEMO else None
         app = build(models, limits, folder, shown, load_prompt_model())
-        with silence() if told else nullcontext():
+        spoken = silence if told else nullcontext
+        with spoken():
             url = app.start(server_port=port, share=share)
         if told:
             told(url, app.demo.share_url)
-        with silence() if told else nullcontext():
+        with spoken():
             app.demo.block_thread()
 
 

@@ -147,6 +147,18 @@ def put_in(outputs, rows, inside):
     return replaced
 
 
+def check_by_hooks(data, layer, run, branch, inside):
+    """Compares the first cell with plain runs in which a hook puts a layer's rows of a branch in; returns the runs."""
+    source, outputs = by_hook(lambda: run(4 + OTHER_NOISE), layer, lambda step, output: output)
+    rows = slice(ROWS[branch], ROWS[branch] + 1)
+    patched, _ = by_hook(lambda: run(4), layer, put_in(outputs, rows, inside))
+    base = run(4)
+    np.testing.assert_allclose(data["whole"], torch.stack([source, base]), atol=1e-6)
+    np.testing.assert_allclose(data["images"].squeeze(), patched, atol=1e-6)
+    assert (patched - base).abs().max() > 1e-3
+    return source, base, patched
+
+
 @pytest.fixture
 def mask():
     mask = np.zeros((16, 16), dtype=bool)
@@ -165,13 +177,7 @@ def test_between_seeds_a_branch_is_patched_as_by_a_hook_on_the_doubled_batch(bra
         return states(pipe, 3, seed, 3, guidance_scale=2.0)[-1]
 
     inside = torch.from_numpy(mask)
-    source, outputs = by_hook(lambda: run(4 + OTHER_NOISE), pipe.unet.conv_in, lambda step, output: output)
-    rows = slice(ROWS[branch], ROWS[branch] + 1)
-    patched, _ = by_hook(lambda: run(4), pipe.unet.conv_in, put_in(outputs, rows, inside))
-    base = run(4)
-    np.testing.assert_allclose(data["whole"], torch.stack([source, base]), atol=1e-6)
-    np.testing.assert_allclose(data["images"].squeeze(), patched, atol=1e-6)
-    assert (patched - base).abs().max() > 1e-3
+    source, base, patched = check_by_hooks(data, pipe.unet.conv_in, run, branch, inside)
     error = [((image - source) ** 2)[:, inside].mean() for image in (base, patched)]
     np.testing.assert_allclose(data["effect"].squeeze(), 1 - error[1] / error[0], atol=1e-5)
 
@@ -226,14 +232,7 @@ def test_of_prompts_too(branch, mask):
         output = pipe("a fox", num_inference_steps=3, guidance_scale=2.0, generator=generator, output_type="pt")
         return output.images[0] * 2 - 1
 
-    inside = torch.from_numpy(mask[::2, ::2])  # of the latents
-    source, outputs = by_hook(lambda: run(4 + OTHER_NOISE), pipe.unet.conv_in, lambda step, output: output)
-    rows = slice(ROWS[branch], ROWS[branch] + 1)
-    patched, _ = by_hook(lambda: run(4), pipe.unet.conv_in, put_in(outputs, rows, inside))
-    base = run(4)
-    np.testing.assert_allclose(data["whole"], torch.stack([source, base]), atol=1e-6)
-    np.testing.assert_allclose(data["images"].squeeze(), patched, atol=1e-6)
-    assert (patched - base).abs().max() > 1e-3
+    check_by_hooks(data, pipe.unet.conv_in, run, branch, torch.from_numpy(mask[::2, ::2]))  # of the latents
 
 
 def test_the_command_takes_them(tmp_path, mask, capsys):
