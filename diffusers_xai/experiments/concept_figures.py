@@ -12,6 +12,9 @@ from diffusers_xai.plots.tiles import Tile, tile_grid
 from diffusers_xai.profile.pictures import to_rgb
 
 
+_MARGINS = 160  # pixels above and below the panels
+
+
 def plot(result: ExperimentResult) -> go.Figure:
     """Draws the best IoU of each concept by layer and by time; below, the change without the best and random units.
 
@@ -34,7 +37,7 @@ def plot(result: ExperimentResult) -> go.Figure:
         specs=[[{}] * wide, [{"colspan": wide}, *[None] * (wide - 1)], losses][:rows],
         column_widths=[0.72, 0.22, 0.06][:wide] if rows == 2 else [0.5, 0.37, 0.13][:wide],
         horizontal_spacing=0.015,
-        vertical_spacing=0.4 / rows,
+        vertical_spacing=(0.4 if rows == 2 else 0.5) / rows,
     )
     for column, (best, names, what) in enumerate(panels, 1):
         figure.add_heatmap(
@@ -69,7 +72,9 @@ def plot(result: ExperimentResult) -> go.Figure:
     figure.update_layout(template=TEMPLATE, height=260 + 50 * len(concepts), legend={"y": -0.14, "yanchor": "top"})
     if rows == 3:
         draw_lost(figure, losses_of(data), concepts)
-        figure.update_layout(height=300 + 75 * len(concepts), legend={"y": -0.1})
+        height = 330 + 80 * len(concepts)
+        bottom = figure.layout[f"yaxis{wide + 1}"].domain[0]  # of the dots, which the legend tells
+        figure.update_layout(height=height, margin={"b": 100}, legend={"y": bottom - 65 / (height - _MARGINS)})
     return figure
 
 

@@ -71,7 +71,7 @@ def _tell_what_is_around(figure: go.Figure, color: str, count: int, place: dict[
         text = f"thin: each of {count} seeds"
         look: dict[str, Any] = {"mode": "lines", "line": {"color": color, "width": 1}, "opacity": _FAINT}
     else:
-        text = f"mean of {count} seeds; dark: its 95 % interval; light: one standard deviation"
+        text = f"mean of {count} seeds;<br>dark: its 95 % interval;<br>light: one standard deviation"
         look = {"mode": "markers", "marker": {"symbol": "square", "size": 12, "color": _with_alpha(color, 0.4)}}
     figure.add_scatter(
         x=[None], y=[None], name=text, meta=_AROUND, hoverinfo="skip", legendrank=_LAST, **look, **place

@@ -51,7 +51,7 @@ def test_what_is_drawn_around_many_curves_is_told_once(count):
     filled = [trace.y for trace in figure.data if trace.fill == "tonexty"]
     thin = [trace.y for trace in figure.data if trace.line.width == 1 and trace.showlegend is False]
     if count == 8:  # a band of one deviation and one of the interval; of the control, the latter alone
-        assert about == ["mean of 8 seeds; dark: its 95 % interval; light: one standard deviation"]
+        assert about == ["mean of 8 seeds;<br>dark: its 95 % interval;<br>light: one standard deviation"]
         assert (len(filled), thin) == (2 * 8 + 1, [])
         np.testing.assert_allclose(filled[0], values.mean("seed") - values.std("seed", ddof=1))
     elif count > 1:  # each seed as it is

@@ -1,9 +1,16 @@
-"""Recording in a modular pipeline: Flux's own blocks around a tiny transformer."""
+"""Recording in a modular pipeline: Flux's own blocks around a tiny transformer, own blocks around a closed form."""
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel, SequentialPipelineBlocks
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    ModelMixin,
+    SequentialPipelineBlocks,
+)
+from diffusers.modular_pipelines import ComponentSpec, InputParam, ModularPipelineBlocks, OutputParam
 from diffusers.modular_pipelines.flux.before_denoise import (
     FluxPrepareLatentsStep,
     FluxRoPEInputsStep,
@@ -12,7 +19,17 @@ from diffusers.modular_pipelines.flux.before_denoise import (
 from diffusers.modular_pipelines.flux.denoise import FluxDenoiseStep
 from diffusers.modular_pipelines.flux.inputs import FluxTextInputStep
 
-from diffusers_xai import Activations, RecordProfile, Samples
+from diffusers_xai import (
+    Activations,
+    AttentionOutputs,
+    ChannelAblation,
+    GradientVolume,
+    RecordProfile,
+    Samples,
+    XAIPipeline,
+    demo_checkpoint,
+)
+from tests.models.closed_forms import DENOISERS, SHAPE, noisy
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +119,98 @@ def test_a_profile_goes_to_its_folder(transformer, tmp_path):
     state = pipeline(transformer, "denoise")(**arguments(record=[Samples()], profile_dir=tmp_path / "run"))
     assert (tmp_path / "run" / "profile.json").is_file()
     assert state.get("profile")["samples"].sizes["step"] == 3
+
+
+class DenoiseStep(ModularPipelineBlocks):
+    """A loop over the steps of a network with labels, as blocks of one's own are written."""
+
+    model_name = "labelled"
+    expected_components = [ComponentSpec("unet", ModelMixin), ComponentSpec("scheduler", DDIMScheduler)]
+    inputs = [InputParam(name) for name in ("latents", "class_labels", "num_inference_steps")]
+    intermediate_outputs = [OutputParam("latents")]
+
+    @torch.no_grad()
+    def __call__(self, components, state):
+        block = self.get_block_state(state)
+        components.scheduler.set_timesteps(block.num_inference_steps)
+        for t in components.scheduler.timesteps:
+            output = components.unet(block.latents, t, class_labels=block.class_labels).sample
+            block.latents = components.scheduler.step(output, t, block.latents).prev_sample
+        self.set_block_state(state, block)
+        return components, state
+
+
+def own_blocks(unet, scheduler):
+    pipe = SequentialPipelineBlocks.from_blocks_dict({"denoise": RecordProfile(DenoiseStep())}).init_pipeline()
+    pipe.update_components(unet=unet, scheduler=scheduler)
+    return pipe
+
+
+def ddim_by_hand(x, model, labels, steps):
+    """The states that a denoiser is given, in the steps of Song et al., and the last sample."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(steps)
+    alphas, states = scheduler.alphas_cumprod.double(), []
+    for t in scheduler.timesteps.tolist():
+        states.append(x)
+        before = t - scheduler.config.num_train_timesteps // steps
+        now, then = alphas[t], alphas[before] if before >= 0 else torch.ones_like(alphas[0])
+        x0 = model.predict_x0(x, t, labels)
+        x = then.sqrt() * x0 + (1 - then).sqrt() * (x - now.sqrt() * x0) / (1 - now).sqrt()
+    return states, x
+
+
+@pytest.mark.parametrize("name", ["gaussian", "mixture", "labelled images"])
+def test_closed_forms_run_in_blocks_and_what_is_recorded_is_exact(name):
+    model, mask = DENOISERS[name], np.eye(*SHAPE[1:], dtype=bool)
+    labels = None if name == "gaussian" else torch.tensor([2, 0])
+    noise = noisy()
+    specs = [Samples(measures=()), GradientVolume(mask=mask, of="x0", steps=[1], dtype="float64")]
+    given = {"latents": noise, "class_labels": labels, "num_inference_steps": 4}
+    state = own_blocks(model, DDIMScheduler(clip_sample=False))(record=specs, **given)
+    profile = state.get("profile")
+    states, final = ddim_by_hand(noise, model, labels, 4)
+    tolerance = {"rtol": 2e-4, "atol": 2e-5}  # the scheduler's coefficients are single
+    np.testing.assert_allclose(profile["samples"].values, torch.stack(states), **tolerance)
+    np.testing.assert_allclose(state.get("latents"), final, **tolerance)
+    for step, t in enumerate(profile["samples"]["timestep"].values):
+        x = torch.from_numpy(profile["samples"].values[step])
+        np.testing.assert_allclose(profile["x0"].values[step], model.predict_x0(x, float(t), labels), **tolerance)
+    x = torch.from_numpy(profile["samples"].values[1])
+    jacobian = model.jacobian(x, float(profile["samples"]["timestep"][1]), labels)
+    of_places = jacobian.unflatten(2, SHAPE).unflatten(1, SHAPE).sum(4).sum(1)[:, mask]  # colours summed
+    np.testing.assert_allclose(profile["gradient_volume"].values[0], of_places, **tolerance)
+
+
+def test_what_a_closed_form_cannot_be_asked_is_refused_by_name_in_blocks():
+    given = {"latents": noisy(), "num_inference_steps": 4}
+    other = own_blocks(DENOISERS["gaussian"], DDIMScheduler(beta_end=0.03))
+    with pytest.raises(ValueError, match="the noise schedule that the denoiser was made for, got DDIMScheduler"):
+        other(record=[Samples()], **given)
+    pipe = own_blocks(DENOISERS["gaussian"], DDIMScheduler(clip_sample=False))
+    with pytest.raises((ValueError, KeyError), match="GaussianDenoiser"):
+        pipe(record=[AttentionOutputs()], **given)
+
+
+def test_the_network_of_the_package_in_blocks_is_that_of_its_pipeline():
+    """The same noise and label give the same run, an edit included."""
+    pipe = XAIPipeline.from_pretrained(demo_checkpoint("drawn-32"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
+    specs, edits = [Samples(), Activations(layers="downs.1.2.fn")], [ChannelAblation("mid_block1", channels=[0, 1])]
+    expected = pipe(
+        class_labels=[3],
+        num_inference_steps=3,
+        generator=torch.Generator().manual_seed(4),
+        record=specs,
+        edits=edits,
+    ).profile
+    blocks = own_blocks(pipe.unet, pipe.scheduler)
+    given = {"latents": noise, "class_labels": torch.tensor([3]), "num_inference_steps": 3}
+    profile = blocks(record=specs, edits=edits, **given).get("profile")
+    assert set(profile) == set(expected)
+    for name in ("samples", "x0", "activations/downs.1.2.fn", "final_sample"):
+        np.testing.assert_array_equal(profile[name].values, expected[name].values)
+    plain = blocks(record=specs, **given).get("profile")
+    assert not np.array_equal(plain["final_sample"].values, expected["final_sample"].values)
