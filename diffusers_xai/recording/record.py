@@ -122,6 +122,11 @@ def _recording(
             run.end()
         finally:
             recording.finish()
+    if run.step == 0 and run.calls:
+        raise RuntimeError(
+            f"{run.denoiser.name} was called, and `scheduler.step` was not: expected a pipeline that steps its own"
+            f" scheduler, got {type(pipeline).__name__}, which may step copies of it."
+        )
     if run.step == 0:
         raise RuntimeError(
             "Nothing was sampled inside `record(…)`: expected one call of the pipeline that was passed to it."

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -47,14 +48,18 @@ def tap_step(
 ) -> Iterator[None]:
     """Calls `before(arguments)` ahead of and `callback(step)` after every `scheduler.step`.
 
-    Through an instance attribute that is removed at the end.
+    Through an instance attribute that is removed at the end. It is a method, so that a pipeline's deep copy of the
+    scheduler, for its sound, has one of its own, which is not tapped.
     """
     original = scheduler.step
     had_attribute = "step" in vars(scheduler)
     names = _names(type(scheduler))
+    function = getattr(original, "__func__", None)
 
-    @functools.wraps(original)
-    def step(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(function or original)
+    def step(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        if owner is not scheduler:
+            return original(*args, **kwargs) if function is None else function(owner, *args, **kwargs)
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         if before is not None:
             before(arguments)
@@ -79,7 +84,7 @@ def tap_step(
         )
         return output
 
-    scheduler.step = step
+    scheduler.step = MethodType(step, scheduler)
     try:
         yield
     finally:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -39,3 +41,23 @@ def test_a_subclass_may_pass_on_whatever_it_is_given():
     assert seen[0].sample is sample
     assert seen[0].model_output is noise
     assert seen[0].result is result
+
+
+class Counting(DDIMScheduler):
+    """Tells which scheduler made a step."""
+
+    def step(self, model_output, timestep, sample):
+        self.made = getattr(self, "made", 0) + 1
+        return super().step(model_output, timestep, sample)
+
+
+def test_a_deep_copy_made_meanwhile_steps_for_itself_and_is_not_tapped():
+    scheduler, seen = Counting(), []
+    scheduler.set_timesteps(2)
+    noise, sample = torch.rand(2, 1, 3, 4, 4)
+    with tap_step(scheduler, seen.append):
+        copied = copy.deepcopy(scheduler)  # as pipelines of video do for their sound
+        scheduler.step(noise, scheduler.timesteps[0], sample)
+        for timestep in copied.timesteps:
+            copied.step(noise, timestep, sample)
+    assert (scheduler.made, copied.made, len(seen)) == (1, 2, 1)
