@@ -47,6 +47,7 @@ class Run:
             take over.
         step_arguments (`dict[str, Any]`): Those of the `scheduler.step` that comes or has just been.
         origins (`KnownOrigins`): Which tokens of layers' outputs come from the sample.
+        sign (`int`, *optional*): With which the pipeline takes what the denoiser predicts, once that is known.
         is_replaying (`bool`): Whether a step is being evaluated once more, beside the run.
         is_looping (`bool`): Whether the pipeline has begun with its steps, where a progress bar tells.
     """
@@ -66,6 +67,7 @@ class Run:
         self.prompt_switches: list[tuple[int, list[DenoiserCall]]] = []
         self.step_arguments: dict[str, Any] = {}
         self.origins = KnownOrigins(denoiser)
+        self.sign: int | None = None
         self._state: torch.Tensor | None = None
         self._frames: int | None = None  # of videos that the scheduler gets as rows
         self.is_replaying = False

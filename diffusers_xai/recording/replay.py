@@ -13,7 +13,7 @@ from torch import nn
 
 from diffusers_xai.denoisers import DenoiserCall
 from diffusers_xai.denoisers.call import prediction_of
-from diffusers_xai.denoisers.guidance import mixture
+from diffusers_xai.denoisers.guidance import combination, mixture
 from diffusers_xai.passed import Scheduler
 from diffusers_xai.recording.clock import Run
 from diffusers_xai.recording.inputs import ControlInput, NoisyInput
@@ -82,6 +82,8 @@ class StepReplay:
         scaled = self._scaled(self._state)
         self._inputs = [NoisyInput(run, call, scaled) for call in run.calls]
         self._controls: list[ControlInput] = []
+        if of != "step" and run.sign is None:
+            run.sign = self._found_sign()
         if of == "step":
             for part in self._inputs:
                 part.check_is_state()
@@ -143,8 +145,7 @@ class StepReplay:
         parts = [self._repeat(part.noisy, part.call, copies) for part in self._inputs]
         leaf = _leaf(torch.cat(parts))
         outputs = torch.cat(self._denoise(leaf.split([part.shape[0] for part in parts]), copies))
-        layout = self._run.denoiser.layout
-        prediction = predicted_part(self._state, outputs) * (layout.sign if layout is not None else 1)
+        prediction = predicted_part(self._state, outputs) * (self._run.sign or 1)
         x0, noise = x0_and_noise(self._scheduler, self.level, prediction, leaf)
         return leaf, x0 if self._of == "x0" else noise
 
@@ -175,6 +176,28 @@ class StepReplay:
         if self._run.guidance.doubles_sample and getattr(scheduler, "model_outputs", None):
             scheduler.model_outputs = [None if o is None else o[: self.samples] for o in scheduler.model_outputs]
         return scheduler
+
+    def _found_sign(self) -> int:
+        """The sign with which the pipeline takes the denoiser's outputs, as its sum of them shows, or its layout says.
+
+        Raises:
+            RuntimeError: if neither tells.
+        """
+        target = self._run.unfolded(self._arguments["model_output"])[: self.samples]
+        wanted = predicted_part(self._state, target)
+        parts = [predicted_part(self._state, output) for output in self._run.branch_outputs() or []]
+        is_alike = len(parts) > 0 and all(part.shape == wanted.shape for part in parts)
+        weights = combination(parts, wanted) if is_alike else None
+        if weights is not None:
+            return 1 if weights.sum() > 0 else -1
+        layout = self._run.denoiser.layout
+        if layout is None:
+            raise RuntimeError(
+                f"Gradients `of={self._of!r}`: expected a weighted sum of what {self._run.denoiser.name} puts out in"
+                f" `scheduler.step`, got what {type(self._run.pipeline).__name__} makes of it, which may have the other"
+                " sign: tell the `sign` with `register_layout`."
+            )
+        return layout.sign
 
     def _combination(self) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
         """How the pipeline puts the branches' outputs together at this step, a learned variance behind them too."""

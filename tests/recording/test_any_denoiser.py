@@ -68,6 +68,32 @@ def test_a_plain_module_in_a_loop_of_one_s_own():
     torch.testing.assert_close(ablated, sample())
 
 
+def test_the_sign_of_the_noise_is_the_pipeline_s_or_it_is_refused_before_a_step():
+    torch.manual_seed(0)
+    network, noise = OwnNetwork(), torch.randn(1, 3, 8, 8)
+    scheduler = DDIMScheduler(clip_sample=False)
+    own = SimpleNamespace(network=network, scheduler=scheduler)
+    spec = GradientVolume(pixels=[(3, 4)], of="noise", steps=[0, 1])
+
+    def sample(told):
+        scheduler.set_timesteps(2)
+        x = noise
+        with torch.no_grad(), record(own, [spec]) as recording:
+            for t in scheduler.timesteps:
+                x = scheduler.step(told(network(x, t)), t, x).prev_sample
+        return recording.profile["gradient_volume"].values
+
+    own_sign, other_sign = sample(lambda prediction: prediction), sample(lambda prediction: -prediction)
+    leaf = noise.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(leaf, 0)[:, :, 3, 4].sum(), leaf)
+    expected = gradient.sum(dim=1).numpy()
+    np.testing.assert_allclose(own_sign[0, :, 0], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(other_sign[0, :, 0], -expected, rtol=1e-4, atol=1e-6)
+    scheduler.step = lambda *args, **kwargs: pytest.fail("a step was made")
+    with pytest.raises(RuntimeError, match="which may have the other sign"):
+        sample(torch.tanh)
+
+
 @pytest.mark.parametrize(
     ("scheduler_class", "told"),
     [(DDIMScheduler, False), (EulerDiscreteScheduler, False), (HeunDiscreteScheduler, False),
