@@ -19,6 +19,21 @@ def patches_frames_first(call: DenoiserCall) -> tuple[int, ...]:
     return _patches(call, frames_axis=1)
 
 
+def patches_channels_last(call: DenoiserCall) -> tuple[int, ...]:
+    """Patches of a sample (row, frame, height, width, channel), in their order.
+
+    Raises:
+        ValueError: if the network is told to put them into another one, for sparse attention.
+    """
+    if (call.arguments.get("sparse_params") or {}).get("to_fractal"):
+        raise ValueError(
+            f"Expected {type(call.module).__name__} with the tokens of an image in their order, got sparse attention,"
+            " which puts them into blocks: load it with `attention_type='regular'`."
+        )
+    patches = _config(call)["patch_size"]
+    return tuple(size // patch for size, patch in zip(call.sample.shape[1:4], patches, strict=True))
+
+
 def _patches(call: DenoiserCall, frames_axis: int) -> tuple[int, ...]:
     config = _config(call)
     patch, patch_t = config.get("patch_size", 1), config.get("patch_size_t")

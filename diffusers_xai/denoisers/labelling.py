@@ -130,7 +130,8 @@ class Labelling:
             tokens = tensor[:, : prod(self.grid)].transpose(1, 2)
             return Labelled(tokens.unflatten(2, self.grid), ("channel", *POSITIONS[len(self.grid)]))
         if tensor.ndim == 5:
-            values = tensor.transpose(1, 2) if self.frames_first else tensor
+            last = self.layout is not None and self.layout.channels_last
+            values = tensor.movedim(-1, 1) if last else tensor.transpose(1, 2) if self.frames_first else tensor
             return Labelled(values, ("channel", *POSITIONS[3]))
         if tensor.ndim == 3:
             values = tensor.transpose(1, 2) if self.frames_first else tensor
@@ -274,7 +275,7 @@ class Labelling:
         module: Any = self.denoiser.layers.get(path)
         stated = getattr(module, "is_cross_attention", None)
         if stated is None:
-            return path.rpartition(".")[2] in ("attn2", "cross_attn")
+            return path.rpartition(".")[2] in ("attn2", "cross_attn", "cross_attention")
         # A layer that could take a condition may be left to look at the image (Kandinsky 3).
         widths = [getattr(getattr(module, name, None), "in_features", None) for name in ("to_q", "to_k")]
         return bool(stated) and (widths[0] != widths[1] or self.call.text_tokens in (None, keys))

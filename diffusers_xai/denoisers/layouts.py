@@ -31,6 +31,7 @@ class Layout:
         scale_guides (`bool`): Whether pipelines guide wherever their `guidance_scale` is above 1, and say so nowhere.
         frames_first (`bool`): Whether a sample of video or sound is (row, frame, channel, …) instead of (row, channel,
             frame, …).
+        channels_last (`bool`): Whether a sample of video is (row, frame, height, width, channel).
         sign (`int`): -1 where pipelines turn the sign of the prediction around before `scheduler.step`.
         registers (`str`, *optional*): Attribute, or argument of the call, with the registers (…, token, channel).
         aliases (`str`, *optional*): Attribute that maps other layer names to module paths.
@@ -46,6 +47,7 @@ class Layout:
     doubles_sample: bool = False
     scale_guides: bool = False
     frames_first: bool = False
+    channels_last: bool = False
     sign: int = 1
     registers: str | None = None
     aliases: str | None = None
@@ -113,6 +115,14 @@ _LAYOUTS: dict[str, Layout] = {
     "WanTransformer3DModel": Layout(_SAMPLE, image_prompt_first=True, branches=_COND_FIRST, separate_calls=True),
     "LTXVideoTransformer3DModel": Layout(grids.keywords),
     "HunyuanVideoTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST, branches=_COND_FIRST, separate_calls=True),
+    "Kandinsky5Transformer3DModel": Layout(
+        grids.patches_channels_last,
+        image_blocks=("visual_transformer_blocks",),
+        branches=_COND_FIRST,
+        separate_calls=True,
+        scale_guides=True,
+        channels_last=True,
+    ),
     "MochiTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST),
     "AllegroTransformer3DModel": Layout(_SAMPLE),
     "LatteTransformer3DModel": Layout(_SAMPLE),

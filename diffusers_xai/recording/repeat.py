@@ -10,7 +10,9 @@ from diffusers_xai.denoisers import DenoiserCall
 
 
 # Positions of tokens, which all rows share, however many there are.
-_SHARED = ("img_ids", "txt_ids", "image_rotary_emb", "rotary_embedding", "freqs_cis")
+_SHARED = (
+    "img_ids", "txt_ids", "image_rotary_emb", "rotary_embedding", "freqs_cis", "visual_rope_pos", "text_rope_pos",
+)  # fmt: skip
 # Embeddings of several layers of a text encoder, (layer, row, …).
 _ROWS_SECOND = ("encoder_hidden_states_llama3",)
 

@@ -35,6 +35,7 @@ class Entry:
         noisy: Axis of the network's input along which other channels or tokens are, and where the state begins there.
         doubled: Whether the scheduler's state holds every image once per branch.
         frames_first: Whether the state is (row, frame, channel, …).
+        channels_last: Whether the state is (row, frame, height, width, channel).
         frames_in_rows: Whether the scheduler gets the frames of a video as rows.
         text_only: Beginnings of the paths of layers that see the text alone.
         output: The output type in which the result is compared.
@@ -58,6 +59,7 @@ class Entry:
     noisy: tuple[int, int] = (1, 0)
     doubled: bool = False
     frames_first: bool = False
+    channels_last: bool = False
     frames_in_rows: bool = False
     text_only: tuple[str, ...] = ()
     output: str = "latent"

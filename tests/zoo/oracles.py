@@ -19,6 +19,8 @@ def state(tensor, entry):
         return tensor[:, : prod(entry.grid)].transpose(1, 2).unflatten(2, entry.grid)
     if entry.frames_in_rows and tensor.ndim == 4:
         return tensor.unflatten(0, (-1, entry.grid[0])).transpose(1, 2)
+    if entry.channels_last:
+        return tensor.permute(0, 4, 1, 2, 3)
     return tensor.transpose(1, 2) if entry.frames_first else tensor
 
 
@@ -231,7 +233,8 @@ def gradient_of_noise(pipe, entry, seen, step):
 def gradient_of_step(graph, entry, samples, pixel):
     """(sample, channel, *positions): ∂ Σ_channels (next state)_pixel / ∂ state, through the pipeline's own code."""
     target = state(graph.result, entry)[:samples][(slice(None), slice(None), *pixel)].sum()
-    leaf = graph.leaf if entry.frames_in_rows or entry.doubled else graph.state
+    is_other = entry.frames_in_rows or entry.doubled or entry.channels_last  # a copy, or overwritten
+    leaf = graph.leaf if is_other else graph.state
     (gradient,) = torch.autograd.grad(target, leaf, retain_graph=True)
     return state(gradient, entry)[:samples]
 

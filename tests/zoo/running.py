@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwa
 
 NETWORKS = ("unet", "transformer", "transformer_2", "prior", "decoder")
 # What only attention modules own.
-_PROJECTIONS = ("to_q", "to_qkv", "to_qkv_mlp_proj", "query")
+_PROJECTIONS = ("to_q", "to_qkv", "to_qkv_mlp_proj", "query", "to_query")
 
 
 def run(pipe, entry, call=None, seed=0):

@@ -168,6 +168,17 @@ def _stable_video():
     )
 
 
+def _kandinsky_5():
+    transformer = network(
+        "Kandinsky5Transformer3DModel", in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=16, out_visual_dim=4,
+        model_dim=24, ff_dim=16, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 4),
+    )  # fmt: skip
+    return around(
+        "Kandinsky5T2VPipeline", transformer, vae=None, text_encoder=None, tokenizer=None, text_encoder_2=None,
+        tokenizer_2=None,
+    )  # fmt: skip
+
+
 # Layers of frames, not those over time.
 FRAMES = tuple(f"attentions.{i}.transformer_blocks.0.attn2" for i in range(2))
 
@@ -270,6 +281,29 @@ VIDEO: dict[str, Entry] = {
         (2, 4, 4),
         CU,
         attention="blocks.0.attn2",
+        words=GIVEN,
+        predicts="flow",
+    ),
+    "kandinsky-5": Entry(
+        _kandinsky_5,
+        {
+            "prompt_embeds_qwen": embeddings(1, 7, 16),
+            "prompt_embeds_clip": embeddings(1, 8),
+            "prompt_cu_seqlens": torch.tensor([0, 7]),
+            "negative_prompt_embeds_qwen": embeddings(1, 7, 16, seed=2),
+            "negative_prompt_embeds_clip": embeddings(1, 8, seed=2),
+            "negative_prompt_cu_seqlens": torch.tensor([0, 7]),
+            "height": 64,
+            "width": 64,
+            "num_frames": 9,
+        },
+        "visual_transformer_blocks.0",
+        (3, 4, 4),
+        CU,
+        attention="visual_transformer_blocks.0.cross_attention",
+        crosses=("cross_attention",),
+        channels_last=True,
+        text_only=("text_transformer_blocks",),
         words=GIVEN,
         predicts="flow",
     ),
