@@ -69,7 +69,16 @@ class SpelledText:
     def _is_end(self, index: int) -> bool:
         """Whether a word may begin or end there."""
         before, behind = self._wholes.get(index), self.text[index : index + 1]
+        if self._digits_are_apart and all(
+            part.isdecimal() for part in (self.text[:index].rstrip()[-1:], self.text[index:].lstrip()[:1])
+        ):
+            return False
         return before is not None and index not in self.inner and not (_is_letter(before) and _is_letter(behind))
+
+    @cached_property
+    def _digits_are_apart(self) -> bool:
+        """Whether the tokenizer makes every digit a word, so that 20 26 and 2026 are the same tokens."""
+        return self.respell is not None and self.respell("00").split() == ["0", "0"]
 
     @cached_property
     def _wholes(self) -> dict[int, str]:
@@ -117,7 +126,8 @@ def _read(
 ) -> SpelledText:
     """Reads tokens one by one: what each adds to those before it, back to the last one that began a character.
 
-    Special tokens have `names`; tokens that were added to the tokenizer's own have the `words` that they are.
+    Special tokens have `names`; tokens that were added to the tokenizer's own have the `words` that they are. Of a
+    learned word of several vectors (textual inversion: `<toy>`, `<toy>_1`, …), each token is the whole word.
     """
     known: dict[tuple, str] = {}
 
@@ -130,7 +140,12 @@ def _read(
     before: list[Any] = []  # whole characters
     begun: list[Any] = []  # tokens behind them whose last character is not whole
     seen, whole = "", 0  # what both spell, and how much of it is in `text`
+    learned, vectors, place = "", 0, (0, 0)  # the word that was added last, how many vectors of it, and its span
     for token, name, word in zip([*tokens, None], [*names, "end"], [*words, None], strict=True):
+        if learned and word == f"{learned}_{vectors}":
+            spans.append(place)
+            vectors += 1
+            continue
         if name is not None or word is not None:
             text += _PART * bool(begun)
             start = len(text)
@@ -139,6 +154,7 @@ def _read(
                 text += written if written.isspace() else f" {written} "  # decoders may put no spaces there
                 inner |= {*range(start + 2, len(text) - 1)}
             spans.append((start, len(text)))
+            learned, vectors, place = word or "", 1, spans[-1]
             text += " " * (name is not None)
             before, begun, seen, whole = [], [], "", 0
             continue
@@ -149,6 +165,7 @@ def _read(
         start = len(text) + (len(seen) - whole if goes_on else 0)
         text += now[whole : len(now.rstrip(_PART))] if is_part else now[whole:]
         spans.append((start, len(text) + is_part))
+        learned *= not text[start:].strip()  # spaces may stand between its vectors
         seen, whole = now, max(whole, len(now.rstrip(_PART)) if is_part else len(now))
         if not is_part:
             before, begun = begun, []

@@ -140,6 +140,8 @@ class PromptTokens:
     def _end_step(self) -> None:
         if self._may_encode_again:  # one prompt may be encoded again, and be joined to another that is not
             self._flow.prune()
+            if self._run.step + 1 < len(self._run.timesteps):
+                self._flow.start()  # what a callback does with it
         else:
             self._flow.clear()
         names = self._names()

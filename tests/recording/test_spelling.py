@@ -176,3 +176,30 @@ def test_accents_may_be_characters_of_their_own(text, word):
 )
 def test_strings_that_were_given_may_have_marks(tokens, word, places):
     assert next(read_strings(tokens).places(word), []) == places
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_learned_word_of_several_vectors_is_all_of_its_tokens(make):
+    tokenizer = make.__wrapped__()
+    tokenizer.add_tokens(["<toy>", "<toy>_1", "<toy>_2", "<hat>"])
+    ids = tokenizer("a <toy> <toy>_1 <toy>_2 <hat> fox").input_ids
+    toy = [ids.index(tokenizer.convert_tokens_to_ids(word)) for word in ("<toy>", "<toy>_1", "<toy>_2")]
+    reading = read_ids(tokenizer, ids)
+    assert next(reading.places("<toy>")) == toy
+    assert next(reading.places("<hat>")) == [ids.index(tokenizer.convert_tokens_to_ids("<hat>"))]
+    assert set(toy) < set(next(reading.places("<toy> <hat> fox")))
+    assert [list(reading.places(word)) for word in ("<toy>_1", "toy", "<toy> fox")] == [[], [], []]
+    assert "a <toy> <hat> fox" in reading.shown(range(len(ids)))
+    assert [reading.strings[token] for token in toy] == ["<toy>"] * 3
+
+
+def test_digits_side_by_side_are_a_number_where_the_tokenizer_makes_each_a_word():
+    tokenizer = clip_tokenizer()
+    assert tokenizer("fox 2026").input_ids == tokenizer("fox 20 26").input_ids
+    for prompt in ("fox 2026", "fox 20 26"):
+        reading = read_ids(tokenizer, tokenizer(prompt).input_ids)
+        assert next(reading.places("2026")) == [2, 3, 4, 5]
+        assert [list(reading.places(word)) for word in ("20", "026", "2")] == [[], [], []]
+    reading = read_ids(tokenizer, tokenizer("2 red and 7").input_ids)
+    assert list(reading.places("2"))
+    assert list(reading.places("7"))

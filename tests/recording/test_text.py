@@ -297,8 +297,9 @@ class EveryStep(StableDiffusionPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, prompt, negative_prompt=("", "", ""), before=True, swap=False, generator=None, num_inference_steps=3, **_
-    ):
+        self, prompt, negative_prompt=("", "", ""), before=True, swap=False, change=None, generator=None,
+        num_inference_steps=3, **_,
+    ):  # fmt: skip
         self._guidance_scale = 3.0
         self.scheduler.set_timesteps(num_inference_steps)
         latents = torch.randn(1, 4, 8, 8, generator=generator)
@@ -316,6 +317,8 @@ class EveryStep(StableDiffusionPipeline):
                 noise = self.unet(torch.cat([latents] * 2), t, both).sample
                 noise = noise[:1] + 3.0 * (noise[1:] - noise[:1])
                 latents = self.scheduler.step(noise, t, latents).prev_sample
+                if change is not None and i == 0:
+                    change(encoded["cond"])
                 bar.update()
         return (latents,)
 
@@ -366,6 +369,20 @@ def test_one_prompt_may_be_encoded_once_and_the_other_at_every_step(prompt, nega
         texts = [texts] * 3 if isinstance(texts, str) else texts
         assert weights["text"].sel(branch=branch).values.tolist() == [clip(*text.replace(" ", "")) for text in texts]
     assert recording.profile["word_maps"].sizes["step"] == 3
+
+
+def test_what_is_written_into_a_prompt_that_was_encoded_once_goes_with_its_words():
+    specs, found = [AttentionWeights(layers="mid_block.attentions.0.transformer_blocks.0.attn2")], []
+    for change in (lambda held: held.copy_(held.flip(1)), lambda held: held.fill_(0.5)):
+        entry, pipe = every_step(prompt="a red fox", negative_prompt=["b", "dog", "ugly"], change=change)
+        with record(pipe, specs) as recording:
+            changed = run(pipe, entry)
+        assert np.array_equal(changed, run(pipe, entry))
+        found.append(recording.profile[f"attention_weights/{entry.attention}"]["text"].sel(branch="cond").values)
+    turned, noise = (text.tolist() for text in found)
+    assert turned[0] == noise[0] == CLIP_FOX
+    assert noise[1:] == [[""] * 12] * 2
+    assert turned[1:] == [CLIP_FOX[::-1]] * 2
 
 
 def test_a_prompt_that_is_encoded_once_in_the_loop_is_that_of_every_step():
