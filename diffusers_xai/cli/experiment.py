@@ -61,7 +61,8 @@ def add_command(commands: Commands) -> None:
     )  # fmt: skip
     add(
         "--branch", type=nonempty, metavar="NAME",
-        help="of patching: the guidance branch that is patched, such as cond or uncond. Default: all",
+        help="of patching: the guidance branch that is patched, such as cond or uncond, or each by itself and all"
+        " together. Default: all together",
     )  # fmt: skip
     add(
         "--judge", type=nonempty, metavar="FILE:FUNCTION",

@@ -15,6 +15,7 @@ from diffusers_xai.cli.pipelines import pipeline_of_prompts
 from diffusers_xai.cli.requests import default_labels, named_function, parse_label, region, sample_size
 from diffusers_xai.experiments import EXPERIMENTS
 from diffusers_xai.experiments.base import ALL_LABELS, SPANNED_LABELS, Experiment
+from diffusers_xai.experiments.patching import EACH
 from diffusers_xai.hub.cards import read_facts
 from diffusers_xai.labels import label_from_bits, labels_between
 from diffusers_xai.pipelines.patch_sweep import branches_of
@@ -124,8 +125,10 @@ def check_patches(args: argparse.Namespace) -> None:
         raise CommandError(f"--other-label: expected none between seeds, got {args.other_label}")
     if args.branch is not None and not takes_prompt(args):  # of a prompt, the pipeline's first step tells them
         branches = branches_of(guidance_scale(args))
-        if args.branch not in branches:
+        if args.branch not in ((*branches, EACH) if len(branches) > 1 else branches):
             known = ", ".join(branches)
+            if args.branch == EACH:
+                raise CommandError(f"--branch each: expected a run with --guidance-scale, got one with {known} alone")
             raise CommandError(f"--branch: expected a branch of the run, got {args.branch}; available: {known}")
 
 

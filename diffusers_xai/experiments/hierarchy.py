@@ -12,6 +12,7 @@ from diffusers_xai.experiments.base import Experiment, register
 from diffusers_xai.experiments.judging import Judge, judged_attributes, seen_attributes
 from diffusers_xai.experiments.patch_effects import (
     bands_of,
+    check_names,
     effects_of_patches,
     layers_to_patch,
     plot_effects,
@@ -66,9 +67,11 @@ def measure(
     pipe.scheduler.set_timesteps(sampling.steps)
     timesteps = [float(t) for t in pipe.scheduler.timesteps]
     parts = bands_of(len(timesteps), bands)
-    sites = sites_of(paths, parts, None)
+    sites = sites_of(paths, parts)
     base, source = sampling.labels
     names = [] if judge is None else judged_attributes(pipe, sampling.labels)
+    near = {"layout": layout_nearness, "colours": color_nearness}
+    check_names(names, near)
 
     def sweep(label: int, shift: int, seeds: list[int]) -> torch.Tensor:
         return patch_sweep(
@@ -80,7 +83,7 @@ def measure(
         sampling,
         lambda seeds: sweep(source, OTHER_NOISE, seeds),
         None if null == "none" else lambda seeds: sweep(base, 2 * OTHER_NOISE, seeds),
-        {"layout": layout_nearness, "colours": color_nearness},
+        near,
         None if judge is None else lambda images: seen_attributes(judge, images, pipe, names),
         [denoiser.short_name(path) for path in paths],
         parts,

@@ -1,7 +1,7 @@
 """What patches of layers in bands of the process make of an image, by any measures: effects and their maps."""
 
-from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product, zip_longest
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,7 @@ from diffusers_xai.profile.pictures import to_rgb
 
 
 LEVEL = 0.05
+ALL_BRANCHES = "all"  # of guidance, patched together
 _COLUMNS = 5  # of maps beside each other, at most
 _LEAST_SHOWN = 0.5  # of a probability: less of a difference is not seen
 # Seeds -> the images (run, seed, channel, height, width): of the source, of the base, and of the base with each patch.
@@ -47,9 +48,11 @@ def bands_of(steps: int, bands: int) -> list[range]:
     return parts + ([range(steps)] if bands > 1 else [])
 
 
-def sites_of(paths: Sequence[str], bands: Sequence[range], branch: str | None) -> list[PatchSite]:
-    """Every layer in every band, bands of a layer one after the other."""
-    return [PatchSite([path], part, branch) for path in paths for part in bands]
+def sites_of(
+    paths: Sequence[str], bands: Sequence[range], branches: Sequence[str | None] = (None,)
+) -> list[PatchSite]:
+    """Every layer in every band, for every branch, bands of a layer one after the other; all branches if `None`."""
+    return [PatchSite([path], part, branch) for branch in branches for path in paths for part in bands]
 
 
 def effects_of_patches(
@@ -62,6 +65,7 @@ def effects_of_patches(
     bands: Sequence[range],
     timesteps: Sequence[float],
     seeds_at_once: int,
+    branches: Sequence[str] = (),
 ) -> xr.Dataset:
     """Effects (m(patched) − m(base)) / (m(source) − m(base)) of every patch over the seeds.
 
@@ -73,17 +77,23 @@ def effects_of_patches(
         near (`dict[str, Callable]`): By name, how near images are to the source's, as m; 0 is not needed to be best.
         seen (`Callable`, *optional*): Probabilities of things in images by name, which are further measures m.
         layers (`Sequence[str]`): Names of the layers, and
-        bands (`Sequence[range]`): the steps in which each is patched: the patches are all pairs.
+        bands (`Sequence[range]`): the steps in which each is patched: the patches are all pairs, as of `sites_of`.
         timesteps (`Sequence[float]`): Of the steps; at the latest when `sweep` has returned.
         seeds_at_once (`int`): Seeds in one call of the sweeps.
+        branches (`Sequence[str]`): Names of the guidance branches, where each is patched by itself: a dim more, the
+            first one of the patches.
 
     Returns:
-        `xarray.Dataset`: `effect` and `null_effect` (seed, layer, band, of), NaN where source and base do not differ,
-        with the coordinates `start`, `stop` and `timestep` on `band`, and `judged` on `of`, whether `seen` told it;
-        `whole` (run, rgb, height, width), source and base of the first seed, and `images` (layer, band, …), its
-        patched runs.
+        `xarray.Dataset`: `effect` and `null_effect` (seed, layer, band, of), with `branches` (seed, branch, …); NaN
+        where source and base do not differ, with the coordinates `start`, `stop` and `timestep` on `band`, and
+        `judged` on `of`, whether `seen` told it; `whole` (run, rgb, height, width), source and base of the first seed,
+        and `images` (layer, band, …), its patched runs.
+
+    Raises:
+        ValueError: If what `seen` tells has the name of another measure.
     """
-    shape = (len(layers), len(bands))
+    sizes = {**({"branch": len(branches)} if branches else {}), "layer": len(layers), "band": len(bands)}
+    patches, shape = tuple(sizes), tuple(sizes.values())
 
     def scores(final: torch.Tensor, goal: torch.Tensor) -> tuple[torch.Tensor, list[str], torch.Tensor]:
         """M of runs (run, seed, …) whose goal is (seed, …): (seed, run, of), the names, and what is too little."""
@@ -91,6 +101,7 @@ def effects_of_patches(
             name: torch.stack([nearness(run, goal).double() for run in final], 1) for name, nearness in near.items()
         }
         told = [] if seen is None else [seen(run.clamp(-1, 1)) for run in final]
+        check_names(told[0] if told else (), near)
         for name in told[0] if told else ():
             found[name] = torch.stack([torch.as_tensor(answer[name]).double() for answer in told], dim=1)
         least = torch.tensor([1e-12 if name in near else _LEAST_SHOWN for name in found]).double()
@@ -104,7 +115,7 @@ def effects_of_patches(
         effect = ((values[:, 1:] - values[:, :1]) / whole).where(whole.abs() >= least, torch.nan)
         return xr.DataArray(
             effect.unflatten(1, shape).numpy(),
-            dims=("seed", "layer", "band", "of"),
+            dims=("seed", *patches, "of"),
             coords={"of": names, "judged": ("of", [name not in near for name in names])},
         )
 
@@ -115,7 +126,7 @@ def effects_of_patches(
         picture = ("rgb", "height", "width")
         data["whole"] = ("seed", "run", *picture), final[:2].transpose(0, 1).numpy()
         patched = final[2:].unflatten(0, shape)
-        data["images"] = ("seed", "layer", "band", *picture), patched.permute(2, 0, 1, 3, 4, 5).numpy()
+        data["images"] = ("seed", *patches, *picture), patched.movedim(len(shape), 0).numpy()
         if null_sweep is not None:
             data["null_effect"] = effects(null_sweep(part)[1:].float().cpu(), final[0])
         return data
@@ -124,6 +135,7 @@ def effects_of_patches(
     data = sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once, of_first=pictures)
     times = data["timesteps"].isel(seed=0).values
     return data.drop_vars("timesteps").assign_coords(
+        **({"branch": list(branches)} if branches else {}),
         layer=list(layers),
         start=("band", [band.start for band in bands]),
         stop=("band", [band.stop for band in bands]),
@@ -165,29 +177,35 @@ def _cells(effect: xr.DataArray, judged: bool) -> tuple[xr.Dataset, np.ndarray]:
 
 
 def plot_effects(result: ExperimentResult) -> go.Figure:
-    """Draws a map of effects for each measure, layers downwards, time to the right, and below the control's."""
+    """Draws a map of effects for each measure, layers downwards, time to the right, and below the control's.
+
+    Where each branch of guidance is patched by itself, each has a row of maps.
+    """
     data = result.data
     measures = data["of"].values.tolist()
-    kinds = ["effect", *(["null_effect"] if "null_effect" in data else [])]
+    branches = data["branch"].values.tolist() if "branch" in data.dims else [None]
+    kinds = [(kind, branch) for kind in ("effect", "null_effect") if kind in data for branch in branches]
     columns = min(len(measures), _COLUMNS if len(measures) <= _COLUMNS else -(-len(measures) // 2))
     rows_of_kind = -(-len(measures) // columns)
     rows = rows_of_kind * len(kinds)
     places = [divmod(index, columns) for index in range(len(measures))]
     titles = [""] * (rows * columns)
-    for number in range(len(kinds)):
+    for number, (kind, branch) in enumerate(kinds):
+        before = f"{branch_words(branch)}<br>" if branch else ""
         for of, (row, column) in zip(measures, places, strict=True):
             count = data["effect"].sel(of=of).dropna("seed").sizes["seed"]
-            title = f"control: {in_words(of)}" if number else f"{in_words(of)} (n = {count})"
-            titles[(number * rows_of_kind + row) * columns + column] = title
+            title = f"{in_words(of)} (n = {count})" if kind == "effect" else f"control: {in_words(of)}"
+            titles[(number * rows_of_kind + row) * columns + column] = before + title
     figure = make_subplots(
         rows=rows, cols=columns, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.24 / rows,
         subplot_titles=titles,
     )  # fmt: skip
     size = 10 if columns < 4 else 9  # of the numbers, which stand close
-    for number, kind in enumerate(kinds):
+    for number, (kind, branch) in enumerate(kinds):
         for of, (row, column) in zip(measures, places, strict=True):
             place = {"row": number * rows_of_kind + row + 1, "col": column + 1}
-            facts, sure = _cells(data[kind].sel(of=of), bool(data["judged"].sel(of=of)))
+            effect = data[kind].sel({"of": of, **({"branch": branch} if branch else {})})
+            facts, sure = _cells(effect, bool(data["judged"].sel(of=of)))
             mean = facts["mean"].transpose("layer", "band").values
             rounded = np.nan_to_num(mean).round(2) + 0.0  # no −0
             text = np.where(np.isfinite(mean), np.char.mod("%.2f", rounded), "")
@@ -203,13 +221,32 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
     figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
     figure.update_xaxes(title={"text": "patched from t on, up to the next column", "font": {"size": 12}}, row=rows)
     figure.update_annotations(font={"size": 13})
-    height = 150 + rows * (70 + 24 * data.sizes["layer"])
+    height = 150 + rows * ((90 if branches[0] else 70) + 24 * data.sizes["layer"])
     return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50, "r": 40})
 
 
 def in_words(of: str) -> str:
     """A measure's name for a reader."""
     return "image" if of == "pixels" else attribute_words(of).lower()
+
+
+def branch_words(branch: str) -> str:
+    """A branch's name for a reader."""
+    return {"cond": "conditional", "uncond": "unconditional", ALL_BRANCHES: "all branches"}.get(branch, branch)
+
+
+def check_names(names: Iterable[str], own: Iterable[str]) -> None:
+    """Refuses names of what a function of the user's tells that stand for another measure.
+
+    Raises:
+        ValueError: If one is, or reads like, one of the experiment's `own`, or another one.
+    """
+    taken = {word: name for name in own for word in (name, in_words(name))}
+    for name in names:
+        same = taken.get(name, taken.get(in_words(name)))
+        if same is not None:
+            raise ValueError(f"Expected a name that no other measure has, got {name!r}, which reads like {same!r}.")
+        taken[in_words(name)] = name
 
 
 def _band_names(data: xr.Dataset) -> list[str]:
@@ -220,7 +257,10 @@ def _band_names(data: xr.Dataset) -> list[str]:
 
 
 def plot_patched(result: ExperimentResult) -> go.Figure:
-    """Draws the first seed: what each patch makes of the base, and left of it the base and the source themselves."""
+    """Draws the first seed: what each patch makes of the base, and left of it the base and the source themselves.
+
+    Of each branch by itself, those that patch in the last band, which is all of the process.
+    """
     data, settings = result.data, result.settings
     captions = "prompts" not in settings  # prompts are too long to stand over a tile
     if settings.get("between") == "seeds":
@@ -234,23 +274,30 @@ def plot_patched(result: ExperimentResult) -> go.Figure:
         Tile(to_rgb(whole[0]), f"source: {source}", f"source {source if captions else ''}"),
     ]
     layers = data["layer"].values.tolist()
+    if "branch" in data.dims:
+        patched = data["images"].isel(band=-1).transpose("layer", "branch", ...)
+        names = [branch_words(branch) for branch in data["branch"].values.tolist()]
+    else:
+        patched = data["images"]
+        names = ["always" if band == "all" else f"from t = {band}" for band in bands]
     rows: list[list[Tile | None]] = []
     for layer, first in zip_longest(layers, unpatched):
-        images = np.empty(0) if layer is None else data["images"].sel(layer=layer).values
-        rows.append([first, *(Tile(to_rgb(x), f"{layer}, {band}") for x, band in zip(images, bands, strict=False))])
-    columns = ["not patched", *("always" if band == "all" else f"from t = {band}" for band in bands)]
-    return tile_grid(rows, columns, [*layers, *[""] * (len(rows) - len(layers))])
+        images = np.empty(0) if layer is None else patched.sel(layer=layer).values
+        rows.append([first, *(Tile(to_rgb(x), f"{layer}, {name}") for x, name in zip(images, names, strict=False))])
+    return tile_grid(rows, ["not patched", *names], [*layers, *[""] * (len(rows) - len(layers))])
 
 
 def table_of_effects(result: ExperimentResult) -> pd.DataFrame:
     """The effect of every patch with its interval, of each measure, the control's, and the excess over it."""
     data = result.data
     bands, rows = _band_names(data), []
-    for layer in data["layer"].values:
+    branches = data["branch"].values.tolist() if "branch" in data.dims else [None]
+    for branch, layer in product(branches, data["layer"].values):
         for i, band in enumerate(bands):
-            row = {"layer": layer, "from t": band}
+            row = {**({"branch": branch_words(branch)} if branch else {}), "layer": layer, "from t": band}
+            at = {"layer": layer, **({"branch": branch} if branch else {})}
             for of in data["of"].values.tolist():
-                cell = data.sel(of=of, layer=layer).isel(band=i)
+                cell = data.sel(of=of, **at).isel(band=i)
                 judged, name = bool(data["judged"].sel(of=of)), in_words(of)
                 told = cell[[kind for kind in ("effect", "null_effect") if kind in data]].dropna("seed")
                 if told.sizes["seed"] > 1:

@@ -13,8 +13,10 @@ from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.experiments.base import Experiment, register
 from diffusers_xai.experiments.judging import Judge, Seen, judged_attributes, named_attributes, seen_attributes
 from diffusers_xai.experiments.patch_effects import (
+    ALL_BRANCHES,
     Sweep,
     bands_of,
+    check_names,
     effects_of_patches,
     layers_to_patch,
     plot_effects,
@@ -25,12 +27,13 @@ from diffusers_xai.experiments.patch_effects import (
 from diffusers_xai.experiments.sampling import OTHER_NOISE, Sampling, arguments_of, check_takes_prompt
 from diffusers_xai.measures import Mask, as_mask, mask_to_runs, resize_mask
 from diffusers_xai.pipelines import XAIPipeline
-from diffusers_xai.pipelines.patch_sweep import PatchSite, patch_sweep
-from diffusers_xai.pipelines.prompt_patch_sweep import count_steps, prompt_patch_sweep
+from diffusers_xai.pipelines.patch_sweep import PatchSite, branches_of, patch_sweep
+from diffusers_xai.pipelines.prompt_patch_sweep import count_steps, prompt_branches, prompt_patch_sweep
 
 
 PIXELS = "pixels"
 BETWEEN = ("labels", "seeds")
+EACH = "each"  # branch of guidance by itself
 
 
 def measure(
@@ -69,7 +72,8 @@ def measure(
         between (`str`, defaults to `"labels"`): `"seeds"` takes the source from the same label, or prompt, and
             another seed's noise; then there is one label or prompt, or none. The noise itself is no layer's output
             and stays: where the network predicts noise, even its whole answer does not make the run the source's.
-        branch (`str`, *optional*): The guidance branch that is patched, `"cond"` or `"uncond"`; both if `None`.
+        branch (`str`, *optional*): The guidance branch that is patched, `"cond"` or `"uncond"`; all if `None`.
+            `"each"` patches every branch by itself, and all of them.
         mask (array of shape `(height, width)`, bool, *optional*): Where layers are patched; everywhere if `None`. The
             distance to the source is measured there, too. Of the samples' size; with prompts of any, and resized to
             the layers and the pictures.
@@ -84,11 +88,11 @@ def measure(
         `xarray.Dataset`: `effect` and `null_effect` of dims (seed, layer, band, of), NaN where source and base do not
         differ in the measure; the coordinates `start` and `stop` are the bands' steps. `whole` (run, rgb, height,
         width), the source and the base of the first seed, and `images` (layer, band, rgb, height, width), its patched
-        runs.
+        runs. Of each branch, both have the dim `branch` before `layer`, at last `"all"`.
 
     Raises:
         ValueError: If the bands are more than the steps, there is a judge and the model's attributes have no names,
-            labels or prompts are not as many as are compared, or the run has no such branch.
+            labels or prompts are not as many as are compared, the run has no such branch, or one alone for `"each"`.
         KeyError: If a name matches no layer.
     """
     if between not in BETWEEN:
@@ -98,6 +102,7 @@ def measure(
     base, other = _compared(sampling.labels, prompts, between)
     shift = 0 if between == "labels" else OTHER_NOISE
     options: dict[str, Any] = {"mask": mask, "max_rows": max_rows}
+    branches: tuple[str, ...] = ()
     run: Callable[..., torch.Tensor]
     seen: Any
     if prompts is None:
@@ -105,10 +110,14 @@ def measure(
         pipe.scheduler.set_timesteps(sampling.steps)
         timesteps = [float(t) for t in pipe.scheduler.timesteps]
         parts = bands_of(len(timesteps), bands)
-        run = partial(_sweep_labels, pipe, sampling, base, sites_of(paths, parts, branch), options)
+        if branch == EACH:
+            branches = _several(branches_of(sampling.guidance_scale))
+        sites = sites_of(paths, parts, [*branches, None] if branches else [branch])
+        run = partial(_sweep_labels, pipe, sampling, base, sites, options)
         names = []
         if judge is not None:
             names = judged_attributes(pipe, sampling.labels) if between == "labels" else named_attributes(pipe)
+            check_names(names, [PIXELS])
         told: Any = judge
         seen = None if judge is None else lambda images: seen_attributes(told, images, pipe, names)
         at_once = max(1, min(sampling.batch_size, max_rows // 4))
@@ -117,7 +126,10 @@ def measure(
         mask = None if mask is None else as_mask(mask)
         parts, timesteps = bands_of(count_steps(pipe, sampling.steps), bands), []
         options["arguments"] = {**arguments_of(pipe, sampling), **(arguments or {})}
-        run = partial(_sweep_prompts, pipe, base, sites_of(paths, parts, branch), options, timesteps)
+        if branch == EACH:
+            branches = _several(prompt_branches(pipe, base, options["arguments"]))
+        sites = sites_of(paths, parts, [*branches, None] if branches else [branch])
+        run = partial(_sweep_prompts, pipe, base, sites, options, timesteps)
         seen, at_once = judge, 1
     null_sweep: Sweep | None = None if null == "none" else partial(run, base, 2 * OTHER_NOISE)
     near = {PIXELS: lambda images, goal: -_squared_error(images, goal, mask)}
@@ -131,9 +143,10 @@ def measure(
         parts,
         timesteps,
         at_once,
+        [*branches, ALL_BRANCHES] if branches else [],
     )
     if prompts is not None or between == "seeds":
-        told = data["effect"].notnull().all(["layer", "band"]).mean("seed") > 0.5
+        told = data["effect"].notnull().all(["layer", "band", *(["branch"] if branches else [])]).mean("seed") > 0.5
         data = data.sel(of=told | (data["of"] == PIXELS))
     asked = {
         "prompts": None if prompts is None else list(prompts),
@@ -142,6 +155,14 @@ def measure(
         "mask": None if mask is None else mask_to_runs(mask),
     }
     return data.assign_attrs({name: value for name, value in asked.items() if value is not None})
+
+
+def _several(branches: tuple[str, ...]) -> tuple[str, ...]:
+    """The branches, if there are several."""
+    if len(branches) < 2:
+        known = ", ".join(branches)
+        raise ValueError(f"patching: expected a run with guidance for branch='{EACH}', got one with {known} alone.")
+    return branches
 
 
 def _compared(labels: Sequence[int], prompts: Sequence[str] | None, between: str) -> tuple[Any, Any]:
@@ -208,7 +229,7 @@ register(
         "Which layer carries the label or the prompt, and when",
         "Two runs from the same noise with different labels, or prompts; or between seeds, with the same one and"
         " different noise. A layer's output, in a quarter of the process or in all of it, is taken from the other run,"
-        " for one guidance branch or both, in a region or everywhere. The number tells how much of the other"
+        " for one guidance branch, each or all, in a region or everywhere. The number tells how much of the other"
         " run comes over: 0 nothing, 1 all of it; bold where it is surely not 0 (t-test, of a judge's yes or no an"
         " exact paired test; 5 % after correction for all cells). First for the image as a whole, and with a"
         " judge for each attribute on which the labels differ, over the seeds in which it sees a difference. The first"

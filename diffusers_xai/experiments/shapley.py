@@ -22,7 +22,7 @@ from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, Experimen
 from diffusers_xai.experiments.figures import null_name, short_label
 from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
 from diffusers_xai.experiments.nulls import Null, null_pipeline
-from diffusers_xai.experiments.patch_effects import in_words
+from diffusers_xai.experiments.patch_effects import check_names, in_words
 from diffusers_xai.experiments.sampling import Sampling
 from diffusers_xai.experiments.tables import Q, excess_columns, in_table, interval_text
 from diffusers_xai.labels import labels_between
@@ -75,6 +75,7 @@ def measure(
     if len(players) > MAX_ATTRIBUTES:
         raise ValueError(f"Expected labels that differ in at most {MAX_ATTRIBUTES} attributes, got {len(players)}")
     names = judged_attributes(pipe, labels) if judge is not None else []
+    check_names(names, [IMAGE])
     other = null_pipeline(null, pipe, sampling, num_samples=64 * len(labels))
     count, bits = len(labels), (2,) * len(players)
 

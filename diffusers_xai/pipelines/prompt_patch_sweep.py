@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from diffusers_xai.denoisers import get_denoiser
 from diffusers_xai.denoisers.call import DenoiserCall
-from diffusers_xai.denoisers.guidance import guidance_of
+from diffusers_xai.denoisers.guidance import Guidance, guidance_of
 from diffusers_xai.measures import Mask, as_mask, resize_mask
 from diffusers_xai.pipelines.patch_sweep import PatchSite
 from diffusers_xai.taps import copy_scheduler, edit_output, exclusive, force_eager, tap_call, tap_step
@@ -30,6 +30,37 @@ def count_steps(pipe: DiffusionPipeline, num_inference_steps: int) -> int:
     )
     scheduler.set_timesteps(num_inference_steps, **({"mu": 1.0} if shifts else {}))
     return len(scheduler.timesteps)
+
+
+@torch.no_grad()
+def prompt_branches(
+    pipe: DiffusionPipeline, prompt: str, arguments: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """The guidance branches of a pipeline's call, which is followed up to its network's first call.
+
+    Raises:
+        ValueError: If their order is not known.
+    """
+    denoiser = get_denoiser(pipe)
+    found: list[Guidance] = []
+
+    def begun(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        found.append(guidance_of(pipe, denoiser.layout, running_call(pipe).locals))
+        raise _Begun
+
+    with ExitStack() as stack:
+        stack.enter_context(exclusive(*denoiser.components.values(), pipe.scheduler))
+        for network in denoiser.components.values():
+            stack.enter_context(tap_call(network, begun))
+        stack.enter_context(suppress(_Begun))
+        pipe(**(arguments or {}), prompt=prompt, output_type="pt")
+    if not found or not found[0].is_known:
+        raise ValueError(f"Expected a pipeline whose guidance branches are known, got {type(pipe).__name__}.")
+    return found[0].branches
+
+
+class _Begun(Exception):
+    """The network is called: what a call is followed for is known."""
 
 
 @torch.no_grad()

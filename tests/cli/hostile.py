@@ -28,7 +28,7 @@ BAD: dict[str, list] = {
     "negative_prompt": EMPTY,
     "other_prompt": EMPTY,
     "between": [*EMPTY, "seed", "LABELS", "labels,seeds"],
-    "branch": EMPTY,
+    "branch": [*EMPTY, "each", "nowhere"],  # without guidance there is one
     "words": [*EMPTY, []],
     "height": [*NOT_COUNTS, "70000"],
     "width": [*NOT_COUNTS, "70000"],

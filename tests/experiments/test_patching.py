@@ -119,7 +119,7 @@ def test_the_command_takes_a_judge(tmp_path, capsys):
     assert "hierarchy takes no region" in capsys.readouterr().err
 
 
-ROWS = {"uncond": 0, "cond": 1}  # of the doubled batch
+ROWS = {"uncond": slice(0, 1), "cond": slice(1, 2), "all": slice(0, 2)}  # of the doubled batch
 
 
 def by_hook(run, module, replaced):
@@ -150,13 +150,21 @@ def put_in(outputs, rows, inside):
 def check_by_hooks(data, layer, run, branch, inside):
     """Compares the first cell with plain runs in which a hook puts a layer's rows of a branch in; returns the runs."""
     source, outputs = by_hook(lambda: run(4 + OTHER_NOISE), layer, lambda step, output: output)
-    rows = slice(ROWS[branch], ROWS[branch] + 1)
-    patched, _ = by_hook(lambda: run(4), layer, put_in(outputs, rows, inside))
+    patched, _ = by_hook(lambda: run(4), layer, put_in(outputs, ROWS[branch], inside))
     base = run(4)
     np.testing.assert_allclose(data["whole"], torch.stack([source, base]), atol=1e-6)
     np.testing.assert_allclose(data["images"].squeeze(), patched, atol=1e-6)
     assert (patched - base).abs().max() > 1e-3
     return source, base, patched
+
+
+def each_branch(data, branch):
+    """The branches that are patched, and the data of each."""
+    if branch != "each":
+        assert "branch" not in data.dims
+        return [(branch, data)]
+    assert data["branch"].values.tolist() == list(ROWS)
+    return [(name, data.sel(branch=name)) for name in ROWS]
 
 
 @pytest.fixture
@@ -166,7 +174,7 @@ def mask():
     return mask
 
 
-@pytest.mark.parametrize("branch", ["uncond", "cond"])
+@pytest.mark.parametrize("branch", ["uncond", "cond", "each"])
 def test_between_seeds_a_branch_is_patched_as_by_a_hook_on_the_doubled_batch(branch, mask):
     pipe = make(convnext_unet().double())
     sampling = Sampling([3], [4], 3, guidance_scale=2.0)
@@ -177,9 +185,10 @@ def test_between_seeds_a_branch_is_patched_as_by_a_hook_on_the_doubled_batch(bra
         return states(pipe, 3, seed, 3, guidance_scale=2.0)[-1]
 
     inside = torch.from_numpy(mask)
-    source, base, patched = check_by_hooks(data, pipe.unet.conv_in, run, branch, inside)
-    error = [((image - source) ** 2)[:, inside].mean() for image in (base, patched)]
-    np.testing.assert_allclose(data["effect"].squeeze(), 1 - error[1] / error[0], atol=1e-5)
+    for name, part in each_branch(data, branch):
+        source, base, patched = check_by_hooks(part, pipe.unet.conv_in, run, name, inside)
+        error = [((image - source) ** 2)[:, inside].mean() for image in (base, patched)]
+        np.testing.assert_allclose(part["effect"].squeeze(), 1 - error[1] / error[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("labels", [[3], []])
@@ -220,7 +229,7 @@ def test_between_seeds_the_noise_itself_stays():
     np.testing.assert_allclose(data["images"].squeeze(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("branch", ["uncond", "cond"])
+@pytest.mark.parametrize("branch", ["uncond", "cond", "each"])
 def test_of_prompts_too(branch, mask):
     pipe = stable_diffusion().to(torch.float64)
     sampling = Sampling(seeds=[4], steps=3, guidance_scale=2.0)
@@ -232,7 +241,65 @@ def test_of_prompts_too(branch, mask):
         output = pipe("a fox", num_inference_steps=3, guidance_scale=2.0, generator=generator, output_type="pt")
         return output.images[0] * 2 - 1
 
-    check_by_hooks(data, pipe.unet.conv_in, run, branch, torch.from_numpy(mask[::2, ::2]))  # of the latents
+    for name, part in each_branch(data, branch):
+        check_by_hooks(part, pipe.unet.conv_in, run, name, torch.from_numpy(mask[::2, ::2]))  # of the latents
+
+
+def test_of_each_branch_all_of_them_are_the_source_and_the_control_goes_along():
+    pipe = make(convnext_unet(num_class_embeds=4, class_attributes=("Male", "Smiling")))
+    sampling = Sampling([0, 3], SEEDS, 4, guidance_scale=3.0)
+
+    def judge(images):
+        return (images.mean((2, 3))[:, :2] < 0).float()
+
+    options = {"layers": ["mid_block", "conv_out"], "bands": 2, "judge": judge}
+    result = EXPERIMENTS[NAME].run(pipe, sampling, branch="each", max_rows=6, **options)
+    data = result.data
+    assert data["effect"].dims == data["null_effect"].dims == ("seed", "branch", "layer", "band", "of")
+    whole = data.sel(layer="final_conv", branch="all").isel(band=2)
+    np.testing.assert_array_equal(whole["images"], data["whole"].sel(run=0))
+    assert (whole["effect"].sel(of="pixels") == 1).all()
+    # With the source's conditional answers the states are the source's, and so the unconditional answers, too, which
+    # hear no label. These alone leave the base's label where it is.
+    alone = data["effect"].sel(layer="final_conv", of="pixels").isel(band=2)
+    np.testing.assert_allclose(alone.sel(branch="cond"), 1, atol=1e-6)
+    assert (alone.sel(branch="uncond") < 0.1).all()
+    for name, branch in (("uncond", "uncond"), ("cond", "cond"), ("all", None)):
+        single = EXPERIMENTS[NAME].run(pipe, sampling, branch=branch, **options).data
+        for values in ("effect", "null_effect", "images"):
+            np.testing.assert_allclose(data[values].sel(branch=name), single[values], rtol=1e-3, atol=1e-4)
+    table = EXPERIMENTS[NAME].table(result)
+    assert table["branch"].tolist() == [
+        name for name in ("unconditional", "conditional", "all branches") for _ in range(6)
+    ]
+    shown = [trace.z for trace in result.plot().data]
+    assert len(shown) == 2 * 3 * data.sizes["of"]
+    np.testing.assert_allclose(shown[0], data["effect"].sel(branch="uncond", of="pixels").mean("seed"))
+    assert len(result.plot_images().data) == 2 + 2 * 3
+    assert result.settings["branch"] == "each"
+
+
+def test_each_branch_of_a_run_without_guidance_is_refused():
+    for pipe, sampling, options in (
+        (make(convnext_unet()), Sampling([3, 12], [1], STEPS), {}),
+        (stable_diffusion(), Sampling(seeds=[1], steps=4), {"prompts": ["a", "b"]}),
+    ):
+        with pytest.raises(ValueError, match="a run with guidance for branch='each', got one with cond alone"):
+            EXPERIMENTS[NAME].run(pipe, sampling, branch="each", **options)
+
+
+@pytest.mark.parametrize("name", ["pixels", "Image"])
+def test_what_is_told_may_not_have_the_name_of_the_experiments_own_measure(name):
+    def judge(images):
+        return {name: torch.ones(len(images))}
+
+    with pytest.raises(ValueError, match=f"no other measure has, got '{name}', which reads like 'pixels'"):
+        EXPERIMENTS[NAME].run(
+            stable_diffusion(), Sampling(seeds=[1], steps=1), prompts=["a", "b"], judge=judge, layers=["conv_in"], bands=1
+        )  # fmt: skip
+    pipe = make(convnext_unet(num_class_embeds=2, class_attributes=(name,)))
+    with pytest.raises(ValueError, match=f"got '{name}'"):
+        EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], [1], 4), judge=judge)
 
 
 def test_the_command_takes_them(tmp_path, mask, capsys):
