@@ -70,6 +70,10 @@ def add_command(commands: Commands) -> None:
         " docs/experiments.md",
     )  # fmt: skip
     add(
+        "--measure", type=nonempty, metavar="FILE:FUNCTION",
+        help="of shapley: a function of your own from images to a dict of numbers by name; see docs/experiments.md",
+    )  # fmt: skip
+    add(
         "--concepts", type=nonempty, metavar="FILE:FUNCTION",
         help="of concepts, and of words if you like: a function of your own that tells where the parts of images, or"
         " what words stand for, are; see docs/experiments.md",

@@ -14,7 +14,7 @@ from diffusers_xai.cli.base import CommandError
 from diffusers_xai.cli.experiment import ALL, FINDINGS
 from diffusers_xai.cli.experiment_options import (
     FUNCTIONS,
-    check_patches,
+    check_own,
     guidance_scale,
     labels_of,
     labels_to_compare,
@@ -90,7 +90,7 @@ def jobs_of(
         raise CommandError(f"--judge: expected none, as {args.name} takes no judge, got {args.judge}")
     if args.mask is not None and args.name in EXPERIMENTS and not EXPERIMENTS[args.name].takes("mask"):
         raise CommandError(f"--mask: expected none, as {args.name} takes no region, got {args.mask}")
-    check_patches(args)
+    check_own(args)
     alone = [name for name, experiment in EXPERIMENTS.items() if experiment.needs is None]
     chosen = {ALL: alone, FINDINGS: list(NEEDED)}.get(args.name, [args.name])
     any_model = takes_prompt(args) or args.between == "seeds"

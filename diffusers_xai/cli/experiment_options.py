@@ -22,8 +22,8 @@ from diffusers_xai.pipelines.patch_sweep import branches_of
 from diffusers_xai.prompts import without, words_of
 
 
-FUNCTIONS = ("judge", "concepts")  # options that name a function of the user's, as FILE:FUNCTION
-PATCHES = ("between", "branch")  # options of patching alone
+FUNCTIONS = ("judge", "measure", "concepts")  # options that name a function of the user's, as FILE:FUNCTION
+OWN = ("between", "branch", "measure")  # options of a single experiment
 MIN_IMAGES = 50  # of a label that counts as trained
 
 
@@ -111,13 +111,13 @@ def _trained_labels(args: argparse.Namespace, config: dict[str, Any]) -> list[in
     return [label_from_bits(bits) for bits, _, count in counts if count >= MIN_IMAGES]
 
 
-def check_patches(args: argparse.Namespace) -> None:
-    """Refuses what patches alone take, of other experiments, and what the run to patch does not have.
+def check_own(args: argparse.Namespace) -> None:
+    """Refuses what a single experiment takes, of others, and a branch that the run to patch does not have.
 
     Raises:
         CommandError: for such an option.
     """
-    for option in PATCHES:
+    for option in OWN:
         value = getattr(args, option)
         if value is not None and not (args.name in EXPERIMENTS and EXPERIMENTS[args.name].takes(option)):
             raise CommandError(f"--{option}: expected none, as {args.name} takes none, got {value}")
@@ -148,7 +148,7 @@ def options_of(experiment: Experiment, args: argparse.Namespace, config: dict[st
         options["mask"] = region(args.mask, part_of_face(experiment.region, args.checkpoint, size), size)
     elif args.mask is not None and experiment.takes("mask"):
         options["mask"] = region(args.mask, size=None if takes_prompt(args) else sample_size(config))
-    options |= {key: getattr(args, key) for key in PATCHES if getattr(args, key) is not None}
+    options |= {key: getattr(args, key) for key in OWN if getattr(args, key) is not None}
     if experiment.judged and args.judge is not None:
         options["judge"] = args.judge
     options |= _prompts(experiment, args)

@@ -1,6 +1,6 @@
 """What a judge sees in images: the probability of each of the model's attributes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from diffusers_xai.pipelines import XAIPipeline
 
 # Images (image, channel, height, width) in [-1, 1] -> the probability of each attribute (image, attribute).
 Judge = Callable[[torch.Tensor], torch.Tensor]
-# Images (image, channel, height, width) -> probabilities (image,) by name.
+# Images (image, channel, height, width) in [-1, 1] -> probabilities, or other numbers, (image,) by name.
 Seen = Callable[[torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -60,6 +60,40 @@ def seen_attributes(
     """The probability of the attributes `names` in images `(image, channel, height, width)`, `(image,)` each."""
     attributes, told = named_attributes(pipe), probabilities(judge, images, pipe)
     return {name: told[:, attributes.index(name)] for name in names}
+
+
+def checked_names(measure: Seen, pipe: XAIPipeline) -> list[str]:
+    """The names of what a function measures, told by pictures of noise, two of them.
+
+    Raises:
+        ValueError: If it returns no dict of a number for each image by name.
+    """
+    noise = torch.rand(2, *pipe.sample_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return list(numbers_of(measure, noise))
+
+
+def numbers_of(measure: Seen, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a function measures in images `(image, channel, height, width)`: float64 `(image,)` by name.
+
+    Raises:
+        ValueError: If it returns no dict of a finite number for each image by name.
+    """
+    wanted = f"Expected `measure` to return a dict of {len(images)} numbers by name, one for each image"
+    told = measure(images.float().clamp(-1, 1))
+    if not isinstance(told, Mapping) or not told or not all(isinstance(name, str) and name.strip() for name in told):
+        raise ValueError(f"{wanted}, got {told if isinstance(told, Mapping) else type(told).__name__}.")
+    found = {}
+    for name, values in told.items():
+        try:
+            numbers = torch.as_tensor(values).detach().cpu().double()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{wanted}, got {type(values).__name__} of {name!r}.") from error
+        if numbers.shape != (len(images),):
+            raise ValueError(f"{wanted}, got shape {tuple(numbers.shape)} of {name!r}.")
+        if not numbers.isfinite().all():
+            raise ValueError(f"{wanted}, got {numbers[~numbers.isfinite()][0]} of {name!r}.")
+        found[name] = numbers
+    return found
 
 
 def told_by(judge: Judge | Seen, pipe: DiffusionPipeline) -> Seen:

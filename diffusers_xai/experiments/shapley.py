@@ -20,7 +20,7 @@ from diffusers_xai.analysis import (
 )
 from diffusers_xai.experiments.base import SPANNED_LABELS, Experiment, ExperimentResult, register
 from diffusers_xai.experiments.figures import null_name, short_label
-from diffusers_xai.experiments.judging import Judge, judged, judged_attributes
+from diffusers_xai.experiments.judging import Judge, Seen, checked_names, judged, judged_attributes, numbers_of
 from diffusers_xai.experiments.nulls import Null, null_pipeline
 from diffusers_xai.experiments.patch_effects import check_names, in_words
 from diffusers_xai.experiments.sampling import Sampling
@@ -40,15 +40,22 @@ MAX_ATTRIBUTES = 4  # 256 runs of each seed
 
 
 def measure(
-    pipe: XAIPipeline, sampling: Sampling, *, judge: Judge | None = None, null: Null = "gaussian", max_rows: int = 64
+    pipe: XAIPipeline,
+    sampling: Sampling,
+    *,
+    judge: Judge | None = None,
+    measure: Seen | None = None,
+    null: Null = "gaussian",
+    max_rows: int = 64,
 ) -> xr.Dataset:
     """Exact Shapley values of the label's attributes in each half of the process, and the shares of a variance.
 
     A player is an attribute in a half: out of the game it is as in the first label, in it as in the last one. All
     coalitions are sampled, from the same noise. What they are worth is the nearness to the image of the last label (1
-    less the mean squared error to it, as a share of the first label's), and with a judge the probability of each
-    attribute that is not the same in all labels. Besides, how much of the variance of the pixels (of the first 64
-    seeds), and of each of these probabilities, over the seeds and the unswitched labels is due to either.
+    less the mean squared error to it, as a share of the first label's), with a judge the probability of each
+    attribute that is not the same in all labels, and whatever a function of yours measures. Besides, how much of the
+    variance of the pixels (of the first 64 seeds), and of each of these probabilities and numbers, over the seeds and
+    the unswitched labels is due to either.
 
     Source: Shapley 1953; Searle, Casella and McCulloch 1992.
 
@@ -56,6 +63,8 @@ def measure(
         pipe ([`XAIPipeline`]): A conditional model.
         sampling ([`Sampling`]): What is sampled: two labels and all between, see `labels_between`.
         judge (`Callable`, *optional*): Tells the probability of each of the model's attributes, see `Judge`.
+        measure (`Callable`, *optional*): From images `(image, channel, height, width)`, float32 in [-1, 1], to a dict
+            of a number for each image, `(image,)`, by name.
         null (`str` or [`XAIPipeline`]): `"gaussian"` (fitted to 64 samples of each label), a pipeline, or `"none"`.
         max_rows (`int`, defaults to 64): Images in one call of the network.
 
@@ -66,7 +75,8 @@ def measure(
         (first, second, rgb, height, width) of the first seed.
 
     Raises:
-        ValueError: If the labels are not two with all between, or differ in more than four attributes.
+        ValueError: If the labels are not two with all between, or differ in more than four attributes; if `measure`
+            returns something else.
     """
     labels, attributes = list(sampling.labels), pipe.unet.config.get("class_attributes") or ()
     if labels != labels_between(labels[0], labels[-1], attributes):
@@ -75,7 +85,8 @@ def measure(
     if len(players) > MAX_ATTRIBUTES:
         raise ValueError(f"Expected labels that differ in at most {MAX_ATTRIBUTES} attributes, got {len(players)}")
     names = judged_attributes(pipe, labels) if judge is not None else []
-    check_names(names, [IMAGE])
+    numbers = checked_names(measure, pipe) if measure is not None else []
+    check_names([*names, *numbers], [IMAGE])
     other = null_pipeline(null, pipe, sampling, num_samples=64 * len(labels))
     count, bits = len(labels), (2,) * len(players)
 
@@ -89,6 +100,9 @@ def measure(
         if judge is not None:
             told = judged(judge, final.flatten(0, 1), pipe, names).double()  # (seed, run, attribute)
             worth += told.permute(2, 1, 0).unflatten(1, (count, count)).unbind(0)
+        if measure is not None:
+            found = numbers_of(measure, final.flatten(0, 2))
+            worth += [found[name].unflatten(0, error.shape) for name in numbers]
         table = torch.stack(worth).permute(3, 0, 1, 2).numpy()  # (seed, of, first, second)
         values = shapley_values(table.reshape(*table.shape[:2], *bits, *bits), 2 * len(players))
         halves = values.reshape(*values.shape[:2], 2, len(players)).swapaxes(-1, -2)
@@ -115,7 +129,7 @@ def measure(
         of_held=["steady", "null_steady"],
     )  # fmt: skip
     data = data.assign_coords(
-        of=[IMAGE, *names], attribute=players, half=list(HALVES), first=labels, second=labels, label=labels
+        of=[IMAGE, *names, *numbers], attribute=players, half=list(HALVES), first=labels, second=labels, label=labels
     )
     varying = {prefix: _varying(data, prefix) for prefix in (("",) if other is None else ("", "null_"))}
     for prefix, parts in varying.items():
@@ -225,7 +239,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                     limits = part[f"{prefix}variance"].sel(source=source)
                     at = {limit: float(limits.sel(limit=limit)) for limit in ("estimate", "low", "high")}
                     known = f" ({at['low']:.0%} to {at['high']:.0%})" if np.isfinite(at["low"]) else ""
-                    columns[who] = f"{at['estimate']:.0%}{known}"
+                    columns[who] = f"{at['estimate']:.0%}{known}" if np.isfinite(at["estimate"]) else ""  # none varies
                     if prefix == "excess_":
                         columns[Q] = float(part["excess_p_value"].sel(source=source))
             rows.append({"of": in_words(of), **columns})
@@ -239,7 +253,8 @@ register(
         "Every attribute on which two labels differ takes part or not in each half of the process, in all"
         " combinations and from the same noise. The bars are the Shapley values: what each one adds on average"
         " over all orders of joining, so that they sum to what all of them change together. First for the image (1"
-        " is that of the last label), then, with a judge, for the probability of each attribute. Right: how much"
+        " is that of the last label), then, with a judge, for the probability of each attribute, and for each number"
+        " of a measure of your own, in its unit. Right: how much"
         " of the variance over seeds and labels is due to the seed, to the label, and to both together (two-way"
         " analysis of variance, intervals by the jackknife over the seeds). Grey: the same of Gaussians that are"
         " fitted to the model's samples of each label. The images are those of the first seed.",

@@ -23,6 +23,7 @@ BAD: dict[str, list] = {
     "timesteps": NOT_COUNTS,
     "explainer": [*EMPTY, "nowhere.py:f", "exits.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
     "judge": [*EMPTY, "nowhere.py:f", "exits.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
+    "measure": [*EMPTY, "nowhere.py:f", "exits.py:f", "notes.txt", "notes.txt:f", "folder:f", ":f"],
     "label": EMPTY,
     "prompt": EMPTY,
     "negative_prompt": EMPTY,

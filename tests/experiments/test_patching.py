@@ -293,10 +293,9 @@ def test_what_is_told_may_not_have_the_name_of_the_experiments_own_measure(name)
     def judge(images):
         return {name: torch.ones(len(images))}
 
+    options = {"prompts": ["a", "b"], "layers": ["conv_in"], "bands": 1}
     with pytest.raises(ValueError, match=f"no other measure has, got '{name}', which reads like 'pixels'"):
-        EXPERIMENTS[NAME].run(
-            stable_diffusion(), Sampling(seeds=[1], steps=1), prompts=["a", "b"], judge=judge, layers=["conv_in"], bands=1
-        )  # fmt: skip
+        EXPERIMENTS[NAME].run(stable_diffusion(), Sampling(seeds=[1], steps=1), judge=judge, **options)
     pipe = make(convnext_unet(num_class_embeds=2, class_attributes=(name,)))
     with pytest.raises(ValueError, match=f"got '{name}'"):
         EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], [1], 4), judge=judge)

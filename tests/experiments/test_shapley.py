@@ -6,7 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import LabelSwitch, Samples, XAIPipeline
-from diffusers_xai.experiments import EXPERIMENTS, Sampling
+from diffusers_xai.cli import main
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.sampling import _LIMITS
 from diffusers_xai.labels import labels_between
 from tests.planted import OneBlockHearsTheLabel
@@ -79,3 +80,80 @@ def test_labels_that_are_not_all_between_two_are_refused():
     pipe = make(convnext_unet())
     with pytest.raises(ValueError, match="two labels and all between them"):
         EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], SEEDS, STEPS), null="none")
+
+
+def colours(images):
+    return {"red": images[:, 0].mean((1, 2)), "green": images[:, 1].double().mean((1, 2)), "none": [2.0] * len(images)}
+
+
+def test_the_variance_of_any_measure_is_that_of_the_analysis_by_hand():
+    pipe = make(OneBlockHearsTheLabel().double())
+    seeds = range(5)
+    result = EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], seeds, STEPS), measure=colours, null="none")
+    data = result.data
+    assert data["of"].values.tolist() == ["image", "red", "green", "none"]
+    values = np.empty((5, 2))  # of plain runs
+    for row, column in np.ndindex(5, 2):
+        final = pipe(
+            column, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(row), output_type="np"
+        ).images[0]
+        values[row, column] = (final[..., 1] * 2 - 1).mean()
+    # Two-way, by sums of squares: of seeds, of labels, and of what is left.
+    mean = values.mean()
+    seed = 2 * sum((values[i].mean() - mean) ** 2 for i in range(5)) / 4
+    label = 5 * sum((values[:, j].mean() - mean) ** 2 for j in range(2)) / 1
+    left = values - values.mean(1, keepdims=True) - values.mean(0) + mean
+    rest = (left**2).sum() / 4
+    parts = np.array([max((seed - rest) / 2, 0), max((label - rest) / 5, 0), rest])
+    estimate = data["variance"].sel(limit="estimate")
+    np.testing.assert_allclose(estimate.sel(of="green"), parts / parts.sum(), atol=1e-5)
+    assert parts[1] > 0.05 * parts.sum()
+    # The label is not heard in red: all of it is the seed's. What never varies has no shares.
+    np.testing.assert_allclose(estimate.sel(of="red"), [1, 0, 0], atol=1e-9)
+    assert estimate.sel(of="none").isnull().all()
+    np.testing.assert_allclose(data["share"].sel(of="red"), 0, atol=1e-9)
+    np.testing.assert_allclose(
+        data["share"].sel(of="green").sum(["attribute", "half"]), values[:, 1] - values[:, 0], atol=1e-5
+    )
+    assert len(result.plot().data) == 4 * (2 + 1)
+    table = EXPERIMENTS[NAME].table(result)
+    assert table["of"].drop_duplicates().tolist() == ["image", "red", "green", "none"]
+    assert "nan%" not in table.to_string()
+
+
+@pytest.mark.parametrize(
+    ("told", "got"),
+    [
+        (lambda images: images.mean((1, 2, 3)), "Tensor"),
+        (lambda images: {}, "{}"),
+        (lambda images: {"red": images.mean((2, 3))}, r"shape \(2, 3\) of 'red'"),
+        (lambda images: {"red": ["a", "b"]}, "list of 'red'"),
+        (lambda images: {"red": images.mean((1, 2, 3)) / 0}, "inf of 'red'|-inf of 'red'"),
+        (lambda images: {"image": images.mean((1, 2, 3))}, "'image', which reads like 'image'"),
+        (lambda images: {"Red": images.mean((1, 2, 3)), "red": images.mean((1, 2, 3))}, "'red', which reads like"),
+    ],
+)
+def test_what_measures_something_else_is_refused_before_anything_is_sampled(told, got, monkeypatch):
+    pipe = make(OneBlockHearsTheLabel())
+    monkeypatch.setattr(pipe, "predict", None)
+    with pytest.raises(ValueError, match=f"got ({got})"):
+        EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], SEEDS, STEPS), measure=told)
+
+
+def test_the_command_takes_a_measure(tmp_path, capsys):
+    unet = convnext_unet(num_class_embeds=2, class_attributes=("Smiling",))
+    XAIPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "pipe")
+    code = tmp_path / "own.py"
+    code.write_text(
+        "def light(images):\n    return {'light': images.mean((1, 2, 3))}\ndef bad(images):\n    return 1\n"
+    )
+    command = ["--checkpoint", str(tmp_path / "pipe"), "--out", str(tmp_path / "out"), "--seeds", "3", "--steps", "2"]
+    command += ["--null", "none", "--measure"]
+    assert main(["experiment", NAME, *command, f"{code}:bad"]) == 2
+    assert "expected `measure` to return a dict" in capsys.readouterr().err.lower()
+    assert main(["experiment", NAME, *command, f"{code}:light"]) == 0
+    assert "light" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert ExperimentResult.load(tmp_path / "out" / NAME).data["of"].values.tolist() == ["image", "light"]
+    capsys.readouterr()
+    assert main(["experiment", "ablation", *command, f"{code}:light"]) == 2
+    assert "--measure: expected none, as ablation takes none" in capsys.readouterr().err
