@@ -219,10 +219,13 @@ def plot_effects(result: ExperimentResult) -> go.Figure:
             )  # fmt: skip
     figure.update_yaxes(autorange="reversed", showgrid=False, automargin=True, ticks="")  # which look like minus signs
     figure.update_xaxes(showgrid=False, tickangle=0, tickfont={"size": 11}, type="category")
-    figure.update_xaxes(title={"text": "patched from t on, up to the next column", "font": {"size": 12}}, row=rows)
+    figure.add_annotation(  # once: under each map it would run into the next one's
+        text="columns: patched from t on, up to the next column", showarrow=False,
+        xref="paper", yref="paper", x=0.5, y=0, yanchor="top", yshift=-30,
+    )  # fmt: skip
     figure.update_annotations(font={"size": 13})
     height = 150 + rows * ((90 if branches[0] else 70) + 24 * data.sizes["layer"])
-    return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50, "r": 40})
+    return figure.update_layout(template=TEMPLATE, height=height, margin={"t": 50, "r": 40, "b": 70})
 
 
 def in_words(of: str) -> str:

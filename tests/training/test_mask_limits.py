@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from skimage.filters import sobel
 
 from tests.tiny import stable_diffusion
-from training.mask_limits import limits_of_parts, limits_of_words, main, map_sizes
+from training.mask_limits import images_of, limits_of_parts, limits_of_structure, limits_of_words, main, map_sizes
 
 
 SIDE = 16
@@ -63,6 +64,30 @@ def test_words_are_compared_face_by_face_at_as_many_places():
         assert value == pytest.approx(np.mean(found), abs=0.015)  # which of equal values is highest, rounding decides
 
 
+def test_no_map_of_squares_correlates_more_than_their_means():
+    """The multiple correlation with the squares, by least squares."""
+    images = np.random.default_rng(2).normal(size=(4, 3, SIDE, SIDE)).cumsum(-1)
+    table = limits_of_structure(images, sizes=(8, 4))
+    grey = np.einsum("ichw,c->ihw", images, [0.299, 0.587, 0.114])
+    edges = [sobel(image).ravel() for image in grey]
+    for size in (8, 4):
+        each = np.arange(SIDE) * size // SIDE
+        of_square = (each[:, None] * size + each).ravel()[:, None] == np.arange(size**2)
+        found = []
+        for edge in edges:
+            fitted = of_square @ np.linalg.lstsq(of_square.astype(float), edge, rcond=None)[0]
+            found.append(np.corrcoef(fitted, edge)[0, 1])
+        mean, low, high = (f"{value:.2f}" for value in (np.mean(found), min(found), max(found)))
+        assert table[f"{size}×{size}"][0] == f"{mean} ({low}–{high})"
+    assert table[""].tolist() == ["edges", "foreground"]
+
+
+def test_images_are_of_the_label():
+    first, second = (images_of("drawn-32", label, 1) for label in (0b1000, 0b0100))
+    assert first.shape == (1, 3, 32, 32)
+    assert np.abs(first - second).mean() > 0.05
+
+
 def test_sizes_are_those_of_the_layers_that_look_at_text():
     unet = stable_diffusion().unet
     unet.register_to_config(sample_size=16)  # maps of 8 × 8 pixels, of 16 channels
@@ -81,7 +106,7 @@ def test_sizes_are_those_of_the_layers_that_look_at_text():
     assert not any(module._forward_pre_hooks for module in unet.modules())
 
 
-@pytest.mark.parametrize("option", ["--images", "--seeds"])
+@pytest.mark.parametrize("option", ["--images", "--seeds", "--samples"])
 def test_counts_are_positive(option, capsys):
     with pytest.raises(SystemExit):
         main([option, "0"])
