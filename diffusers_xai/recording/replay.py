@@ -194,8 +194,8 @@ class StepReplay:
         if layout is None:
             raise RuntimeError(
                 f"Gradients `of={self._of!r}`: expected a weighted sum of what {self._run.denoiser.name} puts out in"
-                f" `scheduler.step`, got what {type(self._run.pipeline).__name__} makes of it, which may have the other"
-                " sign: tell the `sign` with `register_layout`."
+                f" `scheduler.step`, got what {type(self._run.pipeline).__name__} makes of it, which may have the"
+                " other sign: tell the `sign` with `register_layout`."
             )
         return layout.sign
 
