@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -38,8 +38,8 @@ class DenoiserCall:
 
     @property
     def _parameters(self) -> tuple[str, ...]:
-        forward: Any = type(self.module).forward
-        return _parameters(forward)
+        network: Any = type(self.module)
+        return _parameters(network)
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
@@ -48,14 +48,34 @@ class DenoiserCall:
 
     @cached_property
     def sample_name(self) -> str:
-        """The keyword of the sample: the first parameter of `forward`."""
-        first = next(iter(self._parameters), "sample")
-        return first if self.args or first in self.kwargs else next(iter(self.kwargs))
+        """The keyword of the sample, see `given_sample`."""
+        return self._sample_place[0]
+
+    @property
+    def given_sample(self) -> Any:
+        """The sample as it is passed: the first argument of `forward` that holds rows and is no timestep."""
+        name, index = self._sample_place
+        return self.kwargs[name] if index is None else self.args[index]
+
+    @cached_property
+    def _sample_place(self) -> tuple[str, int | None]:
+        """The sample's keyword, and where it stands if it was passed without."""
+        names = [*self._parameters, *(f"{i}" for i in range(len(self._parameters), len(self.args)))]
+        known = [name for name in names[len(self.args) :] if name in self.kwargs]
+        places: list[tuple[str, int | None]] = [(names[i], i) for i in range(len(self.args))]
+        places += [(name, None) for name in dict.fromkeys([*known, *self.kwargs])]
+        values = [self.kwargs[name] if index is None else self.args[index] for name, index in places]
+        found = (
+            place
+            for place, value in zip(places, values, strict=True)
+            if place[0] not in _TIMESTEP and _holds_rows(value)
+        )
+        return next(found, places[0])
 
     @cached_property
     def sample(self) -> torch.Tensor:
         """The sample (row, …); of families that pass a list of rows, these stacked, images without a frame."""
-        value = self.args[0] if self.args else self.kwargs[self.sample_name]
+        value = self.given_sample
         if not isinstance(value, (list, tuple)):
             return value
         rows = torch.stack(list(value))
@@ -95,21 +115,36 @@ class DenoiserCall:
 
     def with_sample(self, sample: torch.Tensor) -> tuple[tuple, dict[str, Any]]:
         """The arguments with another sample, in the form in which the family passes it."""
-        given = self.args[0] if self.args else self.kwargs[self.sample_name]
+        given, (name, index) = self.given_sample, self._sample_place
         value: Any = sample
         if isinstance(given, (list, tuple)):
             value = [row.reshape(one.shape) for row, one in zip(sample, _cycled(given, len(sample)), strict=True)]
-        if self.args:
-            return (value, *self.args[1:]), self.kwargs
-        return self.args, {**self.kwargs, self.sample_name: value}
+        if index is not None:
+            return (*self.args[:index], value, *self.args[index + 1 :]), self.kwargs
+        return self.args, {**self.kwargs, name: value}
+
+
+def _holds_rows(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(isinstance(row, torch.Tensor) for row in value)
+    return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
 @functools.cache
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The parameters of a class's `forward` in their order, without `self`."""
-    parameters = inspect.signature(forward).parameters.values()
+def _parameters(network: type) -> tuple[str, ...]:
+    """The parameters of a class's `forward` in their order, without `self`.
+
+    As the first class says that names them: a subclass may pass on whatever it is given.
+    """
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)[1:]
+    forwards = [vars(base)["forward"] for base in network.__mro__ if "forward" in vars(base)]
+    named = (
+        tuple(
+            parameter.name for parameter in inspect.signature(forward).parameters.values() if parameter.kind in kinds
+        )
+        for forward in forwards
+    )
+    return next((names[1:] for names in named if len(names) > 1), ())
 
 
 def _cycled(rows: Sequence[torch.Tensor], count: int) -> list[torch.Tensor]:

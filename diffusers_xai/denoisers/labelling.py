@@ -103,6 +103,10 @@ class Labelling:
         if self.layout is not None:
             return self.layout.frames_first
         channels, shape = self.denoiser.config.get("in_channels"), self.call.sample.shape
+        if channels is None and len(shape) == 3:  # its layers tell
+            layers = list(self.call.module.modules())
+            takes_last = any(isinstance(layer, nn.Linear) and layer.in_features == shape[2] for layer in layers)
+            return takes_last and not any(getattr(layer, "in_channels", None) == shape[1] for layer in layers)
         return len(shape) in (3, 5) and shape[2] == channels != shape[1]
 
     @cached_property

@@ -161,7 +161,7 @@ class _Rows:
     def narrow(self, name: str, network: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Leaves out the rows that are still the base's."""
         call = DenoiserCall(name, network, args, kwargs)
-        given = args[0] if args else kwargs[call.sample_name]
+        given = call.given_sample
         runs = 2 + len(self._sites)
         if not isinstance(given, torch.Tensor) or len(given) % runs:
             raise RuntimeError(

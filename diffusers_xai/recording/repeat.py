@@ -1,7 +1,7 @@
 """What calls of a denoiser beside the run need: its arguments, every row repeated, and random numbers of their own."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class _Rows:
         change (`Callable`): Makes the other rows of a tensor.
         order (sequence of `int`): Which rows they are.
         replaced (mapping, *optional*): Tensors that take the place of arguments, by the id of those.
+        lists_are_rows (`bool`): Whether a list with as many items as the call has rows holds these.
     """
 
     count: int
@@ -71,9 +72,15 @@ class _Rows:
     change: Callable[[torch.Tensor], torch.Tensor]
     order: Sequence[int]
     replaced: Mapping[int, torch.Tensor] | None = None
+    lists_are_rows: bool = False
 
     def of(self, call: DenoiserCall) -> tuple[tuple, dict[str, Any]]:
         """The arguments of the call."""
+        if isinstance(call.given_sample, list):  # then all lists of this length hold a row each
+            return replace(self, lists_are_rows=True)._of(call)
+        return self._of(call)
+
+    def _of(self, call: DenoiserCall) -> tuple[tuple, dict[str, Any]]:
         names = list(call.arguments)
         args = tuple(self._named(names[i] if i < len(names) else "", value) for i, value in enumerate(call.args))
         return args, self._changed(call.kwargs)
@@ -93,7 +100,8 @@ class _Rows:
         if isinstance(value, dict):
             return {name: self._named(name, item) for name, item in value.items()}
         if isinstance(value, (list, tuple)):
-            if isinstance(value, list) and len(value) == self.count and not _hold_batches(value, self.count):
+            of_rows = isinstance(value, list) and len(value) == self.count
+            if of_rows and (self.lists_are_rows or not _hold_batches(value, self.count)):
                 return [value[i] for i in self.order]  # a row each
             return type(value)(self._changed(item) for item in value)
         return value

@@ -94,6 +94,71 @@ def test_the_sign_of_the_noise_is_the_pipeline_s_or_it_is_refused_before_a_step(
         sample(torch.tanh)
 
 
+class TimestepFirst(OwnNetwork):
+    def forward(self, t, x):
+        return super().forward(x, t)
+
+
+class ByKeyword(OwnNetwork):
+    def forward(self, *, t, x):
+        return super().forward(x, t)
+
+
+class PassingOn(OwnNetwork):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("network_class", "call"),
+    [
+        (TimestepFirst, lambda network, x, t: network(t, x)),
+        (TimestepFirst, lambda network, x, t: network(t[None].expand(len(x)), x=x)),
+        (ByKeyword, lambda network, x, t: network(t=t, x=x)),
+        (PassingOn, lambda network, x, t: network(t=t, x=x)),
+    ],
+)
+def test_the_sample_may_stand_anywhere_among_the_arguments(network_class, call):
+    torch.manual_seed(0)
+    network, scheduler = network_class(), DDIMScheduler(clip_sample=False)
+    own, noise = SimpleNamespace(network=network, scheduler=scheduler), torch.randn(2, 3, 8, 8)
+
+    def sample():
+        scheduler.set_timesteps(2)
+        x = noise
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                x = scheduler.step(call(network, x, t), t, x).prev_sample
+        return x
+
+    plain = sample()
+    specs = [Samples(measures=()), Activations("body.1"), GradientVolume(pixels=[(3, 4)], of="noise", steps=0)]
+    with record(own, specs) as recording:
+        assert torch.equal(sample(), plain)
+    profile, leaf = recording.profile, noise.clone().requires_grad_()
+    assert np.array_equal(profile["samples"].values[0], noise.numpy())
+    assert profile["activations/body.1"].dims == ("step", "sample", "channel", "height", "width")
+    (gradient,) = torch.autograd.grad(network.body(leaf)[:, :, 3, 4].sum(), leaf)
+    np.testing.assert_allclose(
+        profile["gradient_volume"].values[0, :, 0], gradient.sum(dim=1).numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
+class OfTokens(torch.nn.Linear):
+    def forward(self, x, t):
+        return super().forward(x)
+
+
+def test_a_sequence_of_tokens_of_a_network_of_one_s_own_has_its_channels_last():
+    scheduler, noise = DDIMScheduler(clip_sample=False), torch.randn(2, 7, 5)
+    own = SimpleNamespace(network=OfTokens(5, 5), scheduler=scheduler)
+    with torch.no_grad(), record(own, [Samples(measures=())]) as recording:
+        scheduler.set_timesteps(1)
+        scheduler.step(own.network(noise, 0), scheduler.timesteps[0], noise)
+    samples = recording.profile["samples"].isel(step=0)
+    assert np.array_equal(samples.transpose("sample", "token", "channel").values, noise.numpy())
+
+
 @pytest.mark.parametrize(
     ("scheduler_class", "told"),
     [(DDIMScheduler, False), (EulerDiscreteScheduler, False), (HeunDiscreteScheduler, False),

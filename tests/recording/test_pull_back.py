@@ -8,6 +8,8 @@ from diffusers_xai import (
     GradientEnergy,
     GradientVolume,
 )
+from diffusers_xai.denoisers import DenoiserCall
+from diffusers_xai.recording.repeat import repeated
 from tests.explainers.gradients import make, run
 
 
@@ -56,3 +58,12 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     assert sorted(set(rows)) == [1, 3, 7]
     assert rows.count(1) == 7
     np.testing.assert_allclose(profile["gradient_volume"].values, expected.values, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_in_a_list_are_repeated_as_rows_however_many_channels_they_have():
+    rows = [torch.full((4, 1, 2, 2), float(i)) for i in range(4)]
+    call = DenoiserCall("transformer", torch.nn.Identity(), (rows,), {"t": torch.arange(4)})
+    args, kwargs = repeated(call, samples=2, copies=2)
+    assert [row.unique().tolist() for row in args[0]] == [[i] for i in (0, 1, 0, 1, 2, 3, 2, 3)]
+    assert all(row.shape == (4, 1, 2, 2) for row in args[0])
+    assert kwargs["t"].tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
