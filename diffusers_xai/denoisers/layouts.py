@@ -103,6 +103,10 @@ _LAYOUTS: dict[str, Layout] = {
     "Flux2Transformer2DModel": Layout(
         _PACKED, ("text", "image", "reference"), branches=_COND_FIRST, separate_calls=True
     ),
+    "BriaTransformer2DModel": Layout(_PACKED, _TEXT_FIRST, image_blocks=_BLOCKS),
+    "OvisImageTransformer2DModel": Layout(
+        _PACKED, _TEXT_FIRST, image_blocks=_BLOCKS, branches=_COND_FIRST, separate_calls=True, scale_guides=True
+    ),
     "ChromaTransformer2DModel": Layout(_PACKED, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
     "QwenImageTransformer2DModel": Layout(
         grids.image_shapes,
@@ -113,6 +117,9 @@ _LAYOUTS: dict[str, Layout] = {
     ),
     "CogVideoXTransformer3DModel": Layout(grids.patches_frames_first, _TEXT_FIRST, frames_first=True),
     "WanTransformer3DModel": Layout(_SAMPLE, image_prompt_first=True, branches=_COND_FIRST, separate_calls=True),
+    "SkyReelsV2Transformer3DModel": Layout(
+        _SAMPLE, image_prompt_first=True, branches=_COND_FIRST, separate_calls=True
+    ),
     "LTXVideoTransformer3DModel": Layout(grids.keywords),
     "HunyuanVideoTransformer3DModel": Layout(_SAMPLE, _IMAGE_FIRST, branches=_COND_FIRST, separate_calls=True),
     "Kandinsky5Transformer3DModel": Layout(

@@ -5,7 +5,7 @@ from functools import partial
 import diffusers
 import torch
 
-from tests.zoo.entry import COND, CU, GIVEN, HOLE, ONE, PICTURE, SIZE, T5_WORDS, T16, Entry
+from tests.zoo.entry import COND, CU, EMBEDS, GIVEN, HOLE, ONE, PICTURE, SIZE, T5_WORDS, T16, Entry
 from tests.zoo.parts import around, clip_encoder, clip_tokenizer, embeddings, network, t5_encoder, t5_tokenizer, vae
 
 
@@ -57,6 +57,22 @@ def _flux2():
     return around("Flux2Pipeline", transformer, vae=None, text_encoder=None, tokenizer=None)
 
 
+def _bria():
+    transformer = network(
+        "BriaTransformer2DModel", in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=[4, 4, 8],
+    )  # fmt: skip
+    return around("BriaPipeline", transformer, vae=vae(4, 0.1), text_encoder=t5_encoder(32), tokenizer=t5_tokenizer())
+
+
+def _ovis():
+    transformer = network(
+        "OvisImageTransformer2DModel", in_channels=16, out_channels=16, num_layers=1, num_single_layers=1,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=[4, 4, 8],
+    )  # fmt: skip
+    return around("OvisImagePipeline", transformer, vae=None, text_encoder=None, tokenizer=None)
+
+
 # What the entries of a family have in common.
 _of_flux = partial(
     Entry,
@@ -86,6 +102,17 @@ PACKED: dict[str, Entry] = {
         branches=CU,
     ),
     "chroma": _of_flux(_chroma, {**ONE, "negative_prompt": "b", **SIZE, **T16, "guidance_scale": 3.0}, branches=CU),
+    "bria": _of_flux(
+        _bria,
+        {**ONE, "negative_prompt": "b", **SIZE, **T16, "guidance_scale": 3.0},
+        branches=("uncond", "cond"),
+    ),
+    "ovis-image": _of_flux(
+        _ovis,
+        {**EMBEDS, "negative_prompt": None, "height": 64, "width": 64, "guidance_scale": 3.0},
+        branches=CU,
+        words=GIVEN,
+    ),
     "qwen-image": _of_flux(
         _qwen,
         {

@@ -168,6 +168,14 @@ def _stable_video():
     )
 
 
+def _skyreels():
+    transformer = network(
+        "SkyReelsV2Transformer3DModel", num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+        text_dim=16, freq_dim=16, ffn_dim=16, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+    return around("SkyReelsV2Pipeline", transformer, vae=None, text_encoder=None, tokenizer=None)
+
+
 def _kandinsky_5():
     transformer = network(
         "Kandinsky5Transformer3DModel", in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=16, out_visual_dim=4,
@@ -279,6 +287,16 @@ VIDEO: dict[str, Entry] = {
         {**EMBEDS16, "image": PICTURE, "height": 64, "width": 64, "num_frames": 5},
         "blocks.0",
         (2, 4, 4),
+        CU,
+        attention="blocks.0.attn2",
+        words=GIVEN,
+        predicts="flow",
+    ),
+    "skyreels-v2": Entry(
+        _skyreels,
+        {**EMBEDS16, "height": 64, "width": 64, "num_frames": 9},
+        "blocks.0",
+        (3, 4, 4),
         CU,
         attention="blocks.0.attn2",
         words=GIVEN,
