@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
 from diffusers_xai import (
     Activations,
@@ -341,3 +341,32 @@ def test_embedded_conditions_have_a_sensitivity_by_their_embedding():
     profile = run(pipe, [GradientVolume(pixels=PIXELS, steps=0)], label=2).profile
     assert profile["label_sensitivity"].dims == ("step", "sample", "pixel", "channel")
     assert profile["label_sensitivity"].shape == (1, 1, 4, 32)
+
+
+@pytest.mark.parametrize("of", ["noise", "x0", "step"])
+def test_without_any_signal_gradients_are_finite_or_refused_by_name(of):
+    settings = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "clip_sample": False}
+    spec = GradientVolume(pixels=[(3, 4)], of=of, steps=0, channels="separate")
+
+    def volume(kind):
+        pipe = DDIMPipeline(unet_2d(), DDIMScheduler(prediction_type=kind, **settings))
+        with record(pipe, [spec]) as recording:
+            pipe(num_inference_steps=3, generator=torch.Generator().manual_seed(0))
+        array = recording.profile["gradient_volume"].isel(step=0, sample=0, pixel=0)
+        assert np.isinf(array.sigma)
+        return array.values, pipe
+
+    values, pipe = volume("v_prediction")
+    state = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (of_v,) = torch.autograd.grad(pipe.unet(state, 999).sample[0, :, 3, 4].sum(), state)
+    of_state = torch.zeros(3, 16, 16)
+    of_state[:, 3, 4] = 1
+    alpha = pipe.scheduler.alphas_cumprod[666]  # x̂_0 = -v, ε = x_t
+    step = -alpha.sqrt() * of_v[0] + (1 - alpha).sqrt() * of_state
+    expected = {"noise": of_state, "x0": -of_v[0], "step": step}[of]
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=1e-5)
+    if of == "noise":
+        assert np.isfinite(volume("epsilon")[0]).all()
+    else:  # it would be divided by a signal of zero
+        with pytest.raises(FloatingPointError, match="expected finite gradients"):
+            volume("epsilon")
