@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from diffusers_xai.analysis import benjamini_hochberg, paired_difference
+from diffusers_xai.analysis.statistics import are_verdicts
 from diffusers_xai.experiments.patch_effects import in_words
 from diffusers_xai.experiments.tables import Q, excess_columns
 from diffusers_xai.plots.style import COLOR_SCALE
@@ -47,6 +48,8 @@ def draw_lost(figure: go.Figure, lost: xr.Dataset, concepts: Sequence[str]) -> N
     lost = lost.sel(attribute=counts > 0)
     names = [f"{in_words(name)}<br>(n = {int(counts.sel(attribute=name))})" for name in lost["attribute"].values]
     sure = surely_lost(lost)
+    told = lost.to_array().values
+    what_is_lost = "share lost " if are_verdicts(told[np.isfinite(told)]) else "mean fall of the probability<br>"
     for column, (name, what) in enumerate((("lost", "the best"), ("null_lost", "random")), 1):
         if name not in lost:
             continue
@@ -58,7 +61,7 @@ def draw_lost(figure: go.Figure, lost: xr.Dataset, concepts: Sequence[str]) -> N
             texttemplate="%{text}", row=3, col=column,
             hovertemplate=f"%{{y}}, %{{x}}: %{{z:.2f}} lost without {what} units<extra></extra>",
         )  # fmt: skip
-        figure.update_xaxes(title=f"share lost without {what} units", row=3, col=column)
+        figure.update_xaxes(title=f"{what_is_lost}without {what} units", row=3, col=column)
         figure.update_yaxes(
             autorange="reversed", type="category", showticklabels=column == 1, automargin=True, row=3, col=column
         )

@@ -49,8 +49,9 @@ def measure(
 
     A layer's map is ReLU(Σ_k α_k A_k) over its channels A_k, with α_k the mean over all places of ∂z/∂A_k; z is the
     sum of x̂_0 over the region, or a judge's logit of it, for each attribute that the label has (all four of a
-    label that has none). Maps are enlarged to the image's size; what is nowhere positive counts as spread evenly.
-    Chance is the region's share of the image. The control is the same network with random weights, in the same states.
+    label that has none). Maps are compared at their own resolution: a place counts by the share of it that lies in the
+    region. What is nowhere positive counts as spread evenly. Chance is the region's share of the image. The control is
+    the same network with random weights, in the same states.
 
     Source: Liu et al. 2020, *Towards Visually Explaining Variational Autoencoders*.
 
@@ -66,9 +67,10 @@ def measure(
         null (`str` or [`XAIPipeline`]): `"random-weights"`, a pipeline with the same layers, or `"none"`.
 
     Returns:
-        `xarray.Dataset`: `inside` (seed, score, layer, step), in [0, 1], and `null_inside` of the control. Of the
-        first seed `map` (score, layer, step, height, width) and `final` (rgb, height, width); `mask` (height, width).
-        The attribute `chance` is the region's share of the image.
+        `xarray.Dataset`: `inside` (seed, score, layer, step), in [0, 1], and `null_inside` of the control; `most`
+        (layer), what a map of that size has inside if it is one place, the best. Of the first seed `map` (score,
+        layer, step, height, width), enlarged, and `final` (rgb, height, width); `mask` (height, width). The attribute
+        `chance` is the region's share of the image.
 
     Raises:
         ValueError: If there is a judge and the model's attributes have no names, or what it tells is not
@@ -96,11 +98,12 @@ def measure(
         measure_batch,
         "gradient attention",
         seeds_at_once=max(1, sampling.batch_size // 2),  # gradients through all layers are held
-        of_first=["map", "final"],
+        of_first=["map", "most", "final"],
     )
     names = [denoiser.short_name(path) for path in paths]
     return (
         data.assign_coords(score=list(specs), layer=names)
+        .assign(most=data["most"].isel(score=0))
         .assign(mask=(("height", "width"), region))
         .assign_attrs(chance=float(region.mean()))
     )
@@ -126,21 +129,26 @@ def _specs(
 
 
 def _shares(profile: DiffusionProfile, paths: Sequence[str], region: np.ndarray) -> xr.Dataset:
-    """Each layer's maps (seed, layer, step, height, width) at the image's size, and their share inside the region."""
+    """Each layer's maps (seed, layer, step, height, width) enlarged to the image's size, and their share inside."""
     arrays = [pick_branch(profile[f"gradient_attention/{path}"], "cond") for path in paths]
-    maps = np.stack(
-        [resized(array.transpose("sample", "step", ...).values, region.shape, "bilinear") for array in arrays], 1
-    )
-    total = maps.sum((-2, -1), dtype=np.float64)
-    share = (maps * region).sum((-2, -1), dtype=np.float64) / np.where(total > 0, total, 1)
+    maps = [array.transpose("sample", "step", ...).values for array in arrays]
+    covered = [resized(region[None], own.shape[-2:], "area")[0] for own in maps]  # how much of a place is inside
     dims = ("seed", "layer", "step")
     return xr.Dataset(
         {
-            "inside": (dims, np.where(total > 0, share, region.mean())),
-            "map": ((*dims, "height", "width"), maps),
+            "inside": (dims, np.stack([_share(*both) for both in zip(maps, covered, strict=True)], 1)),
+            "map": ((*dims, "height", "width"), np.stack([resized(own, region.shape, "bilinear") for own in maps], 1)),
+            "most": (("seed", "layer"), [[part.max() for part in covered]] * len(maps[0])),
         },
         {"step": arrays[0]["step"].values, "timestep": ("step", arrays[0]["timestep"].values)},
     )
+
+
+def _share(maps: np.ndarray, covered: np.ndarray) -> np.ndarray:
+    """The share of maps (…, height, width) that lies in what is `covered`; of empty ones, that of the region."""
+    total = maps.sum((-2, -1), dtype=np.float64)
+    share = (maps * covered).sum((-2, -1), dtype=np.float64) / np.where(total > 0, total, 1)
+    return np.where(total > 0, share, covered.mean())
 
 
 def plot(result: ExperimentResult) -> go.Figure:
@@ -223,6 +231,7 @@ def table(result: ExperimentResult) -> pd.DataFrame:
             part = data[[n for n in ("inside", "null_inside") if n in data]].sel(score=score, layer=layer, drop=True)
             rows += [
                 {"score": _words(score), "layer": layer, **{key: text for key, text in row.items() if key}}
+                | {"at most": f"{float(data['most'].sel(layer=layer)):.3f}"}
                 for row in rows_over_time(part, "inside", "")
             ]
     return in_table(rows).assign(chance=f"{result.settings['chance']:.3f}")
@@ -234,7 +243,9 @@ register(
         "By which places layers raise a score",
         "How much of a layer's gradient attention lies in the outlined region, at five moments: the places by which"
         " the layer raises the sum of the predicted clean image over the region or, with a judge, its logit of each"
-        " attribute that the label has. Chance is the region's share of the image: orange is more, blue less. Beside"
+        " attribute that the label has. A place of a coarse map counts by the share of it that lies in the region, so"
+        " that even the best map has no more inside than the table says. Chance is the region's share of the image:"
+        " orange is more, blue less. Beside"
         " it, the same network with random weights in the same states; bold is a share that surely differs from that"
         " (t-test, 5 % after correction for all cells). Only as far as it exceeds both does a map say where the"
         " score is made. Below, the maps of the first seed.",

@@ -208,11 +208,13 @@ def arguments_of(pipe: DiffusionPipeline, sampling: Sampling) -> dict[str, Any]:
 def check_takes_prompt(experiment: str, pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> None:
     """Refuses a pipeline that cannot be given other words: without a prompt, or with nothing that encodes one.
 
+    And a call without an argument that the pipeline needs besides.
+
     Raises:
         ValueError: Which says what is missing.
     """
-    name = type(pipe).__name__
-    if "prompt" not in inspect.signature(pipe.__call__).parameters:
+    name, parameters = type(pipe).__name__, inspect.signature(pipe.__call__).parameters
+    if "prompt" not in parameters:
         raise ValueError(f"{experiment}: expected a pipeline that takes a `prompt`, got {name}.")
     embedded = [key for key, value in arguments.items() if key.startswith("prompt_embeds") and value is not None]
     if embedded:
@@ -221,6 +223,18 @@ def check_takes_prompt(experiment: str, pipe: DiffusionPipeline, arguments: Mapp
         parts = {key: part for key, part in pipe.components.items() if key.startswith(kind)}
         if parts and all(part is None for part in parts.values()):
             raise ValueError(f"{experiment}: expected a pipeline with a {kind}, got {name}, where it is None.")
+    needed = [
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        and parameter.name not in ("prompt", *arguments)
+    ]
+    if needed:
+        raise ValueError(
+            f"{experiment}: expected `arguments` with {', '.join(needed)}, which {name} needs, got"
+            f" {', '.join(arguments) or 'none'}."
+        )
 
 
 def timestep_at(pipe: XAIPipeline, share: float) -> float:

@@ -197,7 +197,7 @@ def plot(result: ExperimentResult) -> go.Figure:
                 offsetgroup=f"{prefix}variance", showlegend=False,
                 error_y={"array": high - estimate, "arrayminus": estimate - low, **whiskers}, row=row, col=2,
             )  # fmt: skip
-    figure.update_yaxes(title="Shapley value", col=1, zeroline=True)
+    figure.update_yaxes(title="Shapley value", automargin=True, col=1, zeroline=True)
     figure.update_yaxes(tickformat=".0%", range=[0, 1], col=2)
     height = 110 + 240 * len(measures)
     legend = {"yref": "container", "y": 1, "yanchor": "top"}  # above the titles

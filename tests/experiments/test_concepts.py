@@ -191,6 +191,11 @@ def test_what_is_lost_is_counted_among_the_seeds_that_had_it(result):
     ((names, share),) = {names: z.tolist() for names, z in shares.items()}.items()
     assert names == ("bangs<br>(n = 6)", "male<br>(n = 1)")
     assert share == [[1 / 6, 1.0]]  # the control's, drawn last
+    titles = [axis.title.text for axis in counted.plot().select_xaxes()]
+    assert titles[-2:] == ["share lost without the best units", "share lost without random units"]
+    soft = ExperimentResult(result.name, data.assign(judged=data["judged"] * 0.9), result.settings)
+    titles = [axis.title.text for axis in soft.plot().select_xaxes()]
+    assert titles[-2].startswith("mean fall of the probability<br>without the best")
 
 
 def test_masks_of_the_models_own_samples(pipe):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler
 
 from diffusers_xai import XAIPipeline
@@ -49,7 +48,9 @@ def by_hand(pipe, seed, score):
     z = score((x - (1 - alpha).sqrt() * noise) / alpha.sqrt()).sum()
     for output, gradient in zip(outputs.values(), torch.autograd.grad(z, list(outputs.values())), strict=True):
         found = (gradient.mean((2, 3), keepdim=True) * output).sum(1, keepdim=True).clamp(min=0)
-        large = F.interpolate(found, size=(16, 16), mode="bilinear")[0, 0].detach().double().numpy()
+        own = found[0, 0].detach().double().numpy()
+        side = 16 // len(own)  # of a place, in pixels
+        large = own.repeat(side, 0).repeat(side, 1)  # each spread evenly over its pixels
         shares.append(large[MASK].sum() / large.sum() if large.any() else MASK.mean())
     return shares
 
@@ -70,6 +71,8 @@ def test_the_share_is_that_of_differentiation_by_hand(pipe):
     np.testing.assert_allclose(summed.data["null_inside"], summed.data["inside"], atol=1e-5)  # its own control
     assert not np.allclose(judged.data["null_inside"], judged.data["inside"], atol=0.01)
     assert summed.settings["chance"] == MASK.mean()
+    places = [MASK.reshape(n, 16 // n, n, 16 // n).mean((1, 3)) for n in (16, 8)]  # of the layers' maps
+    np.testing.assert_allclose(summed.data["most"], [place.max() for place in places], atol=1e-6)
     for result in (summed, judged):
         assert result.plot().data
         assert result.plot_images().data

@@ -2,10 +2,12 @@
 
 import inspect
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from scipy import stats
 
 from diffusers_xai import WordMaps, record
@@ -111,6 +113,19 @@ def test_embeddings_in_place_of_words_are_refused(name, embedded, message):
         with pytest.raises(ValueError, match=f"{experiment}: expected .*{message}"):
             EXPERIMENTS[experiment].run(pipe, Sampling(seeds=[1], steps=2), arguments=given, **options)
     assert not calls
+
+
+def test_what_a_pipeline_needs_besides_the_prompt_is_asked_for_by_name():
+    class NeedsMore(StableDiffusionPipeline):
+        def __call__(self, image_embeddings, prompt=None, *, num_inference_steps=1, **more):
+            raise RuntimeError("called")
+
+    pipe = NeedsMore(**stable_diffusion().components, requires_safety_checker=False)
+    run = partial(EXPERIMENTS["words"].run, pipe, Sampling(seeds=[1], steps=2), prompt="a red fox", words=["fox"])
+    with pytest.raises(ValueError, match="`arguments` with image_embeddings, which NeedsMore needs, got eta"):
+        run(arguments={"eta": 0.0})
+    with pytest.raises(RuntimeError, match="called"):
+        run(arguments={"image_embeddings": 1})
 
 
 def last_state(pipe, entry, prompt):

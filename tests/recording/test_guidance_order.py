@@ -13,6 +13,8 @@ from diffusers.hooks import LayerSkipConfig
 
 from diffusers_xai import Activations, ChannelAblation, GradientMaps, Samples, record, register_layout
 from diffusers_xai.denoisers import Layout, layouts
+from tests.zoo import judges
+from tests.zoo.judges import Case, Wrong
 from tests.zoo.parts import embeddings
 from tests.zoo.pipelines import ZOO
 from tests.zoo.running import run
@@ -141,6 +143,17 @@ def test_what_guides_beside_the_prompt_is_no_unconditional_branch(name, other, c
     assert len(seen) == calls * entry.steps
     rows = torch.cat(seen).unflatten(0, (entry.steps, 1, 2)).numpy()
     assert np.array_equal(got.values, rows)
+
+
+@pytest.mark.parametrize("family", ["pixart-sigma", "sd3"])
+def test_perturbed_attention_alone_has_branches_of_its_own(family):
+    entry = ZOO[f"{family}, perturbed attention"]
+    entry = replace(entry, call={**entry.call, "guidance_scale": 1.0}, branches=("cond", "perturbed"))
+    case = Case(entry)
+    for judged in (judges.activations, judges.channel_ablation, judges.gradient_maps):  # by hooks and autograd
+        judged(case)
+    with pytest.raises(Wrong):
+        judges.activations(Case(replace(entry, branches=("uncond", "cond"))))
 
 
 def test_gradients_know_what_is_made_of_a_prediction_in_place():
