@@ -35,9 +35,16 @@ def as_coarse(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Spearman's |ρ| of maps `(batch, height, width)`, over the pixels; 0 where one is constant or not finite."""
+    """Spearman's |ρ| of maps `(batch, height, width)`, over the pixels.
+
+    It is 1 where both are the same, be they constant: such a map stays what it is for another model. Else it is 0
+    where one is constant or not finite.
+    """
     pairs = []
     for a, b in zip(first, second, strict=True):
+        if np.array_equal(a, b):
+            pairs.append(1.0)
+            continue
         ranks = [rankdata(np.nan_to_num(values.ravel())) for values in (a, b)]
         finite = np.isfinite(a).all() and np.isfinite(b).all() and np.ptp(ranks[0]) > 0 and np.ptp(ranks[1]) > 0
         pairs.append(abs(np.corrcoef(*ranks)[0, 1]) if finite else 0.0)

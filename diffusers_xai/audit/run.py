@@ -83,7 +83,7 @@ def audit(
 
     Raises:
         ValueError: If the scheduler, the labels, the mask, the timesteps, the seeds or the permuted network do not
-            fit, or an explainer returns neither a map nor an attribution; before the work.
+            fit, or an explainer returns neither a map nor an attribution, or one that is not finite; before the work.
         FileExistsError: If `out` holds an audit with other settings.
     """
     if not hasattr(pipe.scheduler, "alphas_cumprod") or is_flow(pipe.scheduler):
@@ -183,6 +183,13 @@ def _rehearse(case: Case, explainers: Sequence[Explainer]) -> None:
             raise ValueError(
                 f"{explainer.name}: expected a tensor of shape {largest}, with fewer rows and columns, or of"
                 f" {tuple(shape)}, got {got}."
+            )
+        if not result.isfinite().all():
+            raise ValueError(f"{explainer.name}: expected finite values, got NaN or infinity.")
+        if is_map and not explainer.of_label and (result < 0).any():
+            raise ValueError(
+                f"{explainer.name}: expected a map without negative values, got one down to {float(result.min()):.3g}."
+                " What has a sign is an attribution, (batch, channel, height, width)."
             )
 
 

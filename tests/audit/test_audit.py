@@ -159,6 +159,8 @@ def test_a_network_without_labels_or_layers():
         ({"mask": np.ones((8, 8), bool)}, r"got \(8, 8\)"),
         ({"explainers": [lambda case: torch.zeros(2)]}, r"<lambda>: expected a tensor of shape \(1, 16, 16\)"),
         ({"explainers": [lambda case: torch.zeros(1, 20, 16)]}, r"fewer rows and columns.*got \(1, 20, 16\)"),
+        ({"explainers": [lambda case: noise(case) / 0]}, "expected finite values, got NaN or infinity"),
+        ({"explainers": [lambda case: noise(case) - 2]}, r"without negative values, got one down to -\d"),
         ({"timesteps": [600, 1000]}, "timesteps in 0..999"),
         ({"explainers": [noise, Explainer("noise", noise)]}, "different names"),
         ({"permuted": mixture()}, "got the model itself"),

@@ -39,6 +39,9 @@ def test_rank_correlation_is_spearman_s():
     assert (rank_correlation(first, np.ones_like(first)) == 0).all()
     assert (rank_correlation(first, np.full_like(first, np.nan)) == 0).all()
     np.testing.assert_allclose(rank_correlation(first, -np.exp(first)), 1)
+    # A map that says the same whatever the model must not pass as one that depends on it.
+    assert (rank_correlation(np.ones_like(first), np.ones_like(first)) == 1).all()
+    assert (rank_correlation(np.ones_like(first), 2 * np.ones_like(first)) == 0).all()
 
 
 def test_the_misfit_is_least_squares():
