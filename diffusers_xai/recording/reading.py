@@ -119,7 +119,8 @@ def reading_of(
         seen = dict(zip(POSITIONS[len(keys.grid)], keys.grid, strict=True))
     dims = ["head", *seen, *looking] if from_text else ["head", *looking, *seen]
     batch = {"row": rows}
-    if labelling.frames and rows == labelling.rows * labelling.frames:
+    may_be_rows = labelling.grid is None or labelling.frames != 1  # elsewhere a single frame is in the sequence
+    if labelling.frames and may_be_rows and rows == labelling.rows * labelling.frames:
         batch = {"row": labelling.rows, "frame": labelling.frames}
         dims.insert(dims.index("height") if "height" in dims else len(dims) - 1, "frame")
     axes = {**batch, "head": available if chosen is None else len(chosen), **looking, **seen}

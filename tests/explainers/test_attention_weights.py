@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,8 @@ from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProces
 
 from diffusers_xai import AttentionWeights, XAIPipeline, record
 from tests.tiny import convnext_unet, make_pipeline
+from tests.zoo.pipelines import ZOO
+from tests.zoo.running import run, spied
 
 
 def projections(module, store):
@@ -148,3 +152,20 @@ def test_pixels_outside_the_sample_are_refused():
         record(pipe, [AttentionWeights(pixels=[(16, 2)])]),
     ):
         sample()
+
+
+def test_a_video_of_one_frame_is_read_as_others_are():
+    entry = ZOO["wan"]
+    entry = replace(entry, call={**entry.call, "num_frames": 1}, grid=(1, *entry.grid[1:]))
+    pipe = entry.make()
+    with record(
+        pipe, [AttentionWeights(layers=entry.attention, relation="image_to_text", queries="all")]
+    ) as recording:
+        run(pipe, entry)
+    weights = recording.profile[f"attention_weights_image_to_text/{entry.attention}"].isel(step=0, sample=0)
+    assert [weights.sizes[dim] for dim in ("frame", "height", "width")] == [1, *entry.grid[1:]]
+    (query, key, mask, scale), *_ = spied(pipe, entry).attentions[0][entry.attention]  # of the branch with the prompt
+    scores = (query.float() * (scale or query.shape[-1] ** -0.5)) @ key.float().mT
+    expected = scores.softmax(dim=-1)[0].unflatten(1, entry.grid)
+    got = weights.sel(branch="cond").transpose("head", "frame", "height", "width", "token")
+    np.testing.assert_allclose(got.values, expected.detach().numpy(), atol=1e-6)
