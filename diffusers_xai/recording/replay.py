@@ -188,7 +188,7 @@ class StepReplay:
         parts = [predicted_part(self._state, output) for output in self._run.branch_outputs() or []]
         is_alike = len(parts) > 0 and all(part.shape == wanted.shape for part in parts)
         weights = combination(parts, wanted) if is_alike else None
-        if weights is not None:
+        if weights is not None and weights.any():  # a prediction of zeros, at a first step, tells none
             return 1 if weights.sum() > 0 else -1
         layout = self._run.denoiser.layout
         if layout is None:

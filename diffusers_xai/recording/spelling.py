@@ -165,7 +165,8 @@ def _read(
         start = len(text) + (len(seen) - whole if goes_on else 0)
         text += now[whole : len(now.rstrip(_PART))] if is_part else now[whole:]
         spans.append((start, len(text) + is_part))
-        learned *= not text[start:].strip()  # spaces may stand between its vectors
+        if text[start:].strip():  # spaces may stand between its vectors
+            learned = ""
         seen, whole = now, max(whole, len(now.rstrip(_PART)) if is_part else len(now))
         if not is_part:
             before, begun = begun, []

@@ -90,8 +90,9 @@ def test_the_sign_of_the_noise_is_the_pipeline_s_or_it_is_refused_before_a_step(
     np.testing.assert_allclose(own_sign[0, :, 0], expected, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(other_sign[0, :, 0], -expected, rtol=1e-4, atol=1e-6)
     scheduler.step = lambda *args, **kwargs: pytest.fail("a step was made")
-    with pytest.raises(RuntimeError, match="which may have the other sign"):
-        sample(torch.tanh)
+    for no_sum in (torch.tanh, torch.zeros_like):
+        with pytest.raises(RuntimeError, match="which may have the other sign"):
+            sample(no_sum)
 
 
 class TimestepFirst(OwnNetwork):
