@@ -96,7 +96,8 @@ class AttentionWeights(RecordSpec):
         heads = {path: heads_of(module) for path, module in layers.items()}
         group = "attention_weights" if self.relation is None else f"attention_weights_{self.relation}"
         named = [path for path in layers if self.layers is not None and run.denoiser.is_named(path, self.layers)]
-        recording.expect(self, [f"{group}/{path}" for path in layers] if named else [], exclusive=True)
+        names = {path: f"{group}/{path}" for path in layers}
+        recording.expect(self, list(names.values()) if named else [], exclusive=True)
         run.origins.ask_of_attention(layers)
         recording.follow_prompt(stack)
         found: set[str] = set()
@@ -113,16 +114,15 @@ class AttentionWeights(RecordSpec):
         readings: dict[Any, list[tuple[slice, Reading, bool]]] = {}
 
         def keep(path: str, rows: int, calls: list[AttentionCall]) -> None:
-            form = path, rows, run.labelling.form, *(call.form for call in calls)
-            if form not in readings:
-                readings[form] = self._readings(run, path, layers[path], rows, calls, path in named)
+            form = path, rows, run.labelling.form, *[call.form for call in calls]
+            known = readings.get(form)
+            if known is None:
+                known = readings[form] = self._readings(run, path, layers[path], rows, calls, path in named)
+                found.update([path] if known else [])
             device = None if recording.is_selected(self) else "meta"
-            for part, reading, of_text in readings[form]:
-                found.add(path)
+            for part, reading, of_text in known:
                 values = reading.values(joined(calls[part]), heads[path], device)
-                recording.keep(
-                    self, f"{group}/{path}", values, reading.dims, reading.coords, is_own=True, of_text=of_text
-                )
+                recording.keep(self, names[path], values, reading.dims, reading.coords, is_own=True, of_text=of_text)
 
         def check_found() -> None:
             if recording.looks(self) and not found:

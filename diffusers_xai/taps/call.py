@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -29,7 +29,7 @@ class PipelineCall:
 
 def running_frame(pipeline: Pipeline) -> FrameType | None:
     """The frame of the innermost call of `pipeline` on this thread's stack; `None` if somebody else runs."""
-    return next((frame for frame, first in _frames() if first is pipeline and _is_call(frame)), None)
+    return next((frame for frame, first in _frames(_is_call) if first is pipeline), None)
 
 
 def another_runs(pipeline: Pipeline) -> bool:
@@ -45,12 +45,15 @@ def another_runs(pipeline: Pipeline) -> bool:
     return found
 
 
-def _frames() -> Iterator[tuple[FrameType, Any]]:
-    """The frames on this thread's stack, the innermost first, and their first arguments, of methods the object."""
+def _frames(wanted: Callable[[FrameType], bool] = lambda frame: True) -> Iterator[tuple[FrameType, Any]]:
+    """The frames on this thread's stack, the innermost first, and their first arguments, of methods the object.
+
+    Only those that are `wanted`: to read a frame's variables takes longer than to look at its name.
+    """
     frame: FrameType | None = sys._getframe(2)  # without the one that asks, whose argument is the pipeline
     while frame is not None:
         code = frame.f_code
-        if code.co_argcount + code.co_kwonlyargcount:
+        if code.co_argcount + code.co_kwonlyargcount and wanted(frame):
             yield frame, frame.f_locals.get(code.co_varnames[0])
         frame = frame.f_back
 

@@ -8,6 +8,18 @@ import torch
 from torch import nn
 
 
+def modules_in(network: nn.Module) -> list[nn.Module]:
+    """A network and all modules in it, each once, in no order: several times as quick as `network.modules()`."""
+    found = {id(network): network}
+    waiting = [network]
+    while waiting:
+        for module in waiting.pop()._modules.values():
+            if module is not None and id(module) not in found:
+                found[id(module)] = module
+                waiting.append(module)
+    return list(found.values())
+
+
 def first_tensor(output: Any) -> torch.Tensor:
     """The main tensor of a module's output: the tensor itself, or the first one of a tuple, list or output class.
 

@@ -7,6 +7,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from diffusers_xai.taps import edit_output, first_tensor, tap_call, tap_output, with_tensor
+from diffusers_xai.taps.modules import modules_in
 
 
 @dataclass
@@ -62,3 +63,14 @@ def test_calls_can_be_changed():
     with tap_call(module, lambda args, kwargs: None):
         assert torch.equal(module(A, other=1), A + 1)
     assert not module._forward_pre_hooks
+
+
+def test_every_module_is_found_once():
+    shared = nn.Linear(2, 2)
+    network = nn.Sequential(shared, nn.ModuleList([shared, nn.Sequential(nn.ReLU())]))
+    network.register_module("absent", None)
+
+    found = modules_in(network)
+
+    assert len(found) == 5
+    assert set(found) == set(network.modules())
