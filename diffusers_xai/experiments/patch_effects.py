@@ -1,6 +1,6 @@
 """What patches of layers in bands of the process make of an image, by any measures: effects and their maps."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product, zip_longest
 
 import numpy as np
@@ -59,7 +59,7 @@ def effects_of_patches(
     sampling: Sampling,
     sweep: Sweep,
     null_sweep: Sweep | None,
-    near: dict[str, Nearness],
+    near: Mapping[str, Nearness],
     seen: Seen | None,
     layers: Sequence[str],
     bands: Sequence[range],
@@ -74,7 +74,7 @@ def effects_of_patches(
         sweep (`Callable`): Gives the images of the source, of the base, and with every patch.
         null_sweep (`Callable`, *optional*): The same with patches of another source, as a control. Its effects are
             those towards the source of `sweep`.
-        near (`dict[str, Callable]`): By name, how near images are to the source's, as m; 0 is not needed to be best.
+        near (mapping from name to `Callable`): How near images are to the source's, as m; 0 is not needed to be best.
         seen (`Callable`, *optional*): Probabilities of things in images by name, which are further measures m.
         layers (`Sequence[str]`): Names of the layers, and
         bands (`Sequence[range]`): the steps in which each is patched: the patches are all pairs, as of `sites_of`.
@@ -134,8 +134,9 @@ def effects_of_patches(
     pictures = ["whole", "images"]
     data = sampling.over_seeds(measure_batch, "patches", seeds_at_once=seeds_at_once, of_first=pictures)
     times = data["timesteps"].isel(seed=0).values
+    if branches:
+        data = data.assign_coords(branch=list(branches))
     return data.drop_vars("timesteps").assign_coords(
-        **({"branch": list(branches)} if branches else {}),
         layer=list(layers),
         start=("band", [band.start for band in bands]),
         stop=("band", [band.stop for band in bands]),
