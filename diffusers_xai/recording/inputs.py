@@ -22,7 +22,7 @@ class NoisyInput:
         noisy (`torch.Tensor` of shape `(branch · sample, …)`): That part.
 
     Raises:
-        RuntimeError: if that part cannot be found.
+        RuntimeError: if that part cannot be found, or another argument is the state.
     """
 
     def __init__(self, run: Run, call: DenoiserCall, state: torch.Tensor):
@@ -34,6 +34,7 @@ class NoisyInput:
         if sample.numel() == expected.numel():
             self._size: int | None = None
             self.noisy = sample.reshape(expected.shape)
+            self._check_is_no_condition()
             return
         differing = [
             i for i in range(1, sample.ndim) if sample.ndim == state.ndim and sample.shape[i] != state.shape[i]
@@ -57,6 +58,15 @@ class NoisyInput:
             raise RuntimeError(
                 f"Gradients `of='step'`: expected calls of {type(self.call.module).__name__} with the scheduler's"
                 f" state, got what {self._pipeline} makes of it. Use `of='noise'`."
+            )
+
+    def _check_is_no_condition(self) -> None:
+        state = self._expected
+        others = [x for x in tensors_in([self.call.args, self.call.kwargs]) if x.shape == state.shape]
+        if not torch.equal(self.noisy, state) and any(torch.equal(x.to(state), state) for x in others):
+            raise RuntimeError(
+                f"Gradients: expected the scheduler's state as the first tensor that {type(self.call.module).__name__}"
+                f" takes, got something else as {self.call.sample_name!r}, and the state behind it."
             )
 
     def _unknown(self) -> RuntimeError:

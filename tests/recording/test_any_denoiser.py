@@ -145,6 +145,25 @@ def test_the_sample_may_stand_anywhere_among_the_arguments(network_class, call):
     )
 
 
+class ConditionFirst(OwnNetwork):
+    def forward(self, low, x, t):
+        return super().forward(x + low, t)
+
+
+@pytest.mark.parametrize("of", ["noise", "x0", "step"])
+def test_gradients_are_none_of_a_condition_that_looks_like_the_sample(of):
+    network, scheduler = ConditionFirst(), DDIMScheduler(clip_sample=False)
+    own, x, low = SimpleNamespace(network=network, scheduler=scheduler), *torch.randn(2, 1, 3, 8, 8)
+    scheduler.set_timesteps(2)
+    t = scheduler.timesteps[0]
+    with (
+        pytest.raises(RuntimeError, match="got something else as 'low', and the state behind it"),
+        torch.no_grad(),
+        record(own, [GradientVolume(pixels=[(3, 4)], of=of, steps=0)]),
+    ):
+        scheduler.step(network(low, x, t), t, x)
+
+
 class OfTokens(torch.nn.Linear):
     def forward(self, x, t):
         return super().forward(x)
