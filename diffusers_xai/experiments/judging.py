@@ -78,20 +78,20 @@ def numbers_of(measure: Seen, images: torch.Tensor) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: If it returns no dict of a finite number for each image by name.
     """
-    wanted = f"Expected `measure` to return a dict of {len(images)} numbers by name, one for each image"
+    expected = f"Expected `measure` to return a dict of {len(images)} numbers by name, one for each image"
     told = measure(images.float().clamp(-1, 1))
     if not isinstance(told, Mapping) or not told or not all(isinstance(name, str) and name.strip() for name in told):
-        raise ValueError(f"{wanted}, got {told if isinstance(told, Mapping) else type(told).__name__}.")
+        raise ValueError(f"{expected}, got {told if isinstance(told, Mapping) else type(told).__name__}.")
     found = {}
     for name, values in told.items():
         try:
             numbers = torch.as_tensor(values).detach().cpu().double()
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{wanted}, got {type(values).__name__} of {name!r}.") from error
+            raise ValueError(f"{expected}, got {type(values).__name__} of {name!r}.") from error
         if numbers.shape != (len(images),):
-            raise ValueError(f"{wanted}, got shape {tuple(numbers.shape)} of {name!r}.")
+            raise ValueError(f"{expected}, got shape {tuple(numbers.shape)} of {name!r}.")
         if not numbers.isfinite().all():
-            raise ValueError(f"{wanted}, got {numbers[~numbers.isfinite()][0]} of {name!r}.")
+            raise ValueError(f"{expected}, got {numbers[~numbers.isfinite()][0]} of {name!r}.")
         found[name] = numbers
     return found
 
