@@ -15,6 +15,7 @@ import xarray as xr
 
 from diffusers_xai.analysis import interval_worth
 from diffusers_xai.denoisers import get_denoiser
+from diffusers_xai.experiments.judging import check_judge
 from diffusers_xai.experiments.nulls import Null
 from diffusers_xai.experiments.parts import kept_parts
 from diffusers_xai.experiments.requests import told
@@ -181,7 +182,7 @@ class Experiment:
                 model, a pipeline.
 
         Raises:
-            ValueError: If the labels or an option do not fit, or `parts` was made for another request.
+            ValueError: If the labels, a judge or an option do not fit, or `parts` was made for another request.
             BlockingIOError: If another process writes `parts`.
         """
         sampling = sampling or Sampling(seeds=range(self.seeds), steps=self.steps)
@@ -193,8 +194,10 @@ class Experiment:
         if len(sampling.seeds) < self.min_seeds:
             raise ValueError(f"{self.name}: expected at least {self.min_seeds} seeds, got {len(sampling.seeds)}.")
         null = options.setdefault("null", self.nulls[0])
-        if isinstance(null, str) and null not in (*self.nulls, "none"):
+        if null is None or (isinstance(null, str) and null not in (*self.nulls, "none")):
             raise ValueError(f"{self.name}: expected a null of {', '.join((*self.nulls, 'none'))}, got {null!r}.")
+        if options.get("judge") is not None and isinstance(pipe, XAIPipeline):
+            check_judge(options["judge"], pipe)
         provenance = _provenance(pipe, sampling)
         if parts is not None and request is None:
             request = {**provenance, "versions": None, "experiment": self.name, **told({"model": pipe, **options})}

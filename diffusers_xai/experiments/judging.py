@@ -10,7 +10,7 @@ from diffusers_xai.labels import attributes_of
 from diffusers_xai.pipelines import XAIPipeline
 
 
-# Images (image, channel, height, width) in [-1, 1] -> the probability of each attribute (image, attribute).
+# Images (image, channel, height, width) in [-1, 1], on the CPU -> probabilities of attributes (image, attribute).
 Judge = Callable[[torch.Tensor], torch.Tensor]
 # Images (image, channel, height, width) in [-1, 1] -> probabilities, or other numbers, (image,) by name.
 Seen = Callable[[torch.Tensor], dict[str, torch.Tensor]]
@@ -43,15 +43,30 @@ def probabilities(judge: Judge, images: torch.Tensor, pipe: XAIPipeline) -> torc
     """What a judge says of images `(image, channel, height, width)`: `(image, attribute)`, all of the model's.
 
     Raises:
-        ValueError: If the judge knows another number of attributes.
+        ValueError: If the judge returns another shape, or what is no probability; NaN is what it does not know.
     """
     attributes = named_attributes(pipe)
-    told = torch.as_tensor(judge(images.float().clamp(-1, 1)))
-    if told.shape[-1] != len(attributes):
-        raise ValueError(
-            f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)}), got {told.shape[-1]}."
-        )
-    return told.float().cpu()
+    wanted = f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)})"
+    answer, shape = judge(images.float().clamp(-1, 1).cpu()), (len(images), len(attributes))
+    try:
+        told = torch.as_tensor(answer).float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{wanted}: a tensor {shape}, got {type(answer).__name__}.") from error
+    if told.shape != shape:
+        raise ValueError(f"{wanted}: a tensor {shape}, got shape {tuple(told.shape)}.")
+    wrong = told[(told < 0) | (told > 1)]
+    if len(wrong):
+        raise ValueError(f"{wanted}: probabilities in [0, 1], got {float(wrong[0]):g}.")
+    return told
+
+
+def check_judge(judge: Judge, pipe: XAIPipeline) -> None:
+    """Asks a judge about pictures of noise, two of them, so that what it does wrong is seen before any work.
+
+    Raises:
+        ValueError: See [`probabilities`].
+    """
+    probabilities(judge, _noise(pipe), pipe)
 
 
 def seen_attributes(
@@ -68,8 +83,11 @@ def checked_names(measure: Seen, pipe: XAIPipeline) -> list[str]:
     Raises:
         ValueError: If it returns no dict of a number for each image by name.
     """
-    noise = torch.rand(2, *pipe.sample_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return list(numbers_of(measure, noise))
+    return list(numbers_of(measure, _noise(pipe)))
+
+
+def _noise(pipe: XAIPipeline) -> torch.Tensor:
+    return torch.rand(2, *pipe.sample_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def numbers_of(measure: Seen, images: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -252,7 +252,8 @@ def table(result: ExperimentResult) -> pd.DataFrame:
 def _of_some_seeds(values: xr.DataArray) -> str:
     """A mean with its interval and the number of seeds, of those in which a switch changes what is seen."""
     count = values.sizes["seed"]
-    return f"{interval_text(summary(values))}, {count} seeds" if count > 1 else "never seen to change"
+    seeds = f"{count} seed{'s' if count > 1 else ''}"
+    return f"{interval_text(summary(values))}, {seeds}" if count else "never seen to change"
 
 
 register(

@@ -80,6 +80,8 @@ def test_the_gaussians_take_the_models_place(pipe):
 def test_a_control_that_an_experiment_does_not_know_is_refused(pipe):
     with pytest.raises(ValueError, match="ablation: expected a null of random-channel, none, got 'gaussian'"):
         EXPERIMENTS["ablation"].run(pipe, Sampling([3], [1], 2), null="gaussian")
+    with pytest.raises(ValueError, match="expected a null of gaussian, none, got None"):
+        EXPERIMENTS["label-divergence"].run(pipe, Sampling([3, 4], [1], 2), null=None)
 
 
 def test_a_gaussian_is_its_own_control():

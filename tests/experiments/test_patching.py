@@ -95,7 +95,7 @@ def test_a_judge_and_a_band_that_do_not_fit_are_refused():
         ({"between": "prompts"}, "between in"),
         ({"between": "seeds"}, r"one label between seeds, got \[3, 12\]"),
         ({"branch": "uncond"}, r"`branch` in \('cond',\) or None, got 'uncond'"),
-        ({"judge": lambda images: torch.zeros(len(images), 3)}, r"a judge of 4 attributes .*, got 3"),
+        ({"judge": lambda images: torch.zeros(len(images), 3)}, r"a judge of 4 attributes .*, got shape \(2, 3\)"),
     ):
         with pytest.raises(ValueError, match=message):
             EXPERIMENTS[NAME].run(pipe, Sampling([3, 12], [1], STEPS), layers=["conv_in"], null="none", **options)

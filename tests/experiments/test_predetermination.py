@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from diffusers_xai import LabelSwitch, XAIPipeline
-from diffusers_xai.experiments import EXPERIMENTS
+from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.nulls import gaussian_null
 from tests.experiments.runs import SEEDS, measured, run, ssim, states
 from tests.tiny import convnext_unet
@@ -58,7 +58,11 @@ def test_when_each_attribute_locks_in(pipe):
     locked = EXPERIMENTS["predetermination"].table(result).set_index("").loc["lock-in of Bangs"]
     assert locked["the model"] == locked["control"]
     count = int(data["lock_in"].sel(attribute="Bangs").notnull().sum())
-    assert locked["the model"].endswith(f", {count} seeds" if count > 1 else "never seen to change")
+    assert locked["the model"].endswith(f", {count} seed{'s' * (count > 1)}")  # the first at least
+    first = result.data.isel(seed=[0])
+    alone = EXPERIMENTS["predetermination"].table(ExperimentResult("predetermination", first, result.settings))
+    lock_in = float(first["lock_in"].sel(attribute="Bangs").item())
+    assert alone.set_index("").loc["lock-in of Bangs", "the model"] == f"{lock_in:.3f}, 1 seed"
     assert data["lock_in"].sel(attribute="Male").isnull().all()
     for seed in SEEDS:
         seen = np.array(brightness[seed]) > middle
@@ -80,3 +84,19 @@ def test_label_pairs(pipe):
     alone = measured("predetermination", pipe, labels=[12, 5], seeds=SEEDS, steps=8, switches=4, batch_size=12)
     np.testing.assert_array_equal(result.data["index"].sel(first=12, second=5), alone.data["index"])
     np.testing.assert_array_equal(result.data["switched_ssim"].sel(first=12, second=5), alone.data["ssim"][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        (lambda images: torch.zeros(4), r"Smiling, Wearing_Lipstick\): a tensor \(2, 4\), got shape \(4,\)"),
+        (lambda images: torch.zeros(len(images) + 1, 4), r"a tensor \(2, 4\), got shape \(3, 4\)"),
+        (lambda images: None, r"a tensor \(2, 4\), got NoneType"),
+        (lambda images: torch.full((len(images), 4), 1.5), r"probabilities in \[0, 1\], got 1.5"),
+    ],
+)
+def test_a_judge_that_does_not_fit_is_refused_before_any_work(pipe, judge, message, monkeypatch):
+    monkeypatch.setattr(Sampling, "over_seeds", lambda *args, **options: pytest.fail("the work began"))
+    for name in ("predetermination", "shapley", "label-directions"):
+        with pytest.raises(ValueError, match=message):
+            EXPERIMENTS[name].run(pipe, Sampling([0, 1], range(2), 4), judge=judge)
