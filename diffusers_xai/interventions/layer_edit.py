@@ -115,6 +115,10 @@ class _EditedLayer:
 
     def start(self) -> None:
         self.steps = self.spec.select_steps(self.run.timesteps, self.run.num_train_timesteps)
+        branch, branches = self.spec.branch, self.run.guidance.branches
+        if branch is not None and branch not in branches and not self.run.guides_more_later:
+            name = type(self.spec).__name__
+            raise ValueError(f"{name}: expected `branch` in {branches} of this run, got {branch!r}.")
         self.spec.check(self.run, self.path, self.steps)
 
     def check_has_run(self, step: SchedulerStep) -> None:

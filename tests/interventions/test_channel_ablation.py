@@ -378,3 +378,19 @@ def test_a_layer_that_does_not_run_is_an_error():
     pipe.unet.spare = torch.nn.Identity()
     with pytest.raises(RuntimeError, match="spare did not run"), record(pipe, edits=[ChannelAblation("spare", 0)]):
         sample()
+
+
+@pytest.mark.parametrize(
+    ("branch", "more", "message"),
+    [
+        ("uncond", {"guidance_scale": 1.0}, r"\('cond',\) of this run, got 'uncond'"),
+        ("conditional", {"guidance_scale": 3.0}, r"\('uncond', 'cond'\) of this run, got 'conditional'"),
+    ],
+)
+def test_a_branch_that_the_run_does_not_have_is_refused(branch, more, message):
+    pipe, sample = make_pipeline("stable_diffusion")
+    calls = []
+    pipe.unet.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=message), record(pipe, edits=[ChannelAblation("conv_in", 0, branch=branch)]):
+        sample(**more)
+    assert not calls
