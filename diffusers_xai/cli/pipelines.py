@@ -12,6 +12,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils.import_utils import DummyObject
+from torch import nn
 
 from diffusers_xai import models
 from diffusers_xai.checkpoints import name_of_embedded
@@ -82,16 +83,21 @@ def check_every(every: int | None, steps: int) -> None:
 
 
 def read_network_config(choice: PipelineChoice) -> dict[str, Any]:
-    """The network's configuration, without its weights.
+    """The configuration of a network of labels, or without a condition, without its weights.
 
     Raises:
-        CommandError, ValueError, OSError: if there is no such checkpoint.
+        CommandError, ValueError, OSError: if there is no such checkpoint, or its network needs something else.
     """
     config = read_json(choice, "unet/config.json")
     kind = str(config.get("_class_name"))
     network = getattr(models, kind, None) or getattr(diffusers, kind, None)
-    defaults = inspect.signature(network.__init__).parameters.values() if inspect.isclass(network) else ()
-    return {p.name: p.default for p in defaults if p.default is not p.empty} | config
+    if not (inspect.isclass(network) and issubclass(network, nn.Module)):
+        return config
+    required = [p.name for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
+    if needed := required[3:]:  # behind self, sample and timestep
+        raise CommandError(f"expected a network that needs a label at most, got {kind}, which needs {needed[0]}")
+    parameters = inspect.signature(network.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | config
 
 
 def read_scheduler(choice: PipelineChoice) -> SchedulerMixin:

@@ -83,6 +83,13 @@ def test_default_labels_are_labels_of_the_checkpoint():
         chosen_label("3", {"num_class_embeds": None})
 
 
+@pytest.mark.parametrize("command", [["audit"], ["experiment", "ssim-trajectory"]])
+def test_a_network_that_needs_a_prompt_is_refused(command, tmp_path, capsys):
+    assert cli.main([*command, "--checkpoint", "drawn-text-32", "--out", str(tmp_path / "out")]) == 2
+    assert "got UNet2DConditionModel, which needs encoder_hidden_states" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_a_profile_of_other_classes_takes_their_first(classes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
