@@ -93,8 +93,9 @@ def read_network_config(choice: PipelineChoice) -> dict[str, Any]:
     network = getattr(models, kind, None) or getattr(diffusers, kind, None)
     if not (inspect.isclass(network) and issubclass(network, nn.Module)):
         return config
-    required = [p.name for p in inspect.signature(network.forward).parameters.values() if p.default is p.empty]
-    if needed := required[3:]:  # behind self, sample and timestep
+    arguments = inspect.signature(network.forward).parameters.values()
+    named = [p for p in arguments if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if needed := [p.name for p in named[3:] if p.default is p.empty]:  # behind self, sample and timestep
         raise CommandError(f"expected a network that needs a label at most, got {kind}, which needs {needed[0]}")
     parameters = inspect.signature(network.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | config
