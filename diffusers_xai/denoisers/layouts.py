@@ -21,6 +21,8 @@ class Layout:
         order (`tuple[str, ...]`, *optional*): The parts of a sequence that holds image and text, in their order, from
             `PARTS`. Needed by joint attention, and where registers stand beside the image.
         cross_order (`tuple[str, ...]`): The parts of the keys of cross-attention whose keys hold image positions too.
+        text (`tuple[str, ...]`): Arguments of the call whose tokens are the first keys of text, in their order; needed
+            where that is not the order of the arguments, one comes twice, or keys of no token stand behind.
         image_blocks (`tuple[str, ...]`): Modules of the network all of whose attention layers look from the image, or
             from a sequence that holds it. Of layers elsewhere it is measured, in one more denoiser call.
         image_prompt_first (`bool`): Whether layers that look at an image prompt and at the text, each in an attention
@@ -40,6 +42,7 @@ class Layout:
     grid: Callable[[DenoiserCall], tuple[int, ...]] | None = None
     order: tuple[str, ...] | None = None
     cross_order: tuple[str, ...] = ("text", "image")
+    text: tuple[str, ...] = ()
     image_blocks: tuple[str, ...] = ()
     image_prompt_first: bool = False
     branches: tuple[str, ...] = ("uncond", "cond")
@@ -78,7 +81,7 @@ _LAYOUTS: dict[str, Layout] = {
     "UNetSpatioTemporalConditionModel": Layout(frames_first=True),
     "UNet1DModel": Layout(),
     "Kandinsky3UNet": Layout(),
-    "StableCascadeUNet": Layout(cross_order=_IMAGE_FIRST, branches=_COND_FIRST),
+    "StableCascadeUNet": Layout(cross_order=_IMAGE_FIRST, text=("clip_text",), branches=_COND_FIRST),
     "DiTTransformer2DModel": Layout(_SAMPLE, branches=_COND_FIRST, doubles_sample=True, scale_guides=True),
     "PixArtTransformer2DModel": Layout(_SAMPLE, image_blocks=_BLOCKS),
     "HunyuanDiT2DModel": Layout(_SAMPLE),
@@ -89,7 +92,12 @@ _LAYOUTS: dict[str, Layout] = {
     "CogView3PlusTransformer2DModel": Layout(_SAMPLE, _TEXT_FIRST),
     "CogView4Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True),
     "Lumina2Transformer2DModel": Layout(_SAMPLE, _TEXT_FIRST, branches=_COND_FIRST, separate_calls=True, sign=-1),
-    "HiDreamImageTransformer2DModel": Layout(_SAMPLE, _IMAGE_FIRST, sign=-1),
+    "HiDreamImageTransformer2DModel": Layout(
+        _SAMPLE,
+        _IMAGE_FIRST,
+        text=("encoder_hidden_states_t5", *["encoder_hidden_states_llama3"] * 2),
+        sign=-1,
+    ),
     "ZImageTransformer2DModel": Layout(
         grids.listed_patches, ("image", "pad", "text", "pad"), branches=_COND_FIRST, sign=-1
     ),

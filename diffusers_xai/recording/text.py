@@ -161,7 +161,7 @@ class PromptTokens:
         sequences: dict[str, list[list[Key]] | None] = {}
         attended: dict[str, list[int]] = {}
         for name, value in call.arguments.items():
-            rows = None if name == call.sample_name else rows_of(value, call.rows)
+            rows = None if name == call.sample_name else rows_of(value, call.rows, self._flow.labels)
             labels = [] if rows is None else [self._flow.labels(row) for row in rows]
             if rows is None or all(row is None for row in labels):
                 continue
@@ -171,7 +171,7 @@ class PromptTokens:
             attended[name] = attended_of(call, [len(row) for row in rows])
         layout = self._run.denoiser.layout
         pads = layout is not None and "pad" in (layout.order or ())
-        return Condition(call.rows, sequences, attended, pads)
+        return Condition(call.rows, sequences, attended, pads, () if layout is None else layout.text)
 
     def _with_durations(self, row: list[Key]) -> list[Key]:
         """The keys with names for what pipelines of sound put behind those of the text."""

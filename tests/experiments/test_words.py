@@ -16,6 +16,8 @@ from diffusers_xai.experiments import EXPERIMENTS, ExperimentResult, Sampling
 from diffusers_xai.experiments.nulls import random_weights_inside
 from diffusers_xai.prompts import without
 from tests.tiny import stable_diffusion
+from tests.zoo.encoders import ENCODERS, with_encoder
+from tests.zoo.parts import clip_encoder, clip_tokenizer
 from tests.zoo.pipelines import ZOO
 
 
@@ -115,6 +117,14 @@ def test_embeddings_in_place_of_words_are_refused(name, embedded, message):
     assert not calls
 
 
+def test_a_text_that_the_network_sees_as_a_whole_has_no_words():
+    entry = ZOO["stable-cascade, decoder"]
+    pipe, given = entry.make(), {"image_embeddings": entry.call["image_embeddings"], "output_type": "latent"}
+    pipe.register_modules(text_encoder=clip_encoder(projection=True), tokenizer=clip_tokenizer())
+    with pytest.raises(ValueError, match="tokens that can be followed into StableCascadeUNet"):
+        EXPERIMENT.run(pipe, Sampling(seeds=[1], steps=2), prompt="a red fox", words=["fox"], arguments=given)
+
+
 def test_what_a_pipeline_needs_besides_the_prompt_is_asked_for_by_name():
     class NeedsMore(StableDiffusionPipeline):
         def __call__(self, image_embeddings, prompt=None, *, num_inference_steps=1, **more):
@@ -152,13 +162,15 @@ def last_state(pipe, entry, prompt):
 
 @pytest.mark.slow
 def test_every_pipeline_of_the_support_table_that_takes_a_prompt():
-    """All that have words and their own text encoder: 41; a word of given embeddings cannot be deleted."""
+    """All that look at words: with an encoder of its own, or one given. Cascade's decoder sees the text as a whole."""
     entries = {name: entry for name, entry in ZOO.items() if entry.words and "prompt" in entry.call}
-    assert len(entries) >= 41
+    entries |= {name: with_encoder(name) for name in ENCODERS}
+    assert {name for name, entry in ZOO.items() if entry.words} - entries.keys() == {"stable-cascade, decoder"}
     for name, entry in entries.items():
         pipe, prompt, word = entry.make(), entry.call["prompt"], entry.asked["words"][0]
         prompt = prompt if isinstance(prompt, str) else prompt[0]
-        latent = {"output_type": "latent"} if getattr(pipe, "vae", 0) is None else {}  # nothing to decode by
+        decoders = [pipe.components[part] for part in ("vae", "movq") if part in pipe.components]
+        latent = {"output_type": "latent"} if None in decoders else {}
         arguments = {key: value for key, value in entry.call.items() if key != "prompt"} | latent
         entry = replace(entry, call=entry.call | latent)
         sampling = Sampling(seeds=[1], steps=entry.steps, guidance_scale=2.0)

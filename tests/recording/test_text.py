@@ -18,6 +18,7 @@ from transformers import (
 
 from diffusers_xai import Activations, AttentionWeights, PromptSwitch, WordMaps, record
 from diffusers_xai.recording.text import UnknownWordError
+from tests.zoo.encoders import with_encoder
 from tests.zoo.oracles import word_map
 from tests.zoo.parts import embeddings, t5_tokenizer
 from tests.zoo.pipelines import ZOO
@@ -94,6 +95,14 @@ def test_an_image_prompt_with_as_many_tokens_as_the_text_has_no_words():
     assert told.pop(f"attention_weights/{entry.attention}") == {"text"}
     assert len(told) > 1
     assert not any(told.values())
+
+
+def test_a_network_may_join_its_texts_in_an_order_of_its_own():
+    fox = [*T5_FOX, *["<pad>"] * 8]
+    told = strings(with_encoder("hidream"))  # T5's, the last layer of Llama, and that of the block
+    assert told.sel(branch="cond").values.tolist() == [*fox, *fox, *fox]
+    told = strings(with_encoder("stable-cascade, prior"))  # behind the text are four pooled ones, and an image's
+    assert told.sel(branch="cond").values.tolist() == [*CLIP_FOX, *[""] * 8]
 
 
 @pytest.mark.parametrize(
