@@ -98,9 +98,10 @@ def test_an_image_prompt_with_as_many_tokens_as_the_text_has_no_words():
 
 
 def test_a_network_may_join_its_texts_in_an_order_of_its_own():
-    fox = [*T5_FOX, *["<pad>"] * 8]
-    told = strings(with_encoder("hidream"))  # T5's, the last layer of Llama, and that of the block
-    assert told.sel(branch="cond").values.tolist() == [*fox, *fox, *fox]
+    entry = with_encoder("hidream")
+    told = strings(replace(entry, call={**entry.call, "prompt_4": "a cat"}))
+    cat = ["a", "c", "a", "t", "</s>", *["<pad>"] * 11]  # of Llama's last layer, and of that of the block
+    assert told.sel(branch="cond").values.tolist() == [*T5_FOX, *["<pad>"] * 8, *cat, *cat]
     told = strings(with_encoder("stable-cascade, prior"))  # behind the text are four pooled ones, and an image's
     assert told.sel(branch="cond").values.tolist() == [*CLIP_FOX, *[""] * 8]
 
