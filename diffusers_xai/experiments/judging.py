@@ -43,20 +43,17 @@ def probabilities(judge: Judge, images: torch.Tensor, pipe: XAIPipeline) -> torc
     """What a judge says of images `(image, channel, height, width)`: `(image, attribute)`, all of the model's.
 
     Raises:
-        ValueError: If the judge returns another shape, or what is no probability; NaN is what it does not know.
+        ValueError: If the judge returns another shape. NaN is what it does not know.
     """
     attributes = named_attributes(pipe)
-    wanted = f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)})"
+    expected = f"Expected a judge of {len(attributes)} attributes ({', '.join(attributes)})"
     answer, shape = judge(images.float().clamp(-1, 1).cpu()), (len(images), len(attributes))
     try:
         told = torch.as_tensor(answer).float().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{wanted}: a tensor {shape}, got {type(answer).__name__}.") from error
+        raise ValueError(f"{expected}: a tensor {shape}, got {type(answer).__name__}.") from error
     if told.shape != shape:
-        raise ValueError(f"{wanted}: a tensor {shape}, got shape {tuple(told.shape)}.")
-    wrong = told[(told < 0) | (told > 1)]
-    if len(wrong):
-        raise ValueError(f"{wanted}: probabilities in [0, 1], got {float(wrong[0]):g}.")
+        raise ValueError(f"{expected}: a tensor {shape}, got shape {tuple(told.shape)}.")
     return told
 
 

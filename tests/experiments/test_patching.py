@@ -298,7 +298,7 @@ def test_what_is_told_may_not_have_the_name_of_the_experiments_own_measure(name)
         EXPERIMENTS[NAME].run(stable_diffusion(), Sampling(seeds=[1], steps=1), judge=judge, **options)
     pipe = make(convnext_unet(num_class_embeds=2, class_attributes=(name,)))
     with pytest.raises(ValueError, match=f"got '{name}'"):
-        EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], [1], 4), judge=judge)
+        EXPERIMENTS[NAME].run(pipe, Sampling([0, 1], [1], 4), judge=lambda images: torch.ones(len(images), 1))
 
 
 def test_the_command_takes_them(tmp_path, mask, capsys):

@@ -92,7 +92,6 @@ def test_label_pairs(pipe):
         (lambda images: torch.zeros(4), r"Smiling, Wearing_Lipstick\): a tensor \(2, 4\), got shape \(4,\)"),
         (lambda images: torch.zeros(len(images) + 1, 4), r"a tensor \(2, 4\), got shape \(3, 4\)"),
         (lambda images: None, r"a tensor \(2, 4\), got NoneType"),
-        (lambda images: torch.full((len(images), 4), 1.5), r"probabilities in \[0, 1\], got 1.5"),
     ],
 )
 def test_a_judge_that_does_not_fit_is_refused_before_any_work(pipe, judge, message, monkeypatch):
