@@ -243,9 +243,9 @@ def table(result: ExperimentResult) -> pd.DataFrame:
                 columns |= {"control": part["null_lock_in"], "excess": part["lock_in"] - part["null_lock_in"]}
             seen = {name: values.dropna("seed") for name, values in columns.items()}
             row: dict[str, Any] = {name: _of_some_seeds(values) for name, values in seen.items()}
-            if "excess" in seen and not seen["excess"].size:
-                row["excess"] = ""  # no seed in which both change
             if "excess" in seen:
+                if not seen["excess"].size:
+                    row["excess"] = ""  # no seed in which both change
                 row[Q] = float(paired_difference(seen["excess"])["p_value"]) if seen["excess"].size > 1 else np.nan
             rows.append({"": f"lock-in of {attribute}", **row})
     return in_table(rows)

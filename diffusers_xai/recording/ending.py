@@ -34,10 +34,12 @@ class Ending:
         before = self._result
         if before is not None:
             is_alike = sample.shape == before.shape and sample.device == before.device
-            if is_alike and sample.device.type == "cpu":
+            if not is_alike:
+                self._changes = True
+            elif sample.device.type == "cpu":
                 self._changes = self._changes or not torch.equal(sample, before)
-            else:
-                self._changes = self._changes | (sample.detach() != before).any() if is_alike else True
+            else:  # which is not waited for
+                self._changes = self._changes | (sample.detach() != before).any()
         self._frame, self._sample = frame, sample
         self._names = [] if frame is None else [name for name, value in frame.f_locals.items() if value is sample]
 

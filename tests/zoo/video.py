@@ -1,5 +1,7 @@
 """Pipelines that make videos."""
 
+from dataclasses import replace
+
 import diffusers
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
@@ -190,6 +192,17 @@ def _kandinsky_5():
 # Layers of frames, not those over time.
 FRAMES = tuple(f"attentions.{i}.transformer_blocks.0.attn2" for i in range(2))
 
+_WAN = Entry(
+    _wan,
+    {**EMBEDS16, "height": 64, "width": 64, "num_frames": 9},
+    "blocks.0",
+    (3, 4, 4),
+    CU,
+    attention="blocks.0.attn2",
+    words=GIVEN,
+    predicts="flow",
+)
+
 VIDEO: dict[str, Entry] = {
     "animatediff": Entry(
         _animatediff,
@@ -212,16 +225,7 @@ VIDEO: dict[str, Entry] = {
         frames_first=True,
         words=GIVEN,
     ),
-    "wan": Entry(
-        _wan,
-        {**EMBEDS16, "height": 64, "width": 64, "num_frames": 9},
-        "blocks.0",
-        (3, 4, 4),
-        CU,
-        attention="blocks.0.attn2",
-        words=GIVEN,
-        predicts="flow",
-    ),
+    "wan": _WAN,
     "wan-2.2": Entry(
         lambda: _wan(True),
         {**ONE, "negative_prompt": "b", **T16, "height": 64, "width": 64, "num_frames": 9},
@@ -292,16 +296,7 @@ VIDEO: dict[str, Entry] = {
         words=GIVEN,
         predicts="flow",
     ),
-    "skyreels-v2": Entry(
-        _skyreels,
-        {**EMBEDS16, "height": 64, "width": 64, "num_frames": 9},
-        "blocks.0",
-        (3, 4, 4),
-        CU,
-        attention="blocks.0.attn2",
-        words=GIVEN,
-        predicts="flow",
-    ),
+    "skyreels-v2": replace(_WAN, make=_skyreels),
     "kandinsky-5": Entry(
         _kandinsky_5,
         {
