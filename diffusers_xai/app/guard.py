@@ -21,7 +21,7 @@ from diffusers_xai.app.settings import Limits
 from diffusers_xai.app.workspace import trim
 
 
-GRACE = 4.0  # seconds between a job's request and the connection that listens for its news
+GRACE = 15.0  # seconds between a job's request and the connection that listens for its news, without a page
 # Routes of Gradio that the page does not use.
 CLOSED = (
     "component_server", "process_recording", "deep_link", "reset", "monitoring", "vibe", "undo-vibe", "stream",
@@ -67,11 +67,15 @@ class Presence:
         return self._listening[session] > 0
 
     def is_gone(self, session: str | None) -> bool:
-        """Whether nobody listens for the jobs of a session that has asked for one."""
+        """Whether nobody listens for the jobs of a session that has asked for one, and its page is not open.
+
+        An open page listens sooner or later: a busy browser or a slow line may need longer than any grace.
+        """
+        name = session or ""
         with self._lock:
-            asked = self._asked.get(session or "")
+            asked = self._asked.get(name)
             late = asked is not None and time.monotonic() - asked > GRACE
-            return late and not self.listens(session or "")
+            return late and not self.listens(name) and not self.has_page(name)
 
     @contextmanager
     def _counted(self, counts: Counter[str], session: str) -> Iterator[None]:

@@ -158,7 +158,7 @@ def sample(page, expected="Done:"):
 def wait_for_result(page, expected="Done:"):
     """After `watch(page, "#status")` and a start: until the new result is shown."""
     page.wait_for_function("told.some(text => !text.includes('Done:'))")
-    page.wait_for_function("text => document.querySelector('#status').innerText.includes(text)", arg=expected)
+    expect(page.locator("#status")).to_contain_text(expected)  # which says what stands there instead
     page.wait_for_function(
         """() => {
             const [told, shown] = ['#status', '#shown'].map(name => document.querySelector(name).innerText.trim())

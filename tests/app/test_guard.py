@@ -148,4 +148,6 @@ def test_who_never_listens_or_has_left_is_gone(monkeypatch):
     assert presence.is_gone("one")
     with presence.listening("one"):
         assert not presence.is_gone("one")
+    with presence.page("one"):
+        assert not presence.is_gone("one")  # an open page is still on its way
     assert presence.is_gone("one")
