@@ -19,8 +19,8 @@ TINY = {"no labels": unet_2d(), "ten classes, no attention": unet_2d(attention=F
 
 
 if __name__ == "__main__":
-    # On a busy machine plans are long: none of them asks for a second press here.
-    limits = Limits(max_mask_pixels=128, confirm_seconds=600, max_seconds=600)
+    # Few pixels are explained: each takes a backward pass. On a busy machine plans are long: none asks for a second press.
+    limits = Limits(max_mask_pixels=32, confirm_seconds=600, max_seconds=600)
     models = load_models()
     fast, defaults = models.pop(FAST), {"steps": 25, "every": 5}
     models = {FAST: fast, **models}
