@@ -13,7 +13,8 @@ from diffusers_xai.recording.attention import Relation
 from diffusers_xai.taps.attention import AttentionCall
 
 
-_QUERIES_AT_ONCE = 256
+# Queries in one part: at least so many, and more where their weights are small.
+_QUERIES_AT_ONCE, _BYTES_AT_ONCE = 256, 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Reading:
     """What is taken from every attention of one form; found once, as it takes longer than small weights themselves.
 
     Attributes:
-        queries (sequence of `slice` or `torch.Tensor`): Indices of the queries, in parts: all weights of a 64 px layer
-            at once are 67 MB per head, and what is kept is often small beside it.
+        queries (sequence of `slice` or `torch.Tensor`): Indices of the queries, in parts where less is kept than
+            computed: all weights of a 64 px layer at once are 67 MB per head.
         keys (`slice`): Indices of the keys.
         heads (`list[int]` or `None`): Indices of the heads; all if `None`.
         averaged (`int`): Over how many queries the mean is taken; 0 where each is kept.
@@ -88,11 +89,13 @@ def reading_of(
     if chosen is not None and max(chosen) >= available:
         raise ValueError(f"AttentionWeights: expected `heads` in 0..{available - 1}, got {chosen}.")
     coords: dict[str, Any] = {} if chosen is None else {"head": chosen}
+    count, averages = index.stop - index.start, mean and pixels is None
+    at_once = max(_QUERIES_AT_ONCE, _BYTES_AT_ONCE // (4 * rows * available * call.shape[2]))
+    if not averages and keys.index == slice(0, call.shape[2]) and chosen is None:
+        at_once = count  # all that is computed is kept
     queries: Sequence[slice | torch.Tensor] = [
-        slice(start, min(start + _QUERIES_AT_ONCE, index.stop))
-        for start in range(index.start, index.stop, _QUERIES_AT_ONCE)
+        slice(start, min(start + at_once, index.stop)) for start in range(index.start, index.stop, at_once)
     ]
-    count = index.stop - index.start
     looking: dict[str, int] = {"query": count}
     if pixels is not None:
         if grid is None:
@@ -100,9 +103,7 @@ def reading_of(
                 "AttentionWeights: expected queries that are known to lie on an image for `pixels`, got others."
             )
         (down, right), (height, width) = torch.tensor(pixels).T, labelling.positions[-2:]
-        queries = (index.start + down * grid[-2] // height * grid[-1] + right * grid[-1] // width).split(
-            _QUERIES_AT_ONCE
-        )
+        queries = (index.start + down * grid[-2] // height * grid[-1] + right * grid[-1] // width).split(at_once)
         coords |= {"row": ("pixel", np.array(down)), "column": ("pixel", np.array(right))}
         looking = {"pixel": len(pixels)}
     elif mean:
@@ -125,5 +126,5 @@ def reading_of(
         dims.insert(dims.index("height") if "height" in dims else len(dims) - 1, "frame")
     axes = {**batch, "head": available if chosen is None else len(chosen), **looking, **seen}
     order = tuple(list(axes).index(dim) for dim in ("row", *dims))
-    averaged = count if mean and pixels is None else 0
+    averaged = count if averages else 0
     return Reading(queries, keys.index, chosen, averaged, tuple(axes.values()), order, tuple(dims), coords)

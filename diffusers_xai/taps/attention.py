@@ -77,7 +77,12 @@ class AttentionCall:
         if key.shape[1] != query.shape[1]:  # heads share keys
             key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         scale = self.arguments.get("scale") or query.shape[-1] ** -0.5
-        scores = (query[..., rows, :].float() * scale) @ key.float().transpose(-1, -2)
+        query, key = query[..., rows, :].float(), key.float()
+        if key.shape[-2] < query.shape[-2]:  # of a text: to scale them costs less
+            key = key * scale
+        else:
+            query = query * scale
+        scores = query @ key.transpose(-1, -2)
         mask = self.arguments.get("attn_mask")
         if mask is not None:
             added = at(mask)[..., rows, :] if mask.shape[-2] > 1 else at(mask)
@@ -85,10 +90,10 @@ class AttentionCall:
                 added = torch.zeros_like(added, dtype=torch.float32).masked_fill(~added, -torch.inf)
             scores = scores + added.float()
         if self.arguments.get("is_causal"):
-            present = torch.arange(query.shape[-2], device=scores.device)[rows]
+            present = torch.arange(self.shape[1], device=scores.device)[rows]
             future = torch.arange(key.shape[-2], device=scores.device) > present[:, None]
             scores = scores.masked_fill(future, -torch.inf)
-        return scores.softmax(dim=-1)
+        return scores.softmax(dim=-1) if scores.requires_grad else torch.softmax(scores, dim=-1, out=scores)
 
 
 # (layer, rows of its input, the attentions that it computed in one run).
@@ -101,11 +106,10 @@ class _AttentionMode(TorchFunctionMode):
     Of the modes in `active`, the last one alone looks: that of the innermost layer.
     """
 
-    def __init__(self, path: str, rows: int, active: list["_AttentionMode"]):
+    def __init__(self, active: list["_AttentionMode"]):
         super().__init__()
-        self.path = path
-        self.rows = rows
         self._active = active
+        self.rows = 0
         self.calls: list[AttentionCall] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -140,21 +144,27 @@ def tap_attention(
         looks (`Callable`): Whether to look at the run of a layer that begins.
     """
     active: list[_AttentionMode] = []  # only while a layer runs: each function of torch takes longer under a mode
+    modes = {path: _AttentionMode(active) for path in layers}
 
     def enter(path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if looks():
-            rows = next((value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), 0)
-            active.append(_AttentionMode(path, rows, active))
-            active[-1].__enter__()
+            mode = modes[path]
+            mode.calls = []
+            mode.rows = next(
+                (value.shape[0] for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)), 0
+            )
+            active.append(mode)
+            mode.__enter__()
 
     def leave(path: str, module: nn.Module, args: tuple, output: Any) -> None:
-        if not active or active[-1].path != path:
+        mode = modes[path]
+        if not active or active[-1] is not mode:
             return  # not looked at, or failed before it was entered
-        mode = active.pop()
-        mode.__exit__(None, None, None)
+        active.pop().__exit__(None, None, None)
+        calls, mode.calls = mode.calls, []
         if output is not None:  # else the layer has failed
             with torch._C.DisableTorchFunction():  # what the callback computes is no attention of a layer around it
-                callback(mode.path, mode.rows, mode.calls)
+                callback(path, mode.rows, calls)
 
     def clear() -> None:
         while active:  # an interruption, of which no hook is told
