@@ -19,7 +19,7 @@ TINY = {"no labels": unet_2d(), "ten classes, no attention": unet_2d(attention=F
 
 
 if __name__ == "__main__":
-    # Few pixels are explained: each takes a backward pass. On a busy machine plans are long: none asks for a second press.
+    # Each pixel takes a backward pass, so few are explained. No plan, long on a busy machine, asks for a second press.
     limits = Limits(max_mask_pixels=32, confirm_seconds=600, max_seconds=600)
     models = load_models()
     fast, defaults = models.pop(FAST), {"steps": 25, "every": 5}
