@@ -5,6 +5,7 @@ Others are taken where they are installed: attention-map-diffusers 1.0, nnsight 
 """
 
 import argparse
+import copy
 import ctypes
 import gc
 import importlib.util
@@ -23,7 +24,6 @@ from tests.zoo.pipelines import ZOO
 
 
 PREFIX = "attention_weights_image_to_text/"
-SIZE, TEXT = 32, 16
 
 
 class Loop:
@@ -48,10 +48,10 @@ class Loop:
 class StableDiffusion(Loop):
     attentions = r".*\.attn2"
 
-    def __init__(self):
+    def __init__(self, size, words):
         unet = ZOO["stable-diffusion"].make().unet
-        inputs = {"encoder_hidden_states": torch.randn(1, TEXT, 16)}
-        super().__init__("unet", unet, DDIMScheduler(clip_sample=False), inputs, torch.randn(1, 4, SIZE, SIZE))
+        inputs = {"encoder_hidden_states": torch.randn(1, words, 16)}
+        super().__init__("unet", unet, DDIMScheduler(clip_sample=False), inputs, torch.randn(1, 4, size, size))
         self.tapped = [f"{path}.{name}" for path in self.layers for name in ("to_q", "to_k")]
 
     def inputs_at(self, x, t):
@@ -70,19 +70,20 @@ class StableDiffusion(Loop):
 class Flux(Loop):
     attentions = r"transformer_blocks\.\d+\.attn"  # attention-map-diffusers leaves out blocks of one stream
 
-    def __init__(self):
+    def __init__(self, size, words):
+        self.words = words
         transformer = ZOO["flux"].make().transformer
-        ids = torch.zeros(SIZE, SIZE, 3)
-        ids[..., 1], ids[..., 2] = torch.arange(SIZE)[:, None], torch.arange(SIZE)
+        ids = torch.zeros(size, size, 3)
+        ids[..., 1], ids[..., 2] = torch.arange(size)[:, None], torch.arange(size)
         config = transformer.config
         inputs = {
-            "encoder_hidden_states": torch.randn(1, TEXT, config.joint_attention_dim),
+            "encoder_hidden_states": torch.randn(1, words, config.joint_attention_dim),
             "pooled_projections": torch.randn(1, config.pooled_projection_dim),
             "img_ids": ids.reshape(-1, 3),
-            "txt_ids": torch.zeros(TEXT, 3),
+            "txt_ids": torch.zeros(words, 3),
             **({"guidance": torch.ones(1)} if config.guidance_embeds else {}),
         }
-        sample = torch.randn(1, SIZE * SIZE, config.in_channels)
+        sample = torch.randn(1, size * size, config.in_channels)
         super().__init__("transformer", transformer, FlowMatchEulerDiscreteScheduler(), inputs, sample)
         self.tapped = ["pos_embed"]
         for path in self.layers:
@@ -98,8 +99,9 @@ class Flux(Loop):
             for name in ("q", "k"):
                 joined = torch.cat([outputs[f"{path}.norm_added_{name}"], outputs[f"{path}.norm_{name}"]], dim=1)
                 parts.append(apply_rotary_emb(joined, outputs["pos_embed"], sequence_dim=1).transpose(1, 2))
-            q, k = parts[0][:, :, TEXT:], parts[1]
-            found[path] = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)[..., :TEXT].contiguous()
+            q, k = parts[0][:, :, self.words :], parts[1]
+            weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
+            found[path] = weights[..., : self.words].contiguous()
         return found
 
 
@@ -138,8 +140,7 @@ def with_nnsight(loop, steps):
     from nnsight import NNsight
 
     if not hasattr(loop, "traced"):
-        loop.traced = NNsight(type(loop)().network)  # a network of its own: it stays instrumented
-        loop.traced._module.load_state_dict(loop.network.state_dict())
+        loop.traced = NNsight(copy.deepcopy(loop.network))  # a network of its own: it stays instrumented
         loop.order = order_of(loop)
     model, order, kept = loop.traced, loop.order, []
 
@@ -243,6 +244,8 @@ def compare(title, loop, steps, rounds, clock):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, default=32, help="height and width of the latents")
+    parser.add_argument("--words", type=int, default=16, help="tokens of the text")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true", help="for a busy machine, with --threads 1: CPU seconds")
@@ -253,7 +256,8 @@ def main():
     clock = time.process_time if args.cpu_time else time.perf_counter
     for name, title, kind in (("sd", "Stable Diffusion, tiny", StableDiffusion), ("flux", "Flux, tiny", Flux)):
         if args.only in (None, name):
-            compare(title, kind(), args.steps, args.rounds, clock)
+            title = f"{title}, {args.size} × {args.size} latents, {args.words} words"
+            compare(title, kind(args.size, args.words), args.steps, args.rounds, clock)
 
 
 if __name__ == "__main__":

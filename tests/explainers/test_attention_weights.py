@@ -169,3 +169,36 @@ def test_a_video_of_one_frame_is_read_as_others_are():
     expected = scores.softmax(dim=-1)[0].unflatten(1, entry.grid)
     got = weights.sel(branch="cond").transpose("head", "frame", "height", "width", "token")
     np.testing.assert_allclose(got.values, expected.detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_every_selected_step_has_its_own_weights_in_every_row(guidance, images):
+    pipe, sample = make("cross")
+    path, by_step = CASES["cross"], []
+    module, store = dict(pipe.unet.named_modules())[path], {}
+    projections(module, store)
+    module.register_forward_hook(lambda *call: by_step.append(weights_by_hand(module, store)))
+    weights = AttentionWeights(layers=path, queries="all", steps=[0, 1, 3])
+    with record(pipe, [weights]) as run:
+        sample(prompt=["a red fox", "a cat"][:images], guidance_scale=guidance)
+    array = run.profile[f"attention_weights/{path}"]
+    branches = 1 if guidance == 1 else 2
+    expected = torch.stack([by_step[i] for i in (0, 1, 3)]).unflatten(1, (branches, images)).transpose(1, 2)
+    got = array.values if branches > 1 else array.values[:, :, None]
+    np.testing.assert_allclose(got.reshape(expected.shape), expected, rtol=0, atol=2e-7)
+
+
+def test_a_layer_that_runs_twice_has_the_weights_of_both_runs():
+    pipe, sample = make("cross")
+    path, runs = CASES["cross"], []
+    module, store = dict(pipe.unet.named_modules())[path], {}
+    pipe.unet.up_blocks[0].attentions[0].transformer_blocks[0].attn2 = module
+    projections(module, store)
+    module.register_forward_hook(lambda *call: runs.append(weights_by_hand(module, store)))
+    with record(pipe, [AttentionWeights(layers=path, queries="all")]) as run:
+        sample(prompt="a red fox", guidance_scale=1.0, num_inference_steps=3)
+    for i, name in enumerate((path, f"{path}@2")):
+        expected = torch.stack(runs[i::2])
+        got = run.profile[f"attention_weights/{name}"].values.reshape(expected.shape)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-7)
