@@ -34,6 +34,9 @@ def run_facts(
         "steps": step,
         "images per step": images_per_step,
         "loss": f"{config.loss} of the predicted {config.prediction_type}",
+        "target": "the images"
+        if config.distilled_guidance_scale is None
+        else f"what its teacher predicts with guidance {config.distilled_guidance_scale:g}",
         "weights of the timesteps": "equal"
         if config.min_snr_gamma is None
         else f"min(SNR, {config.min_snr_gamma:g})^{config.min_snr_power:g} on the x_0 loss",

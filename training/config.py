@@ -19,9 +19,9 @@ MIXED_PRECISION = ("no", "fp16", "bf16")
 # Settings that say what is learned, from what, and how it is measured: a resumed run keeps them.
 FIXED_SETTINGS = (
     "model", "scheduler", "center_crop", "max_images", "max_values", "horizontal_flip", "class_balance",
-    "class_balance_floor", "label_dropout", "permuted_labels", "loss", "min_snr_gamma", "min_snr_power",
-    "stratified_timesteps", "optimizer", "betas", "weight_decay", "ema_decay", "seed", "validation_images",
-    "validation_timesteps",
+    "class_balance_floor", "label_dropout", "permuted_labels", "distilled_guidance_scale", "loss", "min_snr_gamma",
+    "min_snr_power", "stratified_timesteps", "optimizer", "betas", "weight_decay", "ema_decay", "seed",
+    "validation_images", "validation_timesteps",
 )  # fmt: skip
 LEAST_SAMPLE_SIZE = 7  # the window of SSIM
 _OPTIONAL_MODEL_NUMBERS = ("num_class_embeds", "conv_in_channels", "time_proj_dim", "time_embedding_dim")
@@ -49,6 +49,9 @@ class TrainingConfig:
         label_dropout (`float`): Probability of the null label, for classifier-free guidance.
         permuted_labels (`bool`): Shuffle the training images' labels among them, so that they mean nothing: for
             `diffusers-xai audit --permuted`.
+        distilled_guidance_scale (`float`, *optional*): Learn what the network of `--start-from` predicts with this
+            guidance scale, instead of the images: labels then show at guidance 1 as they did with it. `None`: learn
+            the images.
         loss (`str`): `"l1"` or `"l2"`, taken on the prediction.
         min_snr_gamma (`float`, *optional*): Weight timesteps by min(SNR, gamma) ** min_snr_power on the scale of
             the x_0 loss; `None`: no weights.
@@ -92,6 +95,7 @@ class TrainingConfig:
     class_balance_floor: int = 20
     label_dropout: float = 0.1
     permuted_labels: bool = False
+    distilled_guidance_scale: float | None = None
     loss: str = "l1"
     min_snr_gamma: float | None = None
     min_snr_power: float = 1.0
@@ -160,7 +164,9 @@ class TrainingConfig:
         for name in ("label_dropout", "class_balance", "ema_decay", "min_snr_power"):
             self._check_range(name, 0, 1)
         self._check_range("seed", 0, 2**32 - 1)
-        for name in ("learning_rate", "muon_learning_rate", "max_grad_norm", "min_snr_gamma"):
+        for name in (
+            "learning_rate", "muon_learning_rate", "max_grad_norm", "min_snr_gamma", "distilled_guidance_scale",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"expected {name} above 0, got {value!r}")
@@ -168,6 +174,11 @@ class TrainingConfig:
             raise ValueError(f"expected two betas of at least 0 and below 1, got {self.betas}")
         if self.optimizer == "muon" and self.mixed_precision == "fp16":
             raise ValueError("expected mixed_precision 'no' or 'bf16' for optimizer 'muon', got 'fp16'")
+        if not num_labels and self.distilled_guidance_scale is not None:
+            raise ValueError(
+                "expected distilled_guidance_scale null for an unconditional network (model.num_class_embeds null),"
+                f" got {self.distilled_guidance_scale}"
+            )
         if not num_labels and self.label_dropout > 0:
             raise ValueError(
                 "expected label_dropout 0 for an unconditional network (model.num_class_embeds null), got"

@@ -40,6 +40,7 @@ from training.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
+from training.denormals import denormals_as_zero
 from training.export import load_weights
 from training.log import forget_after, write_record
 from training.objective import implied_clean_and_noise
@@ -336,7 +337,11 @@ def compare(
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     started = time.monotonic()
-    args = parse_args(arguments)
+    with denormals_as_zero():
+        return _execute(parse_args(arguments), started)
+
+
+def _execute(args: argparse.Namespace, started: float) -> int:
     try:
         for folder in filter(None, (args.output, args.export)):
             check_folder(folder)

@@ -22,11 +22,13 @@ _IMPORTS_BEGAN = time.monotonic()  # they take seconds, which are the time limit
 
 import torch
 from accelerate import PartialState
+from diffusers import DDPMScheduler
 
 from diffusers_xai import ConvNextUNet2DModel
 from training.checkpoint import checkpoint_step, list_checkpoints, load_checkpoint
 from training.config import TrainingConfig, load_config
 from training.data import FaceImages, load_splits
+from training.denormals import denormals_as_zero
 from training.export import export_pipeline, load_weights
 from training.rehearsal import (
     check_same_data,
@@ -104,6 +106,7 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
     if args.data is None:
         return config, None
     rehearse_device(config)
+    check_teacher(args, config)
     checkpoint = checkpoint_to_resume(args, config)
     if checkpoint is not None:
         load_weights(model, checkpoint[0]["model"], resumed_from(args))
@@ -119,6 +122,21 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
     args.output.mkdir(parents=True, exist_ok=True)
     report_faulty({"train": train.faulty, "validation": validation.faulty}, args.output)
     return config, start(args, Trainer(config, train, args.output), validation, weights, started)
+
+
+def check_teacher(args: argparse.Namespace, config: TrainingConfig) -> None:
+    """Raises a ValueError unless the run has the teacher that it asks for, and one that predicts what it learns."""
+    if config.distilled_guidance_scale is None or args.resume is not None:
+        return
+    if args.start_from is None:
+        raise ValueError("expected --start-from PIPELINE, the teacher of distilled_guidance_scale, got none")
+    teacher = DDPMScheduler.load_config(args.start_from, subfolder="scheduler")
+    predicted = teacher.get("prediction_type", "epsilon")
+    if predicted != config.prediction_type:
+        raise ValueError(
+            f"--start-from: expected a teacher that predicts {config.prediction_type!r}, as the scheduler of the"
+            f" configuration says, got one that predicts {predicted!r}"
+        )
 
 
 def resumed_from(args: argparse.Namespace) -> str | Path:
@@ -188,7 +206,16 @@ def execute(
     args: argparse.Namespace, prepare: Callable[..., tuple[TrainingConfig, Run | None]], export: Callable[..., int]
 ) -> int:
     """Prepares, trains and exports; returns the exit code."""
-    started = time.monotonic() - _IMPORT_SECONDS
+    with denormals_as_zero():
+        return _execute(args, prepare, export, time.monotonic() - _IMPORT_SECONDS)
+
+
+def _execute(
+    args: argparse.Namespace,
+    prepare: Callable[..., tuple[TrainingConfig, Run | None]],
+    export: Callable[..., int],
+    started: float,
+) -> int:
     try:
         config, run = prepare(args, started)
     except (ValueError, OSError) as error:

@@ -36,7 +36,7 @@ from training.optim import build_optimizers
 from training.rehearsal import check_same_data, rehearse_device, rehearse_scheduler
 from training.run import Run
 from training.sampling import StoppedError
-from training.train import check_folder, checkpoint_to_resume, execute, parse_args, start
+from training.train import check_folder, check_teacher, checkpoint_to_resume, execute, parse_args, start
 from training.trainer import Trainer
 
 
@@ -150,6 +150,7 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
     if args.data is None:
         return config, None
     rehearse_device(config)
+    check_teacher(args, config)
     checkpoint = checkpoint_to_resume(args, config)
     weights = pretrained_weights(args.start_from) if args.start_from is not None else None
     splits = open_splits(args.data, args.data_config)
