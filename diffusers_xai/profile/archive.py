@@ -1,11 +1,13 @@
 """A profile as one zip file, and back from a zip file that anybody may have made."""
 
 import io
+import lzma
 import os
 import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from diffusers_xai.profile.atomic import replacing
@@ -69,13 +71,20 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
         profile = DiffusionProfile.from_pretrained(folder)
         for name in profile:
             profile[name]
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except _UNREADABLE as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"Expected a zip file of a profile: {error}") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return profile
+
+
+# What zipfile and its decompressors raise for a damaged or unknown file.
+_UNREADABLE = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
+    OSError,
+)  # fmt: skip
 
 
 class _InPieces(io.FileIO):
