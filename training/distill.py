@@ -334,14 +334,11 @@ def compare(
     return [*rows, ["SSIM by chance", round(float(chance), 4), "the same images, of different noises"]]
 
 
+@denormals_as_zero()
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     started = time.monotonic()
-    with denormals_as_zero():
-        return _execute(parse_args(arguments), started)
-
-
-def _execute(args: argparse.Namespace, started: float) -> int:
+    args = parse_args(arguments)
     try:
         for folder in filter(None, (args.output, args.export)):
             check_folder(folder)

@@ -202,20 +202,12 @@ def report_faulty(faulty: dict[str, list[tuple[str, str]]], output: Path) -> Non
         print(f"left out {count} faulty rows, listed in {output / 'faulty.json'}", file=sys.stderr)
 
 
+@denormals_as_zero()
 def execute(
     args: argparse.Namespace, prepare: Callable[..., tuple[TrainingConfig, Run | None]], export: Callable[..., int]
 ) -> int:
     """Prepares, trains and exports; returns the exit code."""
-    with denormals_as_zero():
-        return _execute(args, prepare, export, time.monotonic() - _IMPORT_SECONDS)
-
-
-def _execute(
-    args: argparse.Namespace,
-    prepare: Callable[..., tuple[TrainingConfig, Run | None]],
-    export: Callable[..., int],
-    started: float,
-) -> int:
+    started = time.monotonic() - _IMPORT_SECONDS
     try:
         config, run = prepare(args, started)
     except (ValueError, OSError) as error:

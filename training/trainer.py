@@ -55,9 +55,7 @@ class Trainer:
         )
         set_seed(config.seed)
         self.scheduler = DDPMScheduler(**config.scheduler)
-        self.network = self.build_network().to(self.accelerator.device)
-        if config.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)
+        self.network = self._placed_network()
         self.parameters = list(self.network.parameters())
         self.ema = EMAModel(self.parameters, config.ema_decay, foreach=True)
         self.teacher: ConvNextUNet2DModel | None = None
@@ -242,13 +240,15 @@ class Trainer:
             " learning_rate, more warmup_steps or mixed_precision 'no' may help."
         )
 
+    def _placed_network(self) -> ConvNextUNet2DModel:
+        """A new network on the run's device, in its memory format."""
+        network = self.build_network().to(self.accelerator.device)
+        return network.to(memory_format=torch.channels_last) if self.config.channels_last else network
+
     def _set_teacher(self, weights: dict[str, torch.Tensor], source: str | Path) -> None:
         """Keeps the network whose guided predictions are learned, where the configuration asks for one."""
         if self.config.distilled_guidance_scale is not None:
-            self.teacher = self.build_network().to(self.accelerator.device)
-            if self.config.channels_last:
-                self.teacher = self.teacher.to(memory_format=torch.channels_last)
-            self.teacher.requires_grad_(False).eval()
+            self.teacher = self._placed_network().requires_grad_(False).eval()
             load_weights(self.teacher, weights, source)
 
     def _set_mean(self, weights: dict[str, torch.Tensor]) -> None:
