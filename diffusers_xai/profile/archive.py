@@ -71,20 +71,13 @@ def read_archive(file: str | os.PathLike, folder: str | os.PathLike, max_bytes: 
         profile = DiffusionProfile.from_pretrained(folder)
         for name in profile:
             profile[name]
-    except _UNREADABLE as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise ValueError(f"Expected a zip file of a profile: {error}") from error
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return profile
-
-
-# What zipfile and its decompressors raise for a damaged or unknown file.
-_UNREADABLE = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError,
-    OSError,
-)  # fmt: skip
 
 
 class _InPieces(io.FileIO):
@@ -129,10 +122,13 @@ def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path, le
     target = folder / member.filename
     target.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with archive.open(member) as source, open(target, "xb") as sink:
-        while piece := source.read(MAX_LIST):
-            count += len(piece)
-            if count > left:
-                raise ValueError("Expected no more when unpacked than the zip file says, got more.")
-            sink.write(piece)
+    try:
+        with archive.open(member) as source, open(target, "xb") as sink:
+            while piece := source.read(MAX_LIST):
+                count += len(piece)
+                if count > left:
+                    raise ValueError("Expected no more when unpacked than the zip file says, got more.")
+                sink.write(piece)
+    except (zlib.error, lzma.LZMAError) as error:  # zipfile lets its decompressors' errors through
+        raise zipfile.BadZipFile(f"Damaged data of file {member.filename[:80]!r}") from error
     return count

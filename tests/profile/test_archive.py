@@ -109,15 +109,16 @@ def test_what_would_take_much_memory_is_refused_before_it_does(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
-def test_a_damaged_compressed_stream_is_told_in_words(tmp_path, compression):
+# Ones begin a block of no kind that deflate knows; LZMA has nine bytes of its properties first.
+@pytest.mark.parametrize(("compression", "kept"), [(zipfile.ZIP_DEFLATED, 0), (zipfile.ZIP_LZMA, 9)])
+def test_a_damaged_compressed_stream_is_told_in_words(tmp_path, compression, kept):
     with zipfile.ZipFile(tmp_path / "damaged.zip", "w", compression) as archive:
         archive.writestr("profile.json", "abcdefgh" * 400)
         start = archive.getinfo("profile.json").header_offset + 30 + len("profile.json")
         size = archive.getinfo("profile.json").compress_size
     content = bytearray((tmp_path / "damaged.zip").read_bytes())
-    content[start + 9 : start + size] = b"\xff" * (size - 9)
+    content[start + kept : start + size] = b"\xff" * (size - kept)
     (tmp_path / "damaged.zip").write_bytes(content)
-    with pytest.raises(ValueError, match="Expected a zip file of a profile: "):
+    with pytest.raises(ValueError, match="Expected a zip file of a profile: Damaged data of file 'profile.json'"):
         read_archive(tmp_path / "damaged.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
