@@ -3,13 +3,15 @@
 import difflib
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import datasets
 import numpy as np
+from PIL import Image
 
-from training.tables import Table, as_number, read_cells, read_table
+from training.tables import FILE_COLUMNS, Table, as_number, read_cells, read_table
 
 
 HUB_ID, HUB_CONFIG = "flwrlabs/celeba", "img_align+identity+attr"
@@ -28,6 +30,7 @@ _SPLITS = {
     "validation": ("1", "validation", "valid", "val", "dev"),
     "test": ("2", "test", "testing"),
 }
+_SPLIT_COLUMNS = ("partition", "split")
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
 _MEANING = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 
@@ -40,7 +43,7 @@ def open_splits(data: str, subset: str | None = None) -> datasets.DatasetDict:
 
             - CelebA's folder as its authors (`Anno/`, `Eval/`, `Img/`), Kaggle (`list_attr_celeba.csv`,
               `img_align_celeba/img_align_celeba/`) or torchvision (`celeba/`) lay it out, or the folder above it.
-              `list_eval_partition.txt` or `.csv` gives its splits,
+              `list_eval_partition.txt` or `.csv`, or a column `partition` or `split`, gives its splits,
             - a table of file names (`file_name` or `image_id`) and attributes, as CSV or in the form of
               `list_attr_celeba.txt`, with the pictures beside it or in a folder `img_align_celeba` beside it,
             - a parquet file with a column `image`,
@@ -104,6 +107,22 @@ def row_faults(split: datasets.Dataset) -> list[str]:
     return split[FAULT_COLUMN][:] if FAULT_COLUMN in split.column_names else [""] * len(split)
 
 
+def mark_contradictions(split: datasets.Dataset, attributes: Sequence[str]) -> datasets.Dataset:
+    """The split of a table in which rows of one picture with different attributes are faulty: none can be believed."""
+    if FAULT_COLUMN not in split.column_names:
+        return split
+    values, places = attribute_values(split, attributes), [cell["path"] for cell in split["image"]]
+    found: dict[str, set[tuple[float, ...]]] = {}
+    for place, row in zip(places, values, strict=True):
+        if not np.isnan(row).any():
+            found.setdefault(place, set()).add(tuple(row))
+    faults = [
+        fault or ("rows of one picture with different attributes" if len(found.get(place, ())) > 1 else "")
+        for place, fault in zip(places, row_faults(split), strict=True)
+    ]
+    return split.remove_columns(FAULT_COLUMN).add_column(FAULT_COLUMN, faults)
+
+
 def labels_from_values(values: np.ndarray) -> np.ndarray:
     """Attributes (row, attribute) of 0 and 1 as bits of a label, most significant first: int64 of shape (row,)."""
     return values.astype(np.int64) @ (1 << np.arange(values.shape[1])[::-1])
@@ -151,7 +170,8 @@ def _open_folder(folder: Path, subset: str | None) -> datasets.DatasetDict:
         return _table_splits(folder / _METADATA)
     parts = {_SPLIT_OF.get(p.parent.name.lower()): p for p in sorted(folder.glob(f"*/{_METADATA}"))}
     if "train" in parts:
-        return datasets.DatasetDict({name: _table_splits(p)["train"] for name, p in parts.items() if name})
+        whole = {name: list(_table_splits(p).values()) for name, p in parts.items() if name}
+        return datasets.DatasetDict({name: datasets.concatenate_datasets(found) for name, found in whole.items()})
     pieces = [p for p in (*_PICTURE_FOLDERS, *_PARTITION_FILES, _EVALUATION, _IMAGES) if (folder / p).exists()]
     if pieces:
         raise FileNotFoundError(
@@ -198,27 +218,45 @@ def _partition(table: Table, path: Path, base: Path) -> list[str]:
     """The split of each row; where there is none it is `train`, and the row's fault says so."""
     candidates = [base / folder / name for folder in ("", _EVALUATION) for name in _PARTITION_FILES]
     source = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if source is None:  # pictures in folders `train/`, `validation/`, or all in one split
+    column = next((name for name in table.columns if name.lower() in _SPLIT_COLUMNS), None)
+    if source is not None:
+        words, name = _partition_words(source), source.name
+        cells = [words.get(file) for file in table.files]
+        known = set(table.files)
+        others = [file for file, word in words.items() if file not in known and _split_named(word)]
+        if others:
+            table.notes.append(f"lacks {len(others)} pictures of {name}, the first {others[0]}")
+    elif column is not None and "train" in map(_split_named, table.columns[column]):
+        name, cells = f"the column {column!r}", list(table.columns[column])
+    else:  # pictures in folders `train/`, `validation/`, or all in one split
         firsts = [file.replace("\\", "/").partition("/")[0].lower() for file in table.files]
         named = all(first in _SPLIT_OF and not first.isdecimal() for first in firsts)
         return [_SPLIT_OF[first] if named else "train" for first in firsts]
-    words: dict[str, str] = {}
-    for row in read_cells(source)[0]:
-        file, word = (*row, "")[:2]
-        words[file] = word if words.get(file, word) == word else f"{words[file]} and {word}"
     splits = []
-    for i, file in enumerate(table.files):
-        word = words.get(file)
-        split = _SPLIT_OF.get((word or "").lower().removesuffix(".0"))
+    for i, word in enumerate(cells):
+        split = _split_named(word or "")
         if split is None and not table.faults[i]:
-            got = f"expected 0, 1 or 2 in {source.name}, got {word or 'nothing'}"
-            table.faults[i] = f"not in {source.name}" if word is None else got
+            got = f"expected 0, 1 or 2 in {name}, got {word or 'nothing'}"
+            table.faults[i] = f"not in {name}" if word is None else got
         splits.append(split or "train")
-    known = set(table.files)
-    others = [file for file, word in words.items() if file not in known and word.lower() in _SPLIT_OF]
-    if others:
-        table.notes.append(f"lacks {len(others)} pictures of {source.name}, the first {others[0]}")
     return splits
+
+
+def _partition_words(source: Path) -> dict[str, str]:
+    """What a partition file, with or without a head, says of each picture; all of it where it says several things."""
+    rows = read_cells(source)[0]
+    head = [cell.lower() for cell in rows[0]] if rows else []
+    file_at = next((head.index(name) for name in FILE_COLUMNS if name in head), 0)
+    word_at = next((head.index(name) for name in _SPLIT_COLUMNS if name in head), file_at + 1)
+    words: dict[str, str] = {}
+    for row in rows:
+        file, word = (row[i] if i < len(row) else "" for i in (file_at, word_at))
+        words[file] = word if words.get(file, word) == word else f"{words[file]} and {word}"
+    return words
+
+
+def _split_named(word: str) -> str | None:
+    return _SPLIT_OF.get(word.lower().replace(",", ".").removesuffix(".0"))
 
 
 def _find_pictures(files: Sequence[str], path: Path, base: Path) -> list[str]:
@@ -230,15 +268,21 @@ def _find_pictures(files: Sequence[str], path: Path, base: Path) -> list[str]:
     named = [base / place / name for place in ("", _IMAGES) for name in _PICTURE_FOLDERS]
     folders = [f for f in (path.parent, *named, *(n / n.name for n in named)) if f.is_dir()]
     listed = [(folder, set(os.listdir(folder))) for folder in folders]
-    # The authors' PNG pictures have a table that names JPEG ones.
-    stems = {Path(name).stem: folder / name for folder, names in listed[1:] for name in names}
+    # The authors' PNG pictures have a table that names JPEG ones; others name "a.jpg" what is "a.JPG", or spell "ä"
+    # otherwise.
+    claimed, extensions = set(files), Image.registered_extensions()
+    alike: dict[str, Path | None] = {}  # `None` where it is not clear which is meant
+    for folder, names in listed:
+        for name in names - claimed:
+            if Path(name).suffix.lower() in extensions:
+                alike[_plain(name)] = None if _plain(name) in alike else folder / name
     places, found = [], 0
     for file in files:
         name = file.replace("\\", "/")
         place = next((folder / name for folder, names in listed if name in names), None)
         if place is None and "/" in name:
-            place = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        place = place or stems.get(Path(name).stem)
+            place = next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
+        place = place or alike.get(_plain(name))
         found += place is not None
         places.append(str(place or (folders[1] if len(folders) > 1 else folders[0]) / name))
     if files and not found:
@@ -250,3 +294,8 @@ def _find_pictures(files: Sequence[str], path: Path, base: Path) -> list[str]:
             f" {_PICTURE_FOLDERS[0]!r}{hint}"
         )
     return places
+
+
+def _plain(name: str) -> str:
+    """A file's name without its extension, case, and the two ways of writing an accent."""
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0]).casefold()

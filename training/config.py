@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType, UnionType
@@ -132,8 +132,8 @@ class TrainingConfig:
 
     def __post_init__(self):
         for name, kind in get_type_hints(type(self)).items():
-            if not _fits(getattr(self, name), kind):
-                raise ValueError(f"expected {name} as {_in_words(kind)}, got {getattr(self, name)!r}")
+            if not fits(getattr(self, name), kind):
+                raise ValueError(f"expected {name} as {in_words(kind)}, got {getattr(self, name)!r}")
         self._check_model()
         num_labels = self.model.get("num_class_embeds", 16) or 0
         if self.sample_labels is None:
@@ -174,6 +174,11 @@ class TrainingConfig:
             raise ValueError(f"expected two betas of at least 0 and below 1, got {self.betas}")
         if self.optimizer == "muon" and self.mixed_precision == "fp16":
             raise ValueError("expected mixed_precision 'no' or 'bf16' for optimizer 'muon', got 'fp16'")
+        if num_labels and self.label_dropout == 0 and self.guidance_scale != 1:
+            raise ValueError(
+                "expected label_dropout above 0, which trains the prediction without a label that guidance needs, or"
+                f" guidance_scale 1, got label_dropout 0 and guidance_scale {self.guidance_scale}"
+            )
         if not num_labels and self.distilled_guidance_scale is not None:
             raise ValueError(
                 "expected distilled_guidance_scale null for an unconditional network (model.num_class_embeds null),"
@@ -190,7 +195,7 @@ class TrainingConfig:
         model = self.model
         attributes = model.get("class_attributes", DEFAULT_ATTRIBUTES)
         if attributes is not None:
-            if not _fits(attributes, list[str]) or len(set(attributes)) < len(attributes):
+            if not fits(attributes, list[str]) or len(set(attributes)) < len(attributes):
                 raise ValueError(f"expected model.class_attributes as a list of names, none twice, got {attributes!r}")
             if not 1 <= len(attributes) <= MAX_ATTRIBUTES:
                 raise ValueError(
@@ -206,22 +211,22 @@ class TrainingConfig:
             if model.get(name, 3) != 3:
                 raise ValueError(f"expected model.{name} 3 (images are RGB), got {model[name]!r}")
         widths = model.get("block_out_channels", [64])
-        if not widths or not _fits(widths, list[int]) or min(widths) < 1:
+        if not widths or not fits(widths, list[int]) or min(widths) < 1:
             raise ValueError(f"expected model.block_out_channels as a list of whole numbers above 0, got {widths!r}")
         for name, least in _MODEL_NUMBERS.items():
             value = model.get(name, least)
             if name in _OPTIONAL_MODEL_NUMBERS and value is None:
                 continue
-            if not _fits(value, int) or value < least:
+            if not fits(value, int) or value < least:
                 raise ValueError(f"expected model.{name} as a whole number of at least {least}, got {value!r}")
-        if not _fits(model.get("null_class_label", -1), int):
+        if not fits(model.get("null_class_label", -1), int):
             raise ValueError(f"expected model.null_class_label as a whole number, got {model['null_class_label']!r}")
-        if not _fits(model.get("norm_eps", 1e-5), float) or model.get("norm_eps", 1e-5) <= 0:
+        if not fits(model.get("norm_eps", 1e-5), float) or model.get("norm_eps", 1e-5) <= 0:
             raise ValueError(f"expected model.norm_eps as a number above 0, got {model['norm_eps']!r}")
         if model.get("time_proj_dim") is None and widths[0] < _MODEL_NUMBERS["time_proj_dim"]:
             raise ValueError(f"expected model.block_out_channels to begin with 4 or more, got {widths}")
         size, stride = model.get("sample_size", 64), 2 ** (len(widths) - 1)
-        if not _fits(size, int) or size < LEAST_SAMPLE_SIZE:
+        if not fits(size, int) or size < LEAST_SAMPLE_SIZE:
             raise ValueError(
                 f"expected model.sample_size as a whole number of at least {LEAST_SAMPLE_SIZE} (images are square),"
                 f" got {size!r}"
@@ -267,7 +272,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig
         raise FileNotFoundError(f"expected a configuration file, got {path!r}")
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also where it is no UTF-8
         raise ValueError(f"expected JSON in {path}, got {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"expected a JSON object in {path}, got {type(values).__name__}")
@@ -289,31 +294,32 @@ def load_config(path: str, overrides: list[str] | None = None) -> TrainingConfig
     return TrainingConfig(**values)
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Whether a value from JSON is of the type that a field is annotated with."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return any(_fits(value, part) for part in args)
+        return any(fits(value, part) for part in args)
     if origin is tuple:
-        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(_fits, value, args))
+        return isinstance(value, list | tuple) and len(value) == len(args) and all(map(fits, value, args))
     if origin is list:
-        return isinstance(value, list | tuple) and all(_fits(item, args[0]) for item in value)
+        return isinstance(value, list | tuple) and all(fits(item, args[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, args[1]) for item in value.values())
+        return isinstance(value, dict) and all(fits(item, args[1]) for item in value.values())
     if kind in (int, float) and isinstance(value, bool):
         return False
     if kind is float:
-        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
 
 
-def _in_words(kind: Any) -> str:
+def in_words(kind: Any) -> str:
+    """What `fits` expects, for a message."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is UnionType:
-        return " or ".join(map(_in_words, args))
+        return " or ".join(map(in_words, args))
     if origin is tuple:
         return f"a list of {len(args)} numbers"
     if origin is list:
-        return f"a list, each {_in_words(args[0])}"
+        return f"a list, each {in_words(args[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", NoneType: "null"}
     return words.get(kind, "an object of numbers by name" if args else "an object")

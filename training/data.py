@@ -13,7 +13,14 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusers_xai.measures.pictures import open_picture
-from training.celeba import attribute_values, check_attributes, labels_from_values, open_splits, row_faults
+from training.celeba import (
+    attribute_values,
+    check_attributes,
+    labels_from_values,
+    mark_contradictions,
+    open_splits,
+    row_faults,
+)
 from training.config import TrainingConfig
 from training.pictures import as_rgb, square
 from training.tables import as_number
@@ -69,8 +76,9 @@ def load_splits(
         OSError: If there is no such data.
     """
     splits = open_splits(data, subset)
-    for split in splits.values():
+    for name, split in splits.items():
         check_attributes([*(attributes or ()), *config.max_values], split.column_names)
+        splits[name] = mark_contradictions(split, attributes or ())
 
     train = splits["train"]
     held_out = next((splits[name] for name in ("validation", "valid", "test") if name in splits), None)
@@ -137,8 +145,9 @@ def _decode(
                     bar.update()
     if not good:
         first_fault = f"; the first, {faulty[0][0]}: {faulty[0][1]}" if faulty else ""
+        within = f" within max_values {config.max_values}" if config.max_values else ""
         raise ValueError(
-            f"expected rows with a readable image and its attributes, got none in {len(rows)}{first_fault}"
+            f"expected rows with a readable image and its attributes, got none in {len(rows)}{within}{first_fault}"
         )
     labels = np.full(len(good), -1) if attributes is None else labels_from_values(values[good])
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()

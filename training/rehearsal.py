@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +11,8 @@ from accelerate.tracking import get_available_trackers
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffusers_xai import ConvNextUNet2DModel
-from training.config import FIXED_SETTINGS, TrainingConfig
+from training.config import FIXED_SETTINGS, TrainingConfig, fits, in_words
+from training.data import FaceImages
 from training.optim import build_optimizers
 
 
@@ -25,7 +26,7 @@ def rehearse_network(config: TrainingConfig) -> ConvNextUNet2DModel:
         ValueError: If one of them fails.
     """
     try:
-        _check_class(config.model, ConvNextUNet2DModel)
+        _check_settings(config.model, ConvNextUNet2DModel)
         model = ConvNextUNet2DModel(**config.model)
         size = config.model.get("sample_size", 64)
         with torch.no_grad(), torch.device("meta"):
@@ -47,7 +48,7 @@ def rehearse_scheduler(config: TrainingConfig) -> None:
         ValueError: If the schedule cannot be trained or sampled.
     """
     try:
-        _check_class(config.scheduler, DDPMScheduler)
+        _check_settings(config.scheduler, DDPMScheduler)
         scheduler = DDPMScheduler(**config.scheduler)
         length, variance = scheduler.config.num_train_timesteps, scheduler.config.variance_type
         if variance not in FIXED_VARIANCES:
@@ -124,13 +125,14 @@ def check_same_run(state: dict[str, Any], config: TrainingConfig, num_processes:
         raise ValueError(f"expected max_steps of at least the checkpoint's {state['step']}, got {config.max_steps}")
 
 
-def check_same_data(state: dict[str, Any], fingerprint: str) -> None:
-    """Raises a ValueError if a checkpoint's run saw other training images, or other labels of them."""
-    if state.get("data", fingerprint) != fingerprint:  # checkpoints of an older release do not say
-        raise ValueError(
-            "--resume: expected the training images and labels that the run saw, got others of --data."
-            " For another run, export this one and --start-from its weights"
-        )
+def check_same_data(state: dict[str, Any], train: FaceImages, validation: FaceImages) -> None:
+    """Raises a ValueError if a checkpoint's run saw, or was measured on, other images or other labels of them."""
+    for part, name, images in (("data", "training", train), ("validation", "validation", validation)):
+        if part in state and state[part] != images.fingerprint:  # checkpoints of an older release do not say
+            raise ValueError(
+                f"--resume: expected the {name} images and labels that the run saw, got others of --data."
+                " For another run, export this one and --start-from its weights"
+            )
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
@@ -144,8 +146,14 @@ def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _check_class(settings: Mapping[str, Any], trained: type) -> None:
-    """A `config.json` of diffusers may stand in the settings, but the class that it names is not what chooses here."""
+def _check_settings(settings: Mapping[str, Any], trained: type) -> None:
+    """A `config.json` of diffusers may stand in the settings, but the class that it names is not what chooses here.
+
+    Settings of simple types are of them: `"no"` would count as true.
+    """
     name = settings.get("_class_name", trained.__name__)
     if name != trained.__name__:
         raise ValueError(f"expected _class_name {trained.__name__!r} or none, got {name!r}")
+    for name, kind in get_type_hints(trained.__init__).items():
+        if kind in (bool, int, float, str) and name in settings and not fits(settings[name], kind):
+            raise ValueError(f"expected {name} as {in_words(kind)}, got {settings[name]!r}")

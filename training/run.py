@@ -144,7 +144,7 @@ class Run:
 
     def _save(self) -> None:
         with self._aside("checkpoint"):
-            self.trainer.save()
+            self.trainer.save(validation=self.validation.fingerprint)
         self._saved_step, self._saved_at = self.trainer.step, time.monotonic()
 
     def _measure(self, validate_too: bool = True, samples_too: bool = True) -> None:

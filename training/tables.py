@@ -1,6 +1,7 @@
 """Tables of pictures as CelebA, spreadsheets and scripts write them."""
 
 import csv
+import io
 import math
 import re
 from dataclasses import dataclass, field
@@ -48,12 +49,13 @@ def read_table(path: Path) -> Table:
     if len(places) < sum(bool(name) and i != key for i, name in enumerate(head)):
         twice = sorted({name for name in head if name and head.count(name) > 1})
         raise ValueError(f"expected every column once in {str(path)!r}, got {twice[0]!r} more than once")
+    least = 1 + max(key, *places.values())  # unnamed columns on the right may be short of cells
     table = Table(columns={name: [] for name in places})
     for row in rows:
         while len(row) > len(head) and not row[-1]:
             row.pop()
-        whole = len(row) == len(head)
-        fault = "" if whole else f"expected {len(head)} cells in {path.name}, got {len(row)}"
+        whole = least <= len(row) <= len(head)
+        fault = "" if whole else f"expected {least} cells in {path.name}, got {len(row)}"
         table.files.append(row[key] if key < len(row) else "")
         table.faults.append(fault if fault or row[key] else f"no file name in {path.name}")
         for name, i in places.items():
@@ -71,8 +73,8 @@ def read_cells(path: Path) -> tuple[list[list[str]], int | None]:
     text = _read_text(path).replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
     first, _, rest = text.partition("\n")
     count, delimiter = None, ""
-    if first.strip().isdecimal():
-        count, text = int(first), rest
+    if alone := re.fullmatch(rf'"?(\d+)"?[{_DELIMITERS} ]*', first):  # a spreadsheet fills the row up
+        count, text = int(alone[1]), rest
     elif first.lower().startswith("sep="):  # a spreadsheet's hint to itself
         delimiter, text = first[4:5], rest
     first = text.partition("\n")[0]
@@ -81,7 +83,8 @@ def read_cells(path: Path) -> tuple[list[list[str]], int | None]:
         rows = [line.split() for line in text.split("\n")]
     else:
         text = re.sub(rf'" +(?={re.escape(delimiter)}|$)', '"', text, flags=re.MULTILINE)  # "a" ,"b"
-        reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True, strict=True)
+        lines = io.StringIO(text)  # `splitlines` would also break a caption at a vertical tab
+        reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
         try:
             rows = [[cell.strip() for cell in row] for row in reader]
         except csv.Error as error:  # such as a quote that does not close, which would swallow rows

@@ -84,8 +84,8 @@ def parse_args(arguments: list[str] | None = None, description: str | None = __d
     args = parser.parse_args(arguments)
     for name in ("time_limit", "checkpoint_minutes"):
         value = getattr(args, name)
-        if value is not None and not value > 0:
-            parser.error(f"expected --{name.replace('_', '-')} above 0, got {value:g}")
+        if value is not None and not 0 < 60 * value < float("inf"):
+            parser.error(f"expected --{name.replace('_', '-')} above 0 and finite, got {value:g}")
     if args.data is None and args.export is None:
         parser.error("expected --data to train, --export to write out a finished run, or both")
     if args.resume is not None and args.start_from is not None:
@@ -118,7 +118,7 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
     attributes = model.config.class_attributes if model.class_embedding is not None else None
     train, validation = load_splits(args.data, args.data_config, config, attributes)
     if checkpoint is not None:
-        check_same_data(checkpoint[1], train.fingerprint)
+        check_same_data(checkpoint[1], train, validation)
     args.output.mkdir(parents=True, exist_ok=True)
     report_faulty({"train": train.faulty, "validation": validation.faulty}, args.output)
     return config, start(args, Trainer(config, train, args.output), validation, weights, started)

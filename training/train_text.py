@@ -167,7 +167,7 @@ def prepare(args: argparse.Namespace, started: float) -> tuple[TrainingConfig, R
     train.labels = torch.arange(len(train))
     validation.labels = len(train) + torch.arange(len(validation))
     if checkpoint is not None:
-        check_same_data(checkpoint[1], train.fingerprint)
+        check_same_data(checkpoint[1], train, validation)
 
     known = Path(args.start_from or args.output) / TOKENIZER_FOLDER
     tokenizer = CLIPTokenizer.from_pretrained(known) if known.is_dir() else build_tokenizer(captions[: len(train)])

@@ -113,8 +113,8 @@ class Trainer:
         self._set_mean(weights)
         self._set_teacher(weights, source)
 
-    def save(self) -> None:
-        """Writes a checkpoint of the present step.
+    def save(self, **state: str) -> None:
+        """Writes a checkpoint of the present step, and what else it is to say of the run.
 
         Raises:
             TrainingDivergedError: If a loss or the gradients of the steps before were not finite.
@@ -142,6 +142,7 @@ class Trainer:
                     "label_counts": self.label_counts,
                     "data": self.stream.data.fingerprint,
                     "losses": self.losses,
+                    **state,
                     "schedule": dataclasses.asdict(self.schedule)
                     | {"own": dataclasses.asdict(Schedule.of(self.config))},
                 },

@@ -74,6 +74,16 @@ def authors(root, pictures="img_align_celeba"):
     return moved(root, Anno={"list_attr_celeba.txt"}, Eval={"list_eval_partition.txt"}, Img={pictures})
 
 
+def partition_of_pandas(root, columns=("", "image_id", "partition")):
+    """The partition with the numbers of the rows before it, or its columns the other way round."""
+    rows = [line.split() for line in (root / "list_eval_partition.txt").read_text().splitlines()]
+    cells = [{"": str(i), "image_id": name, "partition": part} for i, (name, part) in enumerate(rows)]
+    lines = [",".join(columns), *(",".join(row[column] for column in columns) for row in cells)]
+    (root / "list_eval_partition.csv").write_text("\n".join(lines))
+    (root / "list_eval_partition.txt").unlink()
+    return root
+
+
 def doubled(root):
     """Kaggle's archive unpacks the pictures into a folder in a folder of the same name."""
     inner = root / "img_align_celeba" / "img_align_celeba"
@@ -103,6 +113,8 @@ def png_pictures(root):
         (lambda root: doubled(as_csv(root)), ".."),
         (lambda root: as_csv(root, ";", "utf-8-sig", "\r\n"), "."),
         (lambda root: as_csv(root, "\t", "utf-16"), "."),
+        (partition_of_pandas, "."),
+        (lambda root: partition_of_pandas(root, ("partition", "image_id")), "."),
         (png_pictures, "."),
         (lambda root: root, ".."),
         (lambda root: root, "../.."),

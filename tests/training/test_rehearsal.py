@@ -66,6 +66,8 @@ def no_pictures(monkeypatch):
         ({"scheduler": {"trained_betas": [0.1, 0.2]}}, "expected num_train_timesteps betas (1000), got 2"),
         ({"scheduler": {"variance_type": "learned_range"}}, "no variance is learned"),
         ({"scheduler": {"variance_type": "tiny"}}, "expected variance_type in"),
+        ({"scheduler": {"num_train_timesteps": 100.0}}, "expected num_train_timesteps as a whole number, got 100.0"),
+        ({"scheduler": {"clip_sample": "no"}}, "expected clip_sample as true or false, got 'no'"),
         ({"scheduler": {"timestep_spacing": "even"}}, "scheduler settings: even"),
         ({"scheduler": {"steps_offset": 999}}, "scheduler settings: "),
         ({"scheduler": {"rescale_betas_zero_snr": True}}, "expected prediction_type 'v_prediction' or 'sample'"),
@@ -78,6 +80,8 @@ def no_pictures(monkeypatch):
         ({"horizontal_flip": 1}, "expected horizontal_flip as true or false, got 1"),
         ({"channels_last": "yes"}, "expected channels_last as true or false"),
         ({"learning_rate": float("nan")}, "expected learning_rate as a number, got nan"),
+        ({"learning_rate": 10**400}, "expected learning_rate as a number, got 1000"),
+        ({"label_dropout": 0, "guidance_scale": 2}, "expected label_dropout above 0, which trains the prediction"),
         ({"learning_rate": 0}, "expected learning_rate above 0"),
         ({"max_grad_norm": "1"}, "expected max_grad_norm as a number or null, got '1'"),
         ({"max_values": {"black_border": "small"}}, "expected max_values as an object of numbers by name"),
@@ -175,4 +179,8 @@ def test_a_resumed_run_keeps_its_images(tmp_path, config_file, data_folder, caps
     capsys.readouterr()
     assert run(config_file, str(other), tmp_path / "run", "--resume") == 2
     assert "expected the training images and labels that the run saw" in capsys.readouterr().err
+    write_parquet(other / "train.parquet", 40, seed=1)
+    write_parquet(other / "validation.parquet", 9, seed=5)
+    assert run(config_file, str(other), tmp_path / "run", "--resume") == 2
+    assert "expected the validation images and labels that the run saw" in capsys.readouterr().err
     assert run(config_file, data_folder, tmp_path / "run", "--resume") == 0

@@ -37,6 +37,11 @@ TABLES = {
         b",Young,IMAGE_ID,Male\n0,no,a.png,yes\n1,Yes,b.png,NO\n2,true,c d.png,True\n3,False,e.png,false\n",
     "another alphabet":
         "file_name,Male,Young,Größe\na.png,1,0,ä\nb.png,0,1,ö\nc d.png,1,1,ü\ne.png,0,0,ß\n".encode("cp1252"),
+    "CelebA's own form through a spreadsheet":
+        b"4,,,\nMale,Young,,\na.png,1,-1,\nb.png,-1,1,\nc d.png,1,1,\ne.png,-1,-1,\n",
+    "a delimiter at the end of the head": b"file_name,Male,Young,\na.png,1,0\nb.png,0,1\nc d.png,1,1,\ne.png,0,0\n",
+    "a caption with a vertical tab and a line separator":
+        "file_name,text,Male,Young\na.png,one\vtwo,1,0\nb.png,one\u2028two,0,1\nc d.png,,1,1\ne.png,,0,0\n".encode(),
     "a caption with commas and lines":
         b'file_name,Male,Young,text\na.png,1,0,"one, two"\nb.png,0,1,"one\ntwo"\nc d.png,1,1,"say ""hi"""\n'
         b"e.png,0,0,\n",
@@ -131,6 +136,49 @@ def test_splits_in_folders(settings, tmp_path, one_table):
     assert [grey_and_label(part) for part in parts] == [[(0, 0), (10, 1)], [(20, 0)]]
 
 
+@pytest.mark.parametrize("words", [("train", "Val", "test"), ("0", "1", "2"), ("0,0", "1,0", "2,0")])
+def test_a_column_gives_the_splits(settings, tmp_path, words):
+    parts = [0, 0, 1, 2, 0, 3]
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", 10 * i)
+    lines = "".join(f"{i}.png;{i % 2};{(*words, 'no')[part]}\n" for i, part in enumerate(parts))
+    (tmp_path / "t.csv").write_text("file_name;Male;Partition\n" + lines)
+    assert {name: len(split) for name, split in open_splits(str(tmp_path / "t.csv")).items()} == {
+        "train": 4, "validation": 1, "test": 1,
+    }  # fmt: skip
+    train, validation = load_splits(str(tmp_path / "t.csv"), None, make_config(settings), ["Male"])
+    assert (grey_and_label(train), grey_and_label(validation)) == ([(0, 0), (10, 1), (40, 0)], [(20, 0)])
+    assert train.faulty == [(str(tmp_path / "5.png"), "expected 0, 1 or 2 in the column 'Partition', got no")]
+
+
+def test_rows_of_one_picture_that_contradict_each_other_are_faulty(settings, tmp_path):
+    for i in range(5):
+        picture(tmp_path / f"{i}.png", 10 * i)
+    lines = "0.png,1,x\n1.png,1,x\n2.png,1,x\n2.png,1,y\n1.png,,x\n3.png,0,x\n4.png,0,x\n0.png,0,x\n"
+    (tmp_path / "t.csv").write_text("file_name,Male,text\n" + lines)
+    parts = load_splits(str(tmp_path / "t.csv"), None, make_config(settings, validation_images=2), ["Male"])
+    assert [grey_and_label(part) for part in parts] == [[(10, 1), (20, 1), (20, 1), (30, 0)], [(40, 0)]]
+    reason = "rows of one picture with different attributes"
+    assert parts[0].faulty == [
+        (str(tmp_path / "0.png"), reason),
+        (str(tmp_path / "1.png"), "attributes missing or neither -1, 0 nor 1: Male"),
+    ]
+    assert parts[1].faulty == [(str(tmp_path / "0.png"), reason)]
+
+
+@pytest.mark.parametrize("folder", [".", "img_align_celeba"])
+def test_a_picture_whose_name_is_spelt_otherwise_is_found(settings, tmp_path, folder):
+    files = ["A.PNG", "Zo\u00eb.png", "c.png", "C.PNG", "e.bmp", "e.png", "f.txt", "g.png"]
+    for i, name in enumerate(files):
+        picture((tmp_path / folder / name).with_suffix(".png"), 10 * i)
+        (tmp_path / folder / name).with_suffix(".png").rename(tmp_path / folder / name)
+    names = ["a.jpg", "Zoe\u0308.png", "c.png", "C.PNG", "e.jpg", "f.png", f"{folder}/{'x' * 300}.png", "g"]
+    (tmp_path / "t.csv").write_text("file_name,Male\n" + "".join(f"{name},1\n" for name in names))
+    parts = load_splits(str(tmp_path / "t.csv"), None, make_config(settings, validation_images=1), ["Male"])
+    assert [grey for part in parts for grey, _ in grey_and_label(part)] == [0, 10, 20, 30, 70]
+    assert [name.rsplit("/", 1)[1][:5] for name, _ in parts[0].faulty] == ["e.jpg", "f.png", "xxxxx"]
+
+
 def test_a_limit_on_a_column_of_text(settings, tmp_path):
     cells = ["0,1", "0.9", "", "0.15", "0"]
     for i in range(5):
@@ -141,6 +189,9 @@ def test_a_limit_on_a_column_of_text(settings, tmp_path):
     train, validation = load_splits(str(tmp_path / "t.csv"), None, config, ["Male"])
     assert grey_and_label(train, validation) == [(0, 1), (30, 1), (40, 1)]
     assert train.faulty == [(str(tmp_path / "2.png"), "no number: border")]
+    config = make_config(settings, max_values={"border": -1}, validation_images=1)
+    with pytest.raises(ValueError, match=r"got none in 1 within max_values {'border': -1}"):
+        load_splits(str(tmp_path / "t.csv"), None, config, ["Male"])
 
 
 def test_numbers_in_cells():

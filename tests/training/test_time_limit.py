@@ -89,7 +89,7 @@ def test_validation_and_samples_end_with_the_time(tmp_path, config_file, data_fo
 def test_checkpoints_follow_the_minutes(tmp_path, config_file, data_folder, monkeypatch):
     saved = []
     real = Trainer.save
-    monkeypatch.setattr(Trainer, "save", lambda trainer: saved.append(trainer.step) or real(trainer))
+    monkeypatch.setattr(Trainer, "save", lambda trainer, **state: saved.append(trainer.step) or real(trainer, **state))
     settings = ["--set", "max_steps=5", "--set", "checkpoint_every=100"]
     assert run(config_file, data_folder, tmp_path / "often", *settings, "--checkpoint-minutes", "1e-9") == 0
     assert saved == [1, 2, 3, 4, 5]
@@ -100,10 +100,11 @@ def test_checkpoints_follow_the_minutes(tmp_path, config_file, data_folder, monk
 
 
 @pytest.mark.parametrize("option", ["--time-limit", "--checkpoint-minutes"])
-def test_no_time_is_refused(tmp_path, config_file, data_folder, option, capsys):
+@pytest.mark.parametrize("minutes", ["0", "inf", "1e+308", "nan"])
+def test_a_time_that_is_none_is_refused(tmp_path, config_file, data_folder, option, minutes, capsys):
     with pytest.raises(SystemExit):
-        run(config_file, data_folder, tmp_path / "run", option, "0")
-    assert f"expected {option} above 0, got 0" in capsys.readouterr().err
+        run(config_file, data_folder, tmp_path / "run", option, minutes)
+    assert f"expected {option} above 0 and finite, got {minutes}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

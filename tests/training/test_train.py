@@ -123,6 +123,13 @@ def test_bad_settings_give_one_clear_line_before_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("data", [b'{"loss": "\xe9"}', '{"loss": "l1"}'.encode("utf-16"), b"{} //"])
+def test_a_configuration_that_is_no_json_is_named(tmp_path, data):
+    (tmp_path / "c.json").write_bytes(data)
+    with pytest.raises(ValueError, match="^expected JSON in .*c.json, got "):
+        load_config(str(tmp_path / "c.json"))
+
+
 def test_bad_runs_give_one_clear_line(tmp_path, config_file, data_folder, settings, capsys):
     def last_error(*arguments):
         assert main(["--config", config_file, *map(str, arguments)]) == 2
