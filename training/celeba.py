@@ -111,7 +111,7 @@ def mark_contradictions(split: datasets.Dataset, attributes: Sequence[str]) -> d
     """The split of a table in which rows of one picture with different attributes are faulty: none can be believed."""
     if FAULT_COLUMN not in split.column_names:
         return split
-    values, places = attribute_values(split, attributes), [cell["path"] for cell in split["image"]]
+    values, places = attribute_values(split, attributes), [cell["path"] for cell in split["image"][:]]
     found: dict[str, set[tuple[float, ...]]] = {}
     for place, row in zip(places, values, strict=True):
         if not np.isnan(row).any():
