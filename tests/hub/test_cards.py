@@ -71,6 +71,14 @@ def test_a_card_without_facts_invents_nothing():
     assert 'save_pretrained("folder", with_code=True)' in card.text
 
 
+@pytest.mark.parametrize(("rarest", "uneven"), [(1900, False), (1000, False), (999, True), (0, True)])
+def test_a_card_calls_labels_unevenly_spread_only_where_they_are(rarest, uneven):
+    counts = [["0000", "none", 2000], ["0001", "Wearing_Lipstick", rarest]]
+    text = card_of(convnext_unet(), FACTS | {"label_counts": counts}).text
+    assert ("unevenly spread" in text) == uneven
+    assert f"| Wearing_Lipstick | {rarest} |\n\n" in text
+
+
 def test_a_card_of_an_unconditional_network_of_diffusers():
     card = card_of(unet_2d(), {}, carries_code=True)
     assert "It takes no label." in card.text
