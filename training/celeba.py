@@ -297,5 +297,5 @@ def _find_pictures(files: Sequence[str], path: Path, base: Path) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """A file's name without its extension, case, and the two ways of writing an accent."""
-    return unicodedata.normalize("NFC", os.path.splitext(name)[0]).casefold()
+    """A file's name without its folder, extension and case, and the two ways of writing an accent."""
+    return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(name))[0]).casefold()

@@ -179,6 +179,15 @@ def test_a_picture_whose_name_is_spelt_otherwise_is_found(settings, tmp_path, fo
     assert [name.rsplit("/", 1)[1][:5] for name, _ in parts[0].faulty] == ["e.jpg", "f.png", "xxxxx"]
 
 
+def test_a_picture_that_the_table_puts_into_another_folder_is_found(settings, tmp_path):
+    for i in range(3):
+        picture(tmp_path / "img_align_celeba" / f"{i}.png", 10 * i)
+    names = ["img_align_celeba/0.jpg", "faces\\1.JPG", "faces/2.png"]
+    (tmp_path / "t.csv").write_text("file_name,Male\n" + "".join(f"{name},1\n" for name in names))
+    parts = load_splits(str(tmp_path / "t.csv"), None, make_config(settings, validation_images=1), ["Male"])
+    assert [grey for part in parts for grey, _ in grey_and_label(part)] == [0, 10, 20]
+
+
 def test_a_limit_on_a_column_of_text(settings, tmp_path):
     cells = ["0,1", "0.9", "", "0.15", "0"]
     for i in range(5):
